@@ -1,0 +1,25 @@
+"""Errors by who is at fault: the caller or their files (McodeError), or the wire (WireError). No messages are printed here."""
+
+
+class McodeError(Exception):
+    """Something the user can mend. Its text is one line that names the value and the remedy; the command exits with 2."""
+
+
+class InputError(McodeError):
+    """A file, option or argument that cannot be used."""
+
+
+class FormatError(McodeError):
+    """A .mcode file or manifold that is damaged beyond use, of a newer format, or no such file at all."""
+
+
+class ManifoldError(McodeError):
+    """A manifold that is missing, of another hash than the stream names, or unfit for the request."""
+
+
+class ConfigError(McodeError):
+    """A configuration file with an unknown key, a missing key or a bad value."""
+
+
+class WireError(Exception):
+    """Bytes from outside that do not parse. Raised by `parse` only; receive loops catch it, count it and go on."""
