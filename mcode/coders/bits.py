@@ -1,0 +1,42 @@
+"""Bit fields to bytes and back, most significant bit first, whole arrays at a time. Knows nothing of codes or symbols."""
+
+from __future__ import annotations
+
+import numpy as np
+
+PADDING_BYTES = 16
+"""Zero bytes readable behind the data: more than the longest token with what belongs to it."""
+
+
+def pack(codes: np.ndarray, lengths: np.ndarray) -> bytes:
+    """Fields of `lengths` bits (int64, 0..32), one behind the other; the last byte is filled up with zeros.
+
+    codes: int64, each below 2^length.
+    """
+    used = lengths > 0
+    codes, lengths = codes[used], lengths[used]
+    if not codes.size:
+        return b""
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    word = starts >> 5  # a field lies in this 32-bit word and at most the next
+    wide = codes.astype(np.uint64) << (64 - lengths - (starts & 31)).astype(np.uint64)
+    first = np.flatnonzero(np.diff(word, prepend=-1))
+    words = np.zeros(int(word[-1]) + 2, np.uint64)
+    words[word[first]] |= np.bitwise_or.reduceat(wide >> np.uint64(32), first)
+    words[word[first] + 1] |= np.bitwise_or.reduceat(wide & np.uint64(0xFFFFFFFF), first)
+    return words.astype(">u4").tobytes()[: (int(ends[-1]) + 7) // 8]
+
+
+def windows(data: bytes) -> np.ndarray:
+    """uint16 (8 * (len(data) + 16),): the 16 bits that begin at each bit of `data`, zeros behind its end."""
+    padded = np.frombuffer(data + bytes(PADDING_BYTES + 2), np.uint8).astype(np.uint32)
+    three = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]
+    return (three[:, None] >> np.arange(8, 0, -1, dtype=np.uint32)).astype(np.uint16).reshape(-1)
+
+
+def fields(windows: np.ndarray, starts: np.ndarray, lengths: np.ndarray | int) -> np.ndarray:
+    """int32: the fields of `lengths` bits (0..16) that begin at bits `starts`; zeros where they lie behind the end."""
+    inside = starts < len(windows)
+    found = np.where(inside, windows[np.where(inside, starts, 0)], 0).astype(np.int32)
+    return found >> (16 - np.asarray(lengths))
