@@ -1,0 +1,60 @@
+"""Latents and symbols: quantise, dequantise, interpolate, and which device and precision computes them. No stream state."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+LARGEST_SYMBOL = 32_767
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def quantise(latent: Tensor, gain: Tensor) -> np.ndarray:
+    """round(latent * gain) as int16. latent: (C, h, w); gain: (C,), steps per unit. Values beyond int16 are clipped."""
+    scaled = (latent.float() * gain.view(-1, 1, 1)).round().clamp(-LARGEST_SYMBOL, LARGEST_SYMBOL)
+    return scaled.to(torch.int16).cpu().numpy()
+
+
+def dequantise(symbols: np.ndarray, inverse: Tensor) -> Tensor:
+    """symbols * inverse as float32 on the device of `inverse`. symbols: int16 (C, h, w); inverse: (C,)."""
+    return torch.from_numpy(symbols.astype(np.float32)).to(inverse.device) * inverse.view(-1, 1, 1)
+
+
+def interpolate(a: Tensor, b: Tensor, positions: Tensor) -> Tensor:
+    """Latents on the straight line from a (position 0) to b (position 1) (Santurkar et al. 2017, section 3.1).
+
+    a, b: (C, h, w); positions: (steps,) from 0 to 1, as times between two keyframes. Returns (steps, C, h, w).
+    """
+    at = positions.to(a.device, a.dtype).view(-1, 1, 1, 1)
+    return torch.lerp(a.unsqueeze(0), b.unsqueeze(0), at)
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" is cuda where there is one, else mps, else cpu. Raises InputError for a device this machine lacks."""
+    if name not in DEVICES:
+        raise InputError(f"device {name!r} is not known; use one of {', '.join(DEVICES)}")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
+    if not available[name]:
+        raise InputError(f"device {name} is not available on this machine; use --device cpu or auto")
+    return torch.device(name)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor computes it natively (AMX or AVX512-BF16; compute capability 8 up), else float32.
+
+    Emulated bfloat16 is slower than float32, so the instruction set decides, not whether torch accepts the type.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float32
+    if device.type == "cpu":
+        native = any(getattr(torch.cpu, name, lambda: False)() for name in _NATIVE_BF16)
+        return torch.bfloat16 if native else torch.float32
+    return torch.float32
+
+
+_NATIVE_BF16 = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

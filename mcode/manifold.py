@@ -1,0 +1,327 @@
+"""Manifolds: networks, quantiser, code tables and card in one safetensors file, named by the hash of its content.
+
+Loading, saving, listing and verifying. Importing this module does not import torch: `read_info` and `list_manifolds`
+read headers only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import ManifoldError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from .coders import CodeTables
+
+FORMAT = "1"
+KINDS = ("linear", "ncode", "hific")
+SEARCH_VARIABLE = "MCODE_MANIFOLDS"
+"""Environment variable with further folders of manifolds, separated as PATH is."""
+_LARGEST_HEADER = 64 << 20
+
+
+@dataclass(frozen=True)
+class ManifoldInfo:
+    """What a manifold's header says. frame_size: (width, height) or None for any size; stride: pixels per latent position
+    (None for fixed sizes); qualities: number of quality steps; id: first 16 hex digits of the content's SHA-256."""
+
+    name: str
+    path: Path
+    id: str
+    kind: str
+    title: str
+    parameters: int
+    file_bytes: int
+    frame_size: tuple[int, int] | None
+    stride: int | None
+    qualities: int
+    card: dict[str, Any]
+    config: dict[str, Any]
+
+
+def folders() -> list[Path]:
+    """Where manifolds are looked for by name: $MCODE_MANIFOLDS, then the user's data folder, then the package."""
+    extra = [Path(p) for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p]
+    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return [*extra, home / "mcode" / "manifolds", Path(__file__).parent / "manifolds"]
+
+
+def find(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file of a manifold given by path, name or id. Raises ManifoldError with what is installed."""
+    text = os.fspath(name_or_path)
+    path = Path(text)
+    if path.suffix == ".safetensors" or os.sep in text:
+        if path.is_file():
+            return path
+        raise ManifoldError(f"{text}: no such manifold file")
+    for folder in folders():
+        candidate = folder / f"{text}.safetensors"
+        if candidate.is_file():
+            return candidate
+    installed = list_manifolds()
+    for info in installed:
+        if len(text) >= 8 and info.id.startswith(text.lower()):
+            return info.path
+    names = ", ".join(info.name for info in installed) or "none"
+    raise ManifoldError(f"no manifold named {text!r} is installed (installed: {names}); give a name or a .safetensors file")
+
+
+def find_id(manifold_id: bytes) -> Path:
+    """The installed manifold a stream names. Raises ManifoldError saying which one is missing and how to get it."""
+    wanted = manifold_id.hex()
+    for info in list_manifolds():
+        if info.id == wanted:
+            return info.path
+    raise ManifoldError(
+        f"this stream needs manifold {wanted}, which is not installed; put its .safetensors file, from whoever encoded the "
+        f"stream, into {folders()[-2]}, or name it with --manifold"
+    )
+
+
+def list_manifolds() -> list[ManifoldInfo]:
+    """Every readable manifold in `folders()`, the first of each name."""
+    found: dict[str, ManifoldInfo] = {}
+    for folder in folders():
+        for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+            try:
+                info = read_info(path)
+            except ManifoldError:
+                continue
+            found.setdefault(info.name, info)
+    return list(found.values())
+
+
+def read_info(name_or_path: str | os.PathLike[str]) -> ManifoldInfo:
+    """The header alone, without torch and without reading weights. Raises ManifoldError."""
+    path = find(name_or_path)
+    metadata, tensors = _read_header(path)
+    config = json.loads(metadata["config"])
+    parameters = sum(int(np.prod(t["shape"])) for t in tensors.values())
+    card = json.loads(metadata.get("card", "{}"))
+    size = config.get("frame_size")
+    return ManifoldInfo(
+        name=metadata.get("name") or path.stem,
+        path=path,
+        id=metadata["id"],
+        kind=metadata["kind"],
+        title=str(card.get("title", "")),
+        parameters=parameters,
+        file_bytes=path.stat().st_size,
+        frame_size=(int(size[0]), int(size[1])) if size else None,
+        stride=config.get("stride"),
+        qualities=int(config["qualities"]),
+        card=card,
+        config=config,
+    )
+
+
+def verify(name_or_path: str | os.PathLike[str]) -> str:
+    """Recomputes the content's hash; returns the id. Raises ManifoldError when it is not the one the file states."""
+    path = find(name_or_path)
+    metadata, _ = _read_header(path)
+    actual = content_id(metadata["kind"], metadata["config"], metadata["tables"], _read_tensors(path))
+    if actual != metadata["id"]:
+        raise ManifoldError(f"{path}: content is {actual}, but the file says {metadata['id']}; fetch it again")
+    return actual
+
+
+def content_id(kind: str, config: str, tables: str, tensors: Mapping[str, np.ndarray]) -> str:
+    """First 16 hex digits of the SHA-256 over kind, config, tables and tensors by name. Card and name stay outside, so
+    that a corrected card does not orphan the streams."""
+    digest = hashlib.sha256()
+    for text in (FORMAT, kind, config, tables):
+        digest.update(struct.pack("<I", len(text.encode())) + text.encode())
+    for key in sorted(tensors):
+        array = np.ascontiguousarray(tensors[key])
+        digest.update(f"{key} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(8)
+            length = struct.unpack("<Q", raw)[0] if len(raw) == 8 else 0
+            if not 2 <= length <= min(_LARGEST_HEADER, path.stat().st_size - 8):
+                raise ManifoldError(f"{path}: not a manifold (not a safetensors file)")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or "mcode" not in metadata:
+            raise ManifoldError(f"{path}: a safetensors file, but not a manifold of MCode")
+        if metadata["mcode"] != FORMAT:
+            raise ManifoldError(f"{path}: manifold format {metadata['mcode']}; this version reads format {FORMAT}")
+        missing = [k for k in ("id", "kind", "config", "tables") if k not in metadata]
+        if missing or metadata["kind"] not in KINDS:
+            raise ManifoldError(f"{path}: damaged manifold header ({missing[0] if missing else metadata['kind']})")
+        if int(json.loads(metadata["config"])["qualities"]) < 1:
+            raise ManifoldError(f"{path}: damaged manifold header (qualities)")
+        return metadata, header
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ManifoldError(f"{path}: cannot be read as a manifold ({error})") from error
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ManifoldError(f"{path}: damaged manifold ({error})") from error
+
+
+def save(
+    path: str | os.PathLike[str],
+    *,
+    kind: str,
+    name: str,
+    config: Mapping[str, Any],
+    tables: Sequence[CodeTables],
+    tensors: Mapping[str, np.ndarray],
+    card: Mapping[str, Any],
+) -> str:
+    """Writes a manifold file, whole or not at all; returns its id. tables: one for each quality."""
+    from safetensors.numpy import save_file
+
+    config_text = json.dumps(config, sort_keys=True)
+    tables_text = json.dumps([base64.b64encode(t.to_bytes()).decode() for t in tables])
+    manifold_id = content_id(kind, config_text, tables_text, tensors)
+    metadata = {
+        "mcode": FORMAT,
+        "id": manifold_id,
+        "kind": kind,
+        "name": name,
+        "config": config_text,
+        "tables": tables_text,
+        "card": json.dumps(card),
+    }
+    temporary = Path(f"{os.fspath(path)}.part")
+    try:
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return manifold_id
+
+
+def load(name_or_path: str | os.PathLike[str], device: str = "auto", *, precision: str = "auto") -> Manifold:
+    """A manifold ready to use. precision: "auto" (bfloat16 where native), "float32" or "bfloat16". Raises ManifoldError."""
+    from .latents import choose_device
+
+    path = find(name_or_path)
+    info = read_info(path)
+    metadata, _ = _read_header(path)
+    tensors = _read_tensors(path)
+    actual = content_id(info.kind, metadata["config"], metadata["tables"], tensors)
+    if actual != info.id:
+        raise ManifoldError(f"{path}: content is {actual}, but the file says {info.id}; fetch it again")
+    return Manifold(info, metadata["tables"], tensors, choose_device(device), precision)
+
+
+class Manifold:
+    """A loaded manifold: pixels to latents and back, and the numbers which the coders need.
+
+    The codec uses only `latent_shape`, `analyse`, `synthesise`, `gain`, `inverse`, `tables` and `id`.
+    """
+
+    def __init__(
+        self, info: ManifoldInfo, tables: str, tensors: dict[str, np.ndarray], device: torch.device, precision: str
+    ) -> None:
+        import torch
+
+        from .latents import fast_dtype
+        from .nets.build import build
+
+        self.info, self.device = info, device
+        self.name, self.id, self.kind = info.name, info.id, info.kind
+        self.frame_size, self.stride, self.qualities = info.frame_size, info.stride, info.qualities
+        self.default_quality = int(info.config.get("default_quality", (info.qualities + 1) // 2))
+        self.card, self.config = info.card, info.config
+        self._tables = json.loads(tables)
+        self.dtype = fast_dtype(device) if precision == "auto" else getattr(torch, precision)
+        try:
+            self.net, self._gain, self._inverse = build(info.kind, info.config, tensors, device)
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise ManifoldError(f"{info.path}: weights do not fit the manifold's config ({error})") from error
+        self.channels = int(self._gain.shape[1])
+        if len(self._tables) != self.qualities:
+            raise ManifoldError(f"{info.path}: {len(self._tables)} code tables for {self.qualities} qualities")
+
+    def __repr__(self) -> str:
+        return f"Manifold({self.name} {self.id}, {self.kind}, {self.device.type} {self.dtype})"
+
+    @cached_property
+    def _parsed(self) -> dict[int, CodeTables]:
+        return {}
+
+    def tables(self, quality: int) -> CodeTables:
+        """The code tables of quality 1..qualities."""
+        from .coders import CodeTables
+
+        if quality not in self._parsed:
+            self._parsed[quality] = CodeTables.from_bytes(base64.b64decode(self._tables[self._index(quality)]))
+        return self._parsed[quality]
+
+    def gain(self, quality: int) -> Tensor:
+        """Quantiser steps per unit of latent, (C,)."""
+        return self._gain[self._index(quality)]
+
+    def inverse(self, quality: int) -> Tensor:
+        """Latent per quantiser step, (C,)."""
+        return self._inverse[self._index(quality)]
+
+    def _index(self, quality: int) -> int:
+        if not 1 <= quality <= self.qualities:
+            raise ManifoldError(f"quality {quality} is outside 1..{self.qualities} of manifold {self.name}")
+        return quality - 1
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) for pictures of this size. Raises ManifoldError where the manifold has another, fixed size."""
+        if self.frame_size is not None:
+            if (width, height) != self.frame_size:
+                raise ManifoldError(f"manifold {self.name} holds {self.frame_size[0]}x{self.frame_size[1]}, not {width}x{height}")
+            return self.channels, 1, 1
+        stride = self.stride or 1
+        return self.channels, -(-height // stride), -(-width // stride)
+
+    def analyse(self, rgb: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) to latents, float32 (B, C, h, w) on the device. Edges are repeated up to the stride."""
+        import torch
+        import torch.nn.functional as F
+
+        _, height, width, _ = rgb.shape
+        _, h, w = self.latent_shape(width, height)
+        with torch.inference_mode(), self._autocast():
+            x = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).permute(0, 3, 1, 2)
+            x = x.float().div_(127.5).sub_(1)
+            if self.stride:
+                x = F.pad(x, (0, w * self.stride - width, 0, h * self.stride - height), mode="replicate")
+            return self.net.analysis(x).float()
+
+    def synthesise(self, latents: Tensor, width: int, height: int) -> np.ndarray:
+        """Latents (B, C, h, w) to pictures, uint8 (B, H, W, 3)."""
+        import torch
+
+        with torch.inference_mode(), self._autocast():
+            x = self.net.synthesis(latents)
+            x = x[..., :height, :width].float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+            return x.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def _autocast(self):
+        import torch
+
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

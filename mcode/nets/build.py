@@ -1,0 +1,89 @@
+"""Networks from a manifold's config and tensors: the one place that knows every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def build(
+    kind: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], device: torch.device
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """(network with .analysis and .synthesis in eval mode, gain, inverse), the last two (qualities, C) float32.
+
+    Raises KeyError, RuntimeError or ValueError where tensors and config do not fit.
+    """
+    state = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in tensors.items()}
+    if kind == "linear":
+        return _linear(config, state, device)
+    if kind == "ncode":
+        return _ncode(config, state, device)
+    if kind == "hific":
+        return _hific(config, state, device)
+    raise ValueError(f"no network of kind {kind}")
+
+
+def _linear(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    from .linear import Linear
+
+    width, height = config["frame_size"]
+    net = Linear(int(config["m"]), width, height, int(config["qualities"]))
+    net.load_state_dict(state)
+    net.to(device).eval().prepare()
+    inverse = net.step.float().unsqueeze(1).expand(-1, int(config["m"])).contiguous()
+    return net, 1 / inverse, inverse
+
+
+def _ncode(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    from ..config import from_dict
+    from .ncode import NCode, NCodeConfig, levels
+
+    network = from_dict(config["network"], NCodeConfig, source="manifold")
+    net = NCode(network)
+    counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}  # of training, not stored
+    net.load_state_dict({k: v.float() for k, v in state.items()} | counters)
+    net.to(device, memory_format=torch.channels_last).eval()
+    gain = levels()[: int(config["qualities"])].unsqueeze(1).expand(-1, network.m).contiguous().to(device)
+    return net, gain, 1 / gain
+
+
+def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    values = dict(config["network"])
+    family = values.get("family", "compact")
+    gain, inverse = state.pop("gain").float().to(device), state.pop("inverse").float().to(device)
+    if family == "compact":
+        values.pop("family", None)
+        net = _compact(values)
+    elif family == "paper":
+        net = _paper(values)
+    else:
+        raise ValueError(f"no hific networks of family {family}")
+    net.load_state_dict({k: v.float() for k, v in state.items()})
+    net.to(device, memory_format=torch.channels_last).eval()
+    return net, gain, inverse
+
+
+def _compact(values: Mapping[str, Any]) -> nn.Module:
+    from ..config import from_dict
+    from .compact import Compact
+    from .hific import CompactConfig
+
+    network = from_dict(values, CompactConfig, source="manifold")
+    return Compact(
+        network.channels,
+        network.analysis_widths,
+        network.analysis_blocks,
+        network.synthesis_widths,
+        network.synthesis_blocks,
+    )
+
+
+def _paper(values: Mapping[str, Any]) -> nn.Module:
+    from ..config import from_dict
+    from .paper import Hific, PaperConfig
+
+    return Hific(from_dict(values, PaperConfig, source="manifold"))

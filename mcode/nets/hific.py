@@ -1,0 +1,75 @@
+"""The `hific` kind: a feature map of C x H/16 x W/16 for any picture size, with several qualities from one set of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .compact import Compact
+from .rate import TableRate
+
+STRIDE = 16
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """Widths and residual blocks from the picture inwards (analysis) and outwards (synthesis); see `mcode.nets.compact`."""
+
+    channels: int = 128
+    analysis_widths: tuple[int, ...] = (64, 128, 192)
+    analysis_blocks: tuple[int, ...] = (1, 2, 3)
+    synthesis_widths: tuple[int, ...] = (256, 128, 64, 32)
+    synthesis_blocks: tuple[int, ...] = (4, 2, 1, 1)
+    stages: tuple[int, ...] = (0, 8, 24, 56, 128)
+    qualities: int = 8
+
+
+class Gains(nn.Module):
+    """One vector of quantiser gains for each quality: symbols = round(gain * y), y_hat = symbols * inverse
+    (gain units, Cui et al. 2021). The inverse is learnt apart, since the best reconstruction is not the middle of a step.
+    """
+
+    def __init__(self, qualities: int, channels: int) -> None:
+        super().__init__()
+        self.log_gain = nn.Parameter(torch.zeros(qualities, channels))
+        self.log_shrink = nn.Parameter(torch.zeros(qualities, channels))
+
+    def gain(self) -> Tensor:
+        """(qualities, C)."""
+        return self.log_gain.exp()
+
+    def inverse(self) -> Tensor:
+        """(qualities, C)."""
+        return (self.log_shrink - self.log_gain).exp()
+
+
+class CompactHific(nn.Module):
+    """Networks, gains and the training's rate model of a compact `hific` manifold."""
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.net = Compact(
+            config.channels,
+            config.analysis_widths,
+            config.analysis_blocks,
+            config.synthesis_widths,
+            config.synthesis_blocks,
+        )
+        self.gains = Gains(config.qualities, config.channels)
+        self.rate = TableRate(config.qualities, config.stages)
+
+    def forward(self, x: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """One training pass. x: (B, 3, H, W) in [-1, 1]; quality: int64 (B,) from 0. Returns x_hat and bits (B,).
+
+        Rounding is straight-through for the reconstruction and additive noise for the rate (Mentzer et al. 2020, 3.3).
+        """
+        y = self.net.analysis(x).float()
+        gain = self.gains.gain()[quality][..., None, None]
+        inverse = self.gains.inverse()[quality][..., None, None]
+        scaled = y * gain
+        symbols = scaled + (scaled.round() - scaled).detach()
+        bits = self.rate(scaled + torch.rand_like(scaled) - 0.5, symbols, quality)
+        return self.net.synthesis(symbols * inverse), bits

@@ -1,0 +1,61 @@
+"""Layers which several networks share: channel normalisation, residual blocks, sub-pixel resampling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.Module):
+    """Normalises each position over its channels, with a scale and offset per channel (Mentzer et al. 2020, section 3.2).
+
+    Unlike instance normalisation its statistics do not depend on the picture's size, so a network trained on crops does
+    not darken larger pictures. (B, C, h, w) to (B, C, h, w).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=1, keepdim=True)
+        return self.gamma * (x - mean) * torch.rsqrt(variance + self.eps) + self.beta
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), with ChannelNorm after each convolution when `norm`. The second starts small, so that a
+    deep stack without normalisation starts near the identity (Zhang, Dauphin, Ma 2019, Fixup).
+    """
+
+    def __init__(self, channels: int, *, norm: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1 = ChannelNorm(channels) if norm else nn.Identity()
+        self.norm2 = ChannelNorm(channels) if norm else nn.Identity()
+        if not norm:
+            nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(self.conv2.weight, nonlinearity="relu")
+            nn.init.zeros_(self.conv1.bias)
+            nn.init.zeros_(self.conv2.bias)
+            with torch.no_grad():
+                self.conv2.weight.mul_(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+
+
+class Down(nn.Sequential):
+    """Halves height and width: space to depth, then a 1x1 convolution."""
+
+    def __init__(self, channels_in: int, channels_out: int, factor: int = 2) -> None:
+        super().__init__(nn.PixelUnshuffle(factor), nn.Conv2d(channels_in * factor**2, channels_out, 1))
+
+
+class Up(nn.Sequential):
+    """Doubles height and width: a 1x1 convolution, then depth to space (Shi et al. 2016)."""
+
+    def __init__(self, channels_in: int, channels_out: int, factor: int = 2) -> None:
+        super().__init__(nn.Conv2d(channels_in, channels_out * factor**2, 1), nn.PixelShuffle(factor))

@@ -1,0 +1,261 @@
+"""The full-size networks of the `hific` kind, as Mentzer et al. 2020 draw them (figure 2): E, G, the hyperprior P and D.
+
+    x -- E -- y -- round -- y_hat -- G -- x_hat          x or x_hat --+
+              |      |                                                +-- D -- real or not, for each 16x16 patch
+              +- hyper-analysis - z - hyper-synthesis - mean, scale   y_hat - conv - nearest up 16
+
+Edges, strides and shapes are those of the public PyTorch port (Justin-Tan/high-fidelity-generative-compression), in its
+order of layers, so that importing its weights is renaming (and ChannelNorm divides by C - 1, as there, not by C). Parameters
+at full size: E 7,423,420; G 156,774,683; P 17,277,560 with the density of z; 181,475,663 together. D, in training only:
+2,793,117.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from .layers import ChannelNorm
+
+STRIDE = 16
+SMALLEST_SCALE = 0.11
+LEAST_PROBABILITY = 1e-9
+_HYPER_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class PaperConfig:
+    """channels: C of y. width: of the outermost convolutions; four halvings double it to 960. blocks: n_R. hyper: channels of z.
+    qualities: quantisers which the manifold holds."""
+
+    family: Literal["paper"] = "paper"
+    channels: int = 220
+    width: int = 60
+    blocks: int = 9
+    hyper: int = 320
+    qualities: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "width", "blocks", "hyper", "qualities"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} is not 1 or more")
+
+
+def pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
+    """Reflected edges, (B, C, h, w) to (B, C, top + h + bottom, left + w + right); repeated where h or w is too small to reflect."""
+    fits = max(left, right) < x.shape[3] and max(top, bottom) < x.shape[2]
+    return F.pad(x, (left, right, top, bottom), mode="reflect" if fits else "replicate")
+
+
+class Conv(nn.Conv2d):
+    """A convolution with reflected edges: as many positions out as in, divided by the stride."""
+
+    def __init__(self, channels_in: int, channels_out: int, size: int, *, edges: tuple[int, int, int, int] | None = None, stride: int = 1):
+        super().__init__(channels_in, channels_out, size, stride)
+        self.edges = edges or (size // 2,) * 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(pad(x, *self.edges))
+
+
+class Block(nn.Module):
+    """x + norm(conv(relu(norm(conv(x)))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = Conv(channels, channels, 3), Conv(channels, channels, 3)
+        self.norm1, self.norm2 = ChannelNorm(channels), ChannelNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+
+
+class Encoder(nn.Sequential):
+    """E: pictures (B, 3, H, W) in [-1, 1], H and W multiples of 16, to y (B, C, H/16, W/16)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        layers: list[nn.Module] = [Conv(3, width, 7), ChannelNorm(width), nn.ReLU()]
+        for _ in range(4):
+            layers += [Conv(width, 2 * width, 3, edges=(0, 1, 1, 0), stride=2), ChannelNorm(2 * width), nn.ReLU()]
+            width *= 2
+        super().__init__(*layers, Conv(width, channels, 3))
+
+
+class Generator(nn.Module):
+    """G: y_hat (B, C, h, w) to pictures (B, 3, 16 h, 16 w), about [-1, 1], not clipped."""
+
+    def __init__(self, channels: int, width: int, blocks: int) -> None:
+        super().__init__()
+        wide = 16 * width
+        self.first = nn.Sequential(ChannelNorm(channels), Conv(channels, wide, 3), ChannelNorm(wide))
+        self.blocks = nn.Sequential(*(Block(wide) for _ in range(blocks)))
+        layers: list[nn.Module] = []
+        for _ in range(4):
+            up = nn.ConvTranspose2d(wide, wide // 2, 3, stride=2, padding=1, output_padding=1)
+            layers += [up, ChannelNorm(wide // 2), nn.ReLU()]
+            wide //= 2
+        self.up = nn.Sequential(*layers)
+        self.last = Conv(wide, 3, 7)
+
+    def forward(self, y: Tensor) -> Tensor:
+        head = self.first(y)
+        return self.last(self.up(self.blocks(head) + head))
+
+
+class _AtLeast(torch.autograd.Function):
+    """max(x, bound), whose gradient also reaches x below the bound where it would raise it (Balle et al. 2018)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        return x.clamp_min(bound)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return gradient * ((x >= ctx.bound) | (gradient < 0)), None
+
+
+def at_least(x: Tensor, bound: float) -> Tensor:
+    return _AtLeast.apply(x, bound)
+
+
+def gaussian_probability(v: Tensor, scale: Tensor) -> Tensor:
+    """P(v - 1/2 < X < v + 1/2) of a normal distribution with mean 0 and standard deviation `scale`, from 1e-9 up."""
+    v = v.abs()  # the lower tails: no cancellation
+    upper, lower = torch.special.ndtr((0.5 - v) / scale), torch.special.ndtr((-0.5 - v) / scale)
+    return at_least(upper - lower, LEAST_PROBABILITY)
+
+
+class FactorisedDensity(nn.Module):
+    """One trained density for each channel of z, by its cumulative function (Balle et al. 2018, section 6.1)."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...] = (1, 3, 3, 3, 1), spread: float = 10.0) -> None:
+        super().__init__()
+        self.stages = len(widths) - 1
+        scale = spread ** (1 / self.stages)
+        for k, (inner, outer) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            start = math.log(math.expm1(1 / scale / outer))
+            self.register_parameter(f"H_{k}", nn.Parameter(torch.full((channels, outer, inner), start)))
+            self.register_parameter(f"a_{k}", nn.Parameter(torch.zeros(channels, outer, 1)))
+            self.register_parameter(f"b_{k}", nn.Parameter(torch.rand(channels, outer, 1) - 0.5))
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Of the cumulative function at z: (C, 1, n) to (C, 1, n)."""
+        for k in range(self.stages):
+            matrix, factor, bias = (getattr(self, f"{name}_{k}") for name in "Hab")
+            z = torch.bmm(F.softplus(matrix), z) + bias
+            z = z + torch.tanh(factor) * torch.tanh(z)
+        return z
+
+    def forward(self, z: Tensor) -> Tensor:
+        """P(z - 1/2 < Z < z + 1/2), from 1e-9 up: (B, C, h, w) to the same."""
+        flat = z.transpose(0, 1).flatten(1).unsqueeze(1)
+        upper, lower = self.logits(flat + 0.5), self.logits(flat - 0.5)
+        sign = -torch.sign(upper + lower).detach()  # towards the tail in which sigmoids do not cancel
+        probability = at_least((torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs(), LEAST_PROBABILITY)
+        return probability.view(z.shape[1], z.shape[0], *z.shape[2:]).transpose(0, 1)
+
+
+def _hyper_synthesis(channels: int, hyper: int) -> nn.Sequential:
+    def up() -> nn.Module:
+        return nn.ConvTranspose2d(hyper, hyper, 5, stride=2, padding=2, output_padding=1)
+
+    return nn.Sequential(up(), nn.ReLU(), up(), nn.ReLU(), nn.ConvTranspose2d(hyper, channels, 3, padding=1))
+
+
+class Hyperprior(nn.Module):
+    """P: side information z (B, N, h/4, w/4) of y, and from it a normal distribution for each element of y."""
+
+    def __init__(self, channels: int, hyper: int) -> None:
+        super().__init__()
+        self.analysis = nn.Sequential(
+            nn.Conv2d(channels, hyper, 3, padding=1),
+            nn.ReLU(),
+            Conv(hyper, hyper, 5, stride=2),
+            nn.ReLU(),
+            Conv(hyper, hyper, 5, stride=2),
+        )
+        self.synthesis_mean = _hyper_synthesis(channels, hyper)
+        self.synthesis_scale = _hyper_synthesis(channels, hyper)
+        self.density = FactorisedDensity(hyper)
+
+    def side(self, y: Tensor) -> Tensor:
+        """z of y (B, C, h, w), whose edges are repeated up to a multiple of 4."""
+        bottom, right = -y.shape[2] % _HYPER_STRIDE, -y.shape[3] % _HYPER_STRIDE
+        return self.analysis(F.pad(y, (0, right, 0, bottom), mode="replicate"))
+
+    def distribution(self, z: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Mean and scale of y, each float32 (B, C, height, width)."""
+        mean, scale = self.synthesis_mean(z).float(), self.synthesis_scale(z).float()
+        return mean[..., :height, :width], at_least(scale[..., :height, :width], SMALLEST_SCALE)
+
+    def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One training pass: y_hat (B, C, h, w), rounded straight-through around the means, and bits (B,), whose rounding is
+        simulated by uniform noise (section 3.3)."""
+        y = y.float()
+        z = self.side(y).float()
+        z = z + torch.rand_like(z) - 0.5
+        mean, scale = self.distribution(z, *y.shape[2:])
+        centred = y - mean
+        y_hat = mean + centred + (centred.round() - centred).detach()
+        with torch.autocast(y.device.type, enabled=False):
+            p_y = gaussian_probability(centred + torch.rand_like(y) - 0.5, scale)
+            p_z = self.density(z)
+        return y_hat, -(p_y.log2().sum((1, 2, 3)) + p_z.log2().sum((1, 2, 3)))
+
+
+class Discriminator(nn.Module):
+    """D: pictures (B, 3, 16 h, 16 w) and y_hat (B, C, h, w) to a logit for each patch, (B, 1, h, w).
+
+    norm: "spectral", or "instance" as in the ablation (section 5.3); conditional = False leaves y_hat out.
+    """
+
+    def __init__(self, channels: int, *, norm: Literal["spectral", "instance"] = "spectral", conditional: bool = True) -> None:
+        super().__init__()
+        self.condition = Conv(channels, 12, 3) if conditional else None
+        layers: list[nn.Module] = []
+        width_in = 3 + 12 * conditional
+        for width in (64, 128, 256, 512):
+            conv = Conv(width_in, width, 4, edges=(1, 1, 1, 1), stride=2)
+            normed = [spectral_norm(conv)] if norm == "spectral" else [conv, nn.InstanceNorm2d(width, affine=True)]
+            layers += [*normed, nn.LeakyReLU(0.2)]
+            width_in = width
+        self.net = nn.Sequential(*layers, nn.Conv2d(512, 1, 1))
+
+    def forward(self, x: Tensor, y_hat: Tensor) -> Tensor:
+        if self.condition is not None:
+            condition = F.leaky_relu(self.condition(y_hat), 0.2)
+            x = torch.cat([x, F.interpolate(condition, scale_factor=STRIDE, mode="nearest")], dim=1)
+        return self.net(x)
+
+
+class Hific(nn.Module):
+    """E, G and P: what a manifold holds."""
+
+    def __init__(self, config: PaperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.channels, config.width)
+        self.generator = Generator(config.channels, config.width, config.blocks)
+        self.hyperprior = Hyperprior(config.channels, config.hyper)
+
+    def analysis(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to y (B, C, H/16, W/16)."""
+        return self.encoder(x)
+
+    def synthesis(self, y: Tensor) -> Tensor:
+        """y (B, C, h, w) to (B, 3, 16 h, 16 w), about [-1, 1]."""
+        return self.generator(y)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One training pass: x_hat, y_hat and bits (B,)."""
+        y_hat, bits = self.hyperprior(self.encoder(x))
+        return self.generator(y_hat), y_hat, bits
