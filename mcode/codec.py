@@ -1,0 +1,277 @@
+"""The codec: Encoder turns frames into packets, Decoder turns packets into frames. All stream state lives here.
+
+Sans-IO: it opens no file and no socket, asks no clock and prints nothing. It sees a model through `Model` alone, so that a
+test can put one in its place which a reader computes by hand.
+
+    frame -(every n-th)-> analyse -> quantise -> symbols -> delta -> coder -> slices -> Packet
+    Packet -> slices -> coder -> undelta -> symbols -> dequantise -> interpolate -> synthesise -> frames
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import cv2
+import numpy as np
+import torch
+
+from .coders import CodeTables, fixed, huffman, slices
+from .errors import ManifoldError, WireError
+from .frame import TICKS_PER_S, Frame
+from .latents import dequantise, interpolate, quantise
+from .packet import Packet, StreamHeader
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CODERS = ("huffman", "fixed")
+BATCH_PIXELS = 2_000_000
+"""Frames between keyframes are synthesised in batches of at most about this many pixels: memory stays bounded."""
+CUT_THRESHOLD = 30.0
+"""Grey levels: two frames whose 16x16 thumbnails differ more on average have a cut between them."""
+_EVEN_TOLERANCE = TICKS_PER_S // 1000
+
+
+class Model(Protocol):
+    """What the codec needs of a manifold; `mcode.manifold.Manifold` is one."""
+
+    id: str
+    default_quality: int
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]: ...
+    def analyse(self, rgb: np.ndarray) -> Tensor: ...
+    def synthesise(self, latents: Tensor, width: int, height: int) -> np.ndarray: ...
+    def gain(self, quality: int) -> Tensor: ...
+    def inverse(self, quality: int) -> Tensor: ...
+    def tables(self, quality: int) -> CodeTables: ...
+
+
+class Encoder:
+    """Frames of one size to packets, one for each keyframe.
+
+    Every n-th frame is a keyframe, and the last one. At a cut the frame before it and the one after it are keyframes too,
+    since nothing lies between two scenes. n = 1 is the image codec.
+
+    width, height: of the frames pushed. display: the size a decoder shows, when another. refresh_s: a keyframe is sent
+    whole at least this often. slices: parts of a keyframe that decode alone.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        width: int,
+        height: int,
+        *,
+        n: int = 4,
+        coder: str = "huffman",
+        quality: int | None = None,
+        refresh_s: float = 10.0,
+        slices: int = 1,
+        display: tuple[int, int] | None = None,
+        cuts: bool = True,
+    ) -> None:
+        if not 1 <= n <= 65_535:
+            raise ValueError(f"n is {n}; the keyframe interval is 1 to 65535 frames")
+        if coder not in CODERS:
+            raise ValueError(f"coder {coder!r} is not one of {', '.join(CODERS)}")
+        quality = model.default_quality if quality is None else quality
+        self.model, self.width, self.height = model, width, height
+        self.shape = model.latent_shape(width, height)
+        self.tables = model.tables(quality)
+        self.cuts = cuts
+        self.refresh_ticks = round(refresh_s * TICKS_PER_S)
+        self.header = StreamHeader(
+            manifold_id=bytes.fromhex(model.id),
+            width=width,
+            height=height,
+            display_width=(display or (width, height))[0],
+            display_height=(display or (width, height))[1],
+            n=n,
+            coder=coder,
+            quality=quality,
+            slices=slices,
+        )
+        self._symbols: np.ndarray | None = None
+        self._waiting: list[int] = []  # pts of the frames since the last keyframe
+        self._newest: Frame | None = None  # the last of them
+        self._last_pts = self._last_refresh = 0
+        self._thumbnail: np.ndarray | None = None
+        self._want_refresh = False
+
+    def request_refresh(self) -> None:
+        """The next keyframe will be sent whole (a receiver asked for it, or joins)."""
+        self._want_refresh = True
+
+    def push(self, frame: Frame) -> list[Packet]:
+        """The packets this frame completes: none, one, or two at a cut. Times must rise."""
+        if (frame.width, frame.height) != (self.width, self.height):
+            raise ValueError(f"{frame} pushed to an encoder of {self.width}x{self.height}")
+        cut = self._is_cut(frame)
+        packets = self.flush() if cut else []
+        self._waiting.append(frame.pts)
+        if cut or self._symbols is None or len(self._waiting) == self.header.n:
+            packets.append(self._keyframe(frame))
+        else:
+            self._newest = frame
+        return packets
+
+    def flush(self) -> list[Packet]:
+        """The last frame becomes a keyframe, so that every frame pushed comes back."""
+        if self._newest is None:
+            return []
+        return [self._keyframe(self._newest)]
+
+    def _is_cut(self, frame: Frame) -> bool:
+        """Whether a cut lies between the frame before and this one."""
+        if self.header.n == 1 or not self.cuts:
+            return False
+        thumbnail = cv2.resize(frame.rgb, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
+        before, self._thumbnail = self._thumbnail, thumbnail
+        return before is not None and float(np.abs(thumbnail - before).mean()) > CUT_THRESHOLD
+
+    def _keyframe(self, frame: Frame) -> Packet:
+        """Encodes `frame`, the last of those waiting, and starts a new gap."""
+        times, self._waiting, self._newest = self._waiting, [], None
+        latent = self.model.analyse(frame.rgb[None])[0]
+        symbols = quantise(latent, self.model.gain(self.header.quality))
+        refresh = self._symbols is None or self._want_refresh or frame.pts - self._last_refresh >= self.refresh_ticks
+        if self.header.coder == "fixed":
+            symbols = fixed.clip(symbols, self.tables)
+            parts = [fixed.encode(part, self.tables) for part in slices.split(symbols, self.header.slices)]
+        else:
+            delta = None if refresh or self._symbols is None else symbols - self._symbols
+            parts = self._huffman(symbols, delta)
+        packet = Packet(
+            pts=frame.pts,
+            steps=len(times),
+            times=None if _even(self._last_pts, times) else tuple(frame.pts - t for t in times[:-1]),
+            header=self.header if refresh else None,
+            slices=tuple(parts),
+        )
+        if refresh:
+            self._last_refresh, self._want_refresh = frame.pts, False
+        self._symbols, self._last_pts = symbols, frame.pts
+        return packet
+
+    def _huffman(self, symbols: np.ndarray, delta: np.ndarray | None) -> list[bytes]:
+        whole = slices.split(symbols, self.header.slices)
+        deltas = slices.split(delta, self.header.slices) if delta is not None else [None] * len(whole)
+        return [huffman.encode(w, d, self.tables) for w, d in zip(whole, deltas, strict=True)]
+
+
+class Decoder:
+    """Packets to frames. What is damaged or missing costs picture quality, never the stream.
+
+    model: the manifold the stream names (`ManifoldError` otherwise). Counters: damaged_slices, missing_slices and
+    broken_deltas (deltas that came without the keyframe they refer to).
+    """
+
+    def __init__(self, model: Model, header: StreamHeader | None = None) -> None:
+        self.model = model
+        self.header: StreamHeader | None = None
+        self.missing_slices = self.broken_deltas = 0
+        self._symbols: np.ndarray | None = None
+        self._latent: Tensor | None = None
+        self._pts = self._frame_ticks = 0
+        if header is not None:
+            self._start(header)
+
+    def push(self, packet: Packet, *, after_loss: bool = False) -> Iterator[Frame]:
+        """The frames after the previous keyframe up to this one, times rising; none before the first refresh.
+
+        after_loss: keyframes before this one were lost, so that `steps` does not reach back to the last one received; the
+        gap is then filled at the pace of time alone. State changes at once; frames are synthesised as they are taken.
+        Raises WireError for a packet whose slices do not fit the header.
+        """
+        if packet.header is not None:
+            self._start(packet.header)
+        if self.header is None:
+            return iter(())
+        symbols = self._decode(packet, after_loss)
+        latent = dequantise(symbols, self.model.inverse(self.header.quality))
+        before, since = self._latent, self._pts
+        self._symbols, self._latent, self._pts = symbols, latent, packet.pts
+        if before is None or before.shape != latent.shape:
+            return self._synthesise(latent, latent, [packet.pts], torch.ones(1))
+        times = self._times(packet, since, after_loss)
+        span = max(1, packet.pts - since)
+        positions = torch.tensor([(t - since) / span for t in times], dtype=torch.float32).clamp_(0, 1)
+        return self._synthesise(before, latent, times, positions)
+
+    def _start(self, header: StreamHeader) -> None:
+        if self.header == header:
+            return
+        if header.manifold_id.hex() != self.model.id:
+            raise ManifoldError(f"this stream needs manifold {header.manifold_id.hex()}, not {self.model.id}")
+        if header.coder not in CODERS:
+            raise WireError(f"coder {header.coder} is not known")
+        try:
+            shape = self.model.latent_shape(header.width, header.height)
+            self.model.tables(header.quality)
+        except ManifoldError as error:
+            raise WireError(str(error)) from error
+        if self._symbols is not None and self._symbols.shape != shape:
+            self._symbols = self._latent = None
+        self.header, self._shape = header, shape
+
+    def _decode(self, packet: Packet, after_loss: bool) -> np.ndarray:
+        """Symbols (C, h, w) of a packet. A missing slice keeps the previous keyframe's symbols at its positions."""
+        assert self.header is not None
+        _, h, w = self._shape
+        count = self.header.slices
+        if len(packet.slices) != count:
+            raise WireError(f"{len(packet.slices)} slices where the header says {count}")
+        tables = self.model.tables(self.header.quality)
+        previous = [None] * count if self._symbols is None else slices.split(self._symbols, count)
+        parts = []
+        for index, data in enumerate(packet.slices):
+            positions = len(slices.positions(index, count, h, w))
+            if data is None:
+                self.missing_slices += 1
+                kept = previous[index]
+                parts.append(kept if kept is not None else fixed.decode(b"", positions, tables))
+            elif self.header.coder == "fixed":
+                parts.append(fixed.decode(data, positions, tables))
+            else:
+                decoded = huffman.decode(data, previous[index], positions, tables)
+                self.broken_deltas += decoded.needs_previous
+                parts.append(decoded.symbols)
+        return slices.join(parts, h, w)
+
+    def _times(self, packet: Packet, since: int, after_loss: bool) -> list[int]:
+        """Times of the frames from the previous keyframe (excluded) to this one (included).
+
+        A packet tells the last `steps` of them. After a loss those of the lost keyframes stand before, at the pace of the
+        latest gap that was whole.
+        """
+        steps = packet.steps
+        if after_loss and self._frame_ticks:
+            lost = round((packet.pts - since) / self._frame_ticks) - steps
+            middle = since + (packet.pts - since) * max(lost, 0) // max(1, lost + steps)
+            before = _spread(since, middle, lost)
+        else:
+            self._frame_ticks = max(1, (packet.pts - since) // steps)
+            middle, before = since, []
+        if packet.times is not None:
+            return before + [packet.pts - t for t in packet.times] + [packet.pts]
+        return before + _spread(middle, packet.pts, steps)
+
+    def _synthesise(self, a: Tensor, b: Tensor, times: list[int], positions: Tensor) -> Iterator[Frame]:
+        assert self.header is not None
+        width, height = self.header.width, self.header.height
+        batch = max(1, BATCH_PIXELS // (width * height))
+        for start in range(0, len(times), batch):
+            latents = interpolate(a, b, positions[start : start + batch])
+            for rgb, pts in zip(self.model.synthesise(latents, width, height), times[start : start + batch], strict=True):
+                yield Frame(rgb, pts)
+
+
+def _even(since: int, times: list[int]) -> bool:
+    """Whether times lie within a millisecond of even spacing between `since` and the last of them."""
+    return all(abs(a - b) <= _EVEN_TOLERANCE for a, b in zip(_spread(since, times[-1], len(times)), times, strict=True))
+
+
+def _spread(since: int, until: int, steps: int) -> list[int]:
+    """Times of `steps` evenly spaced frames, since excluded, until included."""
+    return [since + (until - since) * (i + 1) // steps for i in range(steps)]

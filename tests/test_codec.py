@@ -1,0 +1,201 @@
+"""The codec, with a model computable by hand: what is a keyframe, what lies between, what damage may do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcode.codec import Decoder, Encoder
+from mcode.errors import ManifoldError, WireError
+from mcode.frame import Frame
+from mcode.packet import Packet
+
+from .block_means import TICKS, BlockMeans, grey
+
+MODEL = BlockMeans()
+
+
+def encode(frames, width=16, height=8, **options):
+    encoder = Encoder(MODEL, width, height, **options)
+    packets = [p for frame in frames for p in encoder.push(frame)]
+    return packets + encoder.flush()
+
+
+def decode(packets, **options):
+    decoder = Decoder(MODEL)
+    return [frame for packet in packets for frame in decoder.push(packet, **options)]
+
+
+def levels(frames):
+    return [int(frame.rgb.mean()) for frame in frames]
+
+
+def ramp(count, step=2):
+    return [grey(100 + step * i, i) for i in range(count)]
+
+
+def test_one_packet_for_the_first_every_nth_and_the_last_frame():
+    packets = encode(ramp(11), n=4)
+    assert [p.pts // TICKS for p in packets] == [0, 4, 8, 10]
+    assert [p.steps for p in packets] == [1, 4, 4, 2]
+
+
+def test_every_frame_comes_back_in_order_with_its_time():
+    frames = ramp(11)
+    assert [f.pts for f in decode(encode(frames, n=4))] == [f.pts for f in frames]
+
+
+def test_middle_frame_is_the_mean_of_its_keyframes():
+    frames = [grey(100, 0), grey(0, 1), grey(120, 2)]
+    assert levels(decode(encode(frames, n=2, cuts=False))) == [100, 110, 120]
+
+
+def test_n_1_is_the_image_codec():
+    packets = encode([grey(90, 0)], n=1)
+    assert len(packets) == 1 and packets[0].header is not None and packets[0].steps == 1
+    assert levels(decode(packets)) == [90]
+
+
+@pytest.mark.parametrize("coder", ["huffman", "fixed"])
+@pytest.mark.parametrize("slices", [1, 3])
+def test_reconstruction_is_what_quantisation_leaves(coder, slices):
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(20, 230, (5, 2, 4, 3))
+    frames = [Frame(b.repeat(4, 0).repeat(4, 1).astype(np.uint8), i * TICKS) for i, b in enumerate(blocks)]
+    decoded = decode(encode(frames, n=1, coder=coder, slices=slices))
+    for before, after in zip(frames, decoded, strict=True):
+        assert np.abs(before.rgb.astype(int) - after.rgb).max() <= 1
+
+
+def test_sizes_that_are_no_multiple_of_the_stride_come_back():
+    for width, height in ((1, 1), (17, 23), (3, 40)):
+        frames = [grey(80, i, width, height) for i in range(3)]
+        assert [f.rgb.shape for f in decode(encode(frames, width, height, n=2))] == [(height, width, 3)] * 3
+
+
+def test_a_cut_is_not_interpolated_across():
+    frames = [grey(20, i) for i in range(6)] + [grey(220, i) for i in range(6, 12)]
+    packets = encode(frames, n=4)
+    assert levels(decode(packets)) == [20] * 6 + [220] * 6
+    assert 5 in [p.pts // TICKS for p in packets] and 6 in [p.pts // TICKS for p in packets]
+
+
+def test_refresh_repeats_the_header_at_least_as_often_as_asked():
+    packets = encode(ramp(76, step=1), n=5, refresh_s=1.0)
+    refreshes = [p.pts // TICKS for p in packets if p.header]
+    assert refreshes == [0, 25, 50, 75]
+
+
+def test_decoding_can_start_at_any_refresh():
+    packets = encode(ramp(51, step=1), n=5, refresh_s=1.0)
+    start = next(i for i, p in enumerate(packets) if p.header and i)
+    assert levels(decode(packets[start:]))[-1] == levels(decode(packets))[-1]
+
+
+def test_before_the_first_refresh_nothing_is_shown_and_nothing_breaks():
+    packets = encode(ramp(11), n=2)
+    assert decode(packets[1:]) == []
+
+
+def test_uneven_times_come_back_exactly_and_even_ones_cost_nothing():
+    even = encode(ramp(9), n=4)
+    assert all(p.times is None for p in even)
+    uneven = [replace(f, pts=f.pts + (700 if i % 2 else 0)) for i, f in enumerate(ramp(9))]
+    packets = encode(uneven, n=4)
+    assert [f.pts for f in decode(packets)] == [f.pts for f in uneven]
+
+
+def test_uneven_times_move_the_interpolation_with_them():
+    frames = [grey(100, 0), Frame(grey(0, 0).rgb, TICKS), grey(120, 4)]
+    assert levels(decode(encode(frames, n=2, cuts=False))) == [100, 105, 120]
+
+
+def test_lost_keyframe_is_a_longer_gap():
+    packets = encode(ramp(13), n=4, coder="fixed")
+    decoder = Decoder(MODEL)
+    whole = [f for p in packets[:2] for f in decoder.push(p)]
+    bridged = list(decoder.push(packets[3], after_loss=True))
+    assert [f.pts for f in whole + bridged] == [i * TICKS for i in range(13)]
+    assert levels(bridged) == [110, 112, 114, 116, 118, 120, 122, 124]
+
+
+def test_missing_slice_keeps_what_was_there():
+    packets = encode([grey(100, 0), grey(150, 1)], n=1, slices=2, cuts=False)
+    decoder = Decoder(MODEL)
+    list(decoder.push(packets[0]))
+    (frame,) = decoder.push(replace(packets[1], slices=(packets[1].slices[0], None)))
+    assert set(np.unique(frame.rgb)) == {100, 150}
+    assert decoder.missing_slices == 1
+
+
+def test_broken_delta_chain_goes_on_and_heals_at_the_next_refresh():
+    frames = [grey(100 + 8 * (i % 2), i) for i in range(60)]
+    packets = encode(frames, n=1, refresh_s=1.0)
+    del packets[3]
+    decoder = Decoder(MODEL)
+    shown = [(p, list(decoder.push(p, after_loss=i == 3))) for i, p in enumerate(packets)]
+    assert all(got for _, got in shown)
+    healed = [f for p, got in shown for f in got if f.pts >= 25 * TICKS]
+    assert levels(healed) == [100 + 8 * (i % 2) for i in range(25, 60)]
+
+
+def test_one_flipped_bit_of_a_fixed_slice_moves_one_block():
+    packets = encode([grey(100, 0)], n=1, coder="fixed")
+    clean = decode(packets)[0].rgb.astype(int)
+    data = packets[0].slices[0]
+    for bit in range(0, len(data) * 8, 3):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        changed = np.abs(decode([replace(packets[0], slices=(bytes(damaged),))])[0].rgb.astype(int) - clean).max(2) > 0
+        assert changed.sum() <= 16
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=80), st.sampled_from(["huffman", "fixed"]))
+def test_any_bytes_in_a_slice_decode_to_a_frame(data, coder):
+    packets = encode([grey(100, 0), grey(104, 1)], n=1, coder=coder)
+    frames = decode([packets[0], replace(packets[1], slices=(data,))])
+    assert [f.rgb.shape for f in frames] == [(8, 16, 3)] * 2
+
+
+def test_a_stream_of_another_manifold_is_refused_by_name():
+    (packet,) = encode([grey(100, 0)], n=1)
+    other = replace(packet, header=replace(packet.header, manifold_id=bytes(8)))
+    with pytest.raises(ManifoldError, match="0000000000000000"):
+        decode([other])
+
+
+def test_a_packet_with_the_wrong_number_of_slices_is_the_wires_fault():
+    (packet,) = encode([grey(100, 0)], n=1)
+    with pytest.raises(WireError):
+        decode([replace(packet, slices=packet.slices * 2)])
+
+
+@pytest.mark.parametrize("options", [{"n": 0}, {"n": -1}, {"n": 65_536}, {"coder": "morse"}])
+def test_unusable_options_are_named(options):
+    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+        Encoder(MODEL, 16, 8, **options)
+
+
+def test_frames_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="32x8"):
+        Encoder(MODEL, 16, 8).push(grey(1, 0, width=32))
+
+
+def test_long_gaps_are_synthesised_as_they_are_taken():
+    packets = encode([grey(100, 0), grey(110, 1)], n=1, cuts=False)
+    hostile = replace(packets[1], steps=65_535, pts=65_535 * TICKS)
+    decoder = Decoder(MODEL)
+    list(decoder.push(packets[0]))
+    frames = decoder.push(hostile)
+    assert levels([next(frames)]) == [100]
+
+
+def test_same_frames_same_packets():
+    frames = ramp(20, step=3)
+    assert encode(frames, n=3) == encode(frames, n=3)
+    assert all(isinstance(p, Packet) for p in encode(frames, n=3))
