@@ -1,0 +1,95 @@
+"""Training crops from folders of pictures and videos, held in memory, drawn at random in background threads."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+VIDEOS = {".mp4", ".mkv", ".avi", ".mpg", ".mov", ".webm"}
+
+
+def load_pictures(folders: list[Path], *, longest: int, frames_per_video: int) -> list[np.ndarray]:
+    """All pictures, and evenly spaced frames of all videos, under `folders`: uint8 (H, W, 3) RGB.
+
+    Pictures with a side over `longest` pixels are scaled down to it, which also removes most of their JPEG artefacts.
+    Sorted by path, so that a seed means the same crops everywhere.
+    """
+    pictures: list[np.ndarray] = []
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in PICTURES:
+                bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+                if bgr is not None:
+                    pictures.append(_shrink(np.ascontiguousarray(bgr[..., ::-1]), longest))
+            elif path.suffix.lower() in VIDEOS:
+                pictures.extend(_shrink(rgb, longest) for rgb in _video_frames(path, frames_per_video))
+    return [p for p in pictures if min(p.shape[:2]) >= 64]
+
+
+def _shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
+    scale = longest / max(rgb.shape[:2])
+    if scale >= 1:
+        return rgb
+    return cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
+def _video_frames(path: Path, count: int) -> Iterator[np.ndarray]:
+    import av
+
+    if count <= 0:
+        return
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        total = stream.frames or 250
+        wanted = set(np.linspace(0, total - 1, count).astype(int).tolist())
+        for index, frame in enumerate(container.decode(stream)):
+            if index in wanted:
+                yield frame.to_ndarray(format="rgb24")
+
+
+def draw_crop(pictures: list[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
+    """One random crop, uint8 (size, size, 3): random place, mirrored half the time, scaled down by 1 to 2 where it fits."""
+    weights_side = 4  # tries before a small picture is scaled up
+    for _ in range(weights_side):
+        picture = pictures[rng.integers(len(pictures))]
+        if min(picture.shape[:2]) >= size:
+            break
+    short = min(picture.shape[:2])
+    scale = rng.uniform(1, min(2.0, short / size)) if short > size else 1.0
+    side = min(int(round(size * scale)), short)
+    top = rng.integers(picture.shape[0] - side + 1)
+    left = rng.integers(picture.shape[1] - side + 1)
+    crop = picture[top : top + side, left : left + side]
+    if side != size:
+        crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    return np.ascontiguousarray(crop)
+
+
+class CropStream:
+    """Endless batches of crops, uint8 (batch, size, size, 3). Batch number i depends on (seed, i) alone, so that a
+    training run which starts again at step i sees what it would have seen.
+    """
+
+    def __init__(self, pictures: list[np.ndarray], batch: int, size: int, seed: int, first: int = 0) -> None:
+        self.pictures, self.batch, self.size, self.seed = pictures, batch, size, seed
+        self._next = first
+        self._queue: queue.Queue[np.ndarray] = queue.Queue(maxsize=4)
+        threading.Thread(target=self._fill, daemon=True).start()
+
+    def _fill(self) -> None:
+        while True:
+            rng = np.random.default_rng((self.seed, self._next))
+            self._queue.put(np.stack([draw_crop(self.pictures, self.size, rng) for _ in range(self.batch)]))
+            self._next += 1
+
+    def __next__(self) -> np.ndarray:
+        return self._queue.get()

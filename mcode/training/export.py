@@ -1,0 +1,114 @@
+"""A checkpoint of a compact `hific` training into a manifold: smoothed weights in float16, code tables fitted to footage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .. import manifold
+from ..coders import CodeTables
+from ..config import from_dict, to_dict
+from ..errors import InputError
+from ..nets.hific import STRIDE, Gains
+from .compact import CompactTraining
+from .crops import PICTURES, VIDEOS, load_pictures
+
+LAGS = (1, 4, 8)
+"""Keyframe intervals, in frames, whose deltas the code tables are fitted to."""
+LONGEST = 1024
+DEFAULT_QUALITY = 3
+
+
+def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str, Any], pictures: int = 100) -> str:
+    """Writes the manifold file; returns its id.
+
+    data: the folder of the training's `data.folders`, whose pictures (at most `pictures` of them, evenly spaced) and
+    videos (three places in each) the code tables are fitted to. Raises InputError for a file that is no checkpoint.
+    """
+    try:
+        with safe_open(str(checkpoint), "pt") as file:
+            metadata, state = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
+        config = from_dict(json.loads(metadata["config"]), CompactTraining, source=str(checkpoint))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{checkpoint}: no checkpoint of a compact hific training ({error})") from error
+    weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    weights |= {k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")}
+    network = config.network
+    gains = Gains(network.qualities, network.channels)
+    gains.load_state_dict({k.removeprefix("gains."): v for k, v in weights.items() if k.startswith("gains.")})
+    with torch.no_grad():
+        gain, inverse = gains.gain(), gains.inverse()
+    tensors = {k.removeprefix("net."): v.half() for k, v in weights.items() if k.startswith("net.")}
+    tensors |= {"gain": gain, "inverse": inverse}
+    arrays = {k: v.contiguous().numpy() for k, v in tensors.items()}
+    described = {
+        "frame_size": None,
+        "stride": STRIDE,
+        "qualities": network.qualities,
+        "default_quality": DEFAULT_QUALITY,
+        "network": to_dict(network) | {"family": "compact"},
+    }
+    card = card | {"training_config": to_dict(config), "steps": int(metadata["step"])}
+    # A file with empty tables first, so that the very manifold that will be used computes the symbols.
+    blank = [CodeTables.fit([np.zeros((network.channels, 1, 1), np.int16)])] * network.qualities
+    options: dict[str, Any] = {"kind": "hific", "name": config.name, "config": described, "tensors": arrays, "card": card}
+    draft = output.with_suffix(".draft.safetensors")
+    try:
+        manifold.save(draft, tables=blank, **options)
+        model = manifold.load(draft)
+        stills, moves = _latents(model, data, config.data.folders, pictures)
+    finally:
+        draft.unlink(missing_ok=True)
+    tables = [_fit(stills, moves, model.gain(q).cpu()) for q in range(1, network.qualities + 1)]
+    return manifold.save(output, tables=tables, **options)
+
+
+def _latents(
+    model: manifold.Manifold, data: Path, folders: Sequence[str], count: int
+) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """Latents (C, h, w) of pictures, and pairs of them a keyframe interval apart in videos."""
+    stills, moves = [], []
+    for folder in folders:
+        files = sorted((data / folder).rglob("*"))
+        if any(f.suffix.lower() in PICTURES for f in files):
+            every = load_pictures([data / folder], longest=LONGEST, frames_per_video=0)
+            for rgb in every[:: max(1, len(every) // count)]:
+                stills.append(model.analyse(rgb[None])[0].cpu())
+        for video in (f for f in files if f.suffix.lower() in VIDEOS):
+            for frames in _places(video, 3, max(LAGS) + 1):
+                first = model.analyse(frames[0][None])[0].cpu()
+                stills.append(first)
+                moves += [(first, model.analyse(frames[lag][None])[0].cpu()) for lag in LAGS if lag < len(frames)]
+    return stills, moves
+
+
+def _places(video: Path, places: int, length: int) -> Iterator[list[np.ndarray]]:
+    """Runs of `length` consecutive frames at evenly spaced places of a video."""
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        total = stream.frames or 200
+        starts = {max(0, total * (i + 1) // (places + 1) - length) for i in range(places)}
+        run: list[np.ndarray] | None = None
+        for index, frame in enumerate(container.decode(stream)):
+            if index in starts and run is None:
+                run = []
+            if run is not None:
+                run.append(frame.to_ndarray(format="rgb24"))
+                if len(run) == length:
+                    yield run
+                    run = None
+
+
+def _fit(stills: list[Tensor], moves: list[tuple[Tensor, Tensor]], gain: Tensor) -> CodeTables:
+    def symbols(latent: Tensor) -> np.ndarray:
+        return (latent * gain.view(-1, 1, 1)).round().clamp(-32767, 32767).to(torch.int16).numpy()
+
+    return CodeTables.fit([symbols(y) for y in stills], [symbols(b) - symbols(a) for a, b in moves])

@@ -1,0 +1,210 @@
+"""What every training loop shares: processes, one optimiser step, smoothed weights, the log, and checkpoints that resume exactly.
+
+A checkpoint is one safetensors file: `model.NAME` (parameters and buffers), `ema.NAME`, and for each parameter that Adam has
+moved `exp_avg.NAME`, `exp_avg_sq.NAME` and `updates.NAME`; step and config, as JSON, in the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..config import to_dict
+from ..errors import InputError, McodeError
+
+Report = Callable[[dict[str, float]], None]
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def join_workers() -> tuple[int, int]:
+    """(number of processes, this one's rank); joins the group that torchrun describes in the environment."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return 1, 0
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_world_size(), dist.get_rank()
+
+
+def seed_step(seed: int, step: int, worker: int) -> None:
+    """Makes the random numbers of a step depend on nothing before it: what lets a run resume exactly."""
+    torch.manual_seed((seed * 7919 + step) * 64 + worker)
+
+
+def update(optimiser: Optimizer, loss: Tensor, *, step: int, workers: int, clip: float = math.inf) -> float:
+    """One step of `optimiser` on `loss`, gradients averaged over processes and clipped to norm `clip`; returns their norm.
+
+    Raises McodeError, before anything has changed, when loss or gradients are not finite.
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if workers > 1:
+        _average_gradients(parameters, workers)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+    if not math.isfinite(loss.item()) or not math.isfinite(norm):
+        raise McodeError(
+            f"training stopped at step {step}: the loss is {loss.item()}, its gradient {norm}; resume with a lower learning_rate"
+        )
+    optimiser.step()
+    return norm
+
+
+def _average_gradients(parameters: Iterable[nn.Parameter], workers: int) -> None:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(flat)
+    flat /= workers
+    offset = 0
+    for gradient in gradients:
+        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+        offset += gradient.numel()
+
+
+def smooth(ema: Mapping[str, Tensor], parameters: Mapping[str, Tensor], most: float, step: int) -> None:
+    """Moves every average towards its parameter, with decay `most`, less while `step` is small."""
+    decay = min(most, (1 + step) / (10 + step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(ema.values()), [parameters[k].detach() for k in ema], 1 - decay)
+
+
+def averages(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """float32 copies to smooth into: of the parameters, or of the averages in a checkpoint's tensors."""
+    ema = {k: v.detach().clone().float() for k, v in parameters.items()}
+    if saved is not None:
+        for k, average in ema.items():
+            average.copy_(saved[f"ema.{k}"])
+    return ema
+
+
+class Log:
+    """OUT/log.jsonl, and TensorBoard's events in OUT where it is installed. Values are smoothed over some 50 steps.
+
+    Only the first process writes. Rows of steps beyond `first`, which a killed run has left, are removed.
+    """
+
+    def __init__(self, out: Path, first: int, worker: int, report: Report | None) -> None:
+        self._path, self._active, self._report = out / "log.jsonl", worker == 0, report
+        self._values: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+        self._board = None
+        out.mkdir(parents=True, exist_ok=True)
+        if not self._active:
+            return
+        if self._path.exists():
+            rows = [row for row in self._path.read_text().splitlines() if _step_of(row) <= first]
+            self._path.write_text("".join(f"{row}\n" for row in rows))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        self._board = SummaryWriter(str(out), purge_step=first + 1)
+
+    def add(self, **values: float) -> None:
+        for key, value in values.items():
+            self._values[key] = self._values.get(key, 0.0) * 0.98 + 0.02 * value
+            self._weights[key] = self._weights.get(key, 0.0) * 0.98 + 0.02
+
+    def write(self, step: int, **more: float) -> None:
+        if not self._active:
+            return
+        row = {k: round(v / self._weights[k], 5) for k, v in self._values.items()} | {"step": step} | more
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for key, value in row.items():
+                self._board.add_scalar(key, value, step)
+        if self._report:
+            self._report(row)
+
+    def picture(self, step: int, rgb: Any) -> None:
+        """uint8 (H, W, 3) to OUT/samples/STEP.png."""
+        if not self._active:
+            return
+        import cv2
+
+        folder = self._path.parent / "samples"
+        folder.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / f"{step:08d}.png"), rgb[..., ::-1])
+        if self._board is not None:
+            self._board.add_image("samples", rgb, step, dataformats="HWC")
+
+
+def _step_of(row: str) -> float:
+    try:
+        return json.loads(row)["step"]
+    except (ValueError, KeyError, TypeError):  # cut short by a kill
+        return math.inf
+
+
+def begin(out: Path, resume: bool, model: nn.Module) -> tuple[int, dict[str, Tensor] | None]:
+    """(step to go on from, tensors of the checkpoint), with the model's weights loaded; (0, None) where there is none.
+
+    Raises InputError where a checkpoint stands in `out` and resume is False, and for one which is damaged or of another network.
+    """
+    path = out / CHECKPOINT
+    if not path.exists():
+        return 0, None
+    if not resume:
+        raise InputError(f"{path}: exists; go on from it with --resume or choose another --out")
+    step, _, tensors = read_checkpoint(path)
+    try:
+        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    except RuntimeError as error:
+        raise InputError(f"{path}: a checkpoint of other networks than this configuration has; choose another --out") from error
+    return step, tensors
+
+
+def read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+    """Step, config as nested dicts, and tensors. Raises InputError."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+        return int(metadata["step"]), json.loads(metadata["config"]), load_file(path)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: no readable checkpoint ({error})") from error
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, ema: Mapping[str, Tensor], optimisers: Sequence[Optimizer], step: int, config: Any
+) -> None:
+    """Written whole or not at all: a kill leaves the checkpoint before. config: a dataclass."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.items()}
+    for name, parameter in model.named_parameters():
+        for optimiser in optimisers:
+            if state := optimiser.state.get(parameter):
+                tensors[f"exp_avg.{name}"], tensors[f"exp_avg_sq.{name}"] = state["exp_avg"], state["exp_avg_sq"]
+                tensors[f"updates.{name}"] = state["step"]
+    temporary = path.with_suffix(".tmp")
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    save_file(plain, temporary, {"step": str(step), "config": json.dumps(to_dict(config))})
+    os.replace(temporary, path)
+
+
+def load_moments(
+    optimisers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor] | None, step: int
+) -> None:
+    """Adam's state from a checkpoint's tensors, in each parameter's own device and memory format.
+
+    Checkpoints before `updates.NAME` had one update a step: `step` of them.
+    """
+    if tensors is None:
+        return
+    owners = {id(p): optimiser for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if f"exp_avg.{name}" in tensors:
+            owners[id(parameter)].state[parameter] = {
+                "step": tensors.get(f"updates.{name}", torch.tensor(float(step))),
+                "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg.{name}"]).detach(),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq.{name}"]).detach(),
+            }

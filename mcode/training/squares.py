@@ -1,0 +1,91 @@
+"""Whole pictures at one square size, from folders, archives and videos, held in memory: what fixed-size manifolds learn from."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from ..errors import InputError
+from ..video import FrameReader, centre_crop, resize
+from .crops import PICTURES, VIDEOS
+
+
+@dataclass(frozen=True)
+class Squares:
+    """pixels: uint8 (N, size, size, channels), RGB or luma. clips: how many consecutive ones each still (1) or video has."""
+
+    pixels: np.ndarray
+    clips: tuple[int, ...]
+
+    def batch(self, size: int, seed: int, step: int, *, mirror: bool) -> np.ndarray:
+        """uint8 (size, ...): drawn at random with replacement; depends on (seed, step) alone. mirror: half of them flipped."""
+        rng = np.random.default_rng((seed, step))
+        drawn = self.pixels[rng.integers(len(self.pixels), size=size)]
+        flips = rng.random(size) < 0.5
+        if mirror:
+            drawn[flips] = drawn[flips, :, ::-1]
+        return drawn
+
+
+def load_squares(places: list[Path], *, size: int, channels: int, every: int) -> Squares:
+    """The centred squares of all pictures and of every `every`-th video frame under `places`, sorted by path.
+
+    A place is a folder, a .tar archive (compressed or not) of pictures, or a folder inside an archive: "faces.tar/train".
+    Raises InputError where a place is missing or holds nothing.
+    """
+    squares, clips = [], []
+    for place in places:
+        before = len(clips)
+        for clip in _clips(place, size, every):
+            clips.append(len(clip))
+            squares += [_channels(rgb, channels) for rgb in clip]
+        if len(clips) == before:
+            raise InputError(f"{place}: no pictures or videos there")
+    return Squares(np.stack(squares), tuple(clips))
+
+
+def _clips(place: Path, size: int, every: int) -> Iterator[list[np.ndarray]]:
+    archive = next((p for p in (place, *place.parents) if ".tar" in p.suffixes and p.is_file()), None)
+    if archive is not None:
+        for data in _archived(archive, place.relative_to(archive).as_posix()):
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            if picture is not None:
+                yield [_square(picture[..., ::-1], size)]
+        return
+    if not place.is_dir():
+        raise InputError(f"{place}: no such folder of pictures or videos")
+    for path in sorted(place.rglob("*")):
+        if path.suffix.lower() in PICTURES:
+            picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+            if picture is not None:
+                yield [_square(picture[..., ::-1], size)]
+        elif path.suffix.lower() in VIDEOS:
+            frames = FrameReader(path, size=(size, size), crop_to=(size, size))
+            clip = [frame.rgb for i, frame in enumerate(frames) if i % every == 0]
+            if clip:
+                yield clip
+
+
+def _archived(archive: Path, inside: str) -> Iterator[bytes]:
+    """The pictures' bytes, in the archive's order: compressed ones cannot be read in another."""
+    try:
+        with tarfile.open(archive) as file:
+            for member in file:
+                name = PurePosixPath(member.name)
+                if member.isfile() and name.suffix.lower() in PICTURES and name.is_relative_to(inside):
+                    yield file.extractfile(member).read()  # type: ignore[union-attr]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(f"{archive}: cannot be read as an archive ({error})") from error
+
+
+def _square(rgb: np.ndarray, size: int) -> np.ndarray:
+    return resize(centre_crop(np.ascontiguousarray(rgb), 1.0), size, size)
+
+
+def _channels(rgb: np.ndarray, channels: int) -> np.ndarray:
+    return rgb if channels == 3 else cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[..., None]

@@ -1,0 +1,947 @@
+"""Video files in and out: anything FFmpeg opens becomes RGB frames, frames become MP4, Matroska, y4m or PNG, sound is copied.
+
+Not here: the .mcode file (container.py) and the codecs to compare with (baseline.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+from mcode.errors import InputError
+from mcode.frame import TICKS_PER_S, Frame
+
+StrPath = str | os.PathLike[str]
+
+TICK = Fraction(1, TICKS_PER_S)
+_BT709, _BT601 = 1, 6  # code points of ISO/IEC 23091-2: colour matrices 1 (BT.709) and 6 (BT.601)
+_UNSPECIFIED = 2
+_EXACT = (
+    Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
+_TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt file as a terminal: not a video to us
+_STILL_BRANDS = {"avif", "heic", "mif1"}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video or image file holds. width, height: pixels as displayed, after rotation. None: the file does not say."""
+
+    width: int
+    height: int
+    duration_s: float | None
+    average_fps: float | None
+    frames: int | None
+    video_codec: str
+    pixel_format: str
+    audio_codec: str | None
+    is_image: bool
+    is_vfr: bool | None
+
+
+def probe(path: StrPath) -> VideoInfo:
+    """What `path` holds, from its header and its first picture.
+
+    Raises InputError, in one line, for a path that is missing, a folder, empty, no video, without pictures or unreadable.
+    """
+    with _open(path) as container:
+        stream = _picture_stream(container, path)
+        first = next(_decoded(container, stream, _Damage()), None)
+        if first is None:
+            raise InputError(f"{path}: its {stream.codec_context.name} pictures cannot be decoded")
+        turned = _turns_sideways(first)
+        audio = container.streams.best("audio")
+        brand = container.metadata.get("major_brand", "").strip()
+        is_image = (
+            container.format.name.endswith("_pipe") or container.format.name == "image2" or brand in _STILL_BRANDS
+        )
+        duration = _stream_duration(container, stream)
+        if duration is None and container.duration:
+            duration = Fraction(container.duration, av.time_base)
+        average, nominal = stream.average_rate, stream.guessed_rate
+        return VideoInfo(
+            width=first.height if turned else first.width,
+            height=first.width if turned else first.height,
+            duration_s=None if is_image or duration is None else float(duration),
+            average_fps=None if is_image or not average else float(average),
+            frames=1 if is_image else stream.frames or None,
+            video_codec=stream.codec_context.name,
+            pixel_format=first.format.name,
+            audio_codec=audio.codec_context.name if audio and audio.codec_context else None,
+            is_image=is_image,
+            is_vfr=False if is_image else True if average and nominal and abs(average / nominal - 1) > 0.01 else None,
+        )
+
+
+class FrameReader:
+    """The frames of a video or image file, in order of time, each exactly once. Iterating again reads again.
+
+    Pixels: any pixel format becomes 8-bit RGB. The file's matrix and range are followed; where it names no matrix, BT.709
+    is assumed from 1280 pixels of width or above 576 of height, else BT.601. Transparent pictures lie on white. Rotation
+    and mirroring in the metadata are applied. The sample aspect ratio is not: pixels are square here. HDR is not
+    tone-mapped.
+
+    Times: the first frame has pts 0; ticks of 1/90,000 s, strictly increasing (`repaired` counts timestamps that were
+    missing or ran backwards). start_s, duration_s: the frames with start_s <= time < start of the first such frame +
+    duration_s. crop_to: (w, h), the largest centred cut of that aspect; then size: (width, height) in pixels.
+
+    After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
+    packets that did not decode. Memory: one frame beside those inside FFmpeg's decoder (a few, one per thread).
+    """
+
+    def __init__(
+        self,
+        path: StrPath,
+        *,
+        start_s: float = 0,
+        duration_s: float | None = None,
+        size: tuple[int, int] | None = None,
+        crop_to: tuple[int, int] | None = None,
+    ) -> None:
+        if start_s < 0:
+            raise InputError(f"the start must be 0 s or later, not {start_s:g} s")
+        if duration_s is not None and duration_s <= 0:
+            raise InputError(f"the duration must be longer than 0 s, not {duration_s:g} s")
+        for name, pair in (("size", size), ("crop", crop_to)):
+            if pair is not None and min(pair) < 1:
+                raise InputError(f"the {name} must be at least 1x1, not {pair[0]}x{pair[1]}")
+        self.path = Path(path)
+        self.info = probe(path)
+        self.start_s, self.duration_s = start_s, duration_s
+        self._crop_to, self._size = crop_to, size
+        self.width, self.height = size or _cropped_size(self.info.width, self.info.height, crop_to)
+        self.truncated: str | None = None
+        self.damaged = 0
+        self.repaired = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.truncated, self.damaged, self.repaired = None, 0, 0
+        damage = _Damage()
+        last: Frame | None = None
+        end: Fraction | None = None  # of the last frame, from the start of the video
+        zero: Fraction | None = None
+        limit = None if self.duration_s is None else round(Fraction(self.duration_s) * TICKS_PER_S)
+        for picture, time_s in self._from_start(damage):
+            zero = time_s if zero is None and time_s is not None else zero
+            pts = None if zero is None or time_s is None else round((time_s - zero) * TICKS_PER_S)
+            if last is None:
+                pts = 0
+            elif pts is None:
+                pts, self.repaired = last.pts + self._period_ticks(), self.repaired + 1
+            elif pts <= last.pts:
+                pts, self.repaired = last.pts + 1, self.repaired + 1
+            if limit is not None and pts >= limit:
+                return
+            last = Frame(self._fitted(_to_rgb(picture)), pts)
+            end = self._end(pts, picture)
+            self.damaged = damage.packets
+            yield last
+        self.damaged = damage.packets
+        if last is None and self.start_s > 0:
+            raise InputError(f"{self.path}: nothing to show from {self.start_s:g} s on, the video ends before")
+        if not self.info.is_image:
+            self.truncated = self._shortfall(damage, end)
+
+    def _from_start(self, damage: _Damage) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+        """Decoded pictures at or after start_s, with their times in seconds on the file's own clock."""
+        for seeking in (True, False) if self.start_s > 0 else (False,):
+            with _open(self.path) as container:
+                stream = _picture_stream(container, self.path)
+                start = _start(stream) + Fraction(self.start_s) if self.start_s > 0 else None
+                if seeking and not _seek(container, stream, start):
+                    continue
+                landed_early = not seeking
+                for picture in _decoded(container, stream, damage):
+                    time_s = None if picture.pts is None else picture.pts * picture.time_base
+                    if start is not None and (time_s is None or time_s < start - TICK / 2):
+                        landed_early = True
+                        continue
+                    if not landed_early and time_s - start > TICK:
+                        break  # the seek overshot, as it may in MPEG-PS: read from the beginning instead
+                    landed_early = True
+                    yield picture, time_s
+                if landed_early:
+                    return
+
+    def _fitted(self, rgb: np.ndarray) -> np.ndarray:
+        if self._crop_to is not None:
+            rgb = centre_crop(rgb, self._crop_to)
+        return resize(rgb, self.width, self.height)  # also where the picture changes its size midway
+
+    def _period_ticks(self) -> int:
+        return max(1, round(TICKS_PER_S / (self.info.average_fps or 25)))
+
+    def _end(self, pts: int, picture: av.VideoFrame) -> Fraction:
+        shown = picture.duration * picture.time_base if picture.duration else self._period_ticks() * TICK
+        return Fraction(self.start_s) + pts * TICK + shown
+
+    def _shortfall(self, damage: _Damage, end: Fraction | None) -> str | None:
+        have, promised = float(end or 0), self.info.duration_s
+        two_frames_s = 2 * self._period_ticks() / TICKS_PER_S
+        short = promised is not None and damage.promise_is_of_pictures and have < promised - two_frames_s
+        if not (short or damage.cut_off):
+            return None
+        return (
+            f"{have:.1f} of {promised:.1f} s" if promised and promised >= have else f"{have:.1f} s, then it breaks off"
+        )
+
+
+def read_frames(
+    path: StrPath,
+    *,
+    start_s: float = 0,
+    duration_s: float | None = None,
+    size: tuple[int, int] | None = None,
+    crop_to: tuple[int, int] | None = None,
+) -> FrameReader:
+    """The frames of `path`; see FrameReader."""
+    return FrameReader(path, start_s=start_s, duration_s=duration_s, size=size, crop_to=crop_to)
+
+
+def resize(rgb: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (height, width, 3): area means along an axis that shrinks, Lanczos (8 taps) along one that grows."""
+    h, w = rgb.shape[:2]
+    if width < w or height < h:
+        rgb = cv2.resize(rgb, (min(w, width), min(h, height)), interpolation=cv2.INTER_AREA)
+    if width > w or height > h:
+        rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LANCZOS4)
+    return rgb
+
+
+def centre_crop(rgb: np.ndarray, aspect: tuple[int, int]) -> np.ndarray:
+    """The largest centred part of (H, W, 3) with the aspect w:h, contiguous."""
+    h, w = rgb.shape[:2]
+    width, height = _cropped_size(w, h, aspect)
+    top, left = (h - height) // 2, (w - width) // 2
+    return np.ascontiguousarray(rgb[top : top + height, left : left + width])
+
+
+def _cropped_size(width: int, height: int, aspect: tuple[int, int] | None) -> tuple[int, int]:
+    if aspect is None:
+        return width, height
+    w, h = aspect
+    return max(1, min(width, round(height * w / h))), max(1, min(height, round(width * h / w)))
+
+
+@dataclass
+class _Damage:
+    """What went wrong while decoding one file."""
+
+    packets: int = 0
+    cut_off: bool = False
+    promise_is_of_pictures: bool = False
+    """The promised duration is that of the pictures, and not of a longer sound track."""
+
+
+def _open(path: StrPath) -> av.container.InputContainer:
+    file = Path(path)
+    if file.is_dir():
+        raise InputError(f"{path} is a folder, not a video")
+    if not file.exists():
+        raise InputError(f"{path}: no such file")
+    if file.is_file() and file.stat().st_size == 0:
+        raise InputError(f"{path} is empty")
+    try:
+        # "file:" keeps FFmpeg from reading the name as a URL
+        container = av.open(f"file:{file}", metadata_errors="replace")
+    except PermissionError as error:
+        raise InputError(f"{path}: not allowed to read it") from error
+    except (av.error.FFmpegError, OSError) as error:
+        with open(file, "rb") as raw:
+            is_mp4 = raw.read(8)[4:] == b"ftyp"
+        reason = (
+            "is cut off before its index (moov), so nothing of it can be read" if is_mp4 else "is not a video or image"
+        )
+        raise InputError(f"{path} {reason}") from error
+    return container
+
+
+def _picture_stream(container: av.container.InputContainer, path: StrPath) -> av.VideoStream:
+    streams = _films(container)
+    if streams and streams[0].codec_context.name not in _TEXT_AS_VIDEO:
+        streams[0].thread_type = "AUTO"
+        return streams[0]
+    if "mcode" in container.metadata:
+        raise InputError(f"{path} is an .mcode file already: decode it first (mcode decode)")
+    has = "only sound" if container.streams.audio else "no pictures"
+    raise InputError(f"{path} is not a video: {has} in it" if not streams else f"{path} is a text file, not a video")
+
+
+def _films(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The video tracks that are no cover pictures of a song and that FFmpeg has a decoder for."""
+    cover = av.stream.Disposition.attached_pic
+    return [s for s in container.streams.video if s.codec_context is not None and not s.disposition & cover]
+
+
+def _decoded(
+    container: av.container.InputContainer, stream: av.VideoStream, damage: _Damage
+) -> Iterator[av.VideoFrame]:
+    """Every picture that decodes. Damaged packets are skipped and counted; a broken file ends the pictures."""
+    damage.promise_is_of_pictures = _stream_duration(container, stream) is not None or not container.streams.audio
+    size = container.size
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt and packet.pos is not None and packet.pos + packet.size >= size:
+                damage.packets, damage.cut_off = damage.packets + 1, True  # the file ends inside this packet
+                continue
+            try:
+                yield from packet.decode()
+            except av.error.FFmpegError:
+                damage.packets += 1
+    except av.error.FFmpegError:
+        damage.cut_off = True
+
+
+def _stream_duration(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction | None:
+    """Seconds of this stream, where the container tells it for this stream alone (Matroska does so in a tag)."""
+    if stream.duration:
+        return stream.duration * stream.time_base
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", ""))
+    if tag and (seconds := int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3])):
+        return seconds - _start(stream)
+    return None
+
+
+def _start(stream: av.stream.Stream) -> Fraction:
+    return stream.start_time * stream.time_base if stream.start_time is not None else Fraction(0)
+
+
+def _seek(container: av.container.InputContainer, stream: av.stream.Stream, time_s: Fraction) -> bool:
+    try:
+        container.seek(int(time_s / stream.time_base), stream=stream, backward=True)
+    except av.error.FFmpegError:
+        return False
+    return True
+
+
+def _assumed_matrix(width: int, height: int) -> int:
+    """The colour matrix of pictures that name none, as players assume it."""
+    return _BT709 if width >= 1280 or height > 576 else _BT601
+
+
+def _to_rgb(picture: av.VideoFrame) -> np.ndarray:
+    """Decoded picture -> uint8 (H, W, 3) as displayed."""
+    layout = picture.format
+    if picture.colorspace == _UNSPECIFIED and not layout.is_rgb:
+        picture.colorspace = _assumed_matrix(picture.width, picture.height)
+    has_alpha = layout.has_palette or any(component.is_alpha for component in layout.components)
+    # threads=1: swscale's own threads were ten times slower at 640x360 than one
+    rgb = picture.to_ndarray(
+        format="rgba" if has_alpha else "rgb24",
+        interpolation=_EXACT,
+        dst_color_range=ColorRange.JPEG,
+        threads=1,
+    )
+    if has_alpha:
+        alpha = rgb[:, :, 3:].astype(np.uint16)
+        rgb = ((rgb[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return _upright(rgb, _display_matrix(picture))
+
+
+def _display_matrix(picture: av.VideoFrame) -> tuple[int, int, int, int]:
+    """a, b, c, d of ISO/IEC 14496-12's matrix, as signs: x' = a x + c y, y' = b x + d y."""
+    try:
+        side = picture.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV 18.1 does not know FFmpeg 8.1's EXIF side data and refuses to list any; mirroring is lost here
+        return {90: (0, -1, 1, 0), -90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}.get(
+            picture.rotation, (1, 0, 0, 1)
+        )
+    if side is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = (int(v) for v in np.frombuffer(bytes(side), np.int32)[:5])
+    if abs(b) > abs(a):
+        return 0, 1 if b > 0 else -1, 1 if c > 0 else -1, 0
+    return -1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1
+
+
+def _turns_sideways(picture: av.VideoFrame) -> bool:
+    return _display_matrix(picture)[0] == 0
+
+
+def _upright(rgb: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    a, b, c, d = matrix
+    if a == 0:
+        rgb = cv2.transpose(rgb)
+        a, d = c, b
+    if a < 0 or d < 0:
+        rgb = cv2.flip(rgb, -1 if a < 0 and d < 0 else 1 if a < 0 else 0)
+    return rgb
+
+
+def _to_yuv(rgb: np.ndarray, pixel_format: str) -> av.VideoFrame:
+    """uint8 (H, W, 3) -> picture of limited range, in the matrix that its size implies and tagged so."""
+    matrix = _assumed_matrix(rgb.shape[1], rgb.shape[0])
+    picture = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(
+        format=pixel_format,
+        dst_colorspace=Colorspace.ITU709 if matrix == _BT709 else Colorspace.ITU601,
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=_EXACT,
+        threads=1,
+    )
+    picture.colorspace = matrix
+    return picture
+
+
+def picture_zero(path: StrPath, start_s: float = 0) -> Fraction:
+    """When the first picture at or after start_s is due, in seconds on the file's own clock: the sound's time 0, too.
+
+    Reads packets only, decodes nothing. A file whose pictures cannot be found gives start_s.
+    """
+    with _open(path) as container:
+        streams = _films(container) or container.streams.data  # the data track is that of an .mcode file
+        if not streams:
+            return Fraction(start_s)
+        stream = streams[0]
+        start = _start(stream) + Fraction(start_s)
+        if start_s > 0:
+            _seek(container, stream, start)
+        earliest: Fraction | None = None
+        try:
+            for packet in container.demux(stream):
+                if packet.pts is None or packet.is_discard:
+                    continue
+                time_s = packet.pts * packet.time_base
+                if start_s == 0 or time_s >= start - TICK / 2:
+                    earliest = time_s if earliest is None else min(earliest, time_s)
+                if earliest is not None and (packet.dts is None or packet.dts * packet.time_base >= earliest):
+                    break
+        except av.error.FFmpegError:
+            pass  # what there is has been seen
+        return start if earliest is None else earliest
+
+
+def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = None) -> Iterator[av.Packet]:
+    """The packets of the first sound track, undecoded; pts 0 is when the first picture at or after start_s is shown.
+
+    Cuts fall between packets (some 20 ms); one packet before the cut is kept, with a negative pts, because transform coders
+    need it to decode the next. A file that breaks off ends the packets. None at all where there is no sound.
+    """
+    zero = picture_zero(path, start_s)
+    with _open(path) as container:
+        stream = container.streams.best("audio")
+        if stream is not None:
+            yield from _cut(container, stream, zero, start_s, duration_s)
+
+
+def _cut(
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    zero: Fraction,
+    start_s: float,
+    duration_s: float | None,
+) -> Iterator[av.Packet]:
+    for other in container.streams:
+        if other is not stream:
+            other.discard = av.stream.Discard.all
+    if start_s > 0:
+        _seek(container, stream, zero - 1)
+    tick = stream.time_base
+    # Matroska's milliseconds are too coarse for sound: packets that follow each other are counted in samples.
+    fine = min(tick, Fraction(1, stream.codec_context.sample_rate or 1))
+    due: int | None = None  # where the next packet belongs if the track has no gap
+    try:
+        for packet in container.demux(stream):
+            if packet.size == 0 or packet.pts is None or packet.is_corrupt:
+                continue
+            pts = round((packet.pts * tick - zero) / fine)
+            length = round((packet.duration or 0) * tick / fine)
+            if fine < tick and abs(stream.codec_context.frame_size - length) * fine <= tick:
+                length = stream.codec_context.frame_size
+            if due is not None and abs(pts - due) * fine <= (2 * tick if fine < tick else 0):
+                pts = due
+            if start_s > 0 and pts + 2 * length <= 0:
+                continue
+            if duration_s is not None and pts * fine >= duration_s:
+                return
+            if due is not None and pts <= due - length:
+                continue  # runs backwards: no container takes it
+            due = pts + length
+            packet.pts, packet.dts, packet.duration, packet.time_base = pts, pts, length, fine
+            yield packet
+    except av.error.FFmpegError:
+        return
+
+
+class AudioTrack:
+    """The sound of a file on its way into another container: copied where that container takes it, else turned into AAC.
+
+    stream: the template for the output. reencoded: the name of the codec that had to be replaced, else None.
+    """
+
+    def __init__(
+        self, path: StrPath, container_format: str, start_s: float = 0, duration_s: float | None = None
+    ) -> None:
+        self.reencoded: str | None = None
+        zero = picture_zero(path, start_s)
+        self._container = _open(path)
+        self._buffer: BinaryIO | None = None
+        stream = self._container.streams.best("audio")
+        usable = stream is not None and stream.codec_context is not None
+        self.stream: av.AudioStream | None = stream if usable else None
+        if self.stream is None:
+            self._packets: Iterator[av.Packet] = iter(())
+        else:
+            self._packets = _cut(self._container, self.stream, zero, start_s, duration_s)
+            takes_it = _takes(container_format, self.stream)
+            # AAC from MPEG-TS carries ADTS headers; FFmpeg's MP4 muxer takes them off
+            if not takes_it or (self.stream.codec_context.name == "aac" and not self.stream.codec_context.extradata):
+                self._go_through_mp4(reencode=not takes_it)
+        self._next = next(self._packets, None)
+        if self._next is None:
+            self.stream = None
+
+    def _go_through_mp4(self, reencode: bool) -> None:
+        assert self.stream is not None
+        self._buffer = tempfile.TemporaryFile()
+        with av.open(self._buffer, "w", format="mp4") as output:
+            if reencode:
+                self.reencoded = self.stream.codec_context.name
+                _encode_aac(self._packets, self.stream, output)
+            else:
+                copy = output.add_stream_from_template(self.stream)
+                for packet in self._packets:
+                    packet.stream = copy
+                    output.mux(packet)
+        self._container.close()
+        self._buffer.seek(0)
+        if self._buffer.read(1) == b"":
+            self._packets = iter(())
+            return
+        self._buffer.seek(0)
+        self._container = av.open(self._buffer)
+        self.stream = self._container.streams.audio[0]
+        self._packets = (p for p in self._container.demux(self.stream) if p.size)
+
+    def until(self, time_s: Fraction | None) -> Iterator[av.Packet]:
+        """The packets not given yet that start before time_s (None: all)."""
+        while self._next is not None and (time_s is None or self._next.pts * self._next.time_base < time_s):
+            packet, self._next = self._next, next(self._packets, None)
+            yield packet
+
+    @property
+    def first(self) -> av.Packet:
+        """The next packet, which stays the next."""
+        assert self._next is not None, "there is sound only where stream is not None"
+        return self._next
+
+    def close(self) -> None:
+        self._container.close()
+        if self._buffer is not None:
+            self._buffer.close()
+
+
+def _takes(container_format: str, stream: av.AudioStream) -> bool:
+    with av.open(io.BytesIO(), "w", format=container_format) as trial:
+        try:
+            trial.add_stream_from_template(stream)
+        except ValueError:
+            return False
+    return True
+
+
+def _encode_aac(packets: Iterator[av.Packet], stream: av.AudioStream, output: av.container.OutputContainer) -> None:
+    rate = stream.codec_context.sample_rate
+    rate = rate if rate in (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000) else 48000
+    layout = "mono" if stream.codec_context.channels == 1 else "stereo"
+    encoder = output.add_stream("aac", rate=rate, layout=layout, bit_rate=64_000 if layout == "mono" else 128_000)
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+    for packet in packets:
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            continue  # a damaged packet is a short silence
+        for frame in frames:
+            for piece in resampler.resample(frame):
+                output.mux(encoder.encode(piece))
+    for piece in resampler.resample(None):
+        output.mux(encoder.encode(piece))
+    output.mux(encoder.encode(None))
+
+
+class OutputFile:
+    """A file that gets its name only when it is whole: written beside it as NAME.partial-PID.EXT, renamed by commit().
+
+    A device or pipe that exists (/dev/null) is written directly. Raises InputError where the file exists (without force),
+    cannot be written, or the disk is full; after that discard() leaves nothing behind. Unbuffered, so that what was written
+    survives a kill. Offers write, seek, tell, seekable and closed, which is what PyAV needs.
+    """
+
+    def __init__(self, path: StrPath, *, force: bool = False) -> None:
+        self.path = Path(path)
+        final = Path(os.path.realpath(path))
+        _check_output(self.path, force)
+        self._final = final if final.is_file() or not final.exists() else None
+        self._temporary = final.with_name(f"{final.stem}.partial-{os.getpid()}{final.suffix}") if self._final else final
+        try:
+            self._raw = open(self._temporary, "w+b" if self._final else "wb", buffering=0)
+        except OSError as error:
+            raise _output_error(self.path, error) from error
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._raw.write(rest) :]
+        except OSError as error:
+            raise _output_error(self.path, error) from error
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def seekable(self) -> bool:
+        return self._raw.seekable()
+
+    @property
+    def closed(self) -> bool:
+        return self._raw.closed
+
+    def commit(self) -> None:
+        """Give the file its name. Nothing may be written after."""
+        try:
+            self._raw.close()
+            if self._final:
+                os.replace(self._temporary, self._final)
+        except OSError as error:
+            self.discard()
+            raise _output_error(self.path, error) from error
+
+    def discard(self) -> None:
+        """Remove what was written. Does nothing after commit()."""
+        self._raw.close()
+        if self._final:
+            self._temporary.unlink(missing_ok=True)
+
+
+def _check_output(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file")
+    if path.is_file() and not force:
+        raise InputError(f"{path} exists: use --force to replace it")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder to write to")
+
+
+def _output_error(path: StrPath, error: OSError) -> InputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return InputError(f"no space left on {Path(path).absolute().parent} for {Path(path).name}")
+    return InputError(f"cannot write {path}: {error.strerror}")
+
+
+class FrameWriter:
+    """Frames into a file, chosen by the name of `path`:
+
+    .mp4, .mkv      H.264 (crf 14, yuv420p; yuv444p where a side is odd, because 4:2:0 has no odd sizes), with the sound of
+                    audio_from. MP4 keeps every timestamp exactly; Matroska rounds to its milliseconds.
+    .y4m, "-"       raw 4:4:4 video ("-": to standard output). It has one frame rate and no timestamps: frames are neither
+                    repeated nor dropped, the rate is `fps`, else the average (on standard output: the first gap's).
+    .png            one frame. frames-%05d.png: frames numbered from 1.
+
+    width, height: of every frame. The sound is copied; `warnings` says where it had to be turned into AAC or left out.
+    start_s, duration_s: the part of audio_from that belongs to the frames (see audio_packets). Everything is written under
+    temporary names in the same folder, given its name by close() and removed by abort(); as a context manager it closes,
+    or aborts on any exception. Raises InputError for an unusable name, an existing file (without force), a full disk.
+    """
+
+    def __init__(
+        self,
+        path: StrPath,
+        *,
+        width: int,
+        height: int,
+        fps: Fraction | float | None = None,
+        audio_from: StrPath | None = None,
+        start_s: float = 0,
+        duration_s: float | None = None,
+        force: bool = False,
+    ) -> None:
+        name = os.fspath(path)
+        suffix = Path(name).suffix.lower()
+        self.width, self.height = width, height
+        self.frames = 0
+        self._done = False
+        self._held: Frame | None = None  # a frame is written when the next one tells how long it is shown
+        self._gap = TICKS_PER_S // 25 if fps is None else max(1, round(TICKS_PER_S / fps))
+        self._sink: _Sink
+        if suffix in (".mp4", ".mkv"):
+            self._sink = _Movie(path, suffix, width, height, fps, audio_from, start_s, duration_s, force)
+        elif suffix == ".y4m" or name == "-":
+            self._sink = _Y4m(path, width, height, fps, force)
+        elif suffix == ".png":
+            self._sink = _Pngs(name, force)
+        else:
+            raise InputError(
+                f"cannot write {suffix or 'a file without extension'}: use .mp4, .mkv, .y4m or .png ({name})"
+            )
+        if audio_from is not None and not isinstance(self._sink, _Movie):
+            self._sink.warnings.append(f"{name} cannot hold sound: it is left out")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(self._sink.warnings)
+
+    def push(self, frame: Frame) -> None:
+        """Append a frame. Raises ValueError for another size or a pts that does not increase."""
+        if (frame.width, frame.height) != (self.width, self.height):
+            raise ValueError(f"frames here are {self.width}x{self.height}, not {frame.width}x{frame.height}")
+        if self._held is not None:
+            if frame.pts <= self._held.pts:
+                raise ValueError(f"pts must increase: {frame.pts} after {self._held.pts}")
+            self._gap = frame.pts - self._held.pts
+            self._put(self._held)
+        self._held = frame
+
+    def _put(self, frame: Frame) -> None:
+        self._sink.put(frame, self._gap)
+        self.frames += 1
+
+    def close(self, last_duration_ticks: int | None = None) -> None:
+        """Write what is held, finish the file and give it its name. The last frame is shown as long as the one before,
+        unless told. Does nothing after close() or abort().
+        """
+        if self._done:
+            return
+        self._done = True
+        try:
+            if self._held is None and self.frames == 0:
+                raise InputError("no frame to write")
+            if self._held is not None:
+                self._gap = last_duration_ticks or self._gap
+                self._put(self._held)
+                self._held = None
+            self._sink.finish()
+        except BaseException:
+            self._sink.discard()
+            raise
+
+    def abort(self) -> None:
+        """Remove everything written. Does nothing after close()."""
+        if not self._done:
+            self._done = True
+            self._sink.discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close() if kind is None else self.abort()
+
+
+class _Sink(Protocol):
+    warnings: list[str]
+
+    def put(self, frame: Frame, duration: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+class _Movie:
+    def __init__(
+        self,
+        path: StrPath,
+        suffix: str,
+        width: int,
+        height: int,
+        fps: Fraction | float | None,
+        audio_from: StrPath | None,
+        start_s: float,
+        duration_s: float | None,
+        force: bool,
+    ) -> None:
+        self.warnings: list[str] = []
+        container_format = "mp4" if suffix == ".mp4" else "matroska"
+        _check_output(Path(path), force)
+        self._audio = None if audio_from is None else AudioTrack(audio_from, container_format, start_s, duration_s)
+        self._durations: dict[int, int] = {}
+        self._file = OutputFile(path, force=force)
+        try:
+            self._open(suffix, container_format, width, height, fps)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _open(self, suffix: str, container_format: str, width: int, height: int, fps: Fraction | float | None) -> None:
+        self._output = av.open(self._file, "w", format=container_format)
+        # No B-frames: every packet's time is its frame's own, and no edit list is needed to start at 0.
+        options = {"crf": "14", "preset": "veryfast", "bf": "0"}
+        rate = Fraction(fps or 25).limit_denominator(1001)
+        self._video = self._output.add_stream("libx264", rate=rate, options=options)
+        self._video.width, self._video.height = width, height
+        self._video.pix_fmt = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
+        self._video.time_base = self._video.codec_context.time_base = TICK
+        self._video.thread_type = "AUTO"
+        matrix = _assumed_matrix(width, height)
+        self._video.codec_context.colorspace = matrix
+        self._video.codec_context.color_primaries = self._video.codec_context.color_trc = matrix
+        self._video.codec_context.color_range = int(ColorRange.MPEG)
+        self._sound = None
+        if self._audio and self._audio.stream is not None:
+            self._sound = self._output.add_stream_from_template(self._audio.stream)
+            if self._audio.reencoded:
+                self.warnings.append(f"{suffix} cannot hold {self._audio.reencoded} sound: it is AAC now")
+
+    def put(self, frame: Frame, duration: int) -> None:
+        picture = _to_yuv(frame.rgb, self._video.pix_fmt)
+        picture.pts, picture.time_base, picture.duration = frame.pts, TICK, duration
+        self._durations[frame.pts] = duration
+        self._mux_video(picture)
+        self._mux_sound((frame.pts + duration) * TICK)
+
+    def _mux_video(self, picture: av.VideoFrame | None) -> None:
+        try:
+            packets = self._video.encode(picture)
+        except av.error.FFmpegError as error:
+            size = f"{self._video.width}x{self._video.height}"
+            raise InputError(f"H.264 cannot hold {size} ({error.strerror}): use .y4m or frames-%05d.png") from error
+        for packet in packets:
+            packet.duration = self._durations.pop(packet.pts, packet.duration)
+            self._output.mux(packet)
+
+    def _mux_sound(self, time_s: Fraction | None) -> None:
+        if self._sound is not None:
+            for packet in self._audio.until(time_s):
+                packet.stream = self._sound
+                self._output.mux(packet)
+
+    def finish(self) -> None:
+        self._mux_video(None)
+        self._mux_sound(None)
+        self._output.close()
+        self._file.commit()
+        self._release()
+
+    def discard(self) -> None:
+        self._file.discard()  # first: PyAV writes no trailer into a closed file
+        self._release()
+
+    def _release(self) -> None:
+        if self._audio is not None:
+            self._audio.close()
+
+
+class _Y4m:
+    """YUV4MPEG2, C444, limited range (the format of mjpegtools; see its yuv4mpeg(5))."""
+
+    def __init__(self, path: StrPath, width: int, height: int, fps: Fraction | float | None, force: bool) -> None:
+        self.warnings: list[str] = []
+        self._file = _StandardOutput() if os.fspath(path) == "-" else OutputFile(path, force=force)
+        self._size, self._fps = (width, height), fps
+        self._count = self._end = 0
+
+    def _header(self, rate: Fraction) -> bytes:
+        width, height = self._size
+        # fixed width, so that the average rate can replace the first guess
+        fraction = f"{rate.numerator:010d}:{rate.denominator:010d}"
+        return f"YUV4MPEG2 W{width} H{height} F{fraction} Ip A1:1 C444 XCOLORRANGE=LIMITED\n".encode()
+
+    def put(self, frame: Frame, duration: int) -> None:
+        if self._count == 0:
+            self._file.write(self._header(_as_rate(self._fps or Fraction(TICKS_PER_S, duration))))
+        self._file.write(b"FRAME\n" + _to_yuv(frame.rgb, "yuv444p").to_ndarray().tobytes())
+        self._count, self._end = self._count + 1, frame.pts + duration
+
+    def finish(self) -> None:
+        if self._fps is None and self._file.seekable():
+            self._file.seek(0)
+            self._file.write(self._header(_as_rate(Fraction(self._count * TICKS_PER_S, self._end))))
+        self._file.commit()
+
+    def discard(self) -> None:
+        self._file.discard()
+
+
+def _as_rate(fps: Fraction | float) -> Fraction:
+    """29.97002997 -> 30000/1001, but nothing is rounded by more than a millionth."""
+    exact = Fraction(fps)
+    neat = exact.limit_denominator(1001)
+    return neat if abs(neat / exact - 1) < 1e-6 else exact.limit_denominator(10**6)
+
+
+class _StandardOutput:
+    """Standard output in the place of an OutputFile."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> None:
+        try:
+            sys.stdout.buffer.write(data)
+        except OSError as error:
+            raise _output_error("standard output", error) from error
+
+    def commit(self) -> None:
+        try:
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            raise _output_error("standard output", error) from error
+
+    def discard(self) -> None:
+        pass
+
+
+class _Pngs:
+    """One PNG, or numbered ones; all of them wait in a temporary folder beside their place until the last is written."""
+
+    def __init__(self, pattern: str, force: bool) -> None:
+        self.warnings: list[str] = []
+        path = Path(os.path.realpath(pattern))
+        self._folder, self._name = path.parent, path.name
+        self._force = force
+        self._many = "%" in self._name
+        if self._many and not re.fullmatch(r"[^%]*%(0\d+)?d[^%]*", self._name):
+            raise InputError(f"{pattern}: a pattern holds one %d or %05d, as in frames-%05d.png")
+        _check_output(self._path(1), force)
+        try:
+            self._waiting = Path(tempfile.mkdtemp(prefix=f".partial-{os.getpid()}-", dir=self._folder))
+        except OSError as error:
+            raise _output_error(pattern, error) from error
+        self._count = 0
+
+    def _path(self, number: int) -> Path:
+        return self._folder / (self._name % number if self._many else self._name)
+
+    def put(self, frame: Frame, duration: int) -> None:
+        self._count += 1
+        if self._count > 1 and not self._many:
+            raise InputError(f"{self._name} holds one frame, the video has more: use frames-%05d.png")
+        final = self._path(self._count)
+        _check_output(final, self._force)
+        encoded = cv2.imencode(".png", cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2BGR))[1]
+        try:
+            (self._waiting / final.name).write_bytes(encoded.tobytes())
+        except OSError as error:
+            raise _output_error(final, error) from error
+
+    def finish(self) -> None:
+        for number in range(1, self._count + 1):
+            final = self._path(number)
+            os.replace(self._waiting / final.name, final)
+        self._waiting.rmdir()
+
+    def discard(self) -> None:
+        shutil.rmtree(self._waiting, ignore_errors=True)
