@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple, Self
 
 import av
 
+from mcode import __version__
 from mcode.errors import FormatError, InputError, WireError
 from mcode.frame import TICKS_PER_S
 from mcode.packet import FORMAT, Packet, StreamHeader
@@ -248,8 +249,10 @@ class McodeReader:
                 file.seek(self._at[i])
                 try:
                     packet = Packet.parse_sample(file.read(self._sizes[i]), self._pts[i], header)
-                except WireError:
-                    self.damaged += 1
+                except WireError as error:
+                    if header is None and isinstance(error, FormatError):
+                        raise FormatError(f"{self.path}: {error}") from error
+                    self.damaged += 1  # where the stream is known to be of this format, "newer" is damage
                     continue
                 header = packet.header or header
                 yield packet
@@ -268,7 +271,8 @@ class McodeReader:
                 raise FormatError(f"{self.path} is not an .mcode file")
             written = stored.pop(FORMAT_KEY)
             if written != str(FORMAT):
-                raise FormatError(f"{self.path}: stream is format {written}, this mcode reads {FORMAT}")
+                reads = f"this is mcode {__version__}, which reads {FORMAT}"
+                raise FormatError(f"{self.path}: stream is format {written}, {reads}")
             for key in ("major_brand", "minor_version", "compatible_brands", "encoder"):
                 stored.pop(key, None)
             self.metadata: dict[str, str] = stored

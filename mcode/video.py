@@ -168,7 +168,9 @@ class FrameReader:
                     continue
                 landed_early = not seeking
                 for picture in _decoded(container, stream, damage):
-                    time_s = None if picture.pts is None else picture.pts * picture.time_base
+                    # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
+                    stamp = picture.dts if container.format.name == "avi" else picture.pts
+                    time_s = None if stamp is None else stamp * picture.time_base
                     if start is not None and (time_s is None or time_s < start - TICK / 2):
                         landed_early = True
                         continue
@@ -510,7 +512,7 @@ class AudioTrack:
 
     def _go_through_mp4(self, reencode: bool) -> None:
         assert self.stream is not None
-        self._buffer = tempfile.TemporaryFile()
+        self._buffer = tempfile.TemporaryFile()  # noqa: SIM115 - lives until close()
         with av.open(self._buffer, "w", format="mp4") as output:
             if reencode:
                 self.reencoded = self.stream.codec_context.name
@@ -591,7 +593,7 @@ class OutputFile:
         self._final = final if final.is_file() or not final.exists() else None
         self._temporary = final.with_name(f"{final.stem}.partial-{os.getpid()}{final.suffix}") if self._final else final
         try:
-            self._raw = open(self._temporary, "w+b" if self._final else "wb", buffering=0)
+            self._raw = open(self._temporary, "w+b" if self._final else "wb", buffering=0)  # noqa: SIM115 - until commit()
         except OSError as error:
             raise _output_error(self.path, error) from error
 

@@ -1,0 +1,666 @@
+"""Video in and out: what a viewer of the source and of the written file would see and hear is the same."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import struct
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from mcode import video
+from mcode.errors import InputError
+from mcode.frame import TICKS_PER_S, Frame
+from mcode.video import FrameReader, FrameWriter, OutputFile, audio_packets, centre_crop, probe, read_frames, resize
+
+FPS = 25
+RATE = 48_000
+
+
+def picture(index: int, width: int = 64, height: int = 48) -> np.ndarray:
+    """Smooth colours that move with the index: survives 4:2:0 and crf 14."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [
+        60 + 120 * x / max(1, width - 1),
+        60 + 120 * y / max(1, height - 1),
+        np.full(x.shape, 50 + 3 * index % 150),
+    ]
+    return np.rint(np.stack(channels, -1)).astype(np.uint8)
+
+
+def tone(seconds: float) -> np.ndarray:
+    """A rising tone: every moment sounds different, so a shift of one sample shows."""
+    t = np.arange(round(seconds * RATE)) / RATE
+    return (0.4 * np.sin(2 * np.pi * (300 + 150 * t) * t)).astype(np.float32)
+
+
+def make_clip(
+    path: Path,
+    *,
+    frames: int = 25,
+    width: int = 64,
+    height: int = 48,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    ticks: list[int] | None = None,
+    audio: str | None = None,
+    video: bool = True,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """A clip of picture(0), picture(1), ... at 25 frames/s, or at `ticks`; with a tone of the same length."""
+    with av.open(str(path), "w", options=container_options or {}) as out:
+        if video:
+            quality = {"crf": "5"} if codec == "libx264" else {}
+            stream = out.add_stream(codec, rate=FPS, options=quality | (options or {}))
+            stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+            if ticks:
+                stream.codec_context.time_base = stream.time_base = Fraction(1, TICKS_PER_S)
+        if audio:
+            sound = out.add_stream(audio, rate=RATE, layout="mono")
+            samples, position, size = tone(frames / FPS), 0, 960
+        for i in range(frames):
+            if video:
+                source = "rgba" if pixel_format.startswith(("yuva", "rgba")) else "rgb24"
+                rgb = picture(i, width, height)
+                if source == "rgba":
+                    rgb = np.dstack([rgb, np.full(rgb.shape[:2], 128, np.uint8)])
+                frame = av.VideoFrame.from_ndarray(rgb, source)
+                frame.pts = ticks[i] if ticks else i
+                frame.time_base = Fraction(1, TICKS_PER_S) if ticks else Fraction(1, FPS)
+                out.mux(stream.encode(frame))
+            while audio and position < (i + 1) * RATE // FPS:
+                chunk = av.AudioFrame.from_ndarray(samples[None, position : position + size], "fltp", "mono")
+                chunk.sample_rate, chunk.pts, chunk.time_base = RATE, position, Fraction(1, RATE)
+                if audio.startswith("pcm"):
+                    chunk = av.AudioResampler("s16", "mono", RATE).resample(chunk)[0]
+                out.mux(sound.encode(chunk))
+                position += size
+        if video:
+            out.mux(stream.encode(None))
+        if audio:
+            out.mux(sound.encode(None))
+    return path
+
+
+def rotate_mp4(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Write a, b, c, d into the picture track's display matrix (ISO/IEC 14496-12, 8.3.2)."""
+    a, b, c, d = (v << 16 for v in matrix)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+def heard(path: Path, since_s: Fraction | None = None) -> np.ndarray:
+    """The decoded sound from since_s (the file's own clock; default: the first picture) on: float (samples,)."""
+    zero = video.picture_zero(path) if since_s is None else since_s
+    line = np.zeros(RATE * 30, np.float32)
+    end = 0
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            samples = frame.to_ndarray().reshape(-1, frame.samples)[0]
+            samples = samples / 32768 if samples.dtype == np.int16 else samples
+            start = round((frame.pts * frame.time_base - zero) * RATE)
+            start = end if end and abs(start - end) <= 2 * RATE // 1000 else start  # Matroska's milliseconds
+            samples, start = samples[max(0, -start) :], max(0, start)
+            line[start : start + len(samples)] = samples
+            end = max(end, start + len(samples))
+    return line[:end]
+
+
+def copy_of(source: Path, output: Path, **options: object) -> Path:
+    """Every frame of `source` through a FrameWriter."""
+    reader = FrameReader(source)
+    with FrameWriter(output, width=reader.width, height=reader.height, **options) as writer:
+        for frame in reader:
+            writer.push(frame)
+    return output
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        probe(path)
+    text = str(caught.value)
+    assert "\n" not in text and str(path) in text
+    return text
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(cv2.PSNR(a, b))
+
+
+# Reading
+
+
+def test_probe_tells_size_rate_duration_and_codecs(tmp_path: Path) -> None:
+    info = probe(make_clip(tmp_path / "a.mp4", audio="aac"))
+    assert (info.width, info.height, info.frames) == (64, 48, 25)
+    assert (info.video_codec, info.audio_codec, info.pixel_format) == ("h264", "aac", "yuv420p")
+    assert info.average_fps == FPS and info.duration_s == pytest.approx(1.0)
+    assert not info.is_image
+
+
+def test_frames_come_in_order_with_their_times(tmp_path: Path) -> None:
+    frames = list(read_frames(make_clip(tmp_path / "a.mp4")))
+    assert [f.pts for f in frames] == [i * 3600 for i in range(25)]
+    assert all(psnr(f.rgb, picture(i)) > 35 for i, f in enumerate(frames))
+
+
+def test_a_reader_reads_again(tmp_path: Path) -> None:
+    reader = read_frames(make_clip(tmp_path / "a.mp4", frames=5))
+    assert len(list(reader)) == len(list(reader)) == 5
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format", "suffix"),
+    [
+        ("libx264", "yuv420p10le", ".mp4"),
+        ("libx264", "yuv444p", ".mp4"),
+        ("libx264", "yuv422p10le", ".mkv"),
+        ("ffv1", "yuv444p12le", ".mkv"),
+        ("libx264rgb", "rgb24", ".mkv"),
+        ("ffv1", "bgr0", ".mkv"),
+        ("mpeg4", "yuv420p", ".avi"),
+        ("mpeg2video", "yuv420p", ".mpg"),
+        ("libx265", "yuv420p", ".mp4"),
+    ],
+)
+def test_any_pixel_format_becomes_the_same_colours(tmp_path: Path, codec: str, pixel_format: str, suffix: str) -> None:
+    options = {"b": "2000000"} if codec.startswith("mpeg") else {"log-level": "none"} if codec == "libx265" else {}
+    path = make_clip(tmp_path / f"a{suffix}", frames=5, codec=codec, pixel_format=pixel_format, options=options)
+    frames = list(read_frames(path))
+    assert len(frames) == 5
+    assert min(psnr(f.rgb, picture(i)) for i, f in enumerate(frames)) > 33
+
+
+def test_grey_stays_grey(tmp_path: Path) -> None:
+    frame = next(iter(read_frames(make_clip(tmp_path / "a.mkv", frames=2, codec="ffv1", pixel_format="gray"))))
+    assert np.ptp(frame.rgb.astype(int), axis=2).max() == 0
+    assert psnr(frame.rgb[:, :, 0], cv2.cvtColor(picture(0), cv2.COLOR_RGB2GRAY)) > 40
+
+
+def test_transparent_pictures_lie_on_white(tmp_path: Path) -> None:
+    half = (picture(0).astype(int) * 128 + 255 * 127 + 127) // 255
+    frame = next(iter(read_frames(make_clip(tmp_path / "a.mkv", frames=1, codec="ffv1", pixel_format="yuva444p"))))
+    assert psnr(frame.rgb, half.astype(np.uint8)) > 40
+    clear = np.zeros((4, 5, 4), np.uint8)
+    clear[0, 0] = (30, 20, 10, 255)  # BGRA
+    cv2.imwrite(str(tmp_path / "a.png"), clear)
+    rgb = next(iter(read_frames(tmp_path / "a.png"))).rgb
+    assert rgb[0, 0].tolist() == [10, 20, 30] and (rgb.reshape(-1, 3)[1:] == 255).all()
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(("code", "red", "blue"), [(1, 0.2126, 0.0722), (6, 0.299, 0.114)])
+def test_matrix_and_range_of_the_file_are_followed(code: int, red: float, blue: float, full: bool) -> None:
+    rng = np.random.default_rng(0)
+    yuv = np.stack([rng.integers(lo, hi, (32, 48)) for lo, hi in ((60, 190), (100, 150), (100, 150))]).astype(np.uint8)
+    frame = av.VideoFrame.from_ndarray(yuv, "yuv444p")
+    frame.colorspace, frame.color_range = code, 2 if full else 1
+    y, u, v = yuv.astype(float)
+    y, u, v = (
+        (y / 255, (u - 128) / 255, (v - 128) / 255) if full else ((y - 16) / 219, (u - 128) / 224, (v - 128) / 224)
+    )
+    r, b = y + 2 * (1 - red) * v, y + 2 * (1 - blue) * u
+    g = (y - red * r - blue * b) / (1 - red - blue)
+    expected = np.clip(np.stack([r, g, b], -1) * 255, 0, 255)
+    assert np.abs(video._to_rgb(frame) - expected).max() < 1.6
+
+
+def test_files_that_name_no_matrix_are_read_as_players_do() -> None:
+    assert [video._assumed_matrix(*size) for size in ((640, 360), (720, 576), (1280, 720), (720, 1280))] == [6, 6, 1, 1]
+
+
+ROTATIONS = {
+    (1, 0, 0, 1): lambda a: a,
+    (0, 1, -1, 0): lambda a: np.rot90(a, -1),  # as phones write an upright video: 90 degrees clockwise
+    (-1, 0, 0, -1): lambda a: np.rot90(a, 2),
+    (0, -1, 1, 0): lambda a: np.rot90(a, 1),
+    (-1, 0, 0, 1): np.fliplr,
+    (1, 0, 0, -1): np.flipud,
+    (0, 1, 1, 0): lambda a: a.swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("matrix", ROTATIONS)
+def test_rotation_in_the_metadata_is_applied(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    path = rotate_mp4(make_clip(tmp_path / "a.mp4", frames=2), matrix)
+    expected = ROTATIONS[matrix](picture(0))
+    reader = read_frames(path)
+    frame = next(iter(reader))
+    assert (reader.info.height, reader.info.width) == (reader.height, reader.width) == expected.shape[:2]
+    assert frame.rgb.flags.c_contiguous
+    assert psnr(frame.rgb, np.ascontiguousarray(expected)) > 35
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (17, 23), (8, 4096)])
+def test_odd_sizes_go_in_and_out(tmp_path: Path, width: int, height: int) -> None:
+    source = make_clip(tmp_path / "a.mkv", frames=3, width=width, height=height, codec="ffv1", pixel_format="yuv444p")
+    for name in ("b.mp4", "b.mkv", "b.y4m", "b-%d.png"):
+        copy_of(source, tmp_path / name)
+    for name in ("b.mp4", "b.mkv", "b.y4m", "b-1.png"):
+        frames = list(read_frames(tmp_path / name))
+        assert len(frames) == (1 if name.endswith("png") else 3)
+        assert frames[0].rgb.shape == (height, width, 3)
+        assert psnr(frames[0].rgb, picture(0, width, height)) > 30
+
+
+def test_an_image_is_one_frame(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "a.webp", "a.bmp", "a.tiff"):
+        cv2.imwrite(str(tmp_path / name), picture(0)[:, :, ::-1])
+        reader = read_frames(tmp_path / name)
+        (frame,) = reader
+        assert reader.info.is_image and reader.info.duration_s is None and reader.truncated is None
+        assert frame.pts == 0 and psnr(frame.rgb, picture(0)) > 30
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, turn: int) -> None:
+    jpeg = cv2.imencode(".jpg", picture(0)[:, :, ::-1])[1].tobytes()
+    tiff = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHHI", 0x112, 3, 1, orientation, 0, 0)
+    exif = b"Exif\0\0" + tiff
+    (tmp_path / "a.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + jpeg[2:])
+    (frame,) = read_frames(tmp_path / "a.jpg")
+    expected = np.ascontiguousarray(np.rot90(picture(0), turn))
+    assert frame.rgb.shape == expected.shape and psnr(frame.rgb, expected) > 30
+
+
+def test_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
+    ticks = [int(t) for t in np.cumsum(np.random.default_rng(0).integers(500, 9000, 25))]
+    source = make_clip(tmp_path / "a.mp4", ticks=ticks)
+    assert [f.pts for f in read_frames(source)] == [t - ticks[0] for t in ticks]
+    assert [f.pts for f in read_frames(copy_of(source, tmp_path / "b.mp4"))] == [t - ticks[0] for t in ticks]
+    rounded = np.array([f.pts for f in read_frames(copy_of(source, tmp_path / "b.mkv"))])
+    assert np.abs(rounded - np.array(ticks) + ticks[0]).max() <= 45  # Matroska: whole milliseconds
+
+
+def test_missing_and_backward_times_are_repaired_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = read_frames(make_clip(tmp_path / "a.mp4", frames=6))
+    times = [Fraction(t) if t is not None else None for t in (1, 2, None, 2, 4, 4)]
+
+    def scrambled(self: FrameReader, damage: object) -> object:
+        frames = [av.VideoFrame.from_ndarray(picture(0), "rgb24") for _ in times]
+        return iter(zip(frames, times, strict=True))
+
+    monkeypatch.setattr(FrameReader, "_from_start", scrambled)
+    assert [f.pts for f in reader] == [0, 90_000, 93_600, 93_601, 270_000, 270_001]
+    assert reader.repaired == 3
+
+
+def test_b_frames_in_avi_come_at_even_times(tmp_path: Path) -> None:
+    reader = read_frames(make_clip(tmp_path / "a.avi", frames=30, codec="mpeg4", options={"bf": "2", "b": "2000000"}))
+    frames = list(reader)
+    assert [f.pts for f in frames] == [i * 3600 for i in range(30)]
+    assert min(psnr(f.rgb, picture(i)) for i, f in enumerate(frames)) > 33
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mpg", ".ts", ".avi"])
+def test_start_and_duration_cut_by_time(tmp_path: Path, suffix: str) -> None:
+    codec = "libx264" if suffix in (".mp4", ".mkv", ".ts") else "mpeg2video" if suffix == ".mpg" else "mpeg4"
+    path = make_clip(tmp_path / f"a{suffix}", frames=100, codec=codec, options={"g": "12", "b": "2000000"})
+    everything = list(read_frames(path))
+    reader = read_frames(path, start_s=2.0, duration_s=0.4)
+    frames = list(reader)
+    assert [f.pts for f in frames] == [i * 3600 for i in range(10)]
+    assert reader.truncated is None
+    for frame, same in zip(frames, everything[50:60], strict=True):
+        assert np.array_equal(frame.rgb, same.rgb)
+
+
+def test_a_start_after_the_end_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ends before"):
+        list(read_frames(make_clip(tmp_path / "a.mp4"), start_s=7))
+
+
+@pytest.mark.parametrize("options", [{"start_s": -1}, {"duration_s": 0}, {"size": (0, 4)}, {"crop_to": (1, 0)}])
+def test_impossible_cuts_are_refused(tmp_path: Path, options: dict) -> None:
+    with pytest.raises(InputError, match="must be"):
+        read_frames(make_clip(tmp_path / "a.mp4", frames=1), **options)
+
+
+def test_crop_comes_before_size(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", frames=1, width=96, height=48)
+    reader = read_frames(path, crop_to=(1, 1), size=(24, 24))
+    (frame,) = reader
+    assert (reader.width, reader.height) == (24, 24)
+    expected = cv2.resize(picture(0, 96, 48)[:, 24:72], (24, 24), interpolation=cv2.INTER_AREA)
+    assert psnr(frame.rgb, expected) > 35
+
+
+def test_resize_averages_areas_when_shrinking_and_keeps_flat_pictures_flat() -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    assert np.abs(resize(rgb, 4, 4) - rgb.reshape(4, 2, 4, 2, 3).mean((1, 3))).max() <= 0.75
+    assert resize(rgb, 8, 8) is rgb
+    for width, height in ((3, 20), (20, 3), (31, 31), (1, 1)):
+        flat = resize(np.full((8, 8, 3), 77, np.uint8), width, height)
+        assert flat.shape == (height, width, 3) and (flat == 77).all()
+
+
+def test_centre_crop_is_the_largest_centred_cut() -> None:
+    rgb = np.zeros((288, 360, 3), np.uint8)
+    assert centre_crop(rgb, (1, 1)).shape == (288, 288, 3)
+    assert centre_crop(rgb, (16, 9)).shape == (202, 360, 3)
+    assert centre_crop(np.arange(5)[None, :, None].repeat(3, 2), (3, 1))[0, :, 0].tolist() == [1, 2, 3]
+    assert centre_crop(rgb[:1, :1], (1, 9)).shape == (1, 1, 3)
+
+
+# Bad input
+
+
+def test_unusable_paths_get_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("once upon a time\n" * 50)
+    (tmp_path / "text.txt").write_text("once upon a time\n" * 50)
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    assert "no such file" in error_of(tmp_path / "missing.mp4")
+    assert "folder" in error_of(tmp_path)
+    assert "empty" in error_of(tmp_path / "empty.mp4")
+    assert "not a video" in error_of(tmp_path / "text.mp4")
+    assert "not a video" in error_of(tmp_path / "text.txt")
+    assert "not a video" in error_of(tmp_path / "noise.mp4")
+    assert "only sound" in error_of(make_clip(tmp_path / "sound.m4a", video=False, audio="aac"))
+
+
+def test_a_name_that_looks_like_a_url_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_clip(tmp_path / "a.mp4", frames=2).rename(tmp_path / "http:x?y.mp4")
+    assert len(list(read_frames("http:x?y.mp4"))) == 2
+
+
+def test_a_truncated_mp4_yields_what_decodes_and_says_so(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", frames=75, audio="aac", container_options={"movflags": "faststart"})
+    whole = path.read_bytes()
+    assert read_all(path) == (75, None)
+    for part in (0.9, 0.6, 0.4):
+        path.write_bytes(whole[: int(len(whole) * part)])
+        count, truncated = read_all(path)
+        assert 5 < count < 75
+        assert truncated == f"{count / FPS:.1f} of 3.0 s"
+
+
+def test_a_truncated_mp4_whose_index_is_lost_says_so(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes()[:-3000])
+    assert "index" in error_of(path)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi"])
+def test_other_truncated_containers_say_so(tmp_path: Path, suffix: str) -> None:
+    codec = "libx264" if suffix == ".mkv" else "mpeg4"
+    path = make_clip(tmp_path / f"a{suffix}", frames=75, codec=codec, audio="aac")
+    assert read_all(path) == (75, None)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    count, truncated = read_all(path)
+    assert 5 < count < 75 and truncated is not None
+
+
+def test_damaged_packets_are_skipped_and_counted(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mkv", frames=30, codec="ffv1", pixel_format="yuv444p")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 200] = bytes(200)
+    path.write_bytes(data)
+    reader = read_frames(path)
+    assert 25 <= len(list(reader)) <= 30
+
+
+def read_all(path: Path) -> tuple[int, str | None]:
+    reader = read_frames(path)
+    return sum(1 for _ in reader), reader.truncated
+
+
+# Sound
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("aac", ".mp4"), ("libmp3lame", ".mp4"), ("libopus", ".mkv"), ("flac", ".mkv"), ("aac", ".ts")],
+)
+@pytest.mark.parametrize("output", [".mp4", ".mkv"])
+def test_copied_sound_decodes_to_the_same_samples_at_the_same_time(
+    tmp_path: Path, codec: str, suffix: str, output: str
+) -> None:
+    source = make_clip(tmp_path / f"a{suffix}", frames=50, audio=codec)
+    copy = copy_of(source, tmp_path / f"b{output}", audio_from=tmp_path / f"a{suffix}")
+    assert probe(copy).audio_codec == probe(source).audio_codec
+    if ".mkv" in (suffix, output):
+        assert_same_sound(heard(source), heard(copy), shift=RATE // 1000, start=1024)
+    else:
+        assert_same_sound(heard(source), heard(copy))
+
+
+def assert_same_sound(a: np.ndarray, b: np.ndarray, shift: int = 0, start: int = 0) -> None:
+    """b is a, from sample `start` on, moved by at most `shift` samples (Matroska rounds a track's start to 1 ms)."""
+    length = min(len(a), len(b))
+    assert length > 10_000 and abs(len(a) - len(b)) <= 2048
+    part = slice(start + shift, length - shift)
+    assert min(np.abs(a[part] - np.roll(b, s)[part]).max() for s in range(-shift, shift + 1)) < 1e-4
+
+
+def test_sound_that_the_container_cannot_hold_becomes_aac(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.avi", frames=50, codec="mpeg4", audio="pcm_mulaw")
+    reader = read_frames(source)
+    with FrameWriter(tmp_path / "b.mp4", width=64, height=48, audio_from=source) as writer:
+        for frame in reader:
+            writer.push(frame)
+    assert probe(tmp_path / "b.mp4").audio_codec == "aac"
+    assert any("pcm_mulaw" in warning for warning in writer.warnings)
+    a, b = heard(source), heard(tmp_path / "b.mp4")
+    lags = [np.corrcoef(a[4000:90000], b[4000 + s : 90000 + s])[0, 1] for s in range(-20, 21)]
+    assert int(np.argmax(lags)) == 20 and max(lags) > 0.99
+
+
+def test_sound_is_cut_with_the_pictures(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", frames=100, audio="aac")
+    reader = read_frames(source, start_s=1.0, duration_s=2.0)
+    output = tmp_path / "b.mp4"
+    with FrameWriter(output, width=64, height=48, audio_from=source, start_s=1.0, duration_s=2.0) as writer:
+        for frame in reader:
+            writer.push(frame)
+    expected, got = heard(source, Fraction(1)), heard(output)
+    assert 2 * RATE <= len(got) <= 2 * RATE + 1024
+    assert np.abs(expected[1024 : len(got)] - got[1024:]).max() < 1e-4
+
+
+def test_audio_packets_start_at_most_one_packet_early(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", frames=100, audio="aac")
+    times = [float(p.pts * p.time_base) for p in audio_packets(source, 1.0, 2.0)]
+    assert -2 * 1024 / RATE < times[0] <= 0 and times[-1] < 2.0
+    assert np.allclose(np.diff(times), 1024 / RATE)
+
+
+def test_a_silent_source_gives_a_silent_file(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", frames=3)
+    assert list(audio_packets(source)) == []
+    assert probe(copy_of(source, tmp_path / "b.mp4", audio_from=source)).audio_codec is None
+
+
+# Writing
+
+
+def frames_of(count: int, width: int = 64, height: int = 48) -> list[Frame]:
+    return [Frame(picture(i, width, height), i * 3600) for i in range(count)]
+
+
+def write(path: Path | str, frames: list[Frame], **options: object) -> FrameWriter:
+    with FrameWriter(path, width=frames[0].width, height=frames[0].height, **options) as writer:
+        for frame in frames:
+            writer.push(frame)
+    return writer
+
+
+def test_mp4_is_widely_playable_and_keeps_the_picture(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", frames_of(10))
+    info = probe(tmp_path / "a.mp4")
+    assert (info.video_codec, info.pixel_format, info.duration_s) == ("h264", "yuv420p", pytest.approx(0.4))
+    assert min(psnr(f.rgb, picture(i)) for i, f in enumerate(read_frames(tmp_path / "a.mp4"))) > 38
+
+
+def test_the_last_frame_is_shown_as_long_as_told(tmp_path: Path) -> None:
+    writer = FrameWriter(tmp_path / "a.mp4", width=64, height=48)
+    for frame in frames_of(5):
+        writer.push(frame)
+    writer.close(last_duration_ticks=90_000)
+    assert probe(tmp_path / "a.mp4").duration_s == pytest.approx(4 / FPS + 1)
+
+
+def test_y4m_holds_444_at_the_average_rate(tmp_path: Path) -> None:
+    write(tmp_path / "a.y4m", frames_of(4))
+    head, body = (tmp_path / "a.y4m").read_bytes().split(b"\n", 1)
+    assert head == b"YUV4MPEG2 W64 H48 F0000000025:0000000001 Ip A1:1 C444 XCOLORRANGE=LIMITED"
+    assert len(body) == 4 * (6 + 3 * 64 * 48)
+    frames = list(read_frames(tmp_path / "a.y4m"))
+    assert [f.pts for f in frames] == [0, 3600, 7200, 10800]
+    assert min(psnr(f.rgb, picture(i)) for i, f in enumerate(frames)) > 45
+
+
+@pytest.mark.parametrize(
+    ("fps", "fraction"), [(29.97002997, b"F0000030000:0000001001"), (None, b"F0000000020:0000000001")]
+)
+def test_y4m_takes_a_rate_or_the_average(tmp_path: Path, fps: float | None, fraction: bytes) -> None:
+    ticks = [0, 3000, 9000, 13500]  # average 4 frames in 18,000 ticks
+    write(tmp_path / "a.y4m", [Frame(picture(0), t) for t in ticks], fps=fps)
+    assert fraction in (tmp_path / "a.y4m").read_bytes()[:80]
+
+
+def test_dash_is_y4m_on_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Out:
+        buffer = io.BytesIO()
+
+    monkeypatch.setattr(sys, "stdout", Out)
+    write("-", frames_of(2))
+    assert Out.buffer.getvalue().startswith(b"YUV4MPEG2 W64 H48 F0000000025:")
+    assert Out.buffer.getvalue().count(b"FRAME\n") == 2
+
+
+def test_png_is_lossless_and_holds_one_frame(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", frames_of(1))
+    assert np.array_equal(next(iter(read_frames(tmp_path / "a.png"))).rgb, picture(0))
+    with pytest.raises(InputError, match="one frame"):
+        write(tmp_path / "b.png", frames_of(3))
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_png_pattern_numbers_from_1(tmp_path: Path) -> None:
+    write(tmp_path / "f-%03d.png", frames_of(3))
+    assert sorted(os.listdir(tmp_path)) == ["f-001.png", "f-002.png", "f-003.png"]
+
+
+def test_bad_names_are_refused(tmp_path: Path) -> None:
+    for name in ("a.avi", "a", "a-%s.png", "%d-%d.png"):
+        with pytest.raises(InputError):
+            FrameWriter(tmp_path / name, width=64, height=48)
+    with pytest.raises(InputError, match="no such folder"):
+        FrameWriter(tmp_path / "none" / "a.mp4", width=64, height=48)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        FrameWriter(tmp_path / "folder.mp4", width=64, height=48)
+    assert os.listdir(tmp_path) == ["folder.mp4"]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.y4m", "a.png"])
+def test_existing_files_stay_unless_forced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="--force"):
+        write(tmp_path / name, frames_of(1))
+    assert (tmp_path / name).read_text() == "mine"
+    write(tmp_path / name, frames_of(1), force=True)
+    assert probe(tmp_path / name).width == 64
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.y4m", "a-%d.png"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, name: str, error: type[BaseException]) -> None:
+    def interrupted() -> None:
+        with FrameWriter(tmp_path / name, width=64, height=48) as writer:
+            for frame in frames_of(4):
+                writer.push(frame)
+            assert len(os.listdir(tmp_path)) == 1 and not (tmp_path / name).exists()
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_frames_are_an_error_not_an_empty_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no frame"):
+        FrameWriter(tmp_path / "a.mp4", width=64, height=48).close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_misuse_raises_at_once(tmp_path: Path) -> None:
+    writer = FrameWriter(tmp_path / "a.mp4", width=64, height=48)
+    writer.push(Frame(picture(0), 5))
+    with pytest.raises(ValueError, match="increase"):
+        writer.push(Frame(picture(0), 5))
+    with pytest.raises(ValueError, match="64x48"):
+        writer.push(Frame(picture(0, 48, 64), 9))
+    writer.abort()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.y4m", "a-%d.png"])
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(0)
+    noise = [Frame(rng.integers(0, 255, (96, 128, 3), dtype=np.uint8), i * 3600) for i in range(20)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(InputError, match="no space left on"):
+            write(tmp_path / name, noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_device_is_written_directly_and_never_replaced() -> None:
+    out = OutputFile("/dev/full")
+    with pytest.raises(InputError, match="no space left on"):
+        out.write(b"x")
+    out.discard()
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real.png").touch()
+    (tmp_path / "link.png").symlink_to(tmp_path / "real.png")
+    write(tmp_path / "link.png", frames_of(1), force=True)
+    assert (tmp_path / "link.png").is_symlink() and (tmp_path / "real.png").stat().st_size > 0
+
+
+def test_reading_holds_few_frames_in_memory(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", frames=200, width=640, height=360, options={"preset": "ultrafast"})
+    code = """
+import resource, sys
+from mcode.video import read_frames
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for i, frame in enumerate(read_frames(sys.argv[1])):
+    if i == 40:
+        early = peak()
+print(i, peak() - early)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    last, grown_kib = map(int, done.stdout.split())
+    assert last == 199 and grown_kib < 8 * 640 * 360 * 3 / 1024
+
+
+def test_all_data_clips_read_whole(data_dir: Path) -> None:
+    clips = (
+        sorted((data_dir / "video" / "dev").glob("*.mp4"))[:2] + sorted((data_dir / "grid_s1" / "dev").iterdir())[:2]
+    )
+    for clip in clips:
+        reader = read_frames(clip, size=(64, 64))
+        assert sum(1 for _ in reader) >= 50
+        assert reader.truncated is None and reader.repaired == 0 and reader.damaged == 0
