@@ -1,40 +1,58 @@
-"""The byte layout of a keyframe in a file: one table, one class, both directions. The wire's headers are in rtp.py."""
+"""Packets: one keyframe as bytes, header and slices. Not the container's or RTP's framing, nor what slices hold.
+
+LAYOUT is the byte layout of format 1, the only place where it is written down.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from types import SimpleNamespace
 
-from .errors import FormatError, WireError
+from mcode.errors import FormatError, WireError
 
 FORMAT = 1
 
-LAYOUT = """\
-| part | bytes | is there | holds |
-|---|---|---|---|
-| flags | 1 | always | bit 0 refresh, bit 1 steps, bit 2 times; bits 3 to 7 are 0 in format 1 |
-| format | 1 | refresh | 1 |
-| coder, quality | 1 | refresh | coder in bits 4 to 7 (0 fixed, 1 huffman, 2 range), quality in bits 0 to 3 |
-| manifold | 8 | refresh | first bytes of the manifold's SHA-256 |
-| width, height, display width, display height, n, slices | varints | refresh | see StreamHeader |
-| steps | varint | flag | frames since the previous keyframe, where not n |
-| times | steps - 1 varints | flag | ticks from each in-between frame to the next, the last to this keyframe |
-| slice lengths | slices - 1 varints | more than one slice | bytes of each slice but the last |
-| slices | the rest | always | coded symbols |
-"""
-"""A sample of the data track, in order. A varint has 7 bits a byte, low bits first, bit 7 set while more follow."""
-
 CODERS = ("fixed", "huffman", "range")
+"""By their numbers in the stream header."""
+
+LAYOUT = """\
+| field | bytes | present | is |
+|---|---|---|---|
+| flags | 1 | always | bit 0: stream header; bit 1: steps; bit 2: times; bits 3-7: 0 in format 1 |
+| format | 1 | bit 0 | 1 |
+| coder, quality | 1 | bit 0 | coder << 4 (0 fixed, 1 huffman, 2 range), quality 0-15 |
+| manifold | 8 | bit 0 | the first bytes of the manifold's SHA-256 |
+| width, height | 2 varints | bit 0 | the picture as the manifold sees it, 1-65535 |
+| display width, height | 2 varints | bit 0 | the picture as it is shown, 1-65535 |
+| n | varint | bit 0 | keyframe interval, 1-65535 |
+| slices | varint | bit 0 | slices of each keyframe, 1-255 |
+| steps | varint | bit 1 | frames that this keyframe advances, 1-65535; without it: n |
+| times | steps - 1 varints | bit 2 | ticks from each frame in between to the next one, the keyframe last |
+| length | varint | before each slice but the last | bytes of the slice |
+| slice | length | always | the last one takes all bytes that are left |
+
+A varint is an unsigned number below 2^32: 7 bits a byte, the lowest first, bit 7 set in all but the last (LEB128).
+"""
+
 _REFRESH, _STEPS, _TIMES = 1, 2, 4
-_LARGEST = 65_535
-_LARGEST_TIME = 1 << 40
+_MANIFOLD_BYTES = 8
+_MAX_16 = (1 << 16) - 1
+_RANGES = SimpleNamespace(size=(1, _MAX_16), n=(1, _MAX_16), steps=(1, _MAX_16), quality=(0, 15), slices=(1, 255))
+
+
+class NewerFormatError(WireError, FormatError):
+    """A format this version does not know: the wire's error to a receiver, the file's to a command."""
 
 
 @dataclass(frozen=True)
 class StreamHeader:
-    """What a receiver must know to join: repeated with each refresh.
+    """What a receiver must know to decode, repeated with each refresh so that it can join there.
 
-    manifold_id: 8 bytes. width, height: of the coded picture; display_*: of the picture shown, which the decoder scales
-    to. n: keyframe interval in frames. quality: 1..15. slices: in each keyframe, 1..255.
+    manifold_id: the first 8 bytes of the manifold's SHA-256. width, height: the picture as the manifold sees it;
+    display_width, display_height: as it is shown. n: keyframe interval. coder: one of CODERS. quality: 0..15.
+    slices: of each keyframe, 1..255. Raises ValueError for values outside LAYOUT's ranges.
     """
 
     manifold_id: bytes
@@ -48,48 +66,23 @@ class StreamHeader:
     slices: int
 
     def __post_init__(self) -> None:
-        sizes = (self.width, self.height, self.display_width, self.display_height, self.n)
-        if len(self.manifold_id) != 8 or self.coder not in CODERS or not 0 <= self.quality <= 15:
-            raise ValueError(f"no such stream: {self}")
-        if not all(1 <= size <= _LARGEST for size in sizes) or not 1 <= self.slices <= 255:
-            raise ValueError(f"out of range: {self}")
-
-    def __bytes__(self) -> bytes:
-        fixed = bytes([FORMAT, CODERS.index(self.coder) << 4 | self.quality]) + self.manifold_id
-        sizes = (self.width, self.height, self.display_width, self.display_height, self.n, self.slices)
-        return fixed + b"".join(varint(size) for size in sizes)
-
-    @classmethod
-    def parse(cls, data: bytes, at: int = 0) -> tuple[StreamHeader, int]:
-        """The header at `at` and where it ends. Raises WireError, or FormatError for a newer format."""
-        if len(data) < at + 10:
-            raise WireError("the stream header is cut short")
-        if data[at] != FORMAT:
-            raise _other_format(data[at])
-        coder, quality = data[at + 1] >> 4, data[at + 1] & 15
-        manifold_id = bytes(data[at + 2 : at + 10])
-        at += 10
-        sizes = []
-        for _ in range(6):
-            size, at = parse_varint(data, at, _LARGEST)
-            sizes.append(size)
-        if coder >= len(CODERS):
-            raise WireError(f"coder {coder} is not known")
-        width, height, display_width, display_height, n, slices = sizes
-        try:
-            header = cls(manifold_id, width, height, display_width, display_height, n, CODERS[coder], quality, slices)
-        except ValueError as error:
-            raise WireError(str(error)) from None
-        return header, at
+        if len(self.manifold_id) != _MANIFOLD_BYTES:
+            raise ValueError(f"manifold_id has {_MANIFOLD_BYTES} bytes, not {len(self.manifold_id)}")
+        if self.coder not in CODERS:
+            raise ValueError(f"coder is one of {', '.join(CODERS)}, not {self.coder!r}")
+        for name in ("width", "height", "display_width", "display_height"):
+            _check(name, getattr(self, name), _RANGES.size)
+        for name in ("n", "quality", "slices"):
+            _check(name, getattr(self, name), getattr(_RANGES, name))
 
 
 @dataclass(frozen=True)
 class Packet:
     """One keyframe, or what arrived of it.
 
-    pts: ticks; the container or RTP carries it. steps: frames from the previous keyframe (excluded) to this one
-    (included); n in steady state, 1 for the first. times: ticks from each of the steps - 1 in-between frames to pts,
-    falling, or None where they are evenly spaced. header: on refreshes. slices: None where one did not arrive.
+    pts: ticks; the container or RTP carries it. steps: frames it advances: n in the steady state, 1 for the first,
+    fewer at the end. times: ticks before pts of the steps - 1 frames in between, falling, or None where they are evenly
+    spaced. header: present exactly on refresh keyframes. slices: each decodes alone; None = missing.
     """
 
     pts: int
@@ -98,107 +91,130 @@ class Packet:
     header: StreamHeader | None
     slices: tuple[bytes | None, ...]
 
+    def __post_init__(self) -> None:
+        _check("steps", self.steps, _RANGES.steps)
+        _check("the number of slices", len(self.slices), _RANGES.slices)
+        if self.header is not None and self.header.slices != len(self.slices):
+            raise ValueError(f"the header says {self.header.slices} slices, the packet has {len(self.slices)}")
+        if self.times is not None and len(self.times) != self.steps - 1:
+            raise ValueError(f"{self.steps} steps have {self.steps - 1} times in between, not {len(self.times)}")
+
     def to_sample(self, n: int) -> bytes:
-        """The sample's bytes, as in LAYOUT. n: of the stream. Raises ValueError where a slice is missing."""
-        if any(part is None for part in self.slices):
-            raise ValueError("a keyframe with missing slices has no sample")
-        flags = (self.header is not None) * _REFRESH | (self.steps != n) * _STEPS | (self.times is not None) * _TIMES
+        """The packet as LAYOUT has it, but for pts. n: the stream's keyframe interval; steps are left out where equal.
+
+        Raises ValueError for a missing slice or for times that do not fall strictly to above 0.
+        """
+        explicit = self.steps != n
+        flags = _REFRESH * (self.header is not None) | _STEPS * explicit | _TIMES * (self.times is not None)
         parts = [bytes([flags])]
-        if self.header is not None:
-            parts.append(bytes(self.header))
-        if self.steps != n:
-            parts.append(varint(self.steps))
+        if (h := self.header) is not None:
+            parts += [bytes([FORMAT, CODERS.index(h.coder) << 4 | h.quality]), h.manifold_id]
+            parts += map(_varint, (h.width, h.height, h.display_width, h.display_height, h.n, h.slices))
+        if explicit:
+            parts.append(_varint(self.steps))
         if self.times is not None:
-            following = (*self.times[1:], 0)
-            parts += [varint(a - b) for a, b in zip(self.times, following, strict=True)]
-        parts += [varint(len(part)) for part in self.slices[:-1] if part is not None]
-        return b"".join([*parts, *(part for part in self.slices if part is not None)])
+            gaps = [a - b for a, b in pairwise((*self.times, 0))]
+            if min(gaps, default=1) < 1:
+                raise ValueError(f"times in between must fall strictly and stay above 0: {self.times}")
+            parts += map(_varint, gaps)
+        for index, part in enumerate(self.slices):
+            if part is None:
+                raise ValueError(f"slice {index} is missing; a sample holds all {len(self.slices)}")
+            parts += [_varint(len(part)), part]
+        del parts[-2]  # the last slice's length
+        return b"".join(parts)
 
     @classmethod
     def parse_sample(cls, data: bytes, pts: int, header: StreamHeader | None) -> Packet:
-        """The packet of a sample. header: the stream's so far, None before the first refresh.
+        """The packet from a sample. header: the stream's, of the latest refresh; used only where the sample has none.
 
-        Raises WireError for bytes that are no sample, FormatError for a newer format. Whatever follows belongs to the
-        last slice.
+        Raises WireError where the bytes are no whole packet or header is needed and None, and NewerFormatError (which
+        is a FormatError too) where they are of a newer format. Bytes too many belong to the last slice.
         """
-        if not data:
-            raise WireError("the sample is empty")
-        flags, at = data[0], 1
-        if flags & ~(_REFRESH | _STEPS | _TIMES):
-            raise WireError(f"flags {flags:#04x} are not of format {FORMAT}")
-        own = None
-        if flags & _REFRESH:
-            own, at = StreamHeader.parse(data, at)
-        header = own or header
-        if header is None:
-            raise WireError("the stream does not begin with a refresh")
-        steps = header.n
-        if flags & _STEPS:
-            steps, at = parse_varint(data, at, _LARGEST)
-            if steps == 0:
-                raise WireError("a keyframe of 0 steps")
+        reader = _Reader(data)
+        flags = reader.byte()
+        if flags >> 3:
+            raise _newer(f"newer than {FORMAT}")
+        own = _parse_header(reader) if flags & _REFRESH else None
+        stream = own or header
+        if stream is None:
+            raise WireError("a keyframe before the first refresh")
+        steps = reader.varint("steps", _RANGES.steps) if flags & _STEPS else stream.n
         times = None
         if flags & _TIMES:
-            if steps - 1 > len(data) - at:
-                raise WireError("the times are cut short")
-            gaps = []
-            for _ in range(steps - 1):
-                gap, at = parse_varint(data, at, _LARGEST_TIME)
-                if gap == 0:
-                    raise WireError("two frames at one time")
-                gaps.append(gap)
-            total, reversed_times = 0, []
-            for gap in reversed(gaps):
-                total += gap
-                reversed_times.append(total)
-            times = tuple(reversed(reversed_times))
-        lengths = []
-        for _ in range(header.slices - 1):
-            length, at = parse_varint(data, at, len(data))
-            lengths.append(length)
-        if at + sum(lengths) > len(data):
-            raise WireError("the slices are cut short")
-        slices = []
-        for length in lengths:
-            slices.append(bytes(data[at : at + length]))
-            at += length
-        slices.append(bytes(data[at:]))
-        return cls(pts, steps, times, own, tuple(slices))
+            gaps = [reader.varint("time", (1, (1 << 32) - 1)) for _ in range(steps - 1)]
+            times = tuple(accumulate(reversed(gaps)))[::-1]
+        slices = [reader.take(reader.varint("slice length")) for _ in range(stream.slices - 1)]
+        return cls(pts, steps, times, own, (*slices, reader.rest()))
 
 
-def varint(value: int) -> bytes:
-    """A whole number from 0, 7 bits a byte, low bits first (LEB128)."""
-    if value < 0:
-        raise ValueError(f"{value} is negative")
-    out = bytearray()
+def _parse_header(reader: _Reader) -> StreamHeader:
+    version = reader.byte()
+    if version > FORMAT:
+        raise _newer(str(version))
+    if version != FORMAT:
+        raise WireError(f"there is no stream format {version}")
+    coder, quality = divmod(reader.byte(), 16)
+    if coder >= len(CODERS):
+        raise WireError(f"there is no coder {coder}")
+    manifold_id = reader.take(_MANIFOLD_BYTES)
+    width, height, shown_width, shown_height = (reader.varint("size", _RANGES.size) for _ in range(4))
+    n, slices = reader.varint("n", _RANGES.n), reader.varint("slices", _RANGES.slices)
+    return StreamHeader(manifold_id, width, height, shown_width, shown_height, n, CODERS[coder], quality, slices)
+
+
+def _newer(version: str) -> NewerFormatError:
+    from importlib import metadata  # slow to import, and rarely needed
+
+    try:
+        mine = metadata.version("mcode")
+    except metadata.PackageNotFoundError:
+        mine = "(not installed)"
+    return NewerFormatError(f"stream is format {version}, this is mcode {mine}, which reads {FORMAT}")
+
+
+def _check(name: str, value: int, bounds: tuple[int, int]) -> None:
+    if not bounds[0] <= value <= bounds[1]:
+        raise ValueError(f"{name} is {bounds[0]} to {bounds[1]}, not {value}")
+
+
+def _varint(value: int) -> bytes:
+    if not 0 <= value < 1 << 32:
+        raise ValueError(f"{value} is outside 0 to 2^32 - 1")
+    return bytes(_septets(value))
+
+
+def _septets(value: int) -> Iterator[int]:
     while value > 127:
-        out.append(value & 127 | 128)
+        yield value & 127 | 128
         value >>= 7
-    out.append(value)
-    return bytes(out)
+    yield value
 
 
-def parse_varint(data: bytes, at: int, largest: int) -> tuple[int, int]:
-    """The number at `at` and where it ends. Raises WireError where it is cut short, over `largest`, or longer than needed."""
-    value = shift = 0
-    while True:
-        if at >= len(data):
-            raise WireError("a number is cut short")
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if value > largest:
-            raise WireError(f"a number is over {largest}")
-        if byte < 128:
-            if byte == 0 and shift:
-                raise WireError("a number has a needless byte")
-            return value, at
-        shift += 7
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._data = bytes(data)
+        self._at = 0
 
+    def take(self, size: int) -> bytes:
+        if size > len(self._data) - self._at:
+            raise WireError(f"the sample ends {size - len(self._data) + self._at} bytes early")
+        self._at += size
+        return self._data[self._at - size : self._at]
 
-def _other_format(found: int) -> FormatError | WireError:
-    if found > FORMAT:
-        from . import __version__
+    def rest(self) -> bytes:
+        return self.take(len(self._data) - self._at)
 
-        return FormatError(f"stream is format {found}, this is mcode {__version__}, which reads {FORMAT}")
-    return WireError("format 0 does not exist")
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def varint(self, name: str, bounds: tuple[int, int] = (0, (1 << 32) - 1)) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                if not bounds[0] <= value <= bounds[1]:
+                    raise WireError(f"{name} is {bounds[0]} to {bounds[1]}, not {value}")
+                return value
+        raise WireError(f"{name} is a number of more than 5 bytes")

@@ -2,22 +2,22 @@
 
 | call | takes | gives |
 |---|---|---|
-| `CodeTables.fit(whole, delta)` | sequences of int16 (C, h, w); `delta` may be empty | `CodeTables`: all that both ends share |
+| `CodeTables.fit(whole, delta)` | sequences of int16 (C, h, w), `delta` may be empty | what both ends share |
 | `tables.to_bytes()`, `CodeTables.from_bytes(data)` | | bytes; `FormatError` where they are no tables |
 | `slices.split(symbols, slices)` | int16 (C, h, w) | list of int16 (C, P_s) |
 | `slices.join(parts, h, w)` | list of int16 (C, P_s) | int16 (C, h, w) |
 | `slices.positions(s, slices, h, w)` | | the P_s flat positions of slice s, ascending |
 | `huffman.encode(whole, delta, tables)` | int16 (C, P), int16 (C, P) or None | bytes, of whichever is shorter |
-| `huffman.decode(data, previous, count, tables)` | bytes, the previous keyframe's (C, P) or None, P | `Decoded(symbols, needs_previous)` |
+| `huffman.decode(data, previous, count, tables)` | bytes, the last keyframe's (C, P) or None, P | `Decoded` |
 | `fixed.encode(whole, tables)` | int16 (C, P) | bytes, always the same number |
 | `fixed.decode(data, count, tables)` | bytes, P | int16 (C, P) |
 | `fixed.clip(whole, tables)` | int16 (C, ...) | what the other end of `fixed` will hold |
 | `entropy_bits(samples)` | sequence of int16 (C, h, w) | ideal bits per sample, channel-wise and memoryless |
 
-`delta` is `whole - previous` in int16 arithmetic, which wraps and so loses nothing. `decode` never raises on bytes: damaged
-or missing ones give symbols of the right shape, wrong ones perhaps, but never an error; missing bits read as "no change"
-(a delta slice) or as the channel's centre. `Decoded.needs_previous` is True when the slice holds a delta and `previous` was
-None: the symbols are then the delta around the channels' centres.
+`delta` is `whole - previous` in int16 arithmetic, which wraps and so loses nothing. `decode` never raises on bytes:
+damaged or missing ones give symbols of the right shape, wrong ones perhaps; missing bits read as "no change" (a delta
+slice) or as the channel's centre. `Decoded` is `(symbols, needs_previous)`: needs_previous is True when the slice holds a
+delta and `previous` was None; the symbols are then the delta around the channels' centres.
 """
 
 from mcode.coders import fixed, huffman, slices

@@ -1,4 +1,4 @@
-"""Bit fields to bytes and back, most significant bit first, whole arrays at a time. Knows nothing of codes or symbols."""
+"""Bit fields to bytes and back, most significant bit first, in whole arrays. Knows nothing of codes or symbols."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ PADDING_BYTES = 16
 
 
 def pack(codes: np.ndarray, lengths: np.ndarray) -> bytes:
-    """Fields of `lengths` bits (int64, 0..32), one behind the other; the last byte is filled up with zeros.
+    """Fields of `lengths` bits (0..31), one behind the other; the last byte is filled up with zeros.
 
-    codes: int64, each below 2^length.
+    codes, lengths: int32, each code below 2^length.
     """
-    used = lengths > 0
-    codes, lengths = codes[used], lengths[used]
+    if not lengths.all():
+        codes, lengths = codes[lengths > 0], lengths[lengths > 0]
     if not codes.size:
         return b""
-    ends = np.cumsum(lengths)
+    ends = np.cumsum(lengths, dtype=np.int64)
     starts = ends - lengths
     word = starts >> 5  # a field lies in this 32-bit word and at most the next
     wide = codes.astype(np.uint64) << (64 - lengths - (starts & 31)).astype(np.uint64)
     first = np.flatnonzero(np.diff(word, prepend=-1))
+    together = np.bitwise_or.reduceat(wide, first)
     words = np.zeros(int(word[-1]) + 2, np.uint64)
-    words[word[first]] |= np.bitwise_or.reduceat(wide >> np.uint64(32), first)
-    words[word[first] + 1] |= np.bitwise_or.reduceat(wide & np.uint64(0xFFFFFFFF), first)
+    words[word[first]] |= together >> np.uint64(32)
+    words[word[first] + 1] |= together & np.uint64(0xFFFFFFFF)
     return words.astype(">u4").tobytes()[: (int(ends[-1]) + 7) // 8]
 
 

@@ -1,11 +1,11 @@
 """One Huffman code over runs and values: residuals to bit fields, and back. Not the choice of codes (tables.py).
 
-A token covers one symbol ("plain") or a run of zeros and the symbol that ends it ("runs", as in JPEG, ITU-T T.81 F.1.2.2):
-a Huffman code costs at least one bit a token, so where most symbols are zero a token must cover several.
+A token covers one symbol ("plain") or a run of zeros and the symbol that ends it ("runs", as in JPEG, ITU-T T.81
+F.1.2.2): a Huffman code costs at least one bit a token, so where most symbols are zero a token must cover several.
 
-    plain: token [number]                                    one per symbol; then `shift` raw bits of every symbol
-    runs:  [SKIP number] token [number] [run_shift bits]     one per symbol that is not zero; REST where zeros end the sequence
-    number: 5 bits n, n bits                                 behind ESCAPE: the zigzag value; behind SKIP: run >> run_shift
+    plain: token [number]                                 one per symbol; then `shift` raw bits of every symbol
+    runs:  [SKIP number] token [number] [run_shift bits]  one per symbol that is not zero; REST where zeros end it all
+    number: 5 bits n, n bits                              behind ESCAPE: the zigzag value; behind SKIP: run >> run_shift
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ MAX_LENGTH = 12
 """Longest code in bits: the decoder looks every token up in one table of 4096 entries. What is rarer is escaped."""
 
 REST, ESCAPE, SKIP, FIRST = 0, 1, 2, 3
-"""Tokens. REST: zeros to the end (plain: one zero). ESCAPE: one symbol, its number follows. SKIP: zeros, their number follows
-(runs only). From FIRST on the grid of (run, value), the value running fastest, from -max_value."""
+"""Tokens. REST: zeros to the end (plain: one zero). ESCAPE: one symbol, its number follows. SKIP: zeros, their number
+follows (runs only). From FIRST on the grid of (run, value), the value running fastest, from -max_value."""
 
 _NUMBER_BITS = 5
 _ALL = 1 << 40
 
 
 class Events(NamedTuple):
-    """What is to be sent, int32, one entry per token: the token, its skip and number (-1 = none), the low bits of its run."""
+    """What is to be sent, int32, by token: the token, its skip and number (-1 = none), the low bits of its run."""
 
     token: np.ndarray
     skip: np.ndarray
@@ -44,8 +44,9 @@ class Events(NamedTuple):
 class Code:
     """shift: low bits of each residual sent raw (plain only).
 
-    max_run: 0 = plain; else tokens hold runs r with r >> run_shift < max_run. max_value: tokens hold -max_value..max_value.
-    lengths: each token's code length in bits, 0 = there is no such token; together a complete prefix code.
+    max_run: 0 = plain; else tokens hold runs r with r >> run_shift < max_run. max_value: tokens hold values from
+    -max_value to max_value. lengths: each token's code length in bits, 0 = there is no such token; together a complete
+    prefix code.
     """
 
     shift: int
@@ -62,7 +63,7 @@ class Code:
     def canonical(self) -> tuple[np.ndarray, np.ndarray]:
         """(codes, lengths), int32 by token: the canonical code, relabelled so that REST is all zeros.
 
-        Bits behind the end of a slice read as zeros: so they mean "nothing more", and the encoder may drop zero bytes there.
+        Bits behind the end of a slice read as zeros: so they mean "nothing more", and zero bytes there may be dropped.
         """
         lengths = np.frombuffer(self.lengths, np.uint8).astype(np.int32)
         present = np.flatnonzero(lengths)
@@ -75,7 +76,7 @@ class Code:
 
     @cached_property
     def lookup(self) -> list[tuple[int, int, int | None]]:
-        """By the next MAX_LENGTH bits: (code length, symbols covered, value). Value None: a number follows; covered 0: SKIP."""
+        """By the next MAX_LENGTH bits: (code length, symbols covered, value). No value: a number follows; 0 covered: SKIP."""
         codes, lengths = self.canonical
         table: list[tuple[int, int, int | None]] = [(1, _ALL, 0)] * (1 << MAX_LENGTH)
         for token in np.flatnonzero(lengths).tolist():
@@ -92,23 +93,23 @@ class Code:
         run, value = divmod(token - FIRST, 2 * self.max_value + 1)
         return (run << self.run_shift) + 1, value - self.max_value
 
-    def events(self, residual: np.ndarray, ends: Sequence[int]) -> Events:
-        """The tokens for int16 (L,): one sequence or several, each coded by itself; `ends` are their ends, ascending to L."""
+    def events(self, residual: np.ndarray, ends: Sequence[int] | np.ndarray) -> Events:
+        """The tokens for int16 (L,): one sequence or several, each coded by itself; `ends`: their ends, ascending to L."""
         value = residual.astype(np.int32)
         if self.max_run:
             return self._run_events(value, np.asarray(ends))
         value = (value + self._half) >> self.shift
         token = self._grid(0, value)
         token[value == 0] = REST
-        none = np.full(len(value), -1, np.int32)
-        return Events(token, none, np.where(token == ESCAPE, _zigzag(value), -1), none)
+        number = np.where(token == ESCAPE, _zigzag(value), -1)
+        return Events(token, np.full_like(token, -1), number, np.zeros_like(token))
 
     def _run_events(self, value: np.ndarray, ends: np.ndarray) -> Events:
         at = np.flatnonzero(value)
         value = value[at]
         stops = np.searchsorted(at, ends)  # how many of `at` lie before each end
-        before = np.r_[-1, at[:-1]][: len(at)]
-        starts, begins = np.r_[0, stops[:-1]], np.r_[0, ends[:-1]]
+        before = _after(-1, at)[:-1]
+        starts, begins = _after(0, stops)[:-1], _after(0, ends)[:-1]
         before[starts[starts < stops]] = begins[starts < stops] - 1
         run = (at - before - 1).astype(np.int32)
         skip = run >> self.run_shift
@@ -117,8 +118,8 @@ class Code:
         token[indirect] = self._grid(0, value[indirect])
         skip[~indirect] = -1
         events = Events(token, skip, np.where(token == ESCAPE, _zigzag(value), -1), run & ((1 << self.run_shift) - 1))
-        rests = stops[np.r_[-1, at][stops] < ends - 1]  # none where the last symbol is not zero
-        return Events(*(np.insert(column, rests, rest) for column, rest in zip(events, (REST, -1, -1, 0), strict=True)))
+        rests = stops[_after(-1, at)[stops] < ends - 1]  # none where the last symbol is not zero
+        return Events(*(_insert(column, rests, rest) for column, rest in zip(events, (REST, -1, -1, 0), strict=True)))
 
     def _grid(self, run: np.ndarray | int, value: np.ndarray) -> np.ndarray:
         """The grid's tokens for (run, value), ESCAPE where there are none."""
@@ -131,7 +132,7 @@ class Code:
     def cost(self, events: Events) -> int:
         """Bits that the events take, the raw bits behind them aside."""
         lengths = self.canonical[1]
-        numbers = np.r_[events.skip[events.skip >= 0], events.number[events.number >= 0]]
+        numbers = np.concatenate([events.skip[events.skip >= 0], events.number[events.number >= 0]])
         total = int(lengths[events.token].sum()) + int(lengths[SKIP]) * int(np.count_nonzero(events.skip >= 0))
         total += self.run_shift * int(np.count_nonzero(events.token != REST))
         return total + _NUMBER_BITS * len(numbers) + int(_size(numbers).sum())
@@ -139,27 +140,35 @@ class Code:
     def fields(self, events: Events, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(codes, lengths), int32: the bit fields for the events of int16 (L,), for bits.pack."""
         codes, lengths = self.canonical
-        columns = [(codes[events.token], lengths[events.token])]
+        numbered = events.number >= 0
+        low_bits = self.run_shift * (events.token != REST)
+        early = np.where(numbered, 0, low_bits)  # the run's low bits follow the token, or its number where there is one
+        columns = [
+            (codes[events.token] << early | np.where(numbered, 0, events.run_low), lengths[events.token] + early)
+        ]
         if (skipped := events.skip >= 0).any():
             columns[:0] = [(np.full_like(events.skip, codes[SKIP]), skipped * lengths[SKIP]), _number(events.skip)]
-        if (events.number >= 0).any():
-            columns.append(_number(events.number))
-        if self.run_shift:
-            columns.append((events.run_low, self.run_shift * (events.token != REST)))
-        found = [np.stack(parts, axis=1).reshape(-1) for parts in zip(*columns, strict=True)]
+        if numbered.any():
+            number, size = _number(events.number)
+            late = low_bits - early
+            columns.append((number << late | np.where(numbered, events.run_low, 0), size + late))
+        found = columns[0]
+        if len(columns) > 1:
+            found = tuple(np.stack(parts, axis=1).reshape(-1) for parts in zip(*columns, strict=True))
         if self.shift:
             low = ((residual.astype(np.int32) + self._half) & (2 * self._half - 1)) ^ self._half
-            found = [np.r_[found[0], low], np.r_[found[1], np.full(len(low), self.shift, np.int32)]]
-        return found[0], found[1]
+            widths = np.full(len(low), self.shift, np.int32)
+            found = np.concatenate([found[0], low]), np.concatenate([found[1], widths])
+        return found
 
     def decode(self, windows: np.ndarray, start: int, count: int) -> tuple[np.ndarray, int]:
         """The next `count` residuals, int16, from bit `start` on, and the bit behind them.
 
-        windows: of bits.windows. Never raises, whatever the bits; the work is bounded by `count` and the bits there are.
+        windows: of bits.windows. Never raises, whatever the bits; the work is bounded by `count` and by the bits.
         """
         found = array("h", bytes(2 * count))
         try:
-            position = self._decode_tokens(memoryview(windows), start, found)
+            position = self._decode_tokens(windows.data, start, found)
         except IndexError:  # behind the end: zeros
             position = len(windows)
         values = np.frombuffer(found, np.int16)
@@ -199,6 +208,17 @@ class Code:
     @property
     def _half(self) -> int:
         return (1 << self.shift) >> 1
+
+
+def _after(first: int, values: np.ndarray) -> np.ndarray:
+    return np.concatenate([[first], values])
+
+
+def _insert(values: np.ndarray, where: np.ndarray, value: int) -> np.ndarray:
+    """np.insert, which takes longer than all the rest for the usual one at the end."""
+    if len(where) == 1 and where[0] == len(values):
+        return np.concatenate([values, np.array([value], values.dtype)])
+    return np.insert(values, where, value) if len(where) else values
 
 
 def _zigzag(value: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""The coder `fixed`: every symbol in its channel's number of bits, clipped to them. No delta, no Huffman: the most robust.
+"""The coder `fixed`: each symbol in its channel's number of bits, clipped to them. No delta, no Huffman: most robust.
 
-The code is folded binary, as telephony's (ITU-T G.711): one bit for the side of the channel's centre, then the distance from
-it. Symbols lie near the centre, where a wrong sign bit costs little; natural binary's top bit always costs half the range.
+The code is folded binary, as telephony's (ITU-T G.711): one bit for the side of the channel's centre, then the distance
+from it. Symbols lie near the centre, where a wrong sign bit costs little; natural binary's top bit always costs half the
+range.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from mcode.coders.tables import CodeTables
 
 
 def clip(whole: np.ndarray, tables: CodeTables) -> np.ndarray:
-    """int16 (C, ...) as the other end will have them: channel c clipped to centre - 2^(bits-1) .. centre + 2^(bits-1) - 1."""
+    """int16 (C, ...) as the other end will have them: clipped to centre - 2^(bits-1) .. centre + 2^(bits-1) - 1."""
     residual, half = _residual(whole, tables)
     return (residual.clip(-half, np.maximum(half - 1, 0)) + _column(tables.centres, whole)).astype(np.int16)
 
@@ -23,8 +24,9 @@ def encode(whole: np.ndarray, tables: CodeTables) -> bytes:
     residual, half = _residual(whole, tables)
     negative = residual < 0
     distance = np.minimum(np.where(negative, ~residual, residual), np.maximum(half - 1, 0))
-    lengths = np.broadcast_to(tables.bits.astype(np.int64)[:, None], residual.shape)
-    return bits.pack(np.where(negative, half | distance, distance).reshape(-1), lengths.reshape(-1))
+    lengths = np.broadcast_to(tables.bits.astype(np.int32)[:, None], residual.shape)
+    codes = np.where(negative, half | distance, distance)
+    return bits.pack(codes.astype(np.int32).reshape(-1), lengths.reshape(-1))
 
 
 def decode(data: bytes, count: int, tables: CodeTables) -> np.ndarray:

@@ -15,7 +15,7 @@ from mcode.coders.tables import CodeTables, Group
 
 
 class Decoded(NamedTuple):
-    """symbols: int16 (C, P). needs_previous: the slice is a delta and there was nothing to add it to but the centres."""
+    """symbols: int16 (C, P). needs_previous: it is a delta, and there was nothing to add it to but the centres."""
 
     symbols: np.ndarray
     needs_previous: bool
@@ -24,7 +24,7 @@ class Decoded(NamedTuple):
 def encode(whole: np.ndarray, delta: np.ndarray | None, tables: CodeTables) -> bytes:
     """The shorter of the whole symbols and the delta, both int16 (C, P); whole where delta is None, or where they tie.
 
-    Zero bytes at the end are left out, so a slice in which nothing happens is empty. Raises ValueError for other shapes.
+    Zero bytes at the end are left out: a slice in which nothing happens is empty. Raises ValueError for other shapes.
     """
     symbols = [np.asarray(array, np.int16) for array in (whole, delta) if array is not None]
     if any(array.ndim != 2 or array.shape != (tables.channels, symbols[0].shape[1]) for array in symbols):
@@ -33,8 +33,8 @@ def encode(whole: np.ndarray, delta: np.ndarray | None, tables: CodeTables) -> b
     coded = [_events(residual, groups) for residual, groups in zip(symbols, (tables.whole, tables.delta), strict=False)]
     mode = int(np.argmin([sum(part.cost for part in parts) for parts in coded]))
     fields = [part.code.fields(part.events, part.residual) for part in coded[mode]]
-    codes = np.concatenate([[mode], *(codes for codes, _ in fields)])
-    lengths = np.concatenate([[1], *(lengths for _, lengths in fields)])
+    codes = np.concatenate([np.array([mode], np.int32), *(codes for codes, _ in fields)])
+    lengths = np.concatenate([np.ones(1, np.int32), *(lengths for _, lengths in fields)])
     return bits.pack(codes, lengths).rstrip(b"\0")
 
 
@@ -59,7 +59,7 @@ def _events(residual: np.ndarray, groups: tuple[Group, ...]) -> list[_Part]:
 
 
 def decode(data: bytes, previous: np.ndarray | None, count: int, tables: CodeTables) -> Decoded:
-    """The whole symbols, int16 (C, count), of one slice; previous: the slice's symbols in the previous keyframe, if known.
+    """The whole symbols, int16 (C, count), of one slice; previous: its symbols in the previous keyframe, if known.
 
     Never raises on `data`. What is missing at its end reads as the previous symbols or the centres.
     """
@@ -70,6 +70,6 @@ def decode(data: bytes, previous: np.ndarray | None, count: int, tables: CodeTab
     for group in tables.delta if is_delta else tables.whole:
         for code, positions in group.bands(residual):
             part, position = code.decode(windows, position, len(group.channels) * len(positions))
-            residual[group.index[:, None], positions] = part.reshape(-1, len(positions))
+            residual[group.index[:, None], positions] = part.reshape(len(group.channels), len(positions))
     base = previous if is_delta and previous is not None else tables.centres[:, None]
     return Decoded(base + residual, is_delta and previous is None)
