@@ -1,0 +1,67 @@
+"""The rendered clip: the same for the same seed, at any size, with sound that moves the mouth."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+
+from mcode.errors import InputError
+from mcode.testclip import RATE, SCENES, render_audio, render_frames, write_clip
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_frames_have_the_size_rate_and_number_asked_for(scene):
+    frames = list(render_frames(scene, 0.5, 12, (64, 48), 0))
+    assert [f.rgb.shape for f in frames] == [(48, 64, 3)] * 6
+    assert [f.pts for f in frames] == [i * 7500 for i in range(6)]
+
+
+def test_same_seed_same_pixels_and_another_seed_others():
+    def first(seed):
+        return next(render_frames("face", 1, 25, (64, 48), seed)).rgb
+
+    assert np.array_equal(first(3), first(3))
+    assert not np.array_equal(first(3), first(4))
+
+
+def test_every_scene_moves():
+    for scene in ("arms", "face", "pan"):
+        first, *_, last = render_frames(scene, 1.0, 5, (64, 48), 0)
+        assert np.abs(first.rgb.astype(int) - last.rgb).mean() > 0.5
+
+
+def test_demo_is_the_three_scenes_in_a_row():
+    frames = [f.rgb.astype(int) for f in render_frames("demo", 1.2, 10, (64, 48), 0)]
+    jumps = [np.abs(a - b).mean() for a, b in zip(frames, frames[1:], strict=False)]
+    assert sorted(np.argsort(jumps)[-2:].tolist()) == [3, 7]
+
+
+def test_sound_is_as_long_as_the_picture_and_audible():
+    sound = render_audio("face", 1.5, 0)
+    assert sound.shape == (round(1.5 * RATE),) and sound.dtype == np.int16
+    assert 500 < np.abs(sound.astype(int)).mean() < 12_000
+    assert not np.array_equal(sound, render_audio("pan", 1.5, 0))
+
+
+def test_written_clip_holds_picture_and_sound(clip):
+    with av.open(str(clip)) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert (video.width, video.height, float(video.average_rate)) == (96, 64, 25.0)
+        assert sum(1 for _ in container.decode(video)) == 50
+        assert abs(float(audio.duration * audio.time_base) - 2) < 0.1
+
+
+def test_an_existing_file_is_kept_without_force(tmp_path):
+    path = tmp_path / "kept.mp4"
+    path.write_bytes(b"mine")
+    with pytest.raises(InputError, match="--force"):
+        write_clip(path, seconds=0.2, size=(32, 32))
+    assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("options", [{"scene": "opera"}, {"size": (4, 4)}])
+def test_unusable_options_are_named(options, tmp_path):
+    with pytest.raises(InputError, match="opera|4x4"):
+        write_clip(tmp_path / "x.mp4", seconds=0.2, **options)
+    assert not list(tmp_path.iterdir())
