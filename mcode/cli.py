@@ -1,0 +1,959 @@
+"""The command line: options in, one call into the library, a table or one JSON object out. No codec logic.
+
+The library is imported inside the command that uses it, so that `mcode --help` loads neither torch nor PyAV.
+Exit status: 0 done; 1 an unexpected failure, or a check that did not hold; 2 something the user can mend; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from mcode.errors import InputError, ManifoldError, McodeError
+
+UsageError = typer.BadParameter.__base__
+"""Typer's parent of every usage error; it has lived in click and in typer, and both call it this way."""
+
+CODERS = ("huffman", "fixed")
+CODECS = ("h264", "h265", "av1")
+MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENAMETOOLONG}
+"""Errors of the operating system which the user can mend (a full disk, no permission): status 2, not 1."""
+
+app = typer.Typer(
+    help="MCode sends video as coordinates on a learned manifold: a few hundred bytes a second.",
+    epilog="Start with:  mcode encode clip.mp4 -o clip.mcode,  then  mcode decode clip.mcode -o back.mp4",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+manifolds_app = typer.Typer(help="List, show and verify the manifolds of this machine.", no_args_is_help=True)
+app.add_typer(manifolds_app, name="manifolds")
+evaluate_app = typer.Typer(help="Measure codecs on test material.", no_args_is_help=True)
+app.add_typer(evaluate_app, name="evaluate")
+
+
+# Options: what is typed on the command line, checked with the value and the remedy in the message.
+
+
+class Size(NamedTuple):
+    width: int
+    height: int
+
+
+SMALL = Size(128, 128)
+
+
+def _whole(flag: str, meaning: str, low: int, high: int) -> Callable[[Any], int]:
+    def parse(text: Any) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise InputError(f"{flag} {text}: {meaning} is a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _seconds(flag: str, meaning: str, *, zero: bool = False) -> Callable[[Any], float]:
+    """Seconds as `90`, `1:30` or `0:01:30.5`."""
+
+    def parse(text: Any) -> float:
+        value = 0.0
+        try:
+            parts = [float(part) for part in str(text).split(":")]
+        except ValueError:
+            parts = []
+        for part in parts:
+            value = 60 * value + part
+        good = 1 <= len(parts) <= 3 and min(parts) >= 0 and math.isfinite(value)
+        if not good or (value == 0 and not zero):
+            limit = "0 or more" if zero else "more than 0"
+            raise InputError(f"{flag} {text}: {meaning} is {limit} seconds, as 90 or 1:30")
+        return value
+
+    return parse
+
+
+def _choice(flag: str, *choices: str) -> Callable[[Any], str]:
+    def parse(text: Any) -> str:
+        if text not in choices:
+            raise InputError(f"{flag} {text}: choose {_any_of(choices)}{_near(str(text), choices)}")
+        return text
+
+    return parse
+
+
+def _size(flag: str) -> Callable[[Any], Size | None]:
+    """`640x360`, or None for `native`."""
+
+    def parse(text: Any) -> Size | None:
+        if text == "native":
+            return None
+        if isinstance(text, Size):
+            return text
+        width, _, height = str(text).lower().partition("x")
+        if width.isdecimal() and height.isdecimal() and 1 <= int(width) <= 65535 and 1 <= int(height) <= 65535:
+            return Size(int(width), int(height))
+        raise InputError(f"{flag} {text}: a size is WIDTHxHEIGHT with both from 1 to 65535, as 640x360, or native")
+
+    return parse
+
+
+def _codecs(text: Any) -> str:
+    names = [name.strip() for name in str(text).split(",")]
+    for name in names:
+        if name not in CODECS:
+            raise InputError(f"--against {text}: unknown codec {name!r}; choose from {', '.join(CODECS)}")
+    return ",".join(dict.fromkeys(names))
+
+
+def _any_of(choices: Sequence[str]) -> str:
+    return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
+
+
+def _near(text: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(text, choices, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+Video = Annotated[
+    str, typer.Argument(metavar="INPUT", help="A video or image: anything FFmpeg opens.", show_default=False)
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output if it exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|mps",
+        parser=_choice("--device", "auto", "cpu", "cuda", "mps"),
+        help="Where the networks run.",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        metavar="SEED", parser=_whole("--seed", "the seed", 0, 2**32 - 1), help="The same seed gives the same result."
+    ),
+]
+Interval = Annotated[
+    int,
+    typer.Option(
+        "--n",
+        "-n",
+        metavar="N",
+        parser=_whole("--n", "the keyframe interval", 1, 65535),
+        help="Send every N-th frame; the receiver interpolates the others.",
+    ),
+]
+Manifold = Annotated[
+    str, typer.Option("--manifold", "-m", metavar="NAME|FILE", help="An installed manifold, or a file.")
+]
+Coder = Annotated[
+    str,
+    typer.Option(
+        metavar="huffman|fixed",
+        parser=_choice("--coder", *CODERS),
+        help="huffman is the smallest; fixed survives bit errors best.",
+    ),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(
+        metavar="1..8",
+        parser=_whole("--quality", "the quality", 1, 8),
+        help="More is better and larger; the manifold's own default if left out.",
+        show_default=False,
+    ),
+]
+CodedSize = Annotated[
+    Size | None,
+    typer.Option(
+        metavar="WxH|native",
+        parser=_size("--size"),
+        help="Size at which the manifold sees the video; chosen to suit the manifold if left out.",
+        show_default=False,
+    ),
+]
+Start = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        parser=_seconds("--start", "the start", zero=True),
+        help="Skip this much of the input; 1:30 works too.",
+    ),
+]
+Duration = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        parser=_seconds("--duration", "the duration"),
+        help="Use this much of the input; all of it if left out.",
+        show_default=False,
+    ),
+]
+Audio = Annotated[
+    str,
+    typer.Option(
+        metavar="copy|none", parser=_choice("--audio", "copy", "none"), help="Keep the sound as it is, or leave it out."
+    ),
+]
+
+
+def _output(metavar: str, help: str) -> Any:
+    return typer.Option("--output", "-o", metavar=metavar, help=help, show_default=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from mcode import __version__
+
+        print(f"mcode {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# Commands, in the order of the help.
+
+
+@app.command()
+def encode(
+    input: Video,
+    output: Annotated[str, _output("OUT.mcode", "The file to write.")],
+    n: Interval = 4,
+    manifold: Manifold = "general",
+    coder: Coder = "huffman",
+    quality: Quality = None,
+    refresh: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            parser=_seconds("--refresh", "the time between refreshes"),
+            help="A keyframe is sent whole this often: there a player can join or seek.",
+        ),
+    ] = 10,
+    device: Device = "auto",
+    size: CodedSize = None,
+    start: Start = 0,
+    duration: Duration = None,
+    audio: Audio = "copy",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Encode a video or image to an .mcode file."""
+    from mcode.transcode import encode_file
+
+    with _progress("encoding") as progress:
+        report = encode_file(
+            input,
+            output,
+            n=n,
+            manifold=manifold,
+            coder=coder,
+            quality=quality,
+            refresh_s=refresh,
+            device=device,
+            size=size,
+            start_s=start,
+            duration_s=duration,
+            audio=audio,
+            force=force,
+            progress=progress,
+        )
+    _warn(report.warnings)
+    if as_json:
+        _print_json(report)
+        return
+    _print_report(
+        output,
+        {
+            "frames": f"{report.frames:,} in {_clock(report.duration_s)}: {report.keyframes:,} sent, one in {report.n}",
+            "rate": f"{_rate(report.rate_kbps)} ({report.payload_bytes:,} bytes of picture)",
+            "file": f"{_bytes(report.file_bytes)}, container and sound included",
+            "quality": f"{_decibels(report.psnr_db)} PSNR",
+            "manifold": f"{report.manifold} {report.manifold_id}, fit {report.fit:.2f}",
+            "coder": report.coder,
+            "speed": f"{report.encode_fps:.1f} frames/s",
+        },
+    )
+
+
+@app.command()
+def decode(
+    input: Annotated[str, typer.Argument(metavar="IN.mcode", help="The file to decode.", show_default=False)],
+    output: Annotated[
+        str, _output("OUT", "A .mp4, .mkv or .y4m, a .png, images as frames-%05d.png, or - for y4m on standard output.")
+    ],
+    manifold: Annotated[
+        str | None,
+        typer.Option(
+            "--manifold",
+            "-m",
+            metavar="NAME|FILE",
+            help="The manifold it was encoded with; looked up among the installed ones if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    size: Annotated[
+        Size | None,
+        typer.Option(
+            metavar="WxH|native",
+            parser=_size("--size"),
+            help="Scale to this size; the source's if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    audio: Audio = "copy",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Decode an .mcode file to a video, images or a pipe."""
+    if output == "-" and as_json:
+        raise InputError("-o - and --json both write to standard output: leave one of them out")
+    if output == "-" and sys.stdout.isatty():
+        raise InputError("-o - writes raw video, and standard output is a terminal: pipe it, as in | ffplay -")
+    from mcode.transcode import decode_file
+
+    with _progress("decoding") as progress:
+        report = decode_file(
+            input,
+            output,
+            manifold=manifold,
+            device=device,
+            force=force,
+            audio=audio == "copy",
+            size=size,
+            progress=progress,
+        )
+    _warn(report.warnings)
+    if as_json:
+        _print_json(report)
+    elif output != "-":
+        rows = {
+            "frames": f"{report.frames:,} of {report.width}x{report.height}",
+            "speed": f"{report.decode_fps:.1f} frames/s",
+        }
+        _print_report(output, rows)
+
+
+@app.command()
+def info(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="An .mcode file, a manifold (file or name) or a video.", show_default=False
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Tell what is in an .mcode file, a manifold or a video."""
+    if not os.path.exists(file) and os.path.splitext(file)[1] not in ("", ".safetensors"):
+        raise InputError(f"{file}: no such file")
+    if not os.path.exists(file) or _is_safetensors(file):
+        _show_manifold(file, as_json)
+    elif file.lower().endswith(".mcode") or _is_stream(file):
+        _show_stream(file, as_json)
+    else:
+        _show_video(file, as_json)
+
+
+@manifolds_app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the installed manifolds."""
+    from mcode.manifold import folders, list_manifolds
+
+    found = list_manifolds()
+    if as_json:
+        _print_json({"manifolds": found})
+        return
+    if not found:
+        places = ", ".join(map(str, folders()))
+        print(f"No manifold is installed. Make one with mcode adapt, or put .safetensors files into one of {places}.")
+        return
+    _print_table(
+        ("name", "kind", "frame", "parameters", "file", "id", "title"),
+        [(m.name, m.kind, _frame_size(m), f"{m.parameters:,}", _bytes(m.file_bytes), m.id, m.title) for m in found],
+        right=("parameters", "file"),
+    )
+
+
+@manifolds_app.command()
+def show(
+    manifold: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="An installed manifold, or a file.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show one manifold and its card.
+
+    The card tells the data and its licence, the training, the scores, and what the manifold is not for.
+    """
+    _show_manifold(manifold, as_json)
+
+
+@manifolds_app.command()
+def verify(
+    manifolds: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME|FILE]...", help="Manifolds; all installed ones if left out.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check manifolds against their hashes.
+
+    Exits with 1 where one is not what it says it is.
+    """
+    from mcode import manifold
+
+    wanted = [manifold.read_info(name) for name in manifolds] if manifolds else manifold.list_manifolds()
+    results = []
+    for known in wanted:
+        try:
+            manifold.verify(known.path)
+            error = None
+        except ManifoldError as mismatch:
+            error = _one_line(str(mismatch))
+        results.append({"name": known.name, "path": known.path, "id": known.id, "ok": error is None, "error": error})
+    good = all(result["ok"] for result in results)
+    if as_json:
+        _print_json({"ok": good, "manifolds": results})
+    else:
+        for result in results:
+            print(f"{result['name']}  {result['id']}  {'ok' if result['ok'] else 'BAD: ' + str(result['error'])}")
+    if not good:
+        raise typer.Exit(1)
+
+
+def _is_safetensors(path: str) -> bool:
+    """Eight bytes of length, then JSON."""
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder, not a file")
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return path.endswith(".safetensors") or (head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32)
+
+
+def _is_stream(path: str) -> bool:
+    """An .mcode file under another name."""
+    from mcode.container import McodeReader
+
+    try:
+        McodeReader(path)
+    except McodeError:
+        return False
+    return True
+
+
+def _show_stream(path: str, as_json: bool) -> None:
+    import av
+
+    from mcode.container import McodeReader
+    from mcode.manifold import list_manifolds
+
+    reader = McodeReader(path)
+    header = reader.header
+    packets = [(packet.steps, packet.header is not None) for packet in reader]
+    with av.open(path) as container:
+        sound = container.streams.best("audio")
+        audio = sound.codec_context.codec.canonical_name if sound else None
+    manifold_id = header.manifold_id.hex()
+    name = next((m.name for m in list_manifolds() if m.id == manifold_id), None)
+    facts = {
+        "type": "mcode",
+        "path": path,
+        "frames": sum(steps for steps, _ in packets),
+        "keyframes": reader.keyframes,
+        "refreshes": sum(refresh for _, refresh in packets),
+        "duration_s": reader.duration_s,
+        "payload_bytes": reader.payload_bytes,
+        "file_bytes": os.path.getsize(path),
+        "rate_kbps": reader.payload_bytes * 8 / 1000 / reader.duration_s if reader.duration_s else None,
+        "n": header.n,
+        "coder": header.coder,
+        "quality": header.quality,
+        "slices": header.slices,
+        "width": header.display_width,
+        "height": header.display_height,
+        "coded_width": header.width,
+        "coded_height": header.height,
+        "manifold": name,
+        "manifold_id": manifold_id,
+        "manifold_installed": name is not None,
+        "audio": audio,
+        "truncated": reader.truncated,
+        "damaged_keyframes": reader.damaged,
+        "metadata": reader.metadata,
+    }
+    if as_json:
+        _print_json(facts)
+        return
+    shown = f"{header.display_width}x{header.display_height}"
+    coded = f"{header.width}x{header.height}"
+    rows = {
+        "picture": shown if shown == coded else f"{shown}, sent as {coded}",
+        "length": f"{_clock(reader.duration_s)}, {facts['frames']:,} frames",
+        "keyframes": f"{reader.keyframes:,}, one frame in {header.n}, {facts['refreshes']:,} of them refreshes",
+        "rate": f"{_rate(facts['rate_kbps'])} ({reader.payload_bytes:,} bytes of picture)",
+        "file": f"{_bytes(facts['file_bytes'])}, container and sound included",
+        "manifold": f"{name} {manifold_id}" if name else f"{manifold_id}, not installed: decode with --manifold FILE",
+        "coder": f"{header.coder}, quality {header.quality}"
+        + (f", {header.slices} slices" if header.slices > 1 else ""),
+        "audio": audio or "none",
+    }
+    if reader.truncated:
+        rows["cut off"] = f"{reader.truncated} is there"
+    if reader.damaged:
+        rows["damaged"] = f"{reader.damaged:,} keyframes"
+    rows |= {key: _one_line(value) for key, value in reader.metadata.items()}
+    _print_report(path, rows)
+
+
+def _show_manifold(name: str, as_json: bool) -> None:
+    from mcode.manifold import read_info
+
+    known = read_info(name)
+    if as_json:
+        _print_json({"type": "manifold", **_plain(known)})
+        return
+    rows = {
+        "kind": known.kind,
+        "id": known.id,
+        "frame": _frame_size(known),
+        "qualities": f"1 to {known.qualities}" if known.qualities > 1 else "1",
+        "parameters": f"{known.parameters:,}",
+        "file": f"{known.path} ({_bytes(known.file_bytes)})",
+    }
+    rows |= {key: _card_text(value) for key, value in known.card.items() if key != "title"}
+    _print_report(f"{known.name}: {known.title}" if known.title else known.name, rows)
+
+
+def _frame_size(manifold: Any) -> str:
+    return f"{manifold.frame_size[0]}x{manifold.frame_size[1]}" if manifold.frame_size else "any"
+
+
+def _card_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return _one_line(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _show_video(path: str, as_json: bool) -> None:
+    from mcode.video import probe
+
+    found = probe(path)
+    if as_json:
+        _print_json({"type": "video", "path": path, **_plain(found)})
+        return
+    rate = f"{found.average_fps:.3g} frames/s" if found.average_fps else None
+    length = _clock(found.duration_s) if found.duration_s else None
+    frames = f"{found.frames:,} frames" if found.frames and not found.is_image else None
+    rows = {
+        "picture": f"{found.width}x{found.height}, {found.video_codec}, {found.pixel_format}",
+        "length": ", ".join(part for part in (length, frames, rate) if part),
+        "audio": found.audio_codec or "none",
+    }
+    _print_report(f"{path}: {'image' if found.is_image else 'video'}, not encoded by mcode", rows)
+
+
+@app.command()
+def adapt(
+    videos: Annotated[
+        list[str], typer.Argument(metavar="VIDEO...", help="Footage of the scene or face to learn.", show_default=False)
+    ],
+    output: Annotated[str, _output("OUT.safetensors", "The manifold to write.")],
+    kind: Annotated[
+        str,
+        typer.Option(metavar="linear", parser=_choice("--kind", "linear"), help="What to learn: principal components."),
+    ] = "linear",
+    m: Annotated[
+        int,
+        typer.Option(
+            "--m",
+            metavar="M",
+            parser=_whole("--m", "the number of coordinates", 1, 4096),
+            help="Coordinates of a frame.",
+        ),
+    ] = 50,
+    size: Annotated[
+        Size | None,
+        typer.Option(
+            metavar="WxH|native",
+            parser=_size("--size"),
+            help="Frame size to learn; the middle is cut to its shape.  [default: 128x128]",
+            show_default=False,
+        ),
+    ] = SMALL,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            parser=_seconds("--seconds", "the length to learn from"),
+            help="Learn from this much of each video; all of it if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a manifold of one scene or face from footage, in seconds."""
+    from mcode.training.adapt import adapt_linear
+    from mcode.video import probe
+
+    if size is None:
+        first = probe(videos[0])
+        size = Size(first.width, first.height)
+    with _progress("learning") as progress:
+        report = adapt_linear(
+            videos, output, m=m, size=size, seconds=seconds, seed=seed, force=force, progress=progress
+        )
+    if as_json:
+        _print_json(report)
+        return
+    _print_report(
+        output,
+        {
+            "manifold": f"{kind} {report.manifold_id}, {report.m} coordinates",
+            "learned from": f"{report.frames:,} frames",
+            "quality": f"{_decibels(report.psnr_db)} PSNR ({report.quantised_loss_db:.2f} dB lost by storing it small)",
+            "rate": f"about {_rate(report.kbps_estimate)}",
+            "file": _bytes(report.file_bytes),
+            "use it": f"mcode encode VIDEO -o OUT.mcode --manifold {output}",
+        },
+    )
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG.toml", help="What to train: see configs/.", show_default=False)
+    ],
+    data: Annotated[str, typer.Option(metavar="DIR", help="Folder of training videos or images.", show_default=False)],
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder for checkpoints and the manifold.", show_default=False)
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a manifold from a configuration."""
+    from mcode.training.train import train
+
+    train(config, data, out, resume=resume, device=device)
+
+
+@app.command()
+def compare(
+    input: Video,
+    output: Annotated[str, _output("REPORT.html", "The page to write; a picture and a video go beside it.")],
+    against: Annotated[
+        str,
+        typer.Option(metavar="CODEC,...", parser=_codecs, help=f"Codecs to compare with, from {', '.join(CODECS)}."),
+    ] = ",".join(CODECS),
+    n: Interval = 4,
+    manifold: Manifold = "general",
+    coder: Coder = "huffman",
+    quality: Quality = None,
+    device: Device = "auto",
+    size: CodedSize = None,
+    start: Start = 0,
+    duration: Duration = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Compare MCode with other codecs at equal rate and equal PSNR."""
+    from mcode.evaluation.compare import compare as compare_codecs
+
+    with _progress("comparing") as progress:
+        report = compare_codecs(
+            input,
+            output,
+            against=tuple(against.split(",")),
+            n=n,
+            manifold=manifold,
+            coder=coder,
+            quality=quality,
+            device=device,
+            size=size,
+            start_s=start,
+            duration_s=duration,
+            force=force,
+            progress=progress,
+        )
+    _warn(report.warnings)
+    if as_json:
+        _print_json(report)
+        return
+    _print_rows(report.rows)
+    print(f"\nWritten: {output}")
+
+
+@evaluate_app.command("stills")
+def stills_(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder of images.", show_default=False)],
+    manifold: Manifold = "general",
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of VGG19's and MobileNet's weights, to measure distances too; else $MCODE_PERCEPTUAL.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure MCode beside JPEG, JPEG 2000, WebP, H.265 and AV1 on images."""
+    from mcode.evaluation import stills
+    from mcode.evaluation.features import WEIGHTS_VARIABLE, FeatureDistances
+    from mcode.manifold import load
+
+    images = stills.read_images(folder)
+    model = load(manifold, device)
+    codecs = [_mcode_still(model, quality) for quality in range(1, model.qualities + 1)]
+    given = perceptual or os.environ.get(WEIGHTS_VARIABLE)
+    distances = FeatureDistances(given) if given else None
+    with _progress("measuring", "images") as progress:
+        rows = stills.rd_table(images, [*codecs, *stills.standard_codecs()], distances, progress)
+    if as_json:
+        _print_json({"manifold": model.name, "manifold_id": model.id, "rows": rows})
+    else:
+        _print_rows(rows)
+
+
+def _mcode_still(model: Any, quality: int) -> Any:
+    """MCode as a picture codec: one refresh keyframe, n = 1."""
+    from mcode.codec import Decoder, Encoder
+    from mcode.evaluation.stills import StillCodec
+    from mcode.frame import Frame
+
+    def code(rgb: Any) -> tuple[int, Any]:
+        encoder = Encoder(model, rgb.shape[1], rgb.shape[0], n=1, quality=quality)
+        packets = [*encoder.push(Frame(rgb, 0)), *encoder.flush()]
+        (decoded,) = [frame for decoder in [Decoder(model)] for packet in packets for frame in decoder.push(packet)]
+        return sum(len(packet.to_sample(1)) for packet in packets), decoded.rgb
+
+    return StillCodec(f"MCode {model.name}", f"quality {quality}", code)
+
+
+@app.command()
+def testclip(
+    output: Annotated[
+        str, typer.Argument(metavar="OUT", help="The video to write: .mp4, .mkv or .y4m.", show_default=False)
+    ],
+    scene: Annotated[
+        str,
+        typer.Option(
+            metavar="demo|arms|face|pan",
+            parser=_choice("--scene", "demo", "arms", "face", "pan"),
+            help="Moving arms, a talking face, a slow pan, or all three in turn.",
+        ),
+    ] = "demo",
+    seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", parser=_seconds("--seconds", "the length"), help="Length of the clip.")
+    ] = 12,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Render a clip to try MCode with."""
+    from mcode.testclip import write_clip
+
+    with _progress("rendering") as progress:
+        write_clip(output, scene=scene, seconds=seconds, seed=seed, force=force, progress=progress)
+    if as_json:
+        _print_json(
+            {"path": output, "scene": scene, "seconds": seconds, "seed": seed, "file_bytes": os.path.getsize(output)}
+        )
+    else:
+        print(f"{output}: {_clock(seconds)}, {_bytes(os.path.getsize(output))}")
+
+
+# What is printed: progress and warnings to stderr, reports to stdout.
+
+
+@contextmanager
+def _progress(label: str, unit: str = "frames") -> Iterator[Callable[[int, int | None], None] | None]:
+    """A bar with frames/s and the time left, on stderr where that is a terminal; None, and quiet, elsewhere.
+
+    Yields what the library calls with (frames done, frames in all or None); unit names another thing than frames.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(label, total=None, count="starting")
+        first: tuple[float, int] | None = None
+
+        def update(done: int, total: int | None) -> None:
+            nonlocal first
+            now = time.monotonic()
+            first = first or (now, done)
+            rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0.0
+            of = f"/{total:,}" if total else ""
+            bars.update(task, completed=done, total=total, count=f"{done:,}{of} {unit}  {rate:5.1f} {unit}/s")
+
+        yield update
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"mcode: warning: {_one_line(warning)}", file=sys.stderr)
+
+
+def _print_report(title: str, rows: dict[str, str]) -> None:
+    """A title over two aligned columns."""
+    width = max(map(len, rows))
+    print(title)
+    for name, value in rows.items():
+        print(f"  {name:<{width}}  {value}")
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Aligned columns under their names, those named in right flush right."""
+    widths = [max(len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
+    for line in (columns, *rows):
+        cells = (
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for name, cell, width in zip(columns, line, widths, strict=True)
+        )
+        print("  ".join(cells).rstrip())
+
+
+def _print_rows(rows: Sequence[Any]) -> None:
+    """Dataclasses of one kind as a table; fields that are None everywhere are left out."""
+    names = [f.name for f in dataclasses.fields(rows[0]) if any(getattr(row, f.name) is not None for row in rows)]
+    values = [[getattr(row, name) for name in names] for row in rows]
+    right = [name for i, name in enumerate(names) if not any(isinstance(row[i], str) for row in values)]
+    _print_table(names, [[_cell(value) for value in row] for row in values], right)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "-" if value is None else str(value)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """value in JSON's types; what JSON has no number for (infinite PSNR) becomes null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item"):  # numpy's scalars
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _bytes(count: int) -> str:
+    if count < 10_000:
+        return f"{count:,} bytes"
+    return f"{count / 1e6:.2f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} kB"
+
+
+def _rate(kbps: float) -> str:
+    return f"{kbps:.2f} kbit/s" if kbps < 10 else f"{kbps:,.1f} kbit/s"
+
+
+def _decibels(value: float | None) -> str:
+    return "lossless," if value == math.inf else "unknown" if value is None or math.isnan(value) else f"{value:.2f} dB"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds, 2), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:05.2f}"
+    return f"{minutes}:{rest:05.2f}" if minutes else f"{rest:.2f} s"
+
+
+# The way in, and every way out.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (sys.argv's when None) and return the exit status. A fault in mcode itself is raised."""
+
+    def terminate(signum: int, frame: Any) -> None:
+        sys.exit(128 + signum)  # unwinds, so that temporary files are removed
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        status = app(args=arguments, prog_name="mcode", standalone_mode=False) or 0
+    except UsageError as error:  # type: ignore[misc]
+        return _usage(error)
+    except McodeError as error:
+        return _fail(_one_line(str(error)), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except BrokenPipeError:
+        # the reader of our pipe has left; the flush at exit must not raise again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{name}{error.strerror or error}", 2 if error.errno in MENDABLE else 1)
+    except MemoryError:
+        return _fail("out of memory: try a smaller --size", 1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return _fail("interrupted", 130) if status == 130 else status
+
+
+def _usage(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help page
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    path = error.ctx.command_path if error.ctx else "mcode"
+    return _fail(f"{error.format_message()}\nTry '{path} --help'.", 2)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"mcode: {'' if status == 130 else 'error: '}{message}", file=sys.stderr)
+    return status
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,715 @@
+"""The command line: what it accepts and refuses, what it prints and where, and with which status it ends."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from mcode import cli, manifold
+from mcode.errors import FormatError, InputError, ManifoldError
+
+ROOT = Path(cli.__file__).parents[1]
+ENCODE_KEYS = {
+    *("frames", "keyframes", "duration_s", "payload_bytes", "file_bytes", "rate_kbps", "psnr_db", "encode_fps"),
+    *("manifold", "manifold_id", "coder", "n", "fit"),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every field that a command prints, of any report."""
+
+    frames: int = 75
+    keyframes: int = 11
+    duration_s: float = 3.0
+    payload_bytes: int = 232
+    file_bytes: int = 12_345
+    rate_kbps: float = 0.618
+    psnr_db: float = 33.9
+    encode_fps: float = 140.04
+    decode_fps: float = 200.0
+    manifold: str = "talking-head"
+    manifold_id: str = "0123456789abcdef"
+    coder: str = "huffman"
+    n: int = 8
+    fit: float = 0.98
+    quality: int = 1
+    width: int = 128
+    height: int = 128
+    m: int = 50
+    quantised_loss_db: float = 0.05
+    kbps_estimate: float = 0.5
+    warnings: tuple[str, ...] = ()
+
+
+class Library:
+    """Stands in for a module of the library: its functions note how they were called and return or raise `result`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: str, *functions: str) -> None:
+        self.result: object = Report()
+        self.frames = 0
+        stand_in = types.ModuleType(module)
+        for name in functions:
+            setattr(stand_in, name, self.call)
+        monkeypatch.setitem(sys.modules, module, stand_in)
+
+    def call(self, *args: object, progress=None, **options: object) -> object:
+        self.args, self.options = args, options
+        for done in range(1, self.frames + 1):
+            progress(done, self.frames) if progress else None
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+@pytest.fixture
+def transcode(monkeypatch) -> Library:
+    return Library(monkeypatch, "mcode.transcode", "encode_file", "decode_file")
+
+
+@pytest.fixture
+def mcode(capsys):
+    """mcode("encode", ...) -> (status, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = cli.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+# The tree of commands
+
+
+def walk(command, path: tuple[str, ...] = ()):
+    yield path, command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from walk(child, (*path, name))
+
+
+TREE = dict(walk(typer.main.get_command(cli.app)))
+
+
+def test_the_commands_are_those_of_the_readme():
+    assert {" ".join(path) for path, command in TREE.items() if path and not hasattr(command, "commands")} == {
+        "encode",
+        "decode",
+        "info",
+        "adapt",
+        "compare",
+        "train",
+        "testclip",
+        "manifolds list",
+        "manifolds show",
+        "manifolds verify",
+        "evaluate stills",
+    }
+
+
+@pytest.mark.parametrize("path", TREE, ids=" ".join)
+def test_every_command_and_option_has_help(path):
+    assert TREE[path].help
+    for parameter in TREE[path].params:
+        assert parameter.help, f"{' '.join(path)} {parameter.opts} has no help"
+        # a type's name ("<int>") tells a reader nothing
+        assert parameter.metavar or getattr(parameter, "is_flag", False), (
+            f"{' '.join(path)} {parameter.opts} has no metavar"
+        )
+
+
+@pytest.mark.parametrize("path", TREE, ids=" ".join)
+def test_help_is_printed_for_every_command(path, mcode):
+    status, out, err = mcode(*path, "--help")
+    assert status == 0 and "Usage: mcode" in out and not err
+
+
+def test_every_command_that_reports_has_json():
+    silent = {("train",)}
+    for path, command in TREE.items():
+        if path and not hasattr(command, "commands") and path not in silent:
+            assert "--json" in [option for parameter in command.params for option in parameter.opts], path
+
+
+# Values that are refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("encode a -o b --n 0", "--n 0: the keyframe interval is a whole number from 1 to 65535"),
+        ("encode a -o b --n -1", "--n -1: the keyframe interval is a whole number from 1 to 65535"),
+        ("encode a -o b --n 65536", "--n 65536: the keyframe interval is a whole number from 1 to 65535"),
+        ("encode a -o b --n 2.5", "--n 2.5: the keyframe interval is a whole number from 1 to 65535"),
+        ("encode a -o b --quality 9", "--quality 9: the quality is a whole number from 1 to 8"),
+        ("encode a -o b --quality 0", "--quality 0: the quality is a whole number from 1 to 8"),
+        ("encode a -o b --quality best", "--quality best: the quality is a whole number from 1 to 8"),
+        (
+            "encode a -o b --size 12x",
+            "--size 12x: a size is WIDTHxHEIGHT with both from 1 to 65535, as 640x360, or native",
+        ),
+        ("encode a -o b --size 0x0", "--size 0x0: a size is"),
+        ("encode a -o b --size 640", "--size 640: a size is"),
+        ("encode a -o b --size -64x64", "--size -64x64: a size is"),
+        ("encode a -o b --size 64x70000", "--size 64x70000: a size is"),
+        ("encode a -o b --start -1", "--start -1: the start is 0 or more seconds, as 90 or 1:30"),
+        ("encode a -o b --start 1:-30", "--start 1:-30: the start is 0 or more seconds"),
+        ("encode a -o b --start nan", "--start nan: the start is 0 or more seconds"),
+        ("encode a -o b --start 1:2:3:4", "--start 1:2:3:4: the start is 0 or more seconds"),
+        ("encode a -o b --duration 0", "--duration 0: the duration is more than 0 seconds, as 90 or 1:30"),
+        ("encode a -o b --duration 1e999", "--duration 1e999: the duration is more than 0 seconds"),
+        ("encode a -o b --refresh 0", "--refresh 0: the time between refreshes is more than 0 seconds"),
+        ("encode a -o b --refresh -3", "--refresh -3: the time between refreshes is more than 0 seconds"),
+        ("encode a -o b --coder hufman", "--coder hufman: choose huffman or fixed (did you mean huffman?)"),
+        ("encode a -o b --device gpu", "--device gpu: choose auto, cpu, cuda or mps"),
+        ("encode a -o b --audio mp3", "--audio mp3: choose copy or none"),
+        ("adapt a -o b.safetensors --m 0", "--m 0: the number of coordinates is a whole number from 1 to 4096"),
+        ("adapt a -o b.safetensors --kind ncode", "--kind ncode: choose linear"),
+        (
+            "compare a -o b.html --against h264,vp9",
+            "--against h264,vp9: unknown codec 'vp9'; choose from h264, h265, av1",
+        ),
+        ("decode a -o - --json", "-o - and --json both write to standard output: leave one of them out"),
+        ("info nowhere.mp4", "nowhere.mp4: no such file"),
+        ("info .", ". is a folder, not a file"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_remedy(mcode, arguments, message):
+    status, out, err = mcode(*arguments.split())
+    assert (status, out) == (2, "")
+    assert err.startswith(f"mcode: error: {message}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        ("enc", "No such command 'enc'. Did you mean 'encode'?", "Try 'mcode --help'."),
+        ("encode", "Missing argument 'INPUT'.", "Try 'mcode encode --help'."),
+        ("encode a", "Missing option '--output' / '-o'.", "Try 'mcode encode --help'."),
+        ("encode a -o b --jsn", "No such option: --jsn", "Try 'mcode encode --help'."),
+        ("encode a -o b --n", "Option '--n' requires an argument.", "Try 'mcode"),
+        ("manifolds lst", "No such command 'lst'. Did you mean 'list'?", "Try 'mcode manifolds --help'."),
+    ],
+)
+def test_wrong_usage_is_one_line_and_a_hint(mcode, arguments, message, hint):
+    status, out, err = mcode(*arguments.split())
+    assert (status, out) == (2, "")
+    first, second = err.splitlines()
+    assert first.startswith(f"mcode: error: {message}") and second.startswith(hint)
+
+
+@pytest.mark.parametrize("group", [(), ("manifolds",), ("evaluate",)])
+def test_a_group_alone_shows_its_commands(mcode, group):
+    status, out, err = mcode(*group)
+    assert status == 2 and "Commands:" in out + err
+
+
+# What reaches the library
+
+
+def test_the_defaults_of_encode(mcode, transcode):
+    assert mcode("encode", "in.mp4", "-o", "out.mcode")[0] == 0
+    assert transcode.args == ("in.mp4", "out.mcode")
+    assert transcode.options == {
+        "n": 4,
+        "manifold": "general",
+        "coder": "huffman",
+        "quality": None,
+        "refresh_s": 10,
+        "device": "auto",
+        "size": None,
+        "start_s": 0,
+        "duration_s": None,
+        "audio": "copy",
+        "force": False,
+    }
+
+
+def test_every_option_of_encode_arrives(mcode, transcode):
+    arguments = "--n 8 --manifold me.safetensors --coder fixed --quality 3 --refresh 2.5 --device cpu --size 640x360"
+    more = "--start 1:30 --duration 0:01:00.5 --audio none --force --json"
+    assert mcode("encode", "a", "-o", "b", *arguments.split(), *more.split())[0] == 0
+    assert transcode.options == {
+        "n": 8,
+        "manifold": "me.safetensors",
+        "coder": "fixed",
+        "quality": 3,
+        "refresh_s": 2.5,
+        "device": "cpu",
+        "size": (640, 360),
+        "start_s": 90,
+        "duration_s": 60.5,
+        "audio": "none",
+        "force": True,
+    }
+
+
+def test_every_option_of_decode_arrives(mcode, transcode):
+    arguments = "decode a.mcode -o b.mkv --manifold m --device cpu --size native --audio none --force"
+    assert mcode(*arguments.split())[0] == 0
+    assert transcode.args == ("a.mcode", "b.mkv")
+    assert transcode.options == {"manifold": "m", "device": "cpu", "size": None, "audio": False, "force": True}
+
+
+def test_every_option_of_adapt_arrives(mcode, monkeypatch):
+    adapt = Library(monkeypatch, "mcode.training.adapt", "adapt_linear")
+    arguments = "adapt a.mp4 b.mp4 -o me.safetensors --kind linear --m 20 --size 64x48 --seconds 5 --seed 7 --force"
+    status, out, _ = mcode(*arguments.split())
+    assert status == 0 and "mcode encode VIDEO -o OUT.mcode --manifold me.safetensors" in out
+    assert adapt.args == (["a.mp4", "b.mp4"], "me.safetensors")
+    assert adapt.options == {"m": 20, "size": (64, 48), "seconds": 5, "seed": 7, "force": True}
+    assert mcode("adapt", "a.mp4", "-o", "me.safetensors")[0] == 0
+    assert adapt.options == {"m": 50, "size": (128, 128), "seconds": None, "seed": 0, "force": False}
+
+
+def test_every_option_of_compare_arrives(mcode, monkeypatch):
+    compare = Library(monkeypatch, "mcode.evaluation.compare", "compare")
+    arguments = "compare a.mp4 -o r.html --against h265,av1,h265 --n 8 --manifold m --coder fixed --quality 2 --force"
+    more = "--device cpu --size 64x64 --start 1 --duration 2 --json"
+    assert mcode(*arguments.split(), *more.split())[0] == 0
+    assert compare.args == ("a.mp4", "r.html")
+    assert compare.options == {
+        "against": ("h265", "av1"),
+        "n": 8,
+        "manifold": "m",
+        "coder": "fixed",
+        "quality": 2,
+        "device": "cpu",
+        "size": (64, 64),
+        "start_s": 1,
+        "duration_s": 2,
+        "force": True,
+    }
+
+
+def test_compare_prints_its_rows_as_a_table(mcode, monkeypatch):
+    compare = Library(monkeypatch, "mcode.evaluation.compare", "compare")
+    rows = [Row("mcode", 0.7, None, None), Row("av1", 6.6, True, None)]
+    compare.result = types.SimpleNamespace(rows=rows, warnings=())
+    assert mcode("compare", "a.mp4", "-o", "r.html")[1] == (
+        "codec  rate_kbps  at_floor\nmcode      0.700         -\nav1        6.600      True\n\nWritten: r.html\n"
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    codec: str
+    rate_kbps: float
+    at_floor: bool | None
+    ssim: float | None
+
+
+def test_every_option_of_train_and_testclip_arrives(mcode, monkeypatch, tmp_path):
+    train = Library(monkeypatch, "mcode.training.train", "train")
+    assert mcode("train", "c.toml", "--data", "d", "--out", "o", "--resume", "--device", "cpu")[0] == 0
+    assert (train.args, train.options) == (("c.toml", "d", "o"), {"resume": True, "device": "cpu"})
+    clip = Library(monkeypatch, "mcode.testclip", "write_clip")
+    (tmp_path / "t.mp4").write_bytes(bytes(10))  # as if rendered
+    status, out, _ = mcode(
+        "testclip", tmp_path / "t.mp4", "--scene", "face", "--seconds", "3", "--seed", "1", "--force"
+    )
+    assert (status, out) == (0, f"{tmp_path / 't.mp4'}: 3.00 s, 10 bytes\n")
+    assert clip.options == {"scene": "face", "seconds": 3, "seed": 1, "force": True}
+
+
+# What is printed
+
+
+def test_encode_prints_a_table_for_people(mcode, transcode):
+    _, out, err = mcode("encode", "in.mp4", "-o", "out.mcode")
+    assert err == ""
+    assert out == (
+        "out.mcode\n"
+        "  frames    75 in 3.00 s: 11 sent, one in 8\n"
+        "  rate      0.62 kbit/s (232 bytes of picture)\n"
+        "  file      12.3 kB, container and sound included\n"
+        "  quality   33.90 dB PSNR\n"
+        "  manifold  talking-head 0123456789abcdef, fit 0.98\n"
+        "  coder     huffman\n"
+        "  speed     140.0 frames/s\n"
+    )
+
+
+def test_json_is_one_object_with_the_promised_keys(mcode, transcode):
+    _, out, _ = mcode("encode", "in.mp4", "-o", "out.mcode", "--json")
+    assert out.count("\n") == 1
+    assert set(json.loads(out)) >= ENCODE_KEYS
+    _, out, _ = mcode("decode", "out.mcode", "-o", "back.mp4", "--json")
+    assert {"frames", "decode_fps"} <= set(json.loads(out))
+
+
+def test_what_json_cannot_say_is_null(mcode, transcode):
+    transcode.result = replace(Report(), psnr_db=math.inf, rate_kbps=np.float32(0.5), fit=math.nan)
+    _, out, _ = mcode("encode", "in.mp4", "-o", "out.mcode", "--json")
+    found = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (found["psnr_db"], found["rate_kbps"], found["fit"]) == (None, 0.5, None)
+
+
+def test_a_warning_goes_to_stderr_and_leaves_the_status_0(mcode, transcode):
+    transcode.result = replace(Report(), warnings=("the manifold does not fit:\n use general",))
+    status, out, err = mcode("encode", "in.mp4", "-o", "out.mcode", "--json")
+    assert status == 0
+    assert err == "mcode: warning: the manifold does not fit: use general\n"
+    assert json.loads(out)["warnings"] == ["the manifold does not fit:\n use general"]
+
+
+def test_decode_to_a_pipe_prints_nothing_of_its_own(mcode, transcode):
+    assert mcode("decode", "out.mcode", "-o", "-") == (0, "", "")
+
+
+def test_raw_video_is_not_poured_into_a_terminal(mcode, transcode, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    status, out, err = mcode("decode", "out.mcode", "-o", "-")
+    assert (status, out) == (2, "") and "standard output is a terminal" in err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_drawn_on_a_terminal_only(mcode, transcode, monkeypatch):
+    transcode.frames = 20
+    assert mcode("encode", "in.mp4", "-o", "out.mcode")[2] == ""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    status, out, _ = mcode("encode", "in.mp4", "-o", "out.mcode", "--json")
+    drawn = screen.getvalue()
+    assert status == 0 and json.loads(out)
+    assert "encoding" in drawn and "20/20 frames" in drawn and "frames/s" in drawn and "left" in drawn
+
+
+def test_version(mcode):
+    import mcode as package
+
+    assert mcode("--version") == (0, f"mcode {package.__version__}\n", "")
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("kind", [InputError, FormatError, ManifoldError])
+def test_what_the_user_can_mend_is_status_2(mcode, transcode, kind):
+    transcode.result = kind("in.mp4: no such file")
+    assert mcode("encode", "in.mp4", "-o", "out.mcode") == (2, "", "mcode: error: in.mp4: no such file\n")
+
+
+def test_an_error_is_one_line_whatever_its_text(mcode, transcode):
+    transcode.result = InputError("two\nlines")
+    assert mcode("encode", "in.mp4", "-o", "out.mcode")[2] == "mcode: error: two lines\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 2), (errno.EACCES, 2), (errno.EIO, 1)])
+def test_an_error_of_the_system_is_one_line(mcode, transcode, number, status):
+    transcode.result = OSError(number, os.strerror(number), "out.mcode")
+    assert mcode("encode", "a", "-o", "b") == (status, "", f"mcode: error: out.mcode: {os.strerror(number)}\n")
+
+
+def test_no_memory_is_status_1(mcode, transcode):
+    transcode.result = MemoryError()
+    status, _, err = mcode("encode", "a", "-o", "b")
+    assert status == 1 and err == "mcode: error: out of memory: try a smaller --size\n"
+
+
+def test_ctrl_c_is_130_and_one_line(mcode, transcode):
+    transcode.result = KeyboardInterrupt()
+    assert mcode("encode", "a", "-o", "b") == (130, "", "mcode: interrupted\n")
+
+
+def test_a_fault_of_mcode_is_not_hidden(mcode, transcode):
+    transcode.result = RuntimeError("bug")
+    with pytest.raises(RuntimeError, match="bug"):
+        mcode("encode", "a", "-o", "b")
+
+
+def test_a_reader_that_leaves_the_pipe_is_no_traceback():
+    command = [sys.executable, "-m", "mcode", "encode", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+
+
+# Start-up: processor time, which a busy machine does not stretch as it does the clock
+
+
+def takes_less_than(limit_s: float, *arguments: object) -> bool:
+    """Whether the best of three runs in a new interpreter stays below so much processor time."""
+
+    def once() -> float:
+        command = [sys.executable, "-m", "mcode", *map(str, arguments)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+        assert status == 0
+        return usage.ru_utime + usage.ru_stime
+
+    return any(once() < limit_s for _ in range(3))
+
+
+measured = pytest.mark.skipif(not hasattr(os, "wait4"), reason="no processor time of a child on this system")
+
+
+@measured
+def test_help_takes_less_than_half_a_second():
+    assert takes_less_than(0.5, "--help")
+
+
+# Manifolds and info, on a manifold small enough to write by hand
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> Path:
+    """An installed manifold called tiny."""
+    monkeypatch.setattr(manifold, "folders", lambda: [tmp_path])
+    config, tables, tensors = '{"qualities": 1, "frame_size": [8, 4]}', "[]", {"mean": np.zeros(3, np.float32)}
+    from safetensors.numpy import save_file
+
+    metadata = {
+        "mcode": manifold.FORMAT,
+        "id": manifold.content_id("linear", config, tables, tensors),
+        "kind": "linear",
+        "name": "tiny",
+        "config": config,
+        "tables": tables,
+        "card": json.dumps({"title": "Three numbers", "licence": "none", "scores": {"psnr_db": 1}}),
+    }
+    save_file(tensors, tmp_path / "tiny.safetensors", metadata)
+    return tmp_path / "tiny.safetensors"
+
+
+def test_manifolds_are_listed_in_columns(mcode, tiny):
+    status, out, _ = mcode("manifolds", "list")
+    header, row = out.splitlines()
+    assert status == 0
+    assert header.split() == ["name", "kind", "frame", "parameters", "file", "id", "title"]
+    assert row.split()[:4] == ["tiny", "linear", "8x4", "3"] and row.endswith("Three numbers")
+    assert json.loads(mcode("manifolds", "list", "--json")[1])["manifolds"][0]["name"] == "tiny"
+
+
+def test_no_manifold_installed_says_what_to_do(mcode, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifold, "folders", lambda: [tmp_path / "none"])
+    status, out, _ = mcode("manifolds", "list")
+    assert status == 0 and "mcode adapt" in out
+    assert json.loads(mcode("manifolds", "list", "--json")[1]) == {"manifolds": []}
+
+
+@pytest.mark.parametrize("command", [("manifolds", "show"), ("info",)])
+def test_a_manifold_is_shown_with_its_card(mcode, tiny, command):
+    for name in ("tiny", tiny):
+        status, out, _ = mcode(*command, name)
+        assert status == 0
+        assert out.startswith("tiny: Three numbers\n")
+        assert "licence" in out and "psnr_db 1" in out and "8x4" in out
+    found = json.loads(mcode(*command, tiny, "--json")[1])
+    assert {
+        "type": "manifold",
+        "name": "tiny",
+        "kind": "linear",
+        "parameters": 3,
+        "frame_size": [8, 4],
+    }.items() <= found.items()
+
+
+def test_an_unknown_manifold_is_refused_with_those_there_are(mcode, tiny):
+    status, _, err = mcode("manifolds", "show", "teeny")
+    assert status == 2 and "teeny" in err and "tiny" in err
+
+
+def test_verify_is_1_where_the_content_is_not_what_the_file_says(mcode, tiny):
+    assert mcode("manifolds", "verify")[:2] == (0, f"tiny  {manifold.read_info(tiny).id}  ok\n")
+    data = bytearray(tiny.read_bytes())
+    data[-1] ^= 1
+    tiny.write_bytes(data)
+    for names in ((), ("tiny",), (tiny,)):
+        status, out, _ = mcode("manifolds", "verify", *names)
+        assert status == 1 and "BAD" in out
+    status, out, _ = mcode("manifolds", "verify", "--json")
+    assert status == 1 and json.loads(out)["ok"] is False
+    assert mcode("manifolds", "verify", "nothing")[0] == 2
+
+
+def test_info_of_a_manifold_needs_no_torch(tiny):
+    program = (
+        "import sys; from mcode.cli import main; s = main(['info', sys.argv[1]]); sys.exit(s or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, tiny], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+# The whole way, for real: learn a manifold, encode, look, decode
+
+
+def reported(*arguments: object) -> dict:
+    """What a command that must succeed prints with --json."""
+    out = io.StringIO()
+    with redirect_stdout(out):
+        assert cli.main([*map(str, arguments), "--json"]) == 0
+    return json.loads(out.getvalue())
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Path:
+    """A folder with clip.mkv, a bright disc circling for 50 frames of 64x48, and disc.safetensors, learned from it."""
+    from mcode.frame import Frame
+    from mcode.video import FrameWriter
+
+    folder = tmp_path_factory.mktemp("workshop")
+    y, x = np.mgrid[:48, :64]
+    with FrameWriter(folder / "clip.mkv", width=64, height=48) as writer:
+        for i in range(50):
+            far = np.hypot(x - 32 - 12 * math.cos(i / 8), y - 24 - 12 * math.sin(i / 8))
+            grey = (255 / (1 + np.exp(far - 8))).astype(np.uint8)
+            writer.push(Frame(np.stack([grey, grey // 2, 255 - grey], -1), i * 3600))
+    clip, model = folder / "clip.mkv", folder / "disc.safetensors"
+    learned = reported("adapt", clip, "-o", model, "--m", "8", "--size", "32x24")
+    assert learned["frames"] == 50
+    encoded = reported("encode", clip, "-o", folder / "clip.mcode", "--manifold", model)
+    assert encoded["frames"] == 50 and encoded["psnr_db"] > 20
+    assert set(encoded) >= ENCODE_KEYS
+    return folder
+
+
+def test_info_tells_what_encode_wrote(mcode, workshop):
+    found = json.loads(mcode("info", workshop / "clip.mcode", "--json")[1])
+    facts = {
+        "type": "mcode",
+        "frames": 50,
+        "n": 4,
+        "coder": "huffman",
+        "audio": None,
+        "truncated": None,
+        "refreshes": 1,
+    }
+    assert facts.items() <= found.items()
+    assert (found["width"], found["height"], found["coded_width"], found["coded_height"]) == (64, 48, 32, 24)
+    assert found["manifold_installed"] is False
+    assert found["file_bytes"] == (workshop / "clip.mcode").stat().st_size > found["payload_bytes"] > 0
+    _, out, _ = mcode("info", workshop / "clip.mcode")
+    assert "64x48, sent as 32x24" in out and found["manifold_id"] in out and "not installed" in out
+
+
+def test_info_names_an_installed_manifold(mcode, workshop, monkeypatch):
+    monkeypatch.setenv(manifold.SEARCH_VARIABLE, str(workshop))
+    found = json.loads(mcode("info", workshop / "clip.mcode", "--json")[1])
+    assert (found["manifold"], found["manifold_installed"]) == ("disc", True)
+
+
+def test_info_of_a_cut_off_file_says_how_much_is_there(mcode, workshop, tmp_path):
+    data = (workshop / "clip.mcode").read_bytes()
+    (tmp_path / "cut.mcode").write_bytes(data[:-30])
+    status, out, _ = mcode("info", tmp_path / "cut.mcode")
+    assert status == 0 and "cut off" in out
+
+
+def test_info_of_an_mcode_file_under_another_name_and_of_a_video(mcode, workshop, tmp_path):
+    (tmp_path / "stream.mp4").write_bytes((workshop / "clip.mcode").read_bytes())
+    assert json.loads(mcode("info", tmp_path / "stream.mp4", "--json")[1])["type"] == "mcode"
+    found = json.loads(mcode("info", workshop / "clip.mkv", "--json")[1])
+    assert {"type": "video", "width": 64, "height": 48, "video_codec": "h264"}.items() <= found.items()
+    assert "64x48, h264" in mcode("info", workshop / "clip.mkv")[1]
+
+
+@measured
+def test_info_takes_less_than_a_second(workshop):
+    assert takes_less_than(1, "info", workshop / "clip.mcode")
+    assert takes_less_than(1, "info", workshop / "disc.safetensors")
+
+
+def test_decode_gives_the_frames_back(mcode, workshop, tmp_path):
+    source, model = workshop / "clip.mcode", workshop / "disc.safetensors"
+    status, out, err = mcode("decode", source, "-o", tmp_path / "back.y4m", "-m", model, "--audio", "none", "--json")
+    assert (status, err) == (0, "") and json.loads(out)["frames"] == 50
+    piped = subprocess.run(
+        [sys.executable, "-m", "mcode", "decode", source, "-o", "-", "-m", model, "--audio", "none"],
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
+    assert piped.stdout == (tmp_path / "back.y4m").read_bytes()
+    assert piped.stdout.count(b"FRAME\n") == 50 and not piped.stderr
+
+
+def test_a_stream_whose_manifold_is_missing_is_refused(mcode, workshop, tmp_path):
+    status, _, err = mcode("decode", workshop / "clip.mcode", "-o", tmp_path / "back.mp4")
+    assert status == 2 and "not installed" in err and "--manifold" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_inputs_leave_nothing_behind(mcode, workshop, tmp_path):
+    (tmp_path / "text.mp4").write_text("hello")
+    (tmp_path / "empty.mp4").touch()
+    model = workshop / "disc.safetensors"
+    (tmp_path / "there.mcode").write_text("precious")
+    before = sorted(tmp_path.iterdir())
+    out = tmp_path / "out.mcode"
+    for bad, more in (
+        (tmp_path / "text.mp4", ()),
+        (tmp_path / "empty.mp4", ()),
+        (tmp_path / "nowhere.mp4", ()),
+        (tmp_path, ()),
+        (workshop / "clip.mkv", ("--start", "1:00")),
+        (workshop / "clip.mkv", ("--quality", "8", "-m", "nowhere")),
+        (workshop / "clip.mkv", ("-o", tmp_path / "there.mcode")),
+        (workshop / "clip.mkv", ("-o", tmp_path / "no" / "folder.mcode")),
+        (workshop / "clip.mkv", ("--device", "mps" if sys.platform != "darwin" else "cuda")),
+    ):
+        status, printed, err = mcode("encode", bad, "-o", out, "-m", model, *more)
+        assert (status, printed) == (2, ""), (bad, more)
+        assert err.startswith("mcode: error: ") and err.count("\n") == 1, err
+        assert sorted(tmp_path.iterdir()) == before, (bad, more)
+    assert (tmp_path / "there.mcode").read_text() == "precious"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_encode_that_is_stopped_leaves_nothing_behind(workshop, tmp_path, number, status):
+    """The source is so long that the encode is surely running when it is stopped."""
+    frame = b"FRAME\n" + bytes(32 * 24 * 3)
+    source, out = tmp_path / "endless.y4m", tmp_path / "out"
+    out.mkdir()
+    source.write_bytes(b"YUV4MPEG2 W32 H24 F25:1 C444\n" + frame * 40_000)
+    options = ["-m", workshop / "disc.safetensors", "--n", "1"]
+    command = [sys.executable, "-m", "mcode", "encode", source, "-o", out / "out.mcode", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        until = time.monotonic() + 60
+        while not any(out.iterdir()):
+            assert process.poll() is None and time.monotonic() < until, process.stderr.read()
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in err and not list(out.iterdir())
+
+
+def test_stills_are_measured_beside_other_codecs(mcode, workshop, tmp_path, monkeypatch):
+    from PIL import Image
+
+    from mcode.evaluation import stills
+
+    monkeypatch.setattr(stills, "standard_codecs", lambda: [stills.jpeg(20)])
+    monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 24), "orange").save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    status, out, _ = mcode("evaluate", "stills", tmp_path, "-m", workshop / "disc.safetensors", "--json")
+    found = json.loads(out)
+    assert status == 0 and found["manifold"] == "disc"
+    assert [row["codec"] for row in found["rows"]] == ["MCode disc"] * 8 + ["JPEG"]
+    assert all(row["images"] == 2 and row["bpp"] > 0 for row in found["rows"])
+    assert mcode("evaluate", "stills", tmp_path / "none", "-m", workshop / "disc.safetensors")[0] == 2
