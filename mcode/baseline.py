@@ -1,0 +1,348 @@
+"""The codecs that MCode is measured against: H.264 (x264), H.265 (x265) and AV1 (SVT-AV1), by PyAV, behind push and flush.
+
+Sans-IO: frames in, packets out, and back. The searches below find the setting with a wanted bit rate or PSNR by constant
+rate factor (CRF), the field's usual mode for such comparisons: one pass, no rate-control error, quality even over time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+from mcode.errors import InputError
+from mcode.frame import TICKS_PER_S, Frame
+
+CodecName = Literal["h264", "h265", "av1"]
+Frames = Sequence[Frame] | Callable[[], Iterable[Frame]]
+"""A clip that can be gone through more than once: a list, or a function that opens it anew."""
+
+
+@dataclass(frozen=True)
+class _Coder:
+    encoder: str
+    decoder: str
+    label: str
+    preset: str
+    crf_floor: int  # the largest CRF: fewest bits
+    crf_step: float  # finest CRF step of the encoder's interface (SVT-AV1's is whole numbers)
+    crf_per_halving: float  # roughly: CRF steps which halve the rate; a first guess for the search
+    side_min: int = 1  # of either side, where the encoder does not say so itself
+
+
+CODERS: dict[str, _Coder] = {
+    "h264": _Coder("libx264", "h264", "H.264", "medium", 51, 0.25, 6),
+    "h265": _Coder("libx265", "hevc", "H.265", "medium", 51, 0.25, 6),
+    "av1": _Coder("libsvtav1", "libdav1d", "AV1", "6", 63, 1, 8, side_min=32),
+}
+_CRF_BEST = 1
+_EXACT = (
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
+
+
+@dataclass(frozen=True)
+class EncodedPacket:
+    """One access unit (Annex B for H.264 and H.265, OBUs for AV1), in decoding order. pts, dts: ticks of 1/90,000 s."""
+
+    data: bytes
+    pts: int
+    dts: int
+    keyframe: bool
+
+
+def coder_named(codec: str) -> _Coder:
+    """The coder behind "h264", "h265" or "av1"; InputError for any other name."""
+    if codec not in CODERS:
+        raise InputError(f"unknown codec {codec!r}: one of {', '.join(CODERS)}")
+    return CODERS[codec]
+
+
+class BaselineEncoder:
+    """Frames (uint8 RGB, width x height) to packets, at `crf` or at `rate_kbps` (one of the two).
+
+    fps: the nominal rate, for rate control and for the keyframe interval of `gop_s` seconds; timestamps are the frames' own.
+    preset: the encoder's; by default medium for x264 and x265, 6 for SVT-AV1. pixel_format: yuv420p, or yuv444p (not AV1).
+    Frames of odd size are padded to even by repeating the edge. The first packet lacks the text that x264 writes about itself.
+    """
+
+    def __init__(
+        self,
+        codec: str,
+        width: int,
+        height: int,
+        *,
+        crf: float | None = None,
+        rate_kbps: float | None = None,
+        fps: float = 25.0,
+        preset: str | None = None,
+        gop_s: float = 10.0,
+        pixel_format: str = "yuv420p",
+        options: dict[str, str] | None = None,
+    ):
+        if (crf is None) == (rate_kbps is None):
+            raise ValueError("give either crf or rate_kbps")
+        coder = coder_named(codec)
+        self.codec, self.width, self.height = codec, width, height
+        self.payload_bytes = 0
+        if min(width, height) < coder.side_min:  # SVT-AV1 4.0 hangs on 16x512
+            raise InputError(f"{coder.label} cannot encode {width}x{height}: {coder.side_min} pixels a side at least")
+        os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 writes its settings and errors to stderr past FFmpeg's logging
+        context = av.CodecContext.create(coder.encoder, "w")
+        context.width, context.height = width + width % 2, height + height % 2
+        context.pix_fmt = pixel_format
+        context.time_base = Fraction(1, TICKS_PER_S)
+        context.framerate = Fraction(fps).limit_denominator(1001)
+        context.gop_size = max(1, round(gop_s * fps))
+        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
+        context.options = {"preset": preset or coder.preset, **_rate_options(codec, crf), **(options or {})}
+        if codec == "h265":
+            context.options |= {"x265-params": "log-level=none:info=0:" + context.options.get("x265-params", "")}
+        if rate_kbps is not None:
+            context.bit_rate = round(rate_kbps * 1000)
+            if codec != "av1":
+                context.options |= {"maxrate": str(context.bit_rate), "bufsize": str(context.bit_rate)}
+        try:
+            context.open()
+        except av.FFmpegError as error:
+            raise InputError(f"{coder.label} cannot encode {width}x{height} ({coder.encoder}: {error.strerror})") from error
+        self._context, self._pixel_format = context, pixel_format
+
+    def push(self, frame: Frame) -> list[EncodedPacket]:
+        """The packets that this frame completes: often none, as encoders look ahead."""
+        rgb = frame.rgb
+        if (frame.width, frame.height) != (self.width, self.height):
+            raise ValueError(f"frame is {frame.width}x{frame.height}, encoder is {self.width}x{self.height}")
+        if self.width % 2 or self.height % 2:
+            rgb = np.pad(rgb, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
+            format=self._pixel_format, dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG, interpolation=_EXACT
+        )
+        picture.pts, picture.time_base = frame.pts, Fraction(1, TICKS_PER_S)
+        return self._packets(picture)
+
+    def flush(self) -> list[EncodedPacket]:
+        """What the encoder still holds. Nothing can be pushed after it."""
+        return self._packets(None)
+
+    def _packets(self, picture: av.VideoFrame | None) -> list[EncodedPacket]:
+        packets = []
+        for packet in self._context.encode(picture):
+            data = bytes(packet)
+            if self.codec == "h264" and not self.payload_bytes:
+                data = _without_encoder_text(data)
+            self.payload_bytes += len(data)
+            packets.append(EncodedPacket(data, packet.pts, packet.dts, packet.is_keyframe))
+        return packets
+
+
+class BaselineDecoder:
+    """Packets to frames in presentation order. Damaged packets give damaged frames or none, never an exception."""
+
+    def __init__(self, codec: str, width: int, height: int):
+        self.width, self.height = width, height
+        self.damaged_packets = 0
+        self._context = av.CodecContext.create(coder_named(codec).decoder, "r")
+
+    def push(self, packet: EncodedPacket) -> list[Frame]:
+        wire = av.Packet(packet.data)
+        wire.pts, wire.dts, wire.time_base = packet.pts, packet.dts, Fraction(1, TICKS_PER_S)
+        return self._frames(wire)
+
+    def flush(self) -> list[Frame]:
+        """The frames still held back for reordering."""
+        return self._frames(None)
+
+    def _frames(self, wire: av.Packet | None) -> list[Frame]:
+        try:
+            pictures = self._context.decode(wire)
+        except av.FFmpegError:
+            self.damaged_packets += 1
+            return []
+        frames = []
+        for picture in pictures:
+            rgb = picture.reformat(
+                format="rgb24",
+                src_colorspace=Colorspace.ITU601,
+                src_color_range=ColorRange.MPEG,
+                interpolation=_EXACT,
+            ).to_ndarray()
+            frames.append(Frame(np.ascontiguousarray(rgb[: self.height, : self.width]), picture.pts))
+        return frames
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A clip encoded once. rate_kbps counts every packet byte; psnr_db is the mean over frames (uint8 RGB).
+
+    at_floor: the encoder's highest CRF still needs more than the wanted rate, or already gives more than the wanted PSNR.
+    """
+
+    codec: str
+    crf: float
+    packets: tuple[EncodedPacket, ...]
+    width: int
+    height: int
+    frames: int
+    duration_s: float
+    psnr_db: float
+    at_floor: bool = False
+
+    @property
+    def payload_bytes(self) -> int:
+        return sum(len(packet.data) for packet in self.packets)
+
+    @property
+    def rate_kbps(self) -> float:
+        return self.payload_bytes * 8 / self.duration_s / 1000
+
+    def decode(self) -> Iterator[Frame]:
+        """The clip as a receiver sees it; can be called again."""
+        decoder = BaselineDecoder(self.codec, self.width, self.height)
+        for packet in self.packets:
+            yield from decoder.push(packet)
+        yield from decoder.flush()
+
+    def __repr__(self) -> str:
+        floor = ", its floor" if self.at_floor else ""
+        return f"Encoding({self.codec} CRF {self.crf:g}{floor}: {self.rate_kbps:.2f} kbit/s, {self.psnr_db:.2f} dB)"
+
+
+class CrfSearch:
+    """One clip, one codec: encodings by CRF, each made once, and the searches over them.
+
+    Only packets are kept, and frames are gone through one at a time, so memory does not grow with the pixels.
+    progress(frames_done, frames_total) is told of every frame of every encoding; the total is None in the first.
+    """
+
+    def __init__(
+        self,
+        frames: Frames,
+        codec: str,
+        *,
+        preset: str | None = None,
+        gop_s: float = 10.0,
+        progress: Callable[[int, int | None], None] | None = None,
+    ):
+        self.coder = coder_named(codec)
+        self.codec, self.preset, self.gop_s = codec, preset, gop_s
+        self._open = frames if callable(frames) else lambda: frames
+        self._progress = progress or (lambda done, total: None)
+        self._frames: int | None = None
+        self._found: dict[float, Encoding] = {}
+
+    @property
+    def encodings(self) -> list[Encoding]:
+        """All that were made, by rising rate: a rate-distortion curve."""
+        return sorted(self._found.values(), key=lambda encoding: encoding.payload_bytes)
+
+    def at_crf(self, crf: float) -> Encoding:
+        if crf not in self._found:
+            self._found[crf] = self._encode(crf)
+        return self._found[crf]
+
+    def at_rate(self, kbps: float, tolerance: float = 0.02, attempts: int = 8) -> Encoding:
+        """The encoding nearest to `kbps` that the CRF can reach: within `tolerance` of it where `attempts` are enough."""
+        return self._search(lambda e: math.log(e.rate_kbps), math.log(kbps), math.log1p(tolerance), attempts, math.log(2))
+
+    def at_psnr(self, psnr_db: float, tolerance_db: float = 0.05, attempts: int = 8) -> Encoding:
+        """The encoding whose PSNR is nearest to `psnr_db`."""
+        return self._search(lambda e: e.psnr_db, psnr_db, tolerance_db, attempts, 3.0)
+
+    def _search(
+        self, value: Callable[[Encoding], float], wanted: float, tolerance: float, attempts: int, rise_per_halving: float
+    ) -> Encoding:
+        """Bracketed interpolation over the CRF, where `value` falls as the CRF rises."""
+        floor = self.at_crf(self.coder.crf_floor)
+        if value(floor) >= wanted - tolerance:
+            return replace(floor, at_floor=value(floor) > wanted + tolerance)
+        slope = -rise_per_halving / self.coder.crf_per_halving
+        for _ in range(attempts):
+            nearest = min(self._found.values(), key=lambda e: abs(value(e) - wanted))
+            if abs(value(nearest) - wanted) <= tolerance:
+                break
+            below = max((e for e in self._found.values() if value(e) < wanted), key=value)
+            above = min((e for e in self._found.values() if value(e) >= wanted), key=value, default=None)
+            if above is None:
+                guess = below.crf + 1.25 * (wanted - value(below)) / slope  # too far rather than too near: it brackets
+            else:
+                share = (wanted - value(below)) / (value(above) - value(below))
+                share = min(max(share, 0.1), 0.9)  # ends in halvings where the curve is too bent for a straight line
+                guess = below.crf + share * (above.crf - below.crf)
+            step = self.coder.crf_step
+            guess = min(max(round(guess / step) * step, _CRF_BEST), self.coder.crf_floor)
+            if guess in self._found:
+                break
+            self.at_crf(guess)
+        return min(self._found.values(), key=lambda e: abs(value(e) - wanted))
+
+    def _encode(self, crf: float) -> Encoding:
+        self._measure()
+        encoder: BaselineEncoder | None = None
+        packets: list[EncodedPacket] = []
+        for done, frame in enumerate(self._open(), start=1):
+            if encoder is None:
+                size = frame.width, frame.height
+                encoder = BaselineEncoder(self.codec, *size, crf=crf, fps=self._fps, preset=self.preset, gop_s=self.gop_s)
+            packets += encoder.push(frame)
+            self._progress(done, self._frames)
+        assert encoder is not None
+        packets += encoder.flush()
+        made = Encoding(self.codec, crf, tuple(packets), *size, self._frames, self._duration_s, math.nan)
+        scores = [_psnr_db(a.rgb, b.rgb) for a, b in zip(self._open(), made.decode(), strict=True)]
+        return replace(made, psnr_db=sum(scores) / len(scores))
+
+    def _measure(self) -> None:
+        """The clip's length and mean frame rate, once. The last frame lasts as long as the one before; a single one 1/25 s."""
+        if self._frames is not None:
+            return
+        times = [frame.pts for frame in self._open()]
+        if not times:
+            raise InputError("no frames to encode")
+        gap = times[-1] - times[-2] if len(times) > 1 else TICKS_PER_S // 25
+        self._frames, self._duration_s = len(times), (times[-1] - times[0] + gap) / TICKS_PER_S
+        self._fps = len(times) / self._duration_s
+
+
+def encode_at_rate(frames: Frames, codec: str, kbps: float, **options: object) -> Encoding:
+    """The clip at the reachable rate nearest to `kbps`, or at the codec's floor (`at_floor`). Options as CrfSearch."""
+    return CrfSearch(frames, codec, **options).at_rate(kbps)
+
+
+def encode_at_psnr(frames: Frames, codec: str, psnr_db: float, **options: object) -> Encoding:
+    """The clip at the rate where its mean PSNR is nearest to `psnr_db`. Options as CrfSearch."""
+    return CrfSearch(frames, codec, **options).at_psnr(psnr_db)
+
+
+def _psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    """As evaluation.metrics.psnr, which lies a floor above."""
+    error = cv2.norm(a, b, cv2.NORM_L2SQR) / a.size
+    return min(100.0, 10 * math.log10(255**2 / error)) if error else 100.0
+
+
+def _rate_options(codec: str, crf: float | None) -> dict[str, str]:
+    if crf is None:
+        return {}
+    return {"crf": str(round(crf)) if codec == "av1" else str(crf)}
+
+
+def _without_encoder_text(data: bytes) -> bytes:
+    """An access unit without x264's SEI "user data unregistered": 700 bytes about itself that no decoder needs.
+
+    H.264 Annex B and D.1.6. On a clip of some seconds that text would be a tenth of the stream.
+    """
+    units, start = [], data.find(b"\0\0\1")
+    while start >= 0:
+        end = data.find(b"\0\0\1", start + 3)
+        units.append(data[start + 3 : end if end >= 0 else len(data)])
+        start = end
+    kept = [unit for unit in units if not (unit[:1] and unit[0] & 31 == 6 and unit[1:2] == b"\x05")]
+    return b"".join(b"\0\0\1" + unit.rstrip(b"\0") for unit in kept)

@@ -1,0 +1,1 @@
+"""Measuring: metrics on pixels, distances of network features, tables over stills, and comparison with other codecs."""

@@ -1,0 +1,520 @@
+"""MCode and ordinary codecs through the same noisy channel: `mcode evaluate channel`. No sockets, no clock: exact,
+repeatable.
+
+Every lane is what `mcode send` sends and `mcode receive` shows: RTP packets, their headers spared by bit errors
+alike, the session description known to the receiver (MCode's stream header; SPS and PPS). Quality is that of what a
+viewer sees at each frame's time, a frozen picture included, against the frames that all encoders were fed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from mcode.channel import Channel, ChannelSettings
+from mcode.codec import Encoder, Model
+from mcode.errors import InputError
+from mcode.evaluation.metrics import luma, psnr, ssim
+from mcode.frame import TICKS_PER_S, Frame
+from mcode.lanes import BaselineLane, McodeLane
+from mcode.manifold import load
+from mcode.rtp import h264, payload, sdp
+from mcode.rtp.packets import MTU, RtpPacket
+from mcode.send import live_encoder
+from mcode.transcode import geometry
+from mcode.video import FrameReader
+
+BIT_ERROR_RATES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 5e-2)
+LOSSES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
+LANES = ("fixed", "huffman", "h264", "h265")
+LABELS = {"fixed": "MCode fixed", "huffman": "MCode huffman", "h264": "H.264", "h265": "H.265"}
+_SHOWN = ((0.0, 0.0), (1e-4, 0.0), (1e-3, 0.0), (1e-2, 0.0), (0.0, 0.05), (0.0, 0.2), (0.0, 0.5))
+_SSRC = 7
+
+
+@dataclass(frozen=True)
+class ChannelRow:
+    """One lane under one condition: means over frames and seeds. drop_db: PSNR below the same lane's without damage.
+
+    worst_db: of the seed that fared worst. shown: share of the frames that were new pictures, not a frozen one.
+    """
+
+    lane: str
+    bit_error_rate: float
+    loss: float
+    psnr_db: float
+    ssim: float
+    drop_db: float
+    worst_db: float
+    shown: float
+
+
+@dataclass(frozen=True)
+class LaneRate:
+    """rate_kbps: of RTP packets as sent, IP and UDP headers not counted. at_floor: the codec cannot go lower."""
+
+    lane: str
+    rate_kbps: float
+    payload_kbps: float
+    packets: int
+    at_floor: bool
+
+
+@dataclass(frozen=True)
+class ChannelReport:
+    input: str
+    manifold: str
+    manifold_id: str
+    n: int
+    width: int
+    height: int
+    frames: int
+    duration_s: float
+    seeds: int
+    burst: float
+    refresh_s: float
+    feedback_s: float | None
+    playout_s: float | None
+    rates: tuple[LaneRate, ...]
+    rows: tuple[ChannelRow, ...]
+    files: tuple[str, ...] = ()
+
+
+def evaluate_channel(
+    input: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    manifold: str | os.PathLike[str] | Model = "general",
+    n: int = 4,
+    quality: int | None = None,
+    lanes: Sequence[str] = LANES,
+    bit_error_rates: Sequence[float] = BIT_ERROR_RATES,
+    losses: Sequence[float] = LOSSES,
+    burst: float = 1.0,
+    seeds: int = 5,
+    seed: int = 0,
+    refresh_s: float = 5.0,
+    feedback_s: float | None = None,
+    playout_s: float | None = None,
+    size: tuple[int, int] | None = None,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    device: str = "auto",
+    force: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> ChannelReport:
+    """Bit error rates without loss, then losses without bit errors, `seeds` times each.
+
+    output: a folder for channel.json, channel.md, channel.png (curves) and pictures.png (one frame under each
+    condition). feedback_s: a receiver's request for a refresh reaches the sender after so long; None: there is no way
+    back. playout_s: a frame that comes later than this after its time is not shown; None: nothing is too late, as in
+    a recording. The baselines get the rate of the dearer MCode lane, or their floor. Raises InputError, ManifoldError.
+    """
+    unknown = [lane for lane in lanes if lane not in LANES]
+    if unknown:
+        raise InputError(f"unknown lane {unknown[0]!r}: one of {', '.join(LANES)}")
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: at least one")
+    model: Any = load(manifold, device) if isinstance(manifold, str | os.PathLike) else manifold
+    folder = _prepare(output, force)
+    frames = _read(input, model, size, start_s, duration_s)
+    senders = _senders(frames, model, lanes, n, quality, refresh_s)
+    conditions = list(dict.fromkeys([(rate, 0.0) for rate in bit_error_rates] + [(0.0, loss) for loss in losses]))
+    if (0.0, 0.0) not in conditions:
+        conditions.insert(0, (0.0, 0.0))
+    total = len(senders) * sum(1 if condition == (0.0, 0.0) else seeds for condition in conditions)
+    rows: list[ChannelRow] = []
+    pictures: dict[tuple[str, float, float], np.ndarray] = {}
+    done = 0
+    middle = len(frames) // 2
+    for lane, sender in senders.items():
+        clean = math.nan
+        for rate, loss in sorted(conditions, key=lambda condition: condition != (0.0, 0.0)):
+            scores = []
+            for which in range(1 if rate == loss == 0 else seeds):
+                settings = ChannelSettings(bit_error_rate=rate, loss=loss, burst=burst, seed=seed + which)
+                shown = simulate(sender, frames, settings, feedback_s=feedback_s, playout_s=playout_s)
+                scores.append(_score(frames, shown))
+                if which == 0:
+                    pictures[lane, rate, loss] = shown[middle][0]
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            means = np.mean(scores, axis=0)
+            clean = float(means[0]) if rate == loss == 0 else clean
+            worst = float(min(score[0] for score in scores))
+            rows.append(
+                ChannelRow(
+                    lane, rate, loss, float(means[0]), float(means[1]), clean - float(means[0]), worst, float(means[2])
+                )
+            )
+    report = ChannelReport(
+        input=os.fspath(input),
+        manifold=getattr(model, "name", model.id),
+        manifold_id=model.id,
+        n=n,
+        width=frames[0].width,
+        height=frames[0].height,
+        frames=len(frames),
+        duration_s=_length_s(frames),
+        seeds=seeds,
+        burst=burst,
+        refresh_s=refresh_s,
+        feedback_s=feedback_s,
+        playout_s=playout_s,
+        rates=tuple(_rate(lane, sender, frames) for lane, sender in senders.items()),
+        rows=tuple(rows),
+    )
+    return report if folder is None else _write(report, pictures, frames[middle].rgb, folder)
+
+
+# The lanes: frames to RTP packets, and the receiving end of them.
+
+
+class LaneSender(Protocol):
+    """Frames to packets, each with the bytes that bit errors spare. `receiver` makes a new receiving end."""
+
+    def push(self, frame: Frame, refresh: bool) -> list[tuple[RtpPacket, int]]: ...
+    def flush(self) -> list[tuple[RtpPacket, int]]: ...
+    def restart(self) -> None: ...
+    def receiver(self) -> McodeLane | BaselineLane: ...
+
+
+class McodeSender:
+    def __init__(self, model: Model, width: int, height: int, slices: int = 1, **options: Any) -> None:
+        self.model = _Remembering(model)
+        self._size, self._options = (width, height), {**options, "slices": slices}
+        self.restart()
+
+    def restart(self) -> None:
+        self._encoder = Encoder(self.model, *self._size, **self._options)
+        self._packetiser = payload.Packetiser(_SSRC)
+
+    def push(self, frame: Frame, refresh: bool) -> list[tuple[RtpPacket, int]]:
+        if refresh:
+            self._encoder.request_refresh()
+        return self._packets(self._encoder.push(frame))
+
+    def flush(self) -> list[tuple[RtpPacket, int]]:
+        return self._packets(self._encoder.flush())
+
+    def _packets(self, keyframes: list) -> list[tuple[RtpPacket, int]]:
+        made = [packet for keyframe in keyframes for packet in self._packetiser.push(keyframe)]
+        return [(packet, payload.protected_bytes(packet)) for packet in made]
+
+    def receiver(self) -> McodeLane:
+        header = base64.b64encode(payload.header_bytes(self._encoder.header)).decode()
+        media = sdp.Media("MCODE", 5004, self._packetiser.payload_type, _SSRC, {"header": header})
+        return McodeLane(lambda _: self.model, media)
+
+
+class _Remembering:
+    """A model that analyses each frame once: every seed sends the same frames."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._latents: dict[bytes, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def analyse(self, rgb: np.ndarray) -> Any:
+        key = rgb.tobytes()
+        if key not in self._latents:
+            self._latents[key] = self._model.analyse(rgb)
+        return self._latents[key]
+
+
+class BaselineSender:
+    def __init__(self, codec: str, width: int, height: int, rate_kbps: float, fps: float, refresh_s: float) -> None:
+        self.codec, self._size = codec, (width, height)
+        self._options = {"rate_kbps": rate_kbps, "fps": fps, "gop_s": refresh_s}
+        self.at_floor = False
+        self.restart()
+
+    def restart(self) -> None:
+        self._encoder = live_encoder(self.codec, *self._size, **self._options)
+        self._packetiser = h264.H264Packetiser(_SSRC, codec=self.codec)
+        self._sets: list[bytes] = []
+
+    def push(self, frame: Frame, refresh: bool) -> list[tuple[RtpPacket, int]]:
+        if refresh:
+            self._encoder = live_encoder(self.codec, *self._size, **self._options)
+        made = []
+        for unit in self._encoder.push(frame):
+            self._sets = self._sets or h264.parameter_sets(unit.data, self.codec)
+            made += self._packetiser.push(unit.data, unit.pts)
+        return [(packet, h264.protected_bytes(packet, self.codec)) for packet in made]
+
+    def flush(self) -> list[tuple[RtpPacket, int]]:
+        return []
+
+    def receiver(self) -> BaselineLane:
+        parameters = sdp.sprop(self._sets, self.codec)
+        return BaselineLane(sdp.Media(self.codec.upper(), 5006, self._packetiser.payload_type, _SSRC, parameters))
+
+
+def simulate(
+    sender: LaneSender,
+    frames: Sequence[Frame],
+    settings: ChannelSettings,
+    *,
+    feedback_s: float | None = None,
+    playout_s: float | None = None,
+) -> list[tuple[np.ndarray, bool]]:
+    """(picture that a viewer sees at each frame's time, whether it is a new one): through the channel of these
+    settings.
+
+    Grey until the first picture. Time is the frames' own.
+    """
+    sender.restart()
+    channel = Channel(settings)
+    lane: Any = None
+    arrived: list[tuple[int, Frame, float]] = []  # (pts, picture, when)
+    first: int | None = None
+    asked_at: float | None = None
+    base = round(frames[0].pts)
+    for frame in [*frames, None]:
+        now_s = (frame or frames[-1]).pts / TICKS_PER_S + (0.0 if frame else 1.0)
+        refresh = asked_at is not None and feedback_s is not None and now_s >= asked_at + feedback_s
+        packets = sender.flush() if frame is None else sender.push(frame, refresh)
+        lane = lane or sender.receiver()
+        asked_at = None if refresh else asked_at
+        units = []
+        for packet, spared in packets:
+            first = packet.timestamp if first is None else first
+            for at_s, data in channel.transmit(bytes(packet), spared, now_s):
+                units += lane.push(data, at_s)
+        # The hold of the reorder buffer is below a frame's time: what is lost is given up before the next one.
+        units += lane.poll(now_s + 0.035)
+        for unit in units:
+            arrived += [(decoded.pts - (first or 0) + base, decoded, now_s) for decoded in lane.decode(unit)]
+        if lane.wants_refresh and asked_at is None:
+            asked_at = now_s
+    for unit in lane.poll(frames[-1].pts / TICKS_PER_S + 99):
+        arrived += [(decoded.pts - (first or 0) + base, decoded, now_s) for decoded in lane.decode(unit)]
+    return list(_viewed(frames, arrived, playout_s))
+
+
+def _viewed(
+    frames: Sequence[Frame], arrived: list[tuple[int, Frame, float]], playout_s: float | None
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """At each frame's time the newest decoded frame that is not of a later time."""
+    in_time = [
+        (pts, decoded) for pts, decoded, at_s in arrived if playout_s is None or at_s <= pts / TICKS_PER_S + playout_s
+    ]
+    in_time.sort(key=lambda item: item[0])
+    shape = frames[0].rgb.shape
+    picture, at = np.full(shape, 128, np.uint8), 0
+    for frame in frames:
+        fresh = False
+        while at < len(in_time) and in_time[at][0] <= frame.pts + 900:  # 10 ms: timestamps may be rounded
+            picture, fresh = np.ascontiguousarray(in_time[at][1].rgb[: shape[0], : shape[1]]), True
+            at += 1
+        yield picture, fresh
+
+
+def _senders(
+    frames: list[Frame], model: Model, lanes: Sequence[str], n: int, quality: int | None, refresh_s: float
+) -> dict[str, LaneSender]:
+    width, height = frames[0].width, frames[0].height
+    options = {"n": n, "quality": quality, "refresh_s": refresh_s}
+    made: dict[str, LaneSender] = {}
+    rate = 0.0
+    for coder in ("fixed", "huffman"):
+        trial = Encoder(model, width, height, coder=coder, **options)
+        size = sum(len(part or b"") for part in trial.push(frames[0])[0].slices)
+        slices = max(1, min(math.ceil(size * 4 / 3 / (MTU - 80)), 64))
+        made[coder] = McodeSender(model, width, height, coder=coder, slices=slices, **options)
+        if coder in lanes or not {"fixed", "huffman"} & set(lanes):
+            rate = max(rate, _sent(made[coder], frames)[0])
+    fps = len(frames) / _length_s(frames)
+    for codec in ("h264", "h265"):
+        if codec in lanes:
+            made[codec] = _baseline_at(codec, frames, rate, fps, refresh_s)
+    return {lane: made[lane] for lane in lanes}
+
+
+def _baseline_at(codec: str, frames: list[Frame], rate_kbps: float, fps: float, refresh_s: float) -> BaselineSender:
+    """The encoder whose packets take the wanted rate, by a few trials of its rate control; or its floor."""
+    width, height = frames[0].width, frames[0].height
+    asked, best, best_rate = max(1.0, rate_kbps), None, math.inf
+    for _ in range(6):
+        sender = BaselineSender(codec, width, height, asked, fps, refresh_s)
+        got = _sent(sender, frames)[0]
+        if best is None or abs(math.log(got / rate_kbps)) < abs(math.log(best_rate / rate_kbps)):
+            best, best_rate = sender, got
+        if abs(got / rate_kbps - 1) < 0.03 or (asked <= 1 and got > rate_kbps):
+            break
+        asked = max(1.0, asked * rate_kbps / got)
+    assert best is not None
+    best.at_floor = best_rate > 1.1 * rate_kbps
+    return best
+
+
+def _sent(sender: LaneSender, frames: Sequence[Frame]) -> tuple[float, float, int]:
+    """(kbit/s of packets, kbit/s of what bit errors may hit, packets)."""
+    sender.restart()
+    packets = [found for frame in frames for found in sender.push(frame, False)] + sender.flush()
+    bits = 8 / 1000 / _length_s(frames)
+    whole = sum(len(bytes(packet)) for packet, _ in packets)
+    return whole * bits, (whole - sum(spared for _, spared in packets)) * bits, len(packets)
+
+
+def _rate(lane: str, sender: LaneSender, frames: Sequence[Frame]) -> LaneRate:
+    rate, exposed, packets = _sent(sender, frames)
+    return LaneRate(lane, rate, exposed, packets, getattr(sender, "at_floor", False))
+
+
+# Frames in, numbers and pictures out.
+
+
+def _read(
+    input: str | os.PathLike[str], model: Any, size: tuple[int, int] | None, start_s: float, duration_s: float | None
+) -> list[Frame]:
+    whole = FrameReader(input, start_s=start_s, duration_s=duration_s)
+    coded, _, aspect = geometry((whole.width, whole.height), size, getattr(model, "frame_size", None))
+    frames = list(FrameReader(input, start_s=start_s, duration_s=duration_s, size=coded, crop_to=aspect))
+    if len(frames) < 2:
+        raise InputError(f"{os.fspath(input)}: a channel needs a video of two frames or more")
+    return frames
+
+
+def _length_s(frames: Sequence[Frame]) -> float:
+    return (frames[-1].pts - frames[0].pts) / TICKS_PER_S * len(frames) / (len(frames) - 1)
+
+
+def _score(frames: Sequence[Frame], shown: list[tuple[np.ndarray, bool]]) -> tuple[float, float, float]:
+    """(PSNR, SSIM of luma, share of new pictures), means over frames."""
+    values = [
+        (psnr(frame.rgb, seen), ssim(luma(frame.rgb), luma(seen)), float(fresh))
+        for frame, (seen, fresh) in zip(frames, shown, strict=True)
+    ]
+    means = np.mean(values, axis=0)
+    return float(means[0]), float(means[1]), float(means[2])
+
+
+_FILES = ("channel.json", "channel.md", "channel.png", "pictures.png")
+
+
+def _prepare(output: str | os.PathLike[str] | None, force: bool) -> Path | None:
+    if output is None:
+        return None
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{output} is a file: name a folder for the report")
+    existing = next((folder / name for name in _FILES if (folder / name).exists()), None)
+    if existing is not None and not force:
+        raise InputError(f"{existing} exists: use --force to replace it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{output}: cannot make this folder ({error.strerror})") from error
+    return folder
+
+
+def _write(
+    report: ChannelReport, pictures: dict[tuple[str, float, float], np.ndarray], source: np.ndarray, folder: Path
+) -> ChannelReport:
+    report = ChannelReport(**{**report.__dict__, "files": tuple(os.fspath(folder / name) for name in _FILES)})
+    (folder / "channel.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+    (folder / "channel.md").write_text(table(report))
+    _plot(report, folder / "channel.png")
+    sheet = _contact_sheet(report, pictures, source)
+    cv2.imwrite(os.fspath(folder / "pictures.png"), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    return report
+
+
+def table(report: ChannelReport) -> str:
+    """The report in Markdown."""
+    way_back = "none" if report.feedback_s is None else f"{report.feedback_s * 1000:g} ms"
+    title = (
+        f"{Path(report.input).name}: {report.width}x{report.height}, {report.duration_s:.1f} s, N = {report.n}, "
+        f"manifold {report.manifold} {report.manifold_id}, refresh every {report.refresh_s:g} s, way back {way_back}, "
+        f"{report.seeds} seeds, PSNR in dB (SSIM)."
+    )
+    lines = [title, ""]
+    for rate in report.rates:
+        floor = ", its floor" if rate.at_floor else ""
+        lines.append(f"- {LABELS[rate.lane]}: {rate.rate_kbps:.2f} kbit/s in RTP packets{floor}")
+    lanes = [rate.lane for rate in report.rates]
+    lines += ["", "| channel | " + " | ".join(LABELS[lane] for lane in lanes) + " |", "|---" * (len(lanes) + 1) + "|"]
+    found = {(row.lane, row.bit_error_rate, row.loss): row for row in report.rows}
+    for rate, loss in dict.fromkeys((row.bit_error_rate, row.loss) for row in report.rows):
+        cells = [f"{found[lane, rate, loss].psnr_db:.2f} ({found[lane, rate, loss].ssim:.3f})" for lane in lanes]
+        lines.append(f"| {_name(rate, loss)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _name(rate: float, loss: float) -> str:
+    return f"{loss:.0%} lost" if loss else f"bit errors {rate:g}" if rate else "clean"
+
+
+def _plot(report: ChannelReport, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2, sharey="row")
+    rates = {rate.lane: rate for rate in report.rates}
+    for lane, rate in rates.items():
+        label = f"{LABELS[lane]}, {rate.rate_kbps:.1f} kbit/s"
+        rows = [row for row in report.rows if row.lane == lane]
+        for row_axes, value in zip(axes, ("psnr_db", "ssim"), strict=True):
+            errors = sorted((row.bit_error_rate, getattr(row, value)) for row in rows if row.loss == 0)
+            losses = sorted((row.loss, getattr(row, value)) for row in rows if row.bit_error_rate == 0)
+            row_axes[0].plot([max(x, 1e-6) for x, _ in errors], [y for _, y in errors], "o-", label=label, markersize=4)
+            row_axes[1].plot([100 * x for x, _ in losses], [y for _, y in losses], "o-", label=label, markersize=4)
+    for row_axes, name in zip(axes, ("PSNR, dB", "SSIM"), strict=True):
+        row_axes[0].set(xscale="log", xlabel="bit error rate (leftmost: none)", ylabel=name)
+        row_axes[1].set(xlabel="packets lost, %")
+        for each in row_axes:
+            each.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.suptitle(f"{Path(report.input).name}, {report.width}x{report.height}, N = {report.n}, {report.seeds} seeds")
+    figure.savefig(path, dpi=120)
+
+
+def _contact_sheet(
+    report: ChannelReport, pictures: dict[tuple[str, float, float], np.ndarray], source: np.ndarray
+) -> np.ndarray:
+    """The middle frame: a row for each lane, a column for each condition; the source in front."""
+    columns = [condition for condition in _SHOWN if any(key[1:] == condition for key in pictures)]
+    tile_w = 200
+    tile_h = max(1, round(source.shape[0] * tile_w / source.shape[1]))
+    head, edge = 22, 4
+    width, height = (tile_w + edge) * (len(columns) + 1) + edge, (tile_h + head + edge) * len(report.rates) + head
+    sheet = np.full((height, width, 3), 255, np.uint8)
+
+    def write(text: str, x: int, y: int) -> None:
+        cv2.putText(sheet, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (20, 20, 20), 1, cv2.LINE_AA)
+
+    def place(picture: np.ndarray, x: int, y: int) -> None:
+        sheet[y : y + tile_h, x : x + tile_w] = cv2.resize(picture, (tile_w, tile_h), interpolation=cv2.INTER_CUBIC)
+
+    for index, condition in enumerate(columns, 1):
+        write(_name(*condition), edge + index * (tile_w + edge), 16)
+    write("source", edge, 16)
+    for number, rate in enumerate(report.rates):
+        top = head + number * (tile_h + head + edge)
+        if number == 0:
+            place(source, edge, top)
+        write(
+            f"{LABELS[rate.lane]}, {rate.rate_kbps:.1f} kbit/s" + (" (floor)" if rate.at_floor else ""),
+            edge,
+            top + tile_h + 16,
+        )
+        for index, condition in enumerate(columns, 1):
+            if (rate.lane, *condition) in pictures:
+                place(pictures[(rate.lane, *condition)], edge + index * (tile_w + edge), top)
+    return sheet

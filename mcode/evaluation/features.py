@@ -1,0 +1,203 @@
+"""Distances between pictures in the feature space of trained networks: VGG19 (training and judging), MobileNet-v1 (judging only).
+
+Both are LPIPS's form without its learned weights (Zhang et al. 2018, equation 1, w = 1): at every position the feature vector
+is scaled to unit length, the squared difference is summed over channels, and that is averaged over positions and layers.
+They are not LPIPS, and are named by network and layer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mcode.errors import InputError
+
+WEIGHTS_VARIABLE = "MCODE_PERCEPTUAL"
+"""Environment variable naming the folder with the weight files below."""
+VGG_FILE = "vgg19_conv3.safetensors"
+MOBILENET_FILE = "mobilenet_v1_to_pw12.safetensors"
+
+VGG_LAYERS = ("relu1_2", "relu2_2", "relu3_4")
+MOBILENET_LAYERS = (1, 3, 5, 11)
+
+_VGG_CONVOLUTIONS = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "3_4")
+_VGG_POOL_BEFORE = ("2_1", "3_1")
+_MOBILENET_STRIDE_2 = (2, 4, 6, 12)
+_BATCH_NORM_EPSILON = 1e-3  # Keras' MobileNet; PyTorch's default is 1e-5
+_TINY = 1e-3  # shorter feature vectors are divided by this: bounds the gradient; activations are of order 1 to 1000
+
+
+def weights_path(name: str, given: str | os.PathLike[str] | None = None) -> Path:
+    """The weight file `name`: `given` itself (a file, or a folder holding it), else from the folder in MCODE_PERCEPTUAL.
+
+    Raises InputError where there is none.
+    """
+    place = given if given is not None else os.environ.get(WEIGHTS_VARIABLE)
+    if not place:
+        raise InputError(f"no weights for {name}: give their path, or set {WEIGHTS_VARIABLE} to the folder that holds it")
+    path = Path(place)
+    path = path / name if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"{path}: no such weight file (set {WEIGHTS_VARIABLE} to the folder that holds {name})")
+    return path
+
+
+def unit_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Mean over layers and positions of the squared distance between unit feature vectors: 0 (equal) to 4 (opposite).
+
+    a, b: one (B, C, h, w) per layer. Returns float32 (B,). Differentiable; computed in float32 whatever autocast says.
+    """
+    return torch.stack([_layer_distance(x.float(), y.float()) for x, y in zip(a, b, strict=True)]).mean(0)
+
+
+def _layer_distance(a: Tensor, b: Tensor) -> Tensor:
+    difference = functional.normalize(a, dim=1, eps=_TINY) - functional.normalize(b, dim=1, eps=_TINY)
+    return difference.square().sum(1).mean((1, 2))
+
+
+class VggFeatures(nn.Module):
+    """VGG19 up to the deepest layer asked for, frozen; gradients reach the picture, so it serves as a training loss.
+
+    rgb (B, 3, H, W) in [0, 1] -> [relu1_2 (B, 64, H, W)] [relu2_2 (B, 128, H/2, W/2)] [relu3_4 (B, 256, H/4, W/4)].
+    Works under bfloat16 autocast and in channels_last. Simonyan, Zisserman 2015, configuration E.
+    """
+
+    mean_bgr: Tensor
+
+    def __init__(
+        self, weights: str | os.PathLike[str] | None = None, layers: Sequence[str] = ("relu3_4",)
+    ):
+        super().__init__()
+        if unknown := [name for name in layers if name.removeprefix("relu") not in _VGG_CONVOLUTIONS]:
+            raise ValueError(f"no VGG19 layer {unknown[0]}: one of {', '.join('relu' + c for c in _VGG_CONVOLUTIONS)}")
+        tensors = _load(weights_path(VGG_FILE, weights))
+        self.layers = tuple(layers)
+        wanted = {name.removeprefix("relu") for name in layers}
+        depth = 1 + max(_VGG_CONVOLUTIONS.index(name) for name in wanted)
+        self.convolutions = nn.ModuleDict()
+        for name in _VGG_CONVOLUTIONS[:depth]:
+            weight, bias = tensors[f"conv{name}.weight"].float(), tensors[f"conv{name}.bias"].float()
+            convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+            convolution.load_state_dict({"weight": weight, "bias": bias})
+            self.convolutions[name] = convolution
+        self.register_buffer("mean_bgr", torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, rgb: Tensor) -> list[Tensor]:
+        """Activations of `self.layers`, in that order."""
+        x = rgb.flip(1) * 255 - self.mean_bgr
+        found = {}
+        for name, convolution in self.convolutions.items():
+            if name in _VGG_POOL_BEFORE:
+                x = functional.max_pool2d(x, 2)
+            x = functional.relu(convolution(x))
+            found[f"relu{name}"] = x
+        return [found[name] for name in self.layers]
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """`unit_distance` between pictures a and b (B, 3, H, W) in [0, 1]. Returns (B,); `.mean()` of it is a loss."""
+        return unit_distance(self(a), self(b))
+
+
+class MobileNetFeatures(nn.Module):
+    """MobileNet-v1 1.0 (Howard et al. 2017), the outputs of its pointwise blocks `blocks`, after normalisation and ReLU6.
+
+    rgb (B, 3, H, W) in [0, 1]. For judging only, never a loss: a metric that is trained on stops measuring.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str] | None = None, blocks: Sequence[int] = MOBILENET_LAYERS):
+        super().__init__()
+        tensors = _load(weights_path(MOBILENET_FILE, weights))
+        self.blocks = tuple(blocks)
+        self.first = _normalised_convolution(tensors, "conv1.kernel", "conv1_bn", stride=2)
+        self.depthwise, self.pointwise = nn.ModuleList(), nn.ModuleList()
+        for i in range(1, max(blocks) + 1):
+            stride = 2 if i in _MOBILENET_STRIDE_2 else 1
+            kernel = f"conv_dw_{i}.depthwise_kernel"
+            self.depthwise.append(_normalised_convolution(tensors, kernel, f"conv_dw_{i}_bn", stride, depthwise=True))
+            self.pointwise.append(_normalised_convolution(tensors, f"conv_pw_{i}.kernel", f"conv_pw_{i}_bn"))
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, rgb: Tensor) -> list[Tensor]:
+        """Activations of `self.blocks`, in rising order."""
+        x = _convolve(self.first, rgb * 2 - 1)
+        found = []
+        for i, (depthwise, pointwise) in enumerate(zip(self.depthwise, self.pointwise, strict=True), start=1):
+            x = _convolve(pointwise, _convolve(depthwise, x))
+            if i in self.blocks:
+                found.append(x)
+        return found
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """`unit_distance` between pictures a and b (B, 3, H, W) in [0, 1]. Returns (B,)."""
+        return unit_distance(self(a), self(b))
+
+
+def _convolve(convolution: nn.Module, x: Tensor) -> Tensor:
+    if convolution.stride == (2, 2):  # TensorFlow pads below and right only
+        x = functional.pad(x, (0, 1, 0, 1))
+    return functional.relu6(convolution(x))
+
+
+def _normalised_convolution(
+    tensors: dict[str, Tensor], kernel: str, normalisation: str, stride: int = 1, depthwise: bool = False
+) -> nn.Conv2d:
+    """A convolution with its batch normalisation folded in; TensorFlow's HWIO kernels become OIHW."""
+    weight = tensors[kernel].float().permute(2, 3, 0, 1) if depthwise else tensors[kernel].float().permute(3, 2, 0, 1)
+    beta, gamma, mean, variance = (
+        tensors[f"{normalisation}.{name}"].float() for name in ("beta", "gamma", "moving_mean", "moving_variance")
+    )
+    scale = gamma / (variance + _BATCH_NORM_EPSILON).sqrt()
+    outputs, inputs, size = weight.shape[0], weight.shape[1], weight.shape[2]
+    convolution = nn.Conv2d(
+        outputs if depthwise else inputs,
+        outputs,
+        size,
+        stride=stride,
+        padding=size // 2 if stride == 1 else 0,
+        groups=outputs if depthwise else 1,
+    )
+    convolution.load_state_dict({"weight": weight * scale.view(-1, 1, 1, 1), "bias": beta - mean * scale})
+    return convolution
+
+
+class FeatureDistances:
+    """The two judges together, on uint8 pictures: VGG19 (3 layers), VGG19-relu3_4, and MobileNet distance."""
+
+    def __init__(self, weights: str | os.PathLike[str] | None = None, device: str = "cpu"):
+        self.device = torch.device(device)
+        self.vgg_features = VggFeatures(weights, VGG_LAYERS).to(self.device)
+        self.mobilenet_features = MobileNetFeatures(weights).to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+        """a, b: uint8 (H, W, 3). Returns {"vgg", "vgg_relu3_4", "mobilenet"}."""
+        x, y = (to_batch(rgb).to(self.device) for rgb in (a, b))
+        vgg_x, vgg_y = self.vgg_features(x), self.vgg_features(y)
+        return {
+            "vgg": unit_distance(vgg_x, vgg_y).item(),
+            "vgg_relu3_4": unit_distance(vgg_x[2:], vgg_y[2:]).item(),
+            "mobilenet": self.mobilenet_features.distance(x, y).item(),
+        }
+
+
+def to_batch(rgb: np.ndarray) -> Tensor:
+    """uint8 (H, W, 3) -> float32 (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].float() / 255
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error

@@ -1,0 +1,164 @@
+"""Still-picture codecs on a folder of images: bits per pixel, PSNR and feature distances, as one table.
+
+Bytes are counted as files are, headers included; for H.265 and AV1, which need a container to be a file, as raw packets.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mcode.baseline import CODERS, BaselineDecoder, BaselineEncoder
+from mcode.errors import InputError
+from mcode.evaluation.metrics import psnr
+from mcode.frame import Frame
+
+Code = Callable[[np.ndarray], tuple[int, np.ndarray]]
+"""rgb uint8 (H, W, 3) -> (bytes of the coded picture, decoded rgb of the same shape)."""
+Distances = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+"""Two pictures -> {"vgg", "vgg_relu3_4", "mobilenet"}: `features.FeatureDistances`, or a stand-in."""
+
+
+@dataclass(frozen=True)
+class StillCodec:
+    """A picture codec at one setting."""
+
+    name: str
+    setting: str
+    code: Code
+
+
+@dataclass(frozen=True)
+class StillRow:
+    """Means over the images: bits per pixel, PSNR in dB, feature distances (None where no weights were given)."""
+
+    codec: str
+    setting: str
+    images: int
+    bpp: float
+    psnr_db: float
+    vgg: float | None = None
+    vgg_relu3_4: float | None = None
+    mobilenet: float | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def rd_table(
+    images: Iterable[np.ndarray],
+    codecs: Sequence[StillCodec],
+    distances: Distances | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> list[StillRow]:
+    """One row for each codec and setting, over all images (uint8 (H, W, 3), taken one at a time).
+
+    progress(pictures_coded, total or None).
+    """
+    sums: list[dict[str, float]] = [{} for _ in codecs]
+    count = done = 0
+    total = len(images) * len(codecs) if isinstance(images, Sequence) else None
+    for rgb in images:
+        count += 1
+        for codec, row in zip(codecs, sums, strict=True):
+            size, decoded = codec.code(rgb)
+            scores = {"bpp": size * 8 / (rgb.shape[0] * rgb.shape[1]), "psnr_db": psnr(rgb, decoded)}
+            if distances:
+                scores |= distances(rgb, decoded)
+            for key, score in scores.items():
+                row[key] = row.get(key, 0.0) + score
+            done += 1
+            if progress:
+                progress(done, total)
+    if not count:
+        raise InputError("no images to measure")
+    return [
+        StillRow(codec.name, codec.setting, count, **{key: value / count for key, value in row.items()})
+        for codec, row in zip(codecs, sums, strict=True)
+    ]
+
+
+def at_bpp(rows: Sequence[StillRow], codec: str, bpp: float, metric: str) -> float | None:
+    """A codec's `metric` at a rate between its settings, straight lines over the logarithm of the rate; None outside them."""
+    curve = sorted((row.bpp, getattr(row, metric)) for row in rows if row.codec == codec)
+    rates, values = [math.log(rate) for rate, _ in curve], [value for _, value in curve]
+    if not curve or None in values or not curve[0][0] <= bpp <= curve[-1][0]:
+        return None
+    return float(np.interp(math.log(bpp), rates, values))
+
+
+def read_images(folder: str | Path) -> list[np.ndarray]:
+    """Every picture in a folder (or the one file given), by name, as uint8 RGB. InputError where there is none."""
+    place = Path(folder)
+    if not place.exists():
+        raise InputError(f"{place}: no such file or folder")
+    paths = sorted(place.iterdir()) if place.is_dir() else [place]
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(np.array(image.convert("RGB")))
+        except (UnidentifiedImageError, IsADirectoryError):
+            continue
+        except OSError as error:
+            raise InputError(f"{path}: {error}") from error
+    if not images:
+        raise InputError(f"{place}: no pictures in it")
+    return images
+
+
+def standard_codecs() -> list[StillCodec]:
+    """The codecs and settings of the published table."""
+    return [
+        *(jpeg(q) for q in (5, 10, 20, 35)),
+        *(jpeg2000(ratio) for ratio in (167, 83, 50)),
+        *(webp(q) for q in (3, 15, 40)),
+        *(intra("h265", crf, "medium") for crf in (46, 40, 36, 33)),
+        *(intra("av1", crf, "4") for crf in (60, 50, 40)),
+    ]
+
+
+def jpeg(quality: int) -> StillCodec:
+    """Baseline JPEG, 4:2:0, libjpeg's standard tables at `quality` 1..95."""
+    return StillCodec("JPEG", f"q{quality}", lambda rgb: _by_pillow(rgb, "JPEG", quality=quality, subsampling="4:2:0"))
+
+
+def jpeg2000(ratio: float) -> StillCodec:
+    """JPEG 2000 (OpenJPEG), irreversible wavelet and colour transform, one layer at 24/ratio bits per pixel."""
+    return StillCodec(
+        "JPEG 2000", f"{ratio:g}:1", lambda rgb: _by_pillow(rgb, "JPEG2000", quality_layers=[ratio], irreversible=True)
+    )
+
+
+def webp(quality: int) -> StillCodec:
+    """Lossy WebP (VP8 intra), 4:2:0, `quality` 0..100, slowest method."""
+    return StillCodec("WebP", f"q{quality}", lambda rgb: _by_pillow(rgb, "WEBP", quality=quality, method=6))
+
+
+def intra(codec: str, crf: float, preset: str) -> StillCodec:
+    """One keyframe of a video codec: x265 in 4:4:4, SVT-AV1 in 4:2:0 (it has no other)."""
+    pixel_format = "yuv420p" if codec == "av1" else "yuv444p"
+
+    def code(rgb: np.ndarray) -> tuple[int, np.ndarray]:
+        height, width = rgb.shape[:2]
+        encoder = BaselineEncoder(codec, width, height, crf=crf, preset=preset, pixel_format=pixel_format)
+        packets = encoder.push(Frame(rgb, 0)) + encoder.flush()
+        decoder = BaselineDecoder(codec, width, height)
+        frames = [frame for packet in packets for frame in decoder.push(packet)] + decoder.flush()
+        return encoder.payload_bytes, frames[0].rgb
+
+    kind = "4:2:0" if codec == "av1" else "4:4:4"
+    return StillCodec(f"{CODERS[codec].label} intra {kind}", f"{preset} CRF {crf:g}", code)
+
+
+def _by_pillow(rgb: np.ndarray, kind: str, **options: object) -> tuple[int, np.ndarray]:
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, kind, **options)
+    with Image.open(file) as image:
+        return file.tell(), np.array(image.convert("RGB"))
