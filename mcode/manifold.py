@@ -212,6 +212,7 @@ def save(
     temporary = Path(f"{os.fspath(path)}.part")
     try:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, metadata)
+        temporary.chmod(0o644)  # safetensors makes it private
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -73,7 +73,7 @@ def main(folder: Path) -> None:
     play("demo:", Settings(coder="fixed"))
     run(app, 10)
     window.toggle_original()
-    window.controls._change(bit_error_rate=1e-2, loss=0.05)
+    window.controls.change(bit_error_rate=1e-2, loss=0.05)
     run(app, 12)
     save("player-noise.png")
     window.toggle_original()

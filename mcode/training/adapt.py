@@ -228,7 +228,9 @@ def _tables(steps: np.ndarray, coordinates: np.ndarray, clips: list[int], fps: f
             start += frames
         tables.append(CodeTables.fit(whole, delta))
         if quality == DEFAULT_QUALITY:
-            kbps = _rate(symbols[: clips[0]], tables[-1], fps)
+            ends = np.cumsum(clips)
+            rates = [_rate(symbols[end - frames : end], tables[-1], fps) for frames, end in zip(clips, ends, strict=True)]
+            kbps = float(np.average(rates, weights=clips))
     return tables, kbps
 
 

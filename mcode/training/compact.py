@@ -103,7 +103,7 @@ def train(
     With resume it goes on from the checkpoint: same crops, same noise, same optimiser state, as if it had not stopped.
     Raises McodeError when the loss is not finite, naming the step.
     """
-    workers, worker = loop.join_workers()
+    workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
     model = CompactHific(config.network)
     first, saved = loop.begin(out, resume, model)

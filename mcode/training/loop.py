@@ -1,7 +1,7 @@
-"""What every training loop shares: processes, one optimiser step, smoothed weights, the log, and checkpoints that resume exactly.
+"""What every training loop shares: processes, an optimiser's step, averaged weights, the log, exact checkpoints.
 
-A checkpoint is one safetensors file: `model.NAME` (parameters and buffers), `ema.NAME`, and for each parameter that Adam has
-moved `exp_avg.NAME`, `exp_avg_sq.NAME` and `updates.NAME`; step and config, as JSON, in the metadata.
+A checkpoint is one safetensors file: `model.NAME` (parameters and buffers), `ema.NAME`, and for each parameter that
+Adam has moved `exp_avg.NAME`, `exp_avg_sq.NAME` and `updates.NAME`; step and config, as JSON, in the metadata.
 """
 
 from __future__ import annotations
@@ -27,13 +27,21 @@ Report = Callable[[dict[str, float]], None]
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def join_workers() -> tuple[int, int]:
+def join_workers(device: str) -> tuple[int, int]:
     """(number of processes, this one's rank); joins the group that torchrun describes in the environment."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return 1, 0
+    on_cuda = torch.device(device).type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if on_cuda else "gloo")
     return dist.get_world_size(), dist.get_rank()
+
+
+def leave_workers() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def seed_step(seed: int, step: int, worker: int) -> None:
@@ -41,8 +49,8 @@ def seed_step(seed: int, step: int, worker: int) -> None:
     torch.manual_seed((seed * 7919 + step) * 64 + worker)
 
 
-def update(optimiser: Optimizer, loss: Tensor, *, step: int, workers: int, clip: float = math.inf) -> float:
-    """One step of `optimiser` on `loss`, gradients averaged over processes and clipped to norm `clip`; returns their norm.
+def update(optimiser: Optimizer, loss: Tensor, *, step: int, workers: int, clip: float | None = None) -> float:
+    """One step of `optimiser` on `loss`, with gradients averaged over processes and clipped; returns their norm.
 
     Raises McodeError, before anything has changed, when loss or gradients are not finite.
     """
@@ -51,10 +59,11 @@ def update(optimiser: Optimizer, loss: Tensor, *, step: int, workers: int, clip:
     loss.backward()
     if workers > 1:
         _average_gradients(parameters, workers)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip).item()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip).item()
     if not math.isfinite(loss.item()) or not math.isfinite(norm):
         raise McodeError(
-            f"training stopped at step {step}: the loss is {loss.item()}, its gradient {norm}; resume with a lower learning_rate"
+            f"training stopped at step {step}: the loss is {loss.item()}, its gradient {norm}; "
+            "resume with a lower learning_rate"
         )
     optimiser.step()
     return norm
@@ -150,7 +159,7 @@ def _step_of(row: str) -> float:
 def begin(out: Path, resume: bool, model: nn.Module) -> tuple[int, dict[str, Tensor] | None]:
     """(step to go on from, tensors of the checkpoint), with the model's weights loaded; (0, None) where there is none.
 
-    Raises InputError where a checkpoint stands in `out` and resume is False, and for one which is damaged or of another network.
+    Raises InputError where a checkpoint stands in `out` and resume is False, and for one damaged or of another network.
     """
     path = out / CHECKPOINT
     if not path.exists():
@@ -161,7 +170,9 @@ def begin(out: Path, resume: bool, model: nn.Module) -> tuple[int, dict[str, Ten
     try:
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     except RuntimeError as error:
-        raise InputError(f"{path}: a checkpoint of other networks than this configuration has; choose another --out") from error
+        raise InputError(
+            f"{path}: a checkpoint of other networks than this configuration's; choose another --out"
+        ) from error
     return step, tensors
 
 

@@ -1,4 +1,4 @@
-"""Whole pictures at one square size, from folders, archives and videos, held in memory: what fixed-size manifolds learn from."""
+"""Whole pictures at one square size, from folders, archives and videos: what fixed-size manifolds learn from."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .crops import PICTURES, VIDEOS
 
 @dataclass(frozen=True)
 class Squares:
-    """pixels: uint8 (N, size, size, channels), RGB or luma. clips: how many consecutive ones each still (1) or video has."""
+    """pixels: uint8 (N, size, size, channels), RGB or luma. clips: how many of them each still (1) or video has."""
 
     pixels: np.ndarray
     clips: tuple[int, ...]
 
     def batch(self, size: int, seed: int, step: int, *, mirror: bool) -> np.ndarray:
-        """uint8 (size, ...): drawn at random with replacement; depends on (seed, step) alone. mirror: half of them flipped."""
+        """uint8 (size, ...), drawn with replacement; depends on (seed, step) alone. mirror: half of them flipped."""
         rng = np.random.default_rng((seed, step))
         drawn = self.pixels[rng.integers(len(self.pixels), size=size)]
         flips = rng.random(size) < 0.5
@@ -35,8 +35,8 @@ class Squares:
 def load_squares(places: list[Path], *, size: int, channels: int, every: int) -> Squares:
     """The centred squares of all pictures and of every `every`-th video frame under `places`, sorted by path.
 
-    A place is a folder, a .tar archive (compressed or not) of pictures, or a folder inside an archive: "faces.tar/train".
-    Raises InputError where a place is missing or holds nothing.
+    A place is a folder, a .tar archive (compressed or not) of pictures, or a folder inside an archive:
+    "faces.tar/train". Raises InputError where a place is missing or holds nothing.
     """
     squares, clips = [], []
     for place in places:
@@ -84,7 +84,7 @@ def _archived(archive: Path, inside: str) -> Iterator[bytes]:
 
 
 def _square(rgb: np.ndarray, size: int) -> np.ndarray:
-    return resize(centre_crop(np.ascontiguousarray(rgb), 1.0), size, size)
+    return resize(centre_crop(rgb, (1, 1)), size, size)
 
 
 def _channels(rgb: np.ndarray, channels: int) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""conv4 of ImageNet's AlexNet: the feature network of NCode's perceptual loss (Santurkar et al. 2017, equation 2)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+"""Torchvision's weights; the file name ends in the start of its SHA-256, which the download is checked against."""
+
+
+class AlexNetConv4(nn.Module):
+    """rgb (B, 3, H, W) in [0, 1], H and W at least 32, to conv4's outputs before their ReLU (B, 256, h, w). Frozen.
+
+    weights: a file of torchvision's layout, .pth or .safetensors; without it torch.hub's cache or a download. Raises
+    InputError.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str] | None = None) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 11, stride=4, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+        )
+        state = _weights(weights)
+        try:
+            self.load_state_dict({k: state[k] for k in self.state_dict()})
+        except (KeyError, RuntimeError) as error:
+            raise InputError(f"{weights or URL}: not the weights of torchvision's AlexNet") from error
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        return self.features((rgb - self.mean) / self.deviation)
+
+
+def _weights(path: str | os.PathLike[str] | None) -> dict[str, Tensor]:
+    try:
+        if path is None:
+            return torch.hub.load_state_dict_from_url(URL, check_hash=True, weights_only=True, progress=False)
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, weights_only=True)
+    except (URLError, OSError) as error:
+        raise InputError(
+            f"AlexNet's weights cannot be had from {path or URL} ({error}); give a file with perceptual_file, "
+            'or set perceptual = "vgg19" or "none"'
+        ) from error
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path or URL}: not readable as weights") from error

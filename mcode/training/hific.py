@@ -1,0 +1,247 @@
+"""Trains the full-size `hific` networks: lambda' r + d, then with the GAN (Mentzer et al. 2020, equations 3 and 4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import manifold
+from ..coders import CodeTables
+from ..config import from_dict, to_dict
+from ..errors import InputError
+from ..nets.paper import STRIDE, Discriminator, Hific, PaperConfig
+from . import loop
+from .crops import CropStream, load_pictures
+
+EXPORT_PICTURES, EXPORT_LONGEST = 100, 1024
+
+
+@dataclass(frozen=True)
+class HificData:
+    """Folders are relative to --data. batch: of each process. longest: larger pictures are scaled down to this side."""
+
+    folders: tuple[str, ...]
+    longest: int = 1000
+    frames_per_video: int = 12
+    crop: int = 256
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.folders or self.batch < 1 or self.crop < 4 * STRIDE or self.crop % STRIDE:
+            raise ValueError(
+                "folders must name one place at least, batch is 1 or more, crop a multiple of 16 from 64 on"
+            )
+
+
+@dataclass(frozen=True)
+class HificLoss:
+    """lambda' * bits per pixel + k_mse * squared error (0..255 scale) + k_perceptual * d_P - beta log D (section 3.2),
+    where lambda' is lambda_a above rate_target bits per pixel, else lambda_b.
+
+    perceptual "vgg19": the VGG19 feature distance, which stands where the paper has LPIPS. In the first `easy_steps`
+    lambda' is doubled and the target 0.2/0.14 times as high, as in the authors' code. The paper's "no GAN" is
+    adversarial_steps = 0; `conditional` and `norm` are its ablations of D.
+    """
+
+    rate_target: float = 0.14
+    lambda_a: float = 2.0
+    lambda_b: float = 0.0625
+    k_mse: float = 0.075 / 32
+    k_perceptual: float = 1.0
+    perceptual: Literal["none", "vgg19"] = "vgg19"
+    beta: float = 0.15
+    easy_steps: int = 50_000
+    conditional: bool = True
+    norm: Literal["spectral", "instance"] = "spectral"
+
+    def __post_init__(self) -> None:
+        if self.rate_target <= 0 or self.lambda_a < self.lambda_b:
+            raise ValueError("rate_target is above 0, and lambda_a at least lambda_b")
+
+    def rate_weight(self, bpp: float, step: int) -> float:
+        """lambda' (section 3.2)."""
+        easy = step < self.easy_steps
+        target = self.rate_target * (0.2 / 0.14 if easy else 1.0)
+        return (self.lambda_a if bpp > target else self.lambda_b) * (2.0 if easy else 1.0)
+
+
+@dataclass(frozen=True)
+class HificOptimiser:
+    """Adam. steps: without D; adversarial_steps: with D, after them. In the second half of each the rate is a tenth."""
+
+    steps: int
+    adversarial_steps: int = 0
+    learning_rate: float = 1e-4
+    clip: float | None = None
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.adversarial_steps < 0 or self.steps + self.adversarial_steps < 1:
+            raise ValueError("steps and adversarial_steps are not negative, and not both 0")
+        if self.checkpoint_every < 1:
+            raise ValueError("checkpoint_every is 1 or more")
+
+    def rate(self, step: int) -> float:
+        into, length = (step, self.steps) if step < self.steps else (step - self.steps, self.adversarial_steps)
+        return self.learning_rate * (1.0 if into < length / 2 else 0.1)
+
+
+@dataclass(frozen=True)
+class HificTraining:
+    """What configs/hific.toml holds."""
+
+    kind: Literal["hific"]
+    name: str
+    network: PaperConfig
+    data: HificData
+    optimiser: HificOptimiser
+    loss: HificLoss = field(default_factory=HificLoss)
+    bfloat16: bool = True
+    seed: int = 1
+
+
+class Networks(nn.Module):
+    """E, G, P and D of one training."""
+
+    def __init__(self, config: HificTraining) -> None:
+        super().__init__()
+        self.hific = Hific(config.network)
+        self.d = Discriminator(config.network.channels, norm=config.loss.norm, conditional=config.loss.conditional)
+
+
+def train(
+    config: HificTraining,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    report: loop.Report | None = None,
+) -> Path:
+    """Runs both stages, writing checkpoint.safetensors, log.jsonl and samples in `out`; returns the checkpoint's path.
+
+    With resume it goes on from the checkpoint as if it had not stopped. Raises McodeError when a loss is not finite.
+    """
+    workers, worker = loop.join_workers(device)
+    torch.manual_seed(config.seed)
+    model = Networks(config)
+    first, saved = loop.begin(out, resume, model)
+    features = None
+    if config.loss.perceptual == "vgg19" and config.loss.k_perceptual:
+        from ..evaluation.features import VGG_LAYERS, VggFeatures
+
+        features = VggFeatures(layers=VGG_LAYERS).to(device, memory_format=torch.channels_last)
+    pictures = load_pictures(
+        [data / f for f in config.data.folders],
+        longest=config.data.longest,
+        frames_per_video=config.data.frames_per_video,
+    )
+    if not pictures:
+        raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
+    model.to(device, memory_format=torch.channels_last)
+    of_coder = torch.optim.Adam(model.hific.parameters(), config.optimiser.learning_rate)
+    of_d = torch.optim.Adam(model.d.parameters(), config.optimiser.learning_rate)
+    loop.load_moments([of_coder, of_d], model, saved, first)
+    crops = CropStream(pictures, config.data.batch, config.data.crop, config.seed * 1000 + worker, first)
+    log, started = loop.Log(out, first, worker, report), time.monotonic()
+    loss_of, kind = config.loss, torch.device(device).type
+    total = config.optimiser.steps + config.optimiser.adversarial_steps
+    for step in range(first, total):
+        adversarial = step >= config.optimiser.steps
+        for group in (*of_coder.param_groups, *of_d.param_groups):
+            group["lr"] = config.optimiser.rate(step)
+        loop.seed_step(config.seed, step, worker)
+        x = torch.from_numpy(next(crops)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        model.d.requires_grad_(False)
+        distance = disagreement = loss_d = torch.zeros(())
+        with torch.autocast(kind, torch.bfloat16, enabled=config.bfloat16):
+            x_hat, y_hat, bits = model.hific(x)
+            x_hat, y_hat = x_hat.float(), y_hat.detach()
+            if features is not None:
+                distance = features.distance(x / 2 + 0.5, x_hat / 2 + 0.5).mean()
+            if adversarial:
+                disagreement = F.softplus(-model.d(x_hat, y_hat).float()).mean()
+        bpp = bits.mean() / (x.shape[2] * x.shape[3])
+        error = (x_hat - x).square().mean() * 127.5**2
+        loss = loss_of.rate_weight(bpp.item(), step) * bpp + loss_of.k_mse * error
+        loss = loss + loss_of.k_perceptual * distance + loss_of.beta * disagreement
+        norm = loop.update(of_coder, loss, step=step, workers=workers, clip=config.optimiser.clip)
+        if adversarial:
+            model.d.requires_grad_(True)
+            with torch.autocast(kind, torch.bfloat16, enabled=config.bfloat16):
+                judged = model.d(torch.cat([x, x_hat.detach()]), torch.cat([y_hat, y_hat])).float()
+            on_real, on_coded = judged.chunk(2)
+            loss_d = F.softplus(-on_real).mean() + F.softplus(on_coded).mean()
+            loop.update(of_d, loss_d, step=step, workers=workers, clip=config.optimiser.clip)
+        log.add(loss=loss.item(), bpp=bpp.item(), mse=error.item(), feature=distance.item())
+        if adversarial:
+            log.add(loss_d=loss_d.item(), loss_g=disagreement.item())
+        done = step + 1
+        if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done in (config.optimiser.steps, total)):
+            speed = (done - first) * config.data.batch * workers / (time.monotonic() - started)
+            loop.save_checkpoint(out / loop.CHECKPOINT, model, {}, [of_coder, of_d], done, config)
+            log.write(done, norm=norm, pictures_per_s=round(speed, 2))
+            log.picture(done, _beside(x[:4], x_hat[:4]))
+    return out / loop.CHECKPOINT
+
+
+def _beside(x: torch.Tensor, x_hat: torch.Tensor) -> np.ndarray:
+    """Originals above reconstructions, uint8 (2 H, B W, 3)."""
+    both = torch.stack([x, x_hat.detach()]).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    rows, count, _, height, width = both.shape
+    return both.permute(0, 3, 1, 4, 2).reshape(rows * height, count * width, 3).cpu().numpy()
+
+
+def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
+    """A checkpoint as a manifold file of one quality, in half precision; returns its id. Raises InputError.
+
+    The code tables are fitted to pictures and video frames of the training's folders, deltas as of independent frames.
+    """
+    step, values, tensors = loop.read_checkpoint(checkpoint)
+    if values.get("kind") != "hific" or values.get("network", {}).get("family") != "paper":
+        raise InputError(f"{checkpoint}: not a checkpoint of the full-size hific networks")
+    config = from_dict(values, HificTraining, source=str(checkpoint))
+    net = Hific(config.network)
+    net.load_state_dict({k.removeprefix("model.hific."): v for k, v in tensors.items() if k.startswith("model.hific.")})
+    pictures = load_pictures([data / f for f in config.data.folders], longest=EXPORT_LONGEST, frames_per_video=1)
+    if not pictures:
+        raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
+    symbols = []
+    with torch.inference_mode():
+        for rgb in pictures[:: max(1, len(pictures) // EXPORT_PICTURES)]:
+            height, width = (side // STRIDE * STRIDE for side in rgb.shape[:2])
+            x = torch.from_numpy(np.ascontiguousarray(rgb[:height, :width])).permute(2, 0, 1)[None].float() / 127.5 - 1
+            symbols.append(net.analysis(x)[0].round().clamp(-32767, 32767).to(torch.int16).numpy())
+    ones = np.ones((config.network.qualities, config.network.channels), np.float32)
+    return manifold.save(
+        output,
+        kind="hific",
+        name=config.name,
+        config={
+            "frame_size": None,
+            "stride": STRIDE,
+            "qualities": config.network.qualities,
+            "network": to_dict(config.network),
+        },
+        tables=[CodeTables.fit(symbols)] * config.network.qualities,
+        tensors={k: v.half().contiguous().numpy() for k, v in net.state_dict().items()}
+        | {"gain": ones, "inverse": ones},
+        card={
+            "title": f"HiFiC, {config.network.channels} channels, {config.network.blocks} residual blocks",
+            "data": f"{', '.join(config.data.folders)}: {len(pictures)} pictures and frames",
+            "made": date.today().isoformat(),
+            "training_config": to_dict(config),
+            "steps": step,
+        }
+        | dict(card or {}),
+    )

@@ -1,0 +1,98 @@
+"""`mcode train`: one configuration, one trained manifold, whatever its kind."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from ..config import from_dict, load
+from ..errors import ConfigError, InputError
+from ..latents import choose_device
+from . import compact, hific, loop, ncode
+from .compact import CompactTraining
+from .export import export_compact
+from .hific import HificTraining
+from .ncode import NCodeTraining
+
+Training = CompactTraining | HificTraining | NCodeTraining
+
+
+def train(
+    config_path: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    report: loop.Report | None = None,
+) -> Path:
+    """Trains what the TOML file at config_path says and writes the manifold; returns its path, OUT/NAME.safetensors.
+
+    data: the folder which the configuration's `data.folders` are relative to. resume: go on from the checkpoint in
+    `out`, exactly. report: called with each row of OUT/log.jsonl. Under torchrun all processes train together and the
+    first one writes. Raises ConfigError, InputError for data or checkpoints that cannot be used, McodeError when the
+    loss is not finite.
+    """
+    config = read_config(config_path)
+    data, out = Path(data), Path(out)
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder of training data")
+    where = choose_device(device).type
+    rooms = {CompactTraining: compact.train, HificTraining: hific.train, NCodeTraining: ncode.train}
+    try:
+        _, worker = loop.join_workers(where)
+        checkpoint = rooms[type(config)](config, data, out, resume=resume, device=where, report=report)
+        output = out / f"{config.name}.safetensors"
+        if worker == 0:
+            export(checkpoint, data, output)
+    finally:
+        loop.leave_workers()
+    return output
+
+
+def export(checkpoint: str | os.PathLike[str], data: str | os.PathLike[str], output: str | os.PathLike[str]) -> str:
+    """The manifold file of any training's checkpoint; returns its id. data: as in `train`, for the code tables.
+
+    Raises InputError for a file that is no checkpoint, or not one of a finished training.
+    """
+    checkpoint, data, output = Path(checkpoint), Path(data), Path(output)
+    _, values, _ = loop.read_checkpoint(checkpoint)
+    schema = _schema(values, str(checkpoint))
+    if schema is NCodeTraining:
+        return ncode.export(checkpoint, data, output)
+    if schema is HificTraining:
+        return hific.export(checkpoint, data, output)
+    card = {
+        "title": f"general manifold trained on {', '.join(values['data']['folders'])}",
+        "made": date.today().isoformat(),
+    }
+    return export_compact(checkpoint, data, output, card=card)
+
+
+def read_config(path: str | os.PathLike[str]) -> Training:
+    """The TOML file as the dataclass of its kind and, for hific, of its `network.family`. Raises ConfigError."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return load(Path(path), CompactTraining)  # says what is wrong with the file
+    schema = _schema(values, str(path))
+    if schema is CompactTraining and isinstance(values.get("network"), dict):
+        values["network"].pop("family", None)
+    return from_dict(values, schema, source=str(path))
+
+
+def _schema(values: Mapping[str, Any], source: str) -> type[Training]:
+    kind, network = values.get("kind"), values.get("network")
+    if kind == "ncode":
+        return NCodeTraining
+    if kind == "hific":
+        family = network.get("family", "compact") if isinstance(network, dict) else "compact"
+        if family not in ("compact", "paper"):
+            raise ConfigError(f'{source}: network.family = "{family}" is not one of "compact", "paper"')
+        return HificTraining if family == "paper" else CompactTraining
+    hint = '; a linear manifold is learned by "mcode adapt"' if kind == "linear" else ""
+    raise ConfigError(f'{source}: kind = "{kind}" is not one of "hific", "ncode"{hint}')

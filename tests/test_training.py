@@ -1,0 +1,439 @@
+"""Training: what falls, what stops it, and that an interrupted run ends as an uninterrupted one does, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import mcode
+from mcode.errors import ConfigError, InputError, McodeError
+from mcode.training import loop, ncode
+from mcode.training.ncode import gradient_penalty, measure_statistics
+from mcode.training.squares import Squares, load_squares
+from mcode.training.train import export, read_config, train
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+NCODE = """
+kind = "ncode"
+name = "tiny"
+checkpoint_every = 3
+bfloat16 = false
+[network]
+size = 32
+m = 6
+width = 4
+[data]
+folders = ["pictures"]
+batch = 4
+mirror = true
+[adversarial]
+steps = 4
+[encoding]
+steps = 5
+"""
+HIFIC = """
+kind = "hific"
+name = "tiny"
+bfloat16 = false
+[network]
+family = "paper"
+channels = 6
+width = 2
+blocks = 1
+hyper = 4
+[data]
+folders = ["pictures"]
+crop = 64
+batch = 2
+[loss]
+perceptual = "none"
+easy_steps = 2
+[optimiser]
+steps = 3
+adversarial_steps = 3
+checkpoint_every = 2
+"""
+COMPACT = """
+kind = "hific"
+name = "tiny"
+[network]
+family = "compact"
+channels = 8
+analysis_widths = [8, 8, 8]
+analysis_blocks = [1, 1, 1]
+synthesis_widths = [8, 8, 8, 8]
+synthesis_blocks = [1, 1, 1, 1]
+stages = [0, 4, 8]
+qualities = 2
+[data]
+folders = ["pictures"]
+crop = 64
+batch = 2
+[optimiser]
+steps = 5
+checkpoint_every = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Eight smooth pictures, and a video of one sliding by."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        picture = cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), (96, 80), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / "pictures" / f"{i}.png"), picture)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, data):
+    """Writes the config, trains in tmp_path/NAME and returns (manifold, rows of the log)."""
+
+    def run(config: str, name: str = "out", **options):
+        path, rows = tmp_path / "config.toml", []
+        path.write_text(config)
+        report = options.pop("report", rows.append)
+        return train(path, data, tmp_path / name, device="cpu", report=report, **options), rows
+
+    return run
+
+
+def changed(config: str, **values: object) -> str:
+    """The TOML text with top-level or table keys replaced, e.g. learning_rate__adversarial."""
+    for key, value in values.items():
+        name, _, table = key.partition("__")
+        line = f"{name} = {json.dumps(value)}\n"
+        config = config.replace(f"[{table}]\n", f"[{table}]\n{line}") if table else line + config
+    return config
+
+
+def content(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return loop.read_checkpoint(checkpoint)[2]
+
+
+def assert_equal(a: Path, b: Path) -> None:
+    first, second = content(a), content(b)
+    assert first.keys() == second.keys()
+    assert not [k for k in first if not torch.equal(first[k], second[k])]
+
+
+@pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT], ids=["ncode", "hific", "compact"])
+def test_a_run_resumed_at_any_checkpoint_ends_as_if_uninterrupted(tmp_path, run, config):
+    kept = []
+
+    def keep(row: dict[str, float]) -> None:
+        folder = tmp_path / f"killed{row['step']}"
+        shutil.copytree(tmp_path / "out", folder)
+        (folder / loop.CHECKPOINT).with_suffix(".tmp").write_bytes(b"half written")
+        kept.append(folder)
+
+    whole, _ = run(config, report=keep)
+    assert len(kept) >= 3
+    for folder in kept[:-1]:
+        with (folder / "log.jsonl").open("a") as log:
+            log.write('{"step": 1000}\n{"ste')  # later than the checkpoint, and cut short
+        manifold, _ = run(config, folder.name, resume=True)
+        assert_equal(tmp_path / "out" / loop.CHECKPOINT, folder / loop.CHECKPOINT)
+        assert mcode.load(manifold, device="cpu").id == mcode.load(whole, device="cpu").id
+        steps = [json.loads(row)["step"] for row in (folder / "log.jsonl").read_text().splitlines()]
+        assert steps == sorted(set(steps)) and steps[-1] < 1000
+
+
+def test_checkpoints_written_before_updates_were_counted_resume_the_same(tmp_path, run):
+    def keep(row: dict[str, float]) -> None:
+        if row["step"] == 2:
+            shutil.copytree(tmp_path / "out", tmp_path / "old")
+
+    run(COMPACT, report=keep)
+    path = tmp_path / "old" / loop.CHECKPOINT
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+    save_file({k: v for k, v in content(path).items() if not k.startswith("updates.")}, path, metadata)
+    run(COMPACT, "old", resume=True)
+    assert_equal(tmp_path / "out" / loop.CHECKPOINT, path)
+
+
+def test_encoder_learns_to_invert_the_frozen_generator(tmp_path):
+    config = NCODE.replace("batch = 4", "batch = 16").replace("mirror = true", "mirror = false")
+    (tmp_path / "c.toml").write_text(changed(config, learning_rate__encoding=2e-3))
+    config = read_config(tmp_path / "c.toml")
+    torch.manual_seed(1)
+    model, cpu = ncode.Networks(config), torch.device("cpu")
+    with torch.no_grad():
+        for p in model.g.parameters():
+            p.mul_(5 if p.dim() > 1 else 1)  # an untrained g is grey; this one draws
+    measure_statistics(model.g, [ncode.draw_prior(config, 64, cpu)])
+    drawn = model.g.requires_grad_(False)(ncode.draw_prior(config, 16, cpu))
+    squares = Squares(((drawn + 1) * 127.5).byte().permute(0, 2, 3, 1).numpy(), (1,) * 16)
+    steps = ncode.Steps(config, model, squares, cpu, 1, 0, None)
+    losses = [steps.encoding_step(config.adversarial.steps + i)["loss_f"] for i in range(50)]
+    assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:10])
+
+
+def test_a_finished_run_leaves_a_manifold_with_a_card_and_samples(tmp_path, run):
+    manifold, rows = run(NCODE)
+    model = mcode.load(manifold, device="cpu")
+    assert (model.name, model.kind, model.frame_size, model.qualities) == ("tiny", "ncode", (32, 32), 8)
+    assert model.card["training_config"]["network"]["m"] == 6 and model.card["steps"] == 9
+    assert [int(p.stem) for p in sorted((tmp_path / "out" / "samples").iterdir())] == [row["step"] for row in rows]
+    assert all(row["pictures_per_s"] > 0 for row in rows)
+
+
+def test_generator_stays_as_stage_1_left_it(tmp_path, run):
+    states = {}
+
+    def keep(row: dict[str, float]) -> None:
+        states[row["step"]] = content(tmp_path / "out" / loop.CHECKPOINT)
+
+    run(NCODE, report=keep)
+    assert sorted(states) == [3, 4, 6, 9]
+    g = {step: [v for k, v in state.items() if k.startswith("model.g.")] for step, state in states.items()}
+    assert all(map(torch.equal, g[6], g[9])) and not all(map(torch.equal, g[3], g[4]))
+    averages = {k[4:]: v for k, v in states[4].items() if k.startswith("ema.g.")}
+    assert all(torch.equal(states[6][f"model.{k}"], v) for k, v in averages.items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss__adversarial": "wgan", "critic_steps__adversarial": 2},
+        {"loss__adversarial": "wgan", "gradient_penalty__adversarial": 10.0, "channels__network": 1},
+        {"prior__adversarial": "truncated-normal", "aware_bits__encoding": [2, 5]},
+    ],
+    ids=["wgan", "wgan-gp-grey", "quantisation-aware"],
+)
+def test_variants_of_ncode_train_and_make_a_manifold(tmp_path, run, options):
+    manifold, _ = run(changed(NCODE.replace("bfloat16 = false", "bfloat16 = true"), **options))
+    state = content(tmp_path / "out" / loop.CHECKPOINT)
+    critic = {k: v for k, v in state.items() if k.startswith("model.d.")}
+    assert any("running_mean" in k for k in critic) == ("gradient_penalty__adversarial" not in options)
+    if options.get("critic_steps__adversarial"):
+        assert max(v.abs().max() for k, v in critic.items() if k.endswith("weight")) <= 0.01
+        assert state["updates.d.last.bias"] == 2 * state["updates.g.net.0.weight"]
+    model = mcode.load(manifold, device="cpu")
+    assert model.synthesise(model.analyse(np.zeros((1, 32, 32, 3), np.uint8)), 32, 32).shape == (1, 32, 32, 3)
+
+
+def test_gradient_penalty_of_a_linear_critic_is_known():
+    critic = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1, bias=False))
+    with torch.no_grad():
+        critic[1].weight.fill_(3 / math.sqrt(12))  # a gradient of norm 3 everywhere
+    x = torch.rand(4, 3, 2, 2)
+    assert gradient_penalty(critic, x, x + 1).item() == pytest.approx(4, rel=1e-5)
+
+
+def test_measured_statistics_are_those_of_the_batches():
+    norm = torch.nn.BatchNorm2d(2)
+    batches = [torch.randn(8, 2, 3, 3) * 5 + 2 for _ in range(4)]
+    measure_statistics(norm, batches)
+    assert torch.allclose(norm.running_mean, torch.stack(batches).mean((0, 1, 3, 4)), atol=1e-5)
+    assert not norm.training and norm.momentum == 0.1
+
+
+def test_hific_distortion_falls(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    cv2.imwrite(str(tmp_path / "pictures" / "orange.png"), np.full((64, 64, 3), (20, 120, 230), np.uint8))
+    config = HIFIC.replace("\nsteps = 3", "\nsteps = 40").replace("adversarial_steps = 3", "learning_rate = 1e-2")
+    (tmp_path / "c.toml").write_text(config.replace("checkpoint_every = 2", "checkpoint_every = 5"))
+    rows = []
+    train(tmp_path / "c.toml", tmp_path, tmp_path / "out", device="cpu", report=rows.append)
+    assert rows[-1]["mse"] < 0.5 * rows[0]["mse"]
+
+
+@pytest.mark.parametrize("config", [NCODE, HIFIC], ids=["ncode", "hific"])
+def test_a_loss_that_is_not_finite_stops_with_one_line_and_leaves_the_last_good_checkpoint(tmp_path, run, config):
+    run(config)
+    shutil.copytree(tmp_path / "out", tmp_path / "diverged")
+    longer = config.replace("\nsteps = 5", "\nsteps = 50").replace("adversarial_steps = 3", "adversarial_steps = 30")
+    table = "encoding" if "ncode" in config else "optimiser"
+    with pytest.raises(McodeError, match=r"stopped at step \d+: the loss is .*learning_rate") as stop:
+        run(changed(longer, **{f"learning_rate__{table}": 1e36}), "diverged", resume=True)
+    assert "\n" not in str(stop.value)
+    assert all(v.isfinite().all() for v in content(tmp_path / "diverged" / loop.CHECKPOINT).values())
+
+
+# What the user can mend: one clear line each
+
+
+def test_wrong_data_gives_one_line(tmp_path, run):
+    for folders in (["nowhere"], ["."]):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        for config in (NCODE, HIFIC, COMPACT):
+            path = tmp_path / "c.toml"
+            path.write_text(config.replace('folders = ["pictures"]', f"folders = {json.dumps(folders)}"))
+            with pytest.raises(InputError, match="no (pictures|such folder)") as error:
+                train(path, tmp_path / "empty", tmp_path / "out", device="cpu")
+            assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="absent: no such folder"):
+        train(CONFIGS / "ncode.toml", tmp_path / "absent", tmp_path / "out")
+
+
+def test_a_checkpoint_is_not_overwritten_and_must_fit(tmp_path, run, data):
+    (tmp_path / "out").mkdir()
+    save_file(
+        {"model.x": torch.zeros(1)}, tmp_path / "out" / loop.CHECKPOINT, {"step": "1", "config": '{"kind": "ncode"}'}
+    )
+    with pytest.raises(InputError, match="--resume"):
+        run(NCODE)
+    with pytest.raises(InputError, match="other networks"):
+        run(NCODE, resume=True)
+    (tmp_path / "out" / loop.CHECKPOINT).write_bytes(b"no safetensors")
+    with pytest.raises(InputError, match="no readable checkpoint"):
+        run(NCODE, resume=True)
+    with pytest.raises(InputError, match="no readable checkpoint"):
+        export(tmp_path / "absent", data, tmp_path / "m.safetensors")
+
+
+def test_a_stage_1_checkpoint_is_not_exported(tmp_path, run, data):
+    def keep(row: dict[str, float]) -> None:
+        if row["step"] == 3:
+            shutil.copy(tmp_path / "out" / loop.CHECKPOINT, tmp_path / "early")
+
+    run(NCODE, report=keep)
+    with pytest.raises(InputError, match="step 3, before f is trained"):
+        export(tmp_path / "early", data, tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('kind = "linear"', "mcode adapt"),
+        ('kind = "gif"', "not one of"),
+        ('kind = "hific"\n[network]\nfamily = "papr"', "family"),
+        ("kind = ", "TOML"),
+        (NCODE.replace("size = 32", "size = 48"), "size"),
+        (NCODE.replace("batch = 4", "bach = 4"), 'did you mean "batch"'),
+        (changed(NCODE, gradient_penalty__adversarial=10), "wgan"),
+        (changed(NCODE, aware_bits__encoding=[9]), "aware_bits"),
+        (HIFIC.replace("crop = 64", "crop = 40"), "multiple of 16"),
+        (HIFIC.replace("blocks = 1", "blocks = 0"), "blocks"),
+    ],
+)
+def test_a_wrong_configuration_gives_one_line(tmp_path, text, message):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_config(path)
+    assert "\n" not in str(error.value) and "c.toml" in str(error.value)
+
+
+def test_a_perceptual_loss_without_its_weights_stops_before_training(tmp_path, run, monkeypatch):
+    monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
+    for options in ({"perceptual": "vgg19"}, {"perceptual": "alexnet", "perceptual_file": str(tmp_path / "none.pth")}):
+        with pytest.raises(InputError, match="weight"):
+            run(changed(NCODE, **{f"{k}__encoding": v for k, v in options.items()}))
+
+
+def test_perceptual_losses_train(tmp_path, run, data_dir, monkeypatch):
+    from mcode.training import alexnet
+
+    monkeypatch.setenv("MCODE_PERCEPTUAL", str(data_dir / "perceptual"))
+    monkeypatch.setattr(alexnet, "_weights", lambda path: {})
+    with pytest.raises(InputError, match="AlexNet"):
+        alexnet.AlexNetConv4()
+    shapes = {"0": (64, 3, 11, 11), "3": (192, 64, 5, 5), "6": (384, 192, 3, 3), "8": (256, 384, 3, 3)}
+    weights = {f"features.{i}.weight": torch.randn(s) / 50 for i, s in shapes.items()}
+    weights |= {f"features.{i}.bias": torch.zeros(s[0]) for i, s in shapes.items()}
+    monkeypatch.setattr(alexnet, "_weights", lambda path: weights)
+    for network in ("vgg19", "alexnet"):
+        _, rows = run(changed(NCODE, perceptual__encoding=network), network)
+        assert rows[-1]["feature"] > 0
+
+
+def test_shipped_configurations_are_of_the_papers_size():
+    small, hific, general = (read_config(CONFIGS / f"{name}.toml") for name in ("ncode", "hific", "general"))
+    assert (small.network.size, small.network.m) == (64, 100)
+    assert (small.adversarial.learning_rate, small.adversarial.momentum) == (2e-4, 0.5)
+    assert (hific.network.channels, hific.network.blocks, 16 * hific.network.width) == (220, 9, 960)
+    assert general.network.channels == 128
+
+
+# Data
+
+
+def test_squares_come_from_folders_archives_and_folders_inside_archives(tmp_path, data):
+    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as archive:
+        for i in range(4):
+            archive.add(data / "pictures" / f"{i}.png", f"{'train' if i < 3 else 'test'}/{i}.png")
+    folder = load_squares([data / "pictures"], size=32, channels=3, every=1)
+    inside = load_squares([tmp_path / "a.tar.xz" / "train"], size=32, channels=3, every=1)
+    assert folder.pixels.shape == (8, 32, 32, 3) and folder.clips == (1,) * 8
+    assert np.array_equal(inside.pixels, folder.pixels[:3])
+    assert len(load_squares([tmp_path / "a.tar.xz"], size=32, channels=1, every=1).pixels) == 4
+    (tmp_path / "b.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(InputError, match=r"b\.tar"):
+        load_squares([tmp_path / "b.tar"], size=32, channels=3, every=1)
+
+
+def test_videos_give_every_so_many_frames_and_stay_one_clip(tmp_path):
+    from mcode.frame import Frame
+    from mcode.video import FrameWriter
+
+    rng = np.random.default_rng(0)
+    writer = FrameWriter(tmp_path / "v.mp4", width=48, height=32)
+    for i in range(7):
+        writer.push(Frame(rng.integers(0, 256, (32, 48, 3), np.uint8), i * 3600))
+    writer.close()
+    squares = load_squares([tmp_path], size=32, channels=1, every=3)
+    assert squares.pixels.shape == (3, 32, 32, 1) and squares.clips == (3,)
+
+
+def test_batches_depend_on_seed_and_step_alone(data):
+    squares = load_squares([data / "pictures"], size=32, channels=3, every=1)
+    again = load_squares([data / "pictures"], size=32, channels=3, every=1)
+    squares.batch(4, 1, 0, mirror=True)
+    assert np.array_equal(squares.batch(4, 1, 5, mirror=True), again.batch(4, 1, 5, mirror=True))
+    assert not np.array_equal(squares.batch(4, 1, 5, mirror=True), squares.batch(4, 1, 6, mirror=True))
+
+
+# Several processes
+
+WORKER = """
+import sys, torch
+from pathlib import Path
+from mcode.training import loop
+from mcode.training.train import train
+torch.set_num_threads(1)
+rank = loop.join_workers("cpu")[1]
+p = torch.nn.Parameter(torch.zeros(2))
+loop.update(torch.optim.SGD([p], lr=1.0), (p * (rank + 1)).sum(), step=0, workers=2)
+Path(sys.argv[3], f"rank{rank}").write_text(str(p.tolist()))
+train(sys.argv[1], sys.argv[2], sys.argv[3] + "/out", device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_average_their_gradients_and_write_one_run(tmp_path, data):
+    (tmp_path / "worker.py").write_text(WORKER)
+    (tmp_path / "c.toml").write_text(NCODE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*torchrun, "worker.py", "c.toml", str(data), str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    for rank in range(2):
+        assert (tmp_path / f"rank{rank}").read_text() == "[-1.5, -1.5]"
+    rows = [json.loads(row) for row in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 4, 6, 9]
+    assert mcode.load(tmp_path / "out" / "tiny.safetensors", device="cpu").kind == "ncode"
