@@ -94,16 +94,17 @@ class Packet:
     def __post_init__(self) -> None:
         _check("steps", self.steps, _RANGES.steps)
         _check("the number of slices", len(self.slices), _RANGES.slices)
-        if self.header is not None and self.header.slices != len(self.slices):
-            raise ValueError(f"the header says {self.header.slices} slices, the packet has {len(self.slices)}")
         if self.times is not None and len(self.times) != self.steps - 1:
             raise ValueError(f"{self.steps} steps have {self.steps - 1} times in between, not {len(self.times)}")
 
     def to_sample(self, n: int) -> bytes:
         """The packet as LAYOUT has it, but for pts. n: the stream's keyframe interval; steps are left out where equal.
 
-        Raises ValueError for a missing slice or for times that do not fall strictly to above 0.
+        Raises ValueError for slices that are missing or not as many as the header says, and for times that do not fall
+        strictly to above 0.
         """
+        if self.header is not None and self.header.slices != len(self.slices):
+            raise ValueError(f"the header says {self.header.slices} slices, the packet has {len(self.slices)}")
         explicit = self.steps != n
         flags = _REFRESH * (self.header is not None) | _STEPS * explicit | _TIMES * (self.times is not None)
         parts = [bytes([flags])]

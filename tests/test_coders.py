@@ -139,6 +139,7 @@ SYMBOLS = st.integers(0, 12).flatmap(
 
 
 @given(SYMBOLS, st.integers(-3, 3))
+@settings(deadline=None)
 def test_huffman_round_trip_of_any_int16(tables, symbols, change):
     count = symbols.shape[1]
     previous = symbols[:, ::-1] + np.int16(change)
@@ -150,6 +151,7 @@ def test_huffman_round_trip_of_any_int16(tables, symbols, change):
 
 
 @given(SYMBOLS)
+@settings(deadline=None)
 def test_fixed_round_trip_of_any_int16_is_its_clipping(tables, symbols):
     data = fixed.encode(symbols, tables)
     assert len(data) == -(-int(tables.bits.sum()) * symbols.shape[1] // 8)
@@ -183,7 +185,7 @@ def test_every_truncation_keeps_what_came_first(tables):
 
 
 @given(st.binary(max_size=80), st.integers(0, 40))
-@settings(max_examples=200)
+@settings(deadline=None)
 def test_any_bytes_decode_to_the_right_shape(tables, data, count):
     for symbols in (huffman.decode(data, None, count, tables).symbols, fixed.decode(data, count, tables)):
         assert symbols.shape == (6, count) and symbols.dtype == np.int16
@@ -230,6 +232,7 @@ def test_shapes_that_do_not_fit_are_refused_at_once(tables):
 
 
 @given(st.lists(st.integers(0, 31).flatmap(lambda n: st.tuples(st.integers(0, (1 << n) - 1), st.just(n))), max_size=60))
+@settings(deadline=None)
 def test_pack_puts_fields_one_behind_the_other(drawn):
     text = "".join(format(code, f"0{length}b") for code, length in drawn if length)
     text += "0" * (-len(text) % 8)

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcode.errors import FormatError, WireError
@@ -116,7 +116,7 @@ def test_misuse_raises_at_once():
     with pytest.raises(ValueError, match="must fall strictly"):
         Packet(0, 3, (5, 5), None, (b"",)).to_sample(3)
     with pytest.raises(ValueError, match="the header says 1 slices"):
-        Packet(0, 4, None, HEADER, (b"", b""))
+        Packet(0, 4, None, HEADER, (b"", b"")).to_sample(4)
     with pytest.raises(ValueError, match="width is 1 to 65535, not 65536"):
         StreamHeader(bytes(8), 65536, 1, 1, 1, 1, "fixed", 1, 1)
     with pytest.raises(ValueError, match="coder is one of fixed, huffman, range, not 'lzw'"):
@@ -148,12 +148,14 @@ def packets(draw):
 
 
 @given(packets())
+@settings(deadline=None)
 def test_round_trip(drawn):
     header, packet = drawn
     assert Packet.parse_sample(packet.to_sample(header.n), packet.pts, header) == packet
 
 
 @given(st.binary(max_size=200), st.sampled_from([None, HEADER]))
+@settings(deadline=None)
 def test_any_bytes_parse_or_are_the_wires_error(data, stream):
     try:
         packet = Packet.parse_sample(data, 0, stream)

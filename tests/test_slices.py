@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcode.coders import slices
@@ -16,6 +16,7 @@ def owners(count, h, w):
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12), st.integers(1, 4))
+@settings(deadline=None)
 def test_join_is_the_inverse_of_split(count, h, w, channels):
     symbols = np.arange(channels * h * w, dtype=np.int16).reshape(channels, h, w)
     parts = slices.split(symbols, count)

@@ -16,7 +16,7 @@
 
 `delta` is `whole - previous` in int16 arithmetic, which wraps and so loses nothing. `decode` never raises on bytes:
 damaged or missing ones give symbols of the right shape, wrong ones perhaps; missing bits read as "no change" (a delta
-slice) or as the channel's centre. `Decoded` is `(symbols, needs_previous)`: needs_previous is True when the slice holds a
+slice) or as the channel's centre. `Decoded` is `(symbols, needs_previous)`: the latter is True when the slice holds a
 delta and `previous` was None; the symbols are then the delta around the channels' centres.
 """
 

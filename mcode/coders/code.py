@@ -76,7 +76,7 @@ class Code:
 
     @cached_property
     def lookup(self) -> list[tuple[int, int, int | None]]:
-        """By the next MAX_LENGTH bits: (code length, symbols covered, value). No value: a number follows; 0 covered: SKIP."""
+        """By the next MAX_LENGTH bits: (code length, symbols covered, value). SKIP covers 0; None: a number follows."""
         codes, lengths = self.canonical
         table: list[tuple[int, int, int | None]] = [(1, _ALL, 0)] * (1 << MAX_LENGTH)
         for token in np.flatnonzero(lengths).tolist():
@@ -94,7 +94,7 @@ class Code:
         return (run << self.run_shift) + 1, value - self.max_value
 
     def events(self, residual: np.ndarray, ends: Sequence[int] | np.ndarray) -> Events:
-        """The tokens for int16 (L,): one sequence or several, each coded by itself; `ends`: their ends, ascending to L."""
+        """The tokens for int16 (L,): one sequence or several, each coded alone; `ends`: their ends, ascending to L."""
         value = residual.astype(np.int32)
         if self.max_run:
             return self._run_events(value, np.asarray(ends))
@@ -154,7 +154,8 @@ class Code:
             columns.append((number << late | np.where(numbered, events.run_low, 0), size + late))
         found = columns[0]
         if len(columns) > 1:
-            found = tuple(np.stack(parts, axis=1).reshape(-1) for parts in zip(*columns, strict=True))
+            all_codes, all_lengths = zip(*columns, strict=True)
+            found = np.stack(all_codes, axis=1).reshape(-1), np.stack(all_lengths, axis=1).reshape(-1)
         if self.shift:
             low = ((residual.astype(np.int32) + self._half) & (2 * self._half - 1)) ^ self._half
             widths = np.full(len(low), self.shift, np.int32)

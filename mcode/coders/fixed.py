@@ -1,8 +1,8 @@
 """The coder `fixed`: each symbol in its channel's number of bits, clipped to them. No delta, no Huffman: most robust.
 
 The code is folded binary, as telephony's (ITU-T G.711): one bit for the side of the channel's centre, then the distance
-from it. Symbols lie near the centre, where a wrong sign bit costs little; natural binary's top bit always costs half the
-range.
+from it. Symbols lie near the centre, where a wrong sign bit costs little; natural binary's top bit always costs half
+the range.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Code tables: what both ends of a stream share to code symbols. Fitted once to samples, then integers for ever.
 
 Channels of similar spread form a group, for whole symbols and for deltas separately. Within a group, positions are told
-apart by their activity, the sum of the sizes of the channels coded just before there: each band of activity has a code of
-its own (code.py), so that quiet and busy places, and quiet and busy frames, do not share one. dahuffman builds the code
+apart by their activity, the sum of the sizes of the channels coded just before there: each band of activity has a code
+of its own (code.py), so that quiet and busy places or frames do not share one. dahuffman builds the code
 lengths; the canonical codes are made from the lengths, which are all that is stored.
 """
 
@@ -335,7 +335,7 @@ def _count(code: Code, residual: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def _prior(shape: Code, zero: float, excess: float) -> np.ndarray:
-    """Probabilities by token, where zeros have probability `zero` and |value| - 1 else is geometric of mean `excess`."""
+    """Probabilities by token where zeros have probability `zero`, and |value| - 1 else is geometric, mean `excess`."""
     value = np.abs(np.arange(-shape.max_value, shape.max_value + 1))
     excess /= 1 << shape.shift
     ratio = excess / (1 + excess)
