@@ -237,7 +237,7 @@ class _Remembering:
 class BaselineSender:
     def __init__(self, codec: str, width: int, height: int, rate_kbps: float, fps: float, refresh_s: float) -> None:
         self.codec, self._size = codec, (width, height)
-        self._options = {"rate_kbps": rate_kbps, "fps": fps, "gop_s": refresh_s}
+        self._options: dict[str, Any] = {"rate_kbps": rate_kbps, "fps": fps, "gop_s": refresh_s}
         self.at_floor = False
         self.restart()
 
@@ -327,7 +327,7 @@ def _senders(
     frames: list[Frame], model: Model, lanes: Sequence[str], n: int, quality: int | None, refresh_s: float
 ) -> dict[str, LaneSender]:
     width, height = frames[0].width, frames[0].height
-    options = {"n": n, "quality": quality, "refresh_s": refresh_s}
+    options: dict[str, Any] = {"n": n, "quality": quality, "refresh_s": refresh_s}
     made: dict[str, LaneSender] = {}
     rate = 0.0
     for coder in ("fixed", "huffman"):
@@ -443,9 +443,9 @@ def table(report: ChannelReport) -> str:
         f"{report.seeds} seeds, PSNR in dB (SSIM)."
     )
     lines = [title, ""]
-    for rate in report.rates:
-        floor = ", its floor" if rate.at_floor else ""
-        lines.append(f"- {LABELS[rate.lane]}: {rate.rate_kbps:.2f} kbit/s in RTP packets{floor}")
+    for sent in report.rates:
+        floor = ", its floor" if sent.at_floor else ""
+        lines.append(f"- {LABELS[sent.lane]}: {sent.rate_kbps:.2f} kbit/s in RTP packets{floor}")
     lanes = [rate.lane for rate in report.rates]
     lines += ["", "| channel | " + " | ".join(LABELS[lane] for lane in lanes) + " |", "|---" * (len(lanes) + 1) + "|"]
     found = {(row.lane, row.bit_error_rate, row.loss): row for row in report.rows}

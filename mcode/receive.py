@@ -1,0 +1,863 @@
+"""Live receiving: RTP over UDP to frames and sound. The lanes are sans-IO; `Receiver` gives them sockets, clocks and
+threads for a player, `receive_to_file` writes one lane to a file. Not here: send.py, and the window.
+
+    socket -> channel (if damage is done here) -> lane (lanes.py) -> frames, shown when PlayoutClock says
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import queue
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import av
+import numpy as np
+
+from mcode.channel import Channel, ChannelSettings
+from mcode.codec import Model
+from mcode.errors import FormatError, InputError, WireError
+from mcode.frame import TICKS_PER_S, Frame
+from mcode.lanes import BaselineLane, FindModel, LaneCounters, McodeLane, finder
+from mcode.packet import StreamHeader
+from mcode.rtp import h264, opus, payload, rtcp, sdp
+from mcode.rtp.packets import OPUS, RtpPacket, is_rtcp
+from mcode.rtp.payload import Received
+from mcode.rtp.reception import Counters, Reception
+from mcode.send import resolve
+from mcode.video import FrameWriter, OutputFile, resize
+
+REPORT_S = 1.0
+PLI_GAP_S, MOST_PLI_GAP_S = 0.4, 5.0
+WAIT_S = 30.0
+"""How long `receive_to_file` waits for the first packet."""
+_RECEIVE_BUFFER = 4 << 20
+_LARGEST_DATAGRAM = 65_535
+
+
+# Sockets.
+
+
+def read_session(source: str | os.PathLike[str]) -> sdp.Session | None:
+    """The session of an SDP file; None for an rtp:// URL, whose lanes are the customary ones. Raises InputError."""
+    text = os.fspath(source)
+    if "://" in text:
+        sdp.parse_url(text)
+        return None
+    try:
+        return sdp.Session.parse(Path(text).read_text(encoding="utf-8", errors="replace"), text)
+    except OSError as error:
+        raise InputError(f"{text}: cannot read it ({error.strerror}); give an SDP file or rtp://HOST:PORT") from error
+
+
+def bind(host: str, port: int, what: str) -> socket.socket:
+    """A bound UDP socket. Raises InputError for a port in use, a host unknown or not of this machine."""
+    family, address = resolve(host, port, what)
+    found = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        found.bind(address)
+    except OSError as error:
+        found.close()
+        reason = {
+            errno.EADDRINUSE: "another program is using it; end that one, or use another port",
+            errno.EADDRNOTAVAIL: "that is not an address of this machine; give one with --bind, as --bind 0.0.0.0",
+            errno.EACCES: "not allowed; use a port from 1024 on",
+        }.get(error.errno or 0, error.strerror)
+        raise InputError(f"{what}: cannot listen on {host} port {port}: {reason}") from error
+    found.setblocking(False)
+    return found
+
+
+@dataclass
+class _Link:
+    """A lane, its socket, and the other end's clock."""
+
+    name: str
+    clock_hz: int
+    lane: Any  # McodeLane, BaselineLane or opus.OpusDepacketiser
+    socket: socket.socket
+    channel: Channel
+    peer: tuple | None = None
+    base_unix_s: float | None = None  # the sender's time of RTP timestamp 0, unwrapped as the lane's
+    reported: tuple[rtcp.SenderReport, float] | None = None
+    last_pli_s: float = -math.inf
+    pli_gap_s: float = PLI_GAP_S
+    last_report_s: float = 0.0
+    refresh_requests: int = 0
+    heard: int = 0
+    said_goodbye: bool = False
+
+    def __post_init__(self) -> None:
+        self.ssrc = secrets.randbits(32)
+        self.window: deque[tuple[float, int]] = deque()
+
+    @property
+    def reception(self) -> Reception:
+        return self.lane.reception
+
+    def sent_unix_s(self, pts: int) -> float | None:
+        """The sender's time of an RTP timestamp; None before anything tells."""
+        return None if self.base_unix_s is None else self.base_unix_s + pts / self.clock_hz
+
+    def locate(self, pts: int, now_unix_s: float) -> None:
+        """A first guess, until a sender report: sent just now."""
+        report = self.reported[0] if self.reported else None
+        if report is not None and report.ssrc == self.reception.ssrc:
+            self._apply(report, pts)
+        elif self.base_unix_s is None:
+            self.base_unix_s = now_unix_s - pts / self.clock_hz
+
+    def _apply(self, report: rtcp.SenderReport, near: int) -> None:
+        timestamp = near + ((report.rtp_timestamp - near + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+        self.base_unix_s = rtcp.unix_s(report.ntp_time) - timestamp / self.clock_hz
+
+    def hear(self, data: bytes, now_s: float) -> None:
+        """Control packets of the sender."""
+        try:
+            controls = rtcp.parse_compound(data)
+        except WireError:
+            self.reception.counters.foreign += 1
+            return
+        for control in controls:
+            if isinstance(control, rtcp.SenderReport) and self.reception.ssrc in (None, control.ssrc):
+                self.reported = (control, now_s)
+            elif isinstance(control, rtcp.Bye) and self.reception.ssrc in control.ssrcs:
+                self.reception.bye(self.reception.ssrc)  # type: ignore[arg-type]
+                self.said_goodbye = True
+
+    def answer(self, now_s: float) -> None:
+        """A receiver report once a second, a request for a refresh as soon as one is needed."""
+        source = self.reception.ssrc
+        if self.peer is None or source is None:
+            return
+        wants = getattr(self.lane, "wants_refresh", False)
+        if not wants:
+            self.pli_gap_s = PLI_GAP_S
+        wants = wants and now_s - self.last_pli_s >= self.pli_gap_s
+        if not wants and now_s - self.last_report_s < REPORT_S:
+            return
+        fraction, lost = self.reception.interval() if now_s - self.last_report_s >= REPORT_S else (0.0, 0)
+        last, since = 0, 0
+        if self.reported is not None and self.reported[0].ssrc == source:
+            last = self.reported[0].ntp_time >> 16 & 0xFFFFFFFF
+            since = round((now_s - self.reported[1]) * 65536)
+        block = rtcp.ReportBlock(
+            source, fraction, lost, self.reception.highest, round(self.reception.jitter_s * self.clock_hz), last, since
+        )
+        blocks = (block,) if now_s - self.last_report_s >= REPORT_S else ()
+        if blocks:
+            self.last_report_s = now_s
+        parts: list[rtcp.Control] = [
+            rtcp.ReceiverReport(self.ssrc, blocks),
+            rtcp.Description(self.ssrc, "mcode-receiver"),
+        ]
+        if wants:
+            parts.append(rtcp.Pli(self.ssrc, source))
+            self.last_pli_s, self.refresh_requests = now_s, self.refresh_requests + 1
+            # Where refreshes come damaged, too, asking ever faster only fills the link.
+            self.pli_gap_s = min(2 * self.pli_gap_s, MOST_PLI_GAP_S)
+        with contextlib.suppress(OSError):  # the sender is gone; it may come back
+            self.socket.sendto(rtcp.compound(parts), self.peer)
+
+    def note_size(self, size: int, now_s: float) -> None:
+        self.window.append((now_s, size))
+        while self.window[0][0] < now_s - 4:
+            self.window.popleft()
+
+    def counters(self, now_s: float, **more: int) -> LaneCounters:
+        counts: Counters = self.reception.counters
+        values: dict[str, Any] = {**asdict(counts), **more, "refresh_requests": self.refresh_requests}
+        values |= self.lane.counters() if hasattr(self.lane, "counters") else {"not_rtp": self.lane.not_rtp}
+        recent = [size for at, size in list(self.window) if at > now_s - 4]
+        values |= {"jitter_ms": self.reception.jitter_s * 1000, "kbps": sum(recent) * 8 / 1000 / 4}
+        return LaneCounters(**values)
+
+
+class _Network:
+    """All lanes' sockets: what comes goes through the receiver's own channel to its lane. One thread calls `wait`."""
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        find_model: FindModel,
+        *,
+        bind_to: str | None = None,
+        lanes: tuple[str, ...] = ("mcode", "baseline", "audio"),
+        channel: ChannelSettings | None = None,
+    ) -> None:
+        session = read_session(source)
+        what = os.fspath(source)
+        host, port = ("", 0) if session is not None else sdp.parse_url(what)
+        media: dict[str, sdp.Media | None] = dict.fromkeys(("mcode", "baseline", "audio"))
+        ports = {"mcode": port, "baseline": port + 2, "audio": port + 4}
+        if session is not None:
+            host = session.address
+            media = {"mcode": session.of("MCODE"), "baseline": session.of("H264", "H265"), "audio": session.of("OPUS")}
+            ports = {name: found.port for name, found in media.items() if found is not None}
+        settings = channel or ChannelSettings()
+        self.links: list[_Link] = []
+        try:
+            for name in lanes:
+                if name not in ports:
+                    continue
+                kind = media[name].payload_type if media[name] else OPUS  # type: ignore[union-attr]
+                lane: Any
+                if name == "mcode":
+                    lane, clock_hz = McodeLane(find_model, media[name]), payload.CLOCK_HZ
+                elif name == "baseline":
+                    lane, clock_hz = BaselineLane(media[name]), h264.CLOCK_HZ
+                else:
+                    lane, clock_hz = opus.OpusDepacketiser(payload_type=kind), opus.CLOCK_HZ
+                own = Channel(settings if name != "audio" else ChannelSettings())
+                self.links.append(_Link(name, clock_hz, lane, bind(bind_to or host, ports[name], what), own))
+        except BaseException:
+            self.close()
+            raise
+        if not self.links:
+            self.close()
+            raise InputError(f"{what}: none of the lanes {', '.join(lanes)} is in it")
+        self.selector = selectors.DefaultSelector()
+        for link in self.links:
+            self.selector.register(link.socket, selectors.EVENT_READ, link)
+        self._held: list[tuple[float, int, _Link, bytes]] = []
+        self._count = 0
+
+    def wait(self, timeout_s: float) -> list[tuple[_Link, Any]]:
+        """(lane, unit to decode) of all that is there within timeout_s."""
+        now = time.monotonic()
+        deadlines = [link.lane.deadline_s for link in self.links]
+        ends = [at for at in deadlines if at is not None] + [at for at, *_ in self._held] + [now + timeout_s]
+        found: list[tuple[_Link, Any]] = []
+        for key, _ in self.selector.select(max(0.0, min(ends) - now)):
+            link: _Link = key.data
+            for _ in range(64):  # a flood on one lane must not starve the others
+                try:
+                    datagram, peer = link.socket.recvfrom(_LARGEST_DATAGRAM)
+                except (BlockingIOError, InterruptedError):
+                    break
+                except OSError:
+                    continue  # an ICMP error of an answer that nobody heard
+                found += self._take(link, datagram, peer)
+        now = time.monotonic()
+        self._held.sort()
+        while self._held and self._held[0][0] <= now:
+            _, _, link, datagram = self._held.pop(0)
+            found += self._push(link, datagram, now)
+        for link in self.links:
+            found += self._located(link, link.lane.poll(now))
+            link.answer(now)
+        return found
+
+    def _take(self, link: _Link, datagram: bytes, peer: tuple) -> list[tuple[_Link, Any]]:
+        now = time.monotonic()
+        link.heard += 1
+        if is_rtcp(datagram):
+            link.hear(datagram, now)
+            return []
+        link.note_size(len(datagram), now)
+        found = []
+        spared = _protected(link, datagram)
+        for at_s, data in link.channel.transmit(datagram, spared, now):
+            if at_s > now:
+                self._count += 1
+                self._held.append((at_s, self._count, link, data))
+            else:
+                found += self._push(link, data, now)
+        if link.reception.ssrc is not None and int.from_bytes(datagram[8:12]) == link.reception.ssrc:
+            link.peer = peer
+        return found
+
+    def _push(self, link: _Link, datagram: bytes, now: float) -> list[tuple[_Link, Any]]:
+        before = link.reception.switches
+        found = self._located(link, link.lane.push(datagram, now))
+        if link.reception.switches != before:
+            link.base_unix_s = None
+            link.said_goodbye = False
+        return found
+
+    def _located(self, link: _Link, units: list[Any]) -> list[tuple[_Link, Any]]:
+        for unit in units:
+            pts = unit.packet.pts if isinstance(unit, Received) else unit.pts
+            link.locate(pts, time.time())
+        return [(link, unit) for unit in units]
+
+    def close(self) -> None:
+        if hasattr(self, "selector"):
+            self.selector.close()
+        for link in self.links:
+            link.socket.close()
+
+
+def _protected(link: _Link, datagram: bytes) -> int:
+    """The bytes that the receiver's own channel spares: as at the sender."""
+    if link.channel.settings.bit_error_rate == 0:
+        return 0
+    try:
+        packet = RtpPacket.parse(datagram)
+    except WireError:
+        return 0
+    if link.name == "mcode":
+        return payload.protected_bytes(packet)
+    return h264.protected_bytes(packet, getattr(link.lane, "codec", None) or "h264")
+
+
+# For a player: threads, and the newest frame only.
+
+
+class AudioChunk(NamedTuple):
+    """samples: int16 (n, channels), 48 kHz. due_s: when the first is to be heard, on time.monotonic's clock."""
+
+    samples: np.ndarray
+    due_s: float
+
+
+class Delay(NamedTuple):
+    """From capture to screen, in ms: frames in between waiting for their keyframe, the way here, decoding."""
+
+    wait_ms: float
+    network_ms: float
+    decode_ms: float
+
+
+class PlayoutClock:
+    """When a moment of the sender's is shown here: the same for all lanes, so that they and the sound run together.
+
+    The delay is what nine tenths of the slowest lane's pictures of the last four seconds needed and a little more; it
+    rises at once and falls by a tenth of real time. Sans-IO; the methods may be called from several threads.
+    """
+
+    MARGIN_S = 0.008
+    WINDOW_S = 4.0
+    SHARE = 0.9
+
+    def __init__(self) -> None:
+        self._needed: dict[str, deque[tuple[float, float]]] = {}
+        self._offset_s: float | None = None
+        self._moved_s = 0.0
+        self._lock = threading.Lock()
+
+    def observe(self, lane: str, sent_unix_s: float, ready_s: float) -> None:
+        """A picture or sound of sent_unix_s was ready at ready_s (monotonic)."""
+        with self._lock:
+            self._needed.setdefault(lane, deque()).append((ready_s, ready_s - sent_unix_s))
+            for window in self._needed.values():
+                while window and window[0][0] < ready_s - self.WINDOW_S:
+                    window.popleft()
+            wanted = max(self._usual(window) for window in self._needed.values() if window) + self.MARGIN_S
+            before = self._offset_s
+            if before is None or wanted >= before or before - wanted > 0.5:
+                self._offset_s = wanted
+            else:
+                self._offset_s = max(wanted, before - 0.1 * max(0.0, ready_s - self._moved_s))
+            self._moved_s = ready_s
+
+    def _usual(self, window: deque[tuple[float, float]]) -> float:
+        ranked = sorted(need for _, need in window)
+        return ranked[int(self.SHARE * (len(ranked) - 1))]
+
+    def restart(self) -> None:
+        """Another sender: its clock may be another."""
+        with self._lock:
+            self._needed, self._offset_s = {}, None
+
+    def due_s(self, sent_unix_s: float) -> float | None:
+        return None if self._offset_s is None else sent_unix_s + self._offset_s
+
+    @property
+    def delay_s(self) -> float | None:
+        """Between the sender's clock and the screen, as far as the two machines' clocks agree."""
+        return None if self._offset_s is None else self._offset_s + time.time() - time.monotonic()
+
+
+class LaneView:
+    """What a window sees of a lane: the newest frame due, and counters. Held are the frames up to the newest
+    keyframe, which are not due yet; nothing waits for a window."""
+
+    def __init__(self, link: _Link, clock: PlayoutClock) -> None:
+        self.name = link.name
+        self._link, self._clock = link, clock
+        self._units: queue.Queue[Any] = queue.Queue(maxsize=64)
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._frame: Frame | None = None
+        self._ready: deque[Frame] = deque()  # decoded, not yet due
+        self._more: deque[Iterator[Frame]] = deque()  # of gaps so long that not all of it is ready
+        self._sent_unix_s: float | None = None
+        self.frames = self.shown = self.skipped = 0
+        self.delay = Delay(0.0, 0.0, 0.0)
+        self.error: Exception | None = None
+        self.stream: StreamHeader | None = None
+        self._thread = threading.Thread(target=self._run_quietly, name=f"mcode-{link.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def frame(self) -> Frame | None:
+        """The newest frame due, None before the first; the last one stays when nothing comes. pts: RTP ticks."""
+        return self._frame
+
+    @property
+    def newest(self) -> tuple[Frame, float | None, int] | None:
+        """(frame, the sender's Unix time of it, count of frames shown), read together."""
+        with self._lock:
+            return None if self._frame is None else (self._frame, self._sent_unix_s, self.shown)
+
+    @property
+    def codec(self) -> str:
+        lane = self._link.lane
+        return "mcode" if isinstance(lane, McodeLane) else getattr(lane, "codec", None) or "h264"
+
+    def counters(self) -> LaneCounters:
+        return self._link.counters(time.monotonic(), frames=self.frames, shown=self.shown, skipped=self.skipped)
+
+    def put(self, unit: Any) -> None:
+        if self._units.full():  # far behind: what is oldest gives way, and what refers to it is broken
+            with contextlib.suppress(queue.Empty):
+                self._units.get_nowait()
+            self._link.lane.note_gap()
+            self.skipped += 1
+        self._units.put_nowait(unit)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+    def _run_quietly(self) -> None:
+        try:
+            self._run()
+        except Exception as error:
+            self.error = error
+
+    def _run(self) -> None:
+        """Decodes what comes as soon as it comes, shows each frame when it is due, and waits for whichever is first."""
+        while not self._stop.is_set():
+            if not self._ready:
+                self._take(_MOST_READY)
+            due = self._due_s(self._ready[0]) if self._ready else time.monotonic() + 0.1
+            with contextlib.suppress(queue.Empty):
+                self._decode(self._units.get(timeout=min(max(0.0, due - time.monotonic()), 0.1)))
+            shown = None
+            while self._ready and self._due_s(self._ready[0]) <= time.monotonic():
+                self.skipped += shown is not None
+                shown = self._ready.popleft()
+            if shown is not None:
+                with self._lock:
+                    self._frame, self._sent_unix_s, self.shown = (
+                        shown,
+                        self._link.sent_unix_s(shown.pts),
+                        self.shown + 1,
+                    )
+
+    def _due_s(self, frame: Frame) -> float:
+        sent = self._link.sent_unix_s(frame.pts)
+        due = self._clock.due_s(sent) if sent is not None else None
+        now = time.monotonic()
+        return now if due is None else min(due, now + _LONGEST_WAIT_S)
+
+    def _take(self, most: int) -> None:
+        """Synthesise frames until `most` are ready."""
+        while self._more and len(self._ready) < most:
+            frame = next(self._more[0], None)
+            if frame is None:
+                self._more.popleft()
+            else:
+                self.frames += 1
+                self._ready.append(frame)
+
+    def _decode(self, unit: Any) -> None:
+        link, lane = self._link, self._link.lane
+        assert isinstance(lane, McodeLane | BaselineLane)
+        is_mcode = isinstance(unit, Received)
+        last, steps = (unit.packet.pts, unit.packet.steps) if is_mcode else (unit.pts, 1)
+        self.stream = unit.stream if is_mcode else None
+        frames = lane.decode(unit)
+        self.error = lane.error
+        if lane.error is not None:
+            return
+        sent = link.sent_unix_s(last)
+        due = self._clock.due_s(sent) if sent is not None else None
+        if due is not None and time.monotonic() - due > 0.25 and not self._units.empty() and self._frame is not None:
+            self.skipped += steps  # too late to be seen: decoded, as the next one needs it, but not synthesised
+            return
+        self._more.append(frames)
+        fresh = len(self._ready)
+        self._take(_MOST_READY)
+        if unit.after_loss or fresh == len(self._ready) or sent is None:
+            return
+        first, ready_s = self._ready[fresh], time.monotonic()
+        self._clock.observe(self.name, sent - (last - first.pts) / link.clock_hz, ready_s)
+        to_unix = time.time() - ready_s
+        self.delay = Delay(
+            wait_ms=(last - first.pts) * 1000 / link.clock_hz,
+            network_ms=(unit.arrival_s + to_unix - sent) * 1000,
+            decode_ms=(ready_s - unit.arrival_s) * 1000,
+        )
+
+
+_MOST_READY = 64
+_LONGEST_WAIT_S = 10.0
+
+
+class Receiver:
+    """A live stream for a player: `lanes["mcode"].frame`, `lanes["baseline"].frame`, sound in `audio`. Never blocks a
+    window.
+
+    source: an SDP file or rtp://HOST:PORT, where it listens. bind_to: listen on this address instead. channel: damage
+    done here, live (`set_channel`). Raises InputError for a port in use, a wrong SDP; later errors (a manifold that
+    is missing, a newer format) stand in `error` and the receiver goes on, as another sender may come.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        manifold: str | os.PathLike[str] | Model | None = None,
+        device: str = "auto",
+        bind_to: str | None = None,
+        lanes: tuple[str, ...] = ("mcode", "baseline", "audio"),
+        channel: ChannelSettings | None = None,
+        most_audio_s: float = 3.0,
+    ) -> None:
+        self._network = _Network(source, finder(manifold, device), bind_to=bind_to, lanes=lanes, channel=channel)
+        self.clock = PlayoutClock()
+        self.lanes = {link.name: LaneView(link, self.clock) for link in self._network.links if link.name != "audio"}
+        self.audio: deque[AudioChunk] = deque(maxlen=round(most_audio_s * 50))
+        self._network_error: Exception | None = None
+        self._switches = 0
+        self._stop = threading.Event()
+        self._opus: Any = None
+        self._opus_ssrc: int | None = None
+        self._thread = threading.Thread(target=self._run_quietly, name="mcode-receive", daemon=True)
+        self._thread.start()
+
+    @property
+    def error(self) -> Exception | None:
+        """What the user must know, in its own words; None while all is well."""
+        return self._network_error or next((lane.error for lane in self.lanes.values() if lane.error), None)
+
+    @property
+    def is_receiving(self) -> bool:
+        """A sender is being followed; False before the first packet and after its goodbye."""
+        return any(link.reception.ssrc is not None for link in self._network.links)
+
+    def set_channel(self, settings: ChannelSettings) -> None:
+        """Damage done at this end, from the next packet on, alike in both picture lanes; the sound is spared."""
+        for link in self._network.links:
+            if link.name != "audio":
+                link.channel.settings = settings
+
+    def channel_counters(self) -> dict[str, Channel]:
+        """Each lane's channel, whose counters tell what was done to it at this end."""
+        return {link.name: link.channel for link in self._network.links}
+
+    def audio_counters(self) -> LaneCounters | None:
+        return next((k.counters(time.monotonic()) for k in self._network.links if k.name == "audio"), None)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(5)
+        for view in self.lanes.values():
+            view.close()
+        self._network.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run_quietly(self) -> None:
+        while not self._stop.is_set():
+            try:
+                units = self._network.wait(0.1)
+                switches = sum(link.reception.switches for link in self._network.links)
+                if switches != self._switches:
+                    self._switches = switches
+                    self.clock.restart()
+                for link, unit in units:
+                    if link.name == "audio":
+                        self._hear(link, unit)
+                    else:
+                        self.lanes[link.name].put(unit)
+            except FormatError as error:
+                self._network_error = error
+            except Exception as error:
+                self._network_error = error
+                return
+
+    def _hear(self, link: _Link, packet: opus.OpusPacket) -> None:
+        if self._opus is None or packet.ssrc != self._opus_ssrc:
+            self._opus, self._opus_ssrc = _opus_decoder(), packet.ssrc
+        sent = link.sent_unix_s(packet.pts)
+        samples = decode_opus(self._opus, packet.data)
+        if sent is None or samples is None:
+            return
+        self.clock.observe("audio", sent, time.monotonic() + 0.02)
+        due = self.clock.due_s(sent)
+        if due is not None:
+            self.audio.append(AudioChunk(samples, due))
+
+
+def _opus_decoder() -> Any:
+    decoder: Any = av.CodecContext.create("libopus", "r")
+    decoder.sample_rate, decoder.layout = opus.CLOCK_HZ, "stereo"
+    decoder.open()
+    return decoder
+
+
+def decode_opus(decoder: Any, data: bytes) -> np.ndarray | None:
+    """int16 (n, 2) of one Opus packet; None where it is damaged."""
+    try:
+        frames = decoder.decode(av.Packet(data))
+    except av.error.FFmpegError:
+        return None
+    if not frames:
+        return None
+    pieces = []
+    for frame in frames:
+        samples = frame.to_ndarray()
+        if samples.dtype != np.int16:
+            samples = np.clip(samples * 32768, -32768, 32767).astype(np.int16)
+        channels = frame.layout.nb_channels
+        pieces.append(samples.T if frame.format.is_planar else samples.reshape(-1, channels))
+    return np.concatenate(pieces)
+
+
+# To a file.
+
+
+@dataclass(frozen=True)
+class ReceiveReport:
+    """lane: "mcode", "h264" or "h265". duration_s: of the picture written. audio_packets: written beside it."""
+
+    frames: int
+    duration_s: float
+    lane: str
+    width: int
+    height: int
+    manifold_id: str | None
+    n: int | None
+    coder: str | None
+    audio_packets: int
+    counters: LaneCounters
+    warnings: tuple[str, ...] = ()
+
+
+def receive_to_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    duration_s: float | None = None,
+    manifold: str | os.PathLike[str] | Model | None = None,
+    device: str = "auto",
+    lane: str = "mcode",
+    audio: bool = True,
+    size: tuple[int, int] | None = None,
+    bind_to: str | None = None,
+    wait_s: float = WAIT_S,
+    idle_s: float = 10.0,
+    force: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+    stop: threading.Event | None = None,
+) -> ReceiveReport:
+    """Writes one lane ("mcode" or "baseline"), every frame of it, and the sound to a file (see FrameWriter for its
+    name).
+
+    Ends after duration_s, when the sender says goodbye, when it is silent for idle_s, or when `stop` is set. Raises
+    InputError where nothing comes within wait_s, ManifoldError for a stream of a manifold that is not installed.
+    """
+    if lane not in ("mcode", "baseline"):
+        raise InputError(f"--lane {lane}: choose mcode or baseline")
+    stop = stop or threading.Event()
+    movie = Path(output).suffix.lower() in (".mp4", ".mkv")
+    names = (lane, "audio") if audio and movie else (lane,)
+    network = _Network(source, finder(manifold, device), bind_to=bind_to, lanes=names)
+    recorder = _Recorder(output, size, force)
+    try:
+        _receive(network, recorder, source, duration_s, wait_s, idle_s, stop, progress)
+        recorder.close()
+    except BaseException:
+        recorder.abort()
+        raise
+    finally:
+        network.close()
+    link = network.links[0]
+    warnings = list(recorder.warnings)
+    if link.lane.error is not None:
+        warnings.append(str(link.lane.error))
+    return ReceiveReport(
+        frames=recorder.frames,
+        duration_s=recorder.length_s,
+        lane=lane if lane == "mcode" else link.lane.codec or "h264",
+        width=recorder.width,
+        height=recorder.height,
+        manifold_id=recorder.stream.manifold_id.hex() if recorder.stream else None,
+        n=recorder.stream.n if recorder.stream else None,
+        coder=recorder.stream.coder if recorder.stream else None,
+        audio_packets=recorder.audio_packets,
+        counters=link.counters(time.monotonic(), frames=recorder.frames),
+        warnings=tuple(warnings),
+    )
+
+
+def _receive(
+    network: _Network,
+    recorder: _Recorder,
+    source: str | os.PathLike[str],
+    duration_s: float | None,
+    wait_s: float,
+    idle_s: float,
+    stop: threading.Event,
+    progress: Callable[[int, int | None], None] | None,
+) -> None:
+    picture = network.links[0]
+    started_s = last_s = time.monotonic()
+    while not stop.is_set():
+        for link, unit in network.wait(0.1):
+            last_s = time.monotonic()
+            if link.name == "audio":
+                recorder.hear(link, unit)
+                continue
+            for frame in picture.lane.decode(unit):
+                recorder.push(frame, unit, link)
+                if duration_s is not None and recorder.length_s >= duration_s:
+                    return
+            if picture.lane.error is not None:
+                raise picture.lane.error
+            if progress is not None:
+                progress(recorder.frames, None)
+        now = time.monotonic()
+        if picture.said_goodbye and now - last_s > 0.5:
+            break
+        if recorder.frames and now - last_s > idle_s:
+            recorder.warnings.append(f"the sender fell silent; what came in {recorder.length_s:.1f} s is written")
+            break
+        if not recorder.frames and now - started_s > wait_s:
+            break
+    if not recorder.frames and not stop.is_set():
+        what = os.fspath(source)
+        if not any(link.heard for link in network.links):
+            raise InputError(
+                f"{what}: nothing came in {now - started_s:.0f} s; is the sender running and sending here?"
+            )
+        raise InputError(f"{what}: packets came, but no picture; is it a stream of mcode send?")
+
+
+class _Recorder:
+    """Frames, and Opus packets in their time, into a file."""
+
+    def __init__(self, output: str | os.PathLike[str], size: tuple[int, int] | None, force: bool) -> None:
+        self.output, self.size, self.force = Path(output), size, force
+        self.frames = self.audio_packets = self.width = self.height = 0
+        self.warnings: list[str] = []
+        self.stream: StreamHeader | None = None
+        self._writer: FrameWriter | None = None
+        self._sound: list[tuple[bytes, float]] = []
+        self._first_unix_s: float | None = None
+        self._base: int | None = None
+        self._ssrc: int | None = None
+        self._last = -1
+        self._last_s = 0.0
+        self._gap = TICKS_PER_S // 25
+        if os.fspath(output) != "-" and self.output.is_file() and not force:
+            raise InputError(f"{output} exists: use --force to replace it")
+
+    @property
+    def length_s(self) -> float:
+        return (self._last + self._gap) / TICKS_PER_S if self.frames else 0.0
+
+    def push(self, frame: Frame, unit: Any, link: _Link) -> None:
+        if isinstance(unit, Received):
+            self.stream = unit.stream
+            wanted = self.size or (unit.stream.display_width, unit.stream.display_height)
+        else:
+            wanted = self.size or (frame.width, frame.height)
+        now = time.monotonic()
+        if unit.ssrc != self._ssrc:  # another sender, or the same anew: its time goes on where ours is
+            ahead = 0 if self._base is None else max(self._gap, round((now - self._last_s) * TICKS_PER_S))
+            self._base, self._ssrc = frame.pts - (max(0, self._last) + ahead if self.frames else 0), unit.ssrc
+            self._first_unix_s = (link.sent_unix_s(frame.pts) or 0.0) - (frame.pts - self._base) / TICKS_PER_S
+        pts = frame.pts - (self._base or 0)
+        if pts <= self._last:
+            return
+        if self._writer is None:
+            self.width, self.height = wanted
+            self._writer = FrameWriter(self.output, width=wanted[0], height=wanted[1], force=self.force)
+        self._writer.push(Frame(resize(frame.rgb, self.width, self.height), pts))
+        self._gap = pts - self._last if self._last >= 0 else self._gap
+        self._last, self._last_s = pts, now
+        self.frames += 1
+
+    def hear(self, link: _Link, packet: opus.OpusPacket) -> None:
+        sent = link.sent_unix_s(packet.pts)
+        if sent is not None:
+            self._sound.append((packet.data, sent))
+
+    def close(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        self.warnings += self._writer.warnings
+        zero = self._first_unix_s or 0.0
+        sound = [(data, sent - zero) for data, sent in self._sound if -0.02 < sent - zero < self.length_s]
+        if sound:
+            self._add_sound(sound)
+
+    def _add_sound(self, sound: list[tuple[bytes, float]]) -> None:
+        """Opus beside the pictures, both copied."""
+        target = OutputFile(self.output, force=True)
+        kind = "mp4" if self.output.suffix.lower() == ".mp4" else "matroska"
+        try:
+            with av.open(os.fspath(self.output)) as pictures, av.open(target, "w", format=kind) as both:
+                video = both.add_stream_from_template(pictures.streams.video[0])
+                opus_stream = both.add_stream("libopus", rate=opus.CLOCK_HZ, layout="stereo")
+                opus_stream.codec_context.open()
+                waiting = deque(self._timed(sound))
+                for packet in pictures.demux(pictures.streams.video[0]):
+                    if packet.dts is None:
+                        continue
+                    while waiting and waiting[0][1] / opus.CLOCK_HZ <= packet.dts * packet.time_base:
+                        self._mux_sound(both, opus_stream, *waiting.popleft())
+                    packet.stream = video
+                    both.mux(packet)
+                while waiting:
+                    self._mux_sound(both, opus_stream, *waiting.popleft())
+            target.commit()
+        except BaseException:
+            target.discard()
+            raise
+
+    def _timed(self, sound: list[tuple[bytes, float]]) -> Iterator[tuple[bytes, int]]:
+        """pts in 1/48,000 s, rising; packets that follow each other 20 ms apart."""
+        due: int | None = None
+        for data, at_s in sound:
+            pts = round(at_s * opus.CLOCK_HZ)
+            if due is not None and abs(pts - due) < 480:
+                pts = due
+            if due is not None and pts < due:
+                continue
+            due = pts + 960
+            yield data, pts
+
+    def _mux_sound(self, container: Any, stream: Any, data: bytes, pts: int) -> None:
+        packet = av.Packet(data)
+        packet.pts = packet.dts = max(0, pts)
+        packet.duration, packet.time_base, packet.stream = 960, Fraction(1, opus.CLOCK_HZ), stream
+        container.mux(packet)
+        self.audio_packets += 1
+
+    def abort(self) -> None:
+        if self._writer is not None:
+            self._writer.abort()

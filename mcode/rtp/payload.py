@@ -1,0 +1,508 @@
+"""MCode keyframes in RTP packets, and back: a header with a CRC, then slices without one. Layout in `WIRE`.
+
+The payload's damage is survivable and the point of the whole: a packet is dropped for a damaged header only. The
+check byte over the slices drops nothing; it tells a receiver what to count, what to conceal and when to ask for a
+refresh.
+"""
+
+from __future__ import annotations
+
+from binascii import crc_hqx
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from mcode.errors import FormatError, WireError
+from mcode.packet import Packet, StreamHeader
+from mcode.rtp.packets import HEADER_BYTES, MCODE, MTU, RtpPacket, is_rtcp, unwrap
+from mcode.rtp.reception import Arrived, Reception
+
+FORMAT = 1
+CLOCK_HZ = 90_000
+
+WIRE = """\
+| part | bytes | is there | holds |
+|---|---|---|---|
+| flags | 1 | always | bit 0 refresh, 1 times, 2 fragment, 3 header sent twice; bits 4, 5 format (1); bits 6, 7 epoch |
+| check | 1 | always | low byte of the CRC-16 of the slices that follow: tells damage, drops nothing |
+| keyframe | 2 | always | index of the keyframe modulo 65536, high byte first |
+| first slice | varint | always | |
+| slices | varint | always | slices in this packet, 1 where it is a fragment |
+| steps | varint | always | frames since the previous keyframe |
+| times | steps - 1 varints | flag | as in a sample of the .mcode file |
+| fragment | varint | flag | twice the offset in the slice, plus 1 where more of the slice follows |
+| stream header | | refresh | as in a sample of the .mcode file |
+| slice lengths | slices - 1 varints | always | bytes of each slice but the last |
+| CRC | 2 | always | CRC-16 (polynomial 0x1021, from 0xFFFF) of the RTP header and all above, high byte first |
+| (all again) | | flag | the header a second time, for where one bit error must not cost a packet |
+| slices | the rest | always | coded symbols |
+"""
+"""The payload of an RTP packet, in order. Epochs count changes of the stream header: 0, the one in the session
+description, then 1, 2, 3, 1 ...; a receiver that missed the refresh which brought one waits for the next."""
+
+_REFRESH, _TIMES, _FRAGMENT, _TWICE = 1, 2, 4, 8
+_LARGEST_TIME = 1 << 40
+_MOST_TIMES_BYTES = 300
+_LARGEST_SLICE = 1 << 20
+_MOST_KEYFRAME_BYTES = 4 << 20
+_PATIENCE_S = 0.02
+
+
+def crc16(data: bytes) -> int:
+    """CRC-16/CCITT-FALSE: 0x29B1 for b"123456789"."""
+    return crc_hqx(data, 0xFFFF)
+
+
+def header_bytes(header: StreamHeader) -> bytes:
+    """A stream header as in a sample of the .mcode file; in the session description, too."""
+    sample = Packet(0, header.n, None, header, (b"",) * header.slices).to_sample(header.n)
+    return sample[1 : len(sample) - (header.slices - 1)]
+
+
+def parse_header(data: bytes, at: int = 0) -> tuple[StreamHeader, int]:
+    """The stream header at `at`, and where it ends. Raises WireError, or FormatError for a newer format."""
+    end, slices = at + 10, 0
+    for _ in range(6):
+        slices, end = _parse_varint(data, end, 65_535)
+    sample = b"\1" + data[at:end] + bytes(max(0, slices - 1))
+    header = Packet.parse_sample(sample, 0, None).header
+    if header is None:
+        raise WireError("the stream header is missing")
+    return header, end
+
+
+@dataclass(frozen=True)
+class WireHeader:
+    """What stands before the slices. count: slices in this packet; fragment: (offset in the slice, more follows) or
+    None; lengths: bytes of each slice but the last."""
+
+    epoch: int
+    keyframe: int
+    first: int
+    count: int
+    steps: int
+    times: tuple[int, ...] | None = None
+    fragment: tuple[int, bool] | None = None
+    header: StreamHeader | None = None
+    lengths: tuple[int, ...] = ()
+    twice: bool = False
+
+    def to_bytes(self, rtp_header: bytes, slices: bytes) -> bytes:
+        """The header for these slices in a packet with this RTP header."""
+        flags = (self.header is not None) * _REFRESH | (self.times is not None) * _TIMES
+        flags |= (self.fragment is not None) * _FRAGMENT | self.twice * _TWICE | FORMAT << 4 | self.epoch << 6
+        parts = [bytes([flags, crc16(slices) & 0xFF]), self.keyframe.to_bytes(2)]
+        parts += [_varint(self.first), _varint(self.count), _varint(self.steps)]
+        if self.times is not None:
+            parts.append(_times_bytes(self.times))
+        if self.fragment is not None:
+            parts.append(_varint(2 * self.fragment[0] + self.fragment[1]))
+        if self.header is not None:
+            parts.append(header_bytes(self.header))
+        parts += [_varint(length) for length in self.lengths]
+        raw = b"".join(parts)
+        raw += crc16(rtp_header + raw).to_bytes(2)
+        return raw * 2 if self.twice else raw
+
+    @classmethod
+    def parse(cls, packet: RtpPacket) -> ParsedPayload:
+        """Raises WireError for a damaged header, FormatError for a whole one of a newer format."""
+        data = packet.payload
+        try:
+            found, end = cls._parse_at(packet.header, data, 0)
+        except FormatError:
+            raise
+        except WireError:
+            # A second copy starts where the first, damaged one ends: only a copy of that very length fits there.
+            for start in range(9, min(len(data) // 2, 512) + 1):
+                if not data[start] & _TWICE:
+                    continue
+                try:
+                    found, end = cls._parse_at(packet.header, data, start)
+                except WireError:
+                    continue
+                if found.twice and end == 2 * start:
+                    return ParsedPayload(found, data[end:], data[start + 1])
+            raise
+        return ParsedPayload(found, data[2 * end if found.twice else end :], data[1])
+
+    @classmethod
+    def _parse_at(cls, rtp_header: bytes, data: bytes, start: int) -> tuple[WireHeader, int]:
+        if len(data) < start + 4:
+            raise WireError("the payload header is cut short")
+        flags, found_format = data[start], data[start] >> 4 & 3
+        if found_format != FORMAT:
+            # Where the CRC of another format stands is not known: a damaged flag must not pass for one.
+            raise WireError(f"payload format {found_format} is not {FORMAT}")
+        at = start + 4
+        first, at = _parse_varint(data, at, 254)
+        count, at = _parse_varint(data, at, 255)
+        steps, at = _parse_varint(data, at, 65_535)
+        if not count or not steps or first + count > 255:
+            raise WireError("no slice or no step")
+        times = fragment = header = None
+        if flags & _TIMES:
+            times, at = _parse_times(data, at, steps)
+        if flags & _FRAGMENT:
+            value, at = _parse_varint(data, at, 2 * _LARGEST_SLICE)
+            fragment = value >> 1, bool(value & 1)
+            if count != 1:
+                raise WireError("a fragment of several slices")
+        newer: FormatError | None = None
+        if flags & _REFRESH:
+            try:
+                header, at = parse_header(data, at)
+            except FormatError as error:
+                newer = error
+        if newer is not None:  # believed where the rest has a CRC that fits it
+            for end in range(at, min(len(data) - 1, at + 64)):
+                if crc16(rtp_header + data[start:end]) == int.from_bytes(data[end : end + 2]):
+                    raise newer
+            raise WireError("the payload header is damaged")
+        lengths = []
+        for _ in range(count - 1):
+            length, at = _parse_varint(data, at, len(data))
+            lengths.append(length)
+        if len(data) < at + 2 or crc16(rtp_header + data[start:at]) != int.from_bytes(data[at : at + 2]):
+            raise WireError("the payload header is damaged")
+        at += 2
+        keyframe = int.from_bytes(data[start + 2 : start + 4])
+        twice = bool(flags & _TWICE)
+        if header is not None and first + count > header.slices:
+            raise WireError("more slices than the stream header says")
+        found = cls(flags >> 6, keyframe, first, count, steps, times, fragment, header, tuple(lengths), twice)
+        return found, at
+
+
+class ParsedPayload(NamedTuple):
+    """header; the slices' bytes behind it; check: what their CRC's low byte was when they were sent."""
+
+    header: WireHeader
+    slices: bytes
+    check: int
+
+    @property
+    def is_damaged(self) -> bool:
+        return crc16(self.slices) & 0xFF != self.check
+
+    def parts(self) -> Iterator[bytes]:
+        """The slices, one by one; what damage elsewhere cut off is missing at the end."""
+        at = 0
+        for length in self.header.lengths:
+            yield self.slices[at : at + length]
+            at += length
+        yield self.slices[at:]
+
+
+def protected_bytes(packet: RtpPacket) -> int:
+    """How many leading bytes of the datagram the channel's bit errors spare: the RTP and the payload header."""
+    try:
+        return HEADER_BYTES + len(packet.payload) - len(WireHeader.parse(packet).slices)
+    except (WireError, FormatError):
+        return HEADER_BYTES
+
+
+class Packetiser:
+    """Keyframes to RTP packets of at most `mtu` bytes, the last of each with the marker.
+
+    first_sequence, first_timestamp: random numbers of the caller's (RFC 3550, 5.1). twice: send every payload header
+    twice.
+    """
+
+    def __init__(
+        self,
+        ssrc: int,
+        *,
+        payload_type: int = MCODE,
+        first_sequence: int = 0,
+        first_timestamp: int = 0,
+        mtu: int = MTU,
+        twice: bool = False,
+    ) -> None:
+        self.ssrc, self.payload_type, self.mtu, self.twice = ssrc, payload_type, mtu, twice
+        self.sequence, self.first_timestamp = first_sequence, first_timestamp
+        self.keyframe = 0
+        self._epoch = 0
+        self._header: StreamHeader | None = None
+
+    def push(self, packet: Packet) -> list[RtpPacket]:
+        """Raises ValueError where the first packet is no refresh, or a slice is over 1 MiB."""
+        if packet.header is not None and packet.header != self._header:
+            self._epoch = 0 if self._header is None else self._epoch % 3 + 1
+            self._header = packet.header
+        if self._header is None:
+            raise ValueError("a stream begins with a refresh")
+        times = packet.times
+        if times is not None and len(_times_bytes(times)) > _MOST_TIMES_BYTES:
+            times = None  # a gap of hundreds of uneven frames: evenly spaced on the wire
+        plain = WireHeader(
+            self._epoch, self.keyframe & 0xFFFF, 0, 1, packet.steps, times, header=packet.header, twice=self.twice
+        )
+        groups = list(self._groups(plain, packet.slices))
+        made = []
+        for number, (header, data) in enumerate(groups):
+            rtp = RtpPacket(
+                self.payload_type,
+                self.sequence & 0xFFFF,
+                (self.first_timestamp + packet.pts) & 0xFFFFFFFF,
+                self.ssrc,
+                b"",
+                marker=number == len(groups) - 1,
+            )
+            made.append(replace(rtp, payload=header.to_bytes(rtp.header, data) + data))
+            self.sequence += 1
+        self.keyframe += 1
+        return made
+
+    def _groups(self, plain: WireHeader, slices: tuple[bytes | None, ...]) -> Iterator[tuple[WireHeader, bytes]]:
+        """Neighbouring slices, as many as fit together; one that does not fit alone, in pieces."""
+        # Room left beside the longest header without lengths: three varints may grow, the fragment takes four bytes.
+        room = self.mtu - HEADER_BYTES - (1 + self.twice) * (len(plain.to_bytes(b"", b"")) // (1 + self.twice) + 7)
+        if room < 64:
+            raise ValueError(f"packets of {self.mtu} bytes are too short for this stream's headers")
+        held: list[bytes] = []
+        first = 0
+        for index, data in enumerate(slices):
+            if data is not None and len(data) > _LARGEST_SLICE:
+                raise ValueError(f"a slice of {len(data)} bytes; use more slices")
+            # Each slice costs its length, too: one or two bytes, in every copy of the header.
+            size = sum(map(len, held)) + 2 * (1 + self.twice) * len(held)
+            if held and (data is None or size + len(data) > room):
+                yield _grouped(plain, first, held)
+                held = []
+            if data is None:
+                continue
+            if len(data) > room:
+                for at in range(0, len(data), room):
+                    piece = data[at : at + room]
+                    yield replace(plain, first=index, fragment=(at, at + room < len(data))), piece
+                continue
+            if not held:
+                first = index
+            held.append(data)
+        if held:
+            yield _grouped(plain, first, held)
+
+
+def _grouped(plain: WireHeader, first: int, held: list[bytes]) -> tuple[WireHeader, bytes]:
+    lengths = tuple(len(data) for data in held[:-1])
+    return replace(plain, first=first, count=len(held), lengths=lengths), b"".join(held)
+
+
+class Received(NamedTuple):
+    """A keyframe, or what came of it. packet.pts: the RTP timestamp, unwrapped. after_loss: keyframes before it are
+    missing. damaged: for each slice, whether bits of it may be wrong. stream: the stream header in force. ssrc: whose
+    it is; another means another stream. arrival_s: when the last of it came."""
+
+    packet: Packet
+    after_loss: bool
+    damaged: tuple[bool, ...]
+    stream: StreamHeader
+    ssrc: int
+    arrival_s: float
+
+
+@dataclass
+class _Assembly:
+    """A keyframe as its packets come in."""
+
+    keyframe: int
+    pts: int
+    steps: int
+    times: tuple[int, ...] | None
+    header: StreamHeader | None
+    touched_s: float
+    size: int = 0
+    slices: dict[int, bytes] = field(default_factory=dict)
+    damaged: set[int] = field(default_factory=set)
+    unfinished: set[int] = field(default_factory=set)
+
+
+class Depacketiser:
+    """Datagrams to keyframes, in order, each once. Whatever does not belong is counted and dropped; nothing is raised,
+    but FormatError, once a whole packet says that the stream is of a newer format.
+
+    header, header_ssrc: the stream header that the session description tells for this source; without it keyframes
+    before the first refresh are dropped and counted as `waiting`. damaged_headers, damaged_packets and
+    `reception.counters` count.
+    """
+
+    def __init__(
+        self,
+        *,
+        payload_type: int = MCODE,
+        header: StreamHeader | None = None,
+        header_ssrc: int | None = None,
+    ) -> None:
+        self.payload_type = payload_type
+        self.reception = Reception(CLOCK_HZ)
+        self.damaged_headers = self.damaged_packets = self.not_rtp = self.waiting = 0
+        self._described = (header, header_ssrc)
+        self.header: StreamHeader | None = None
+        self._epoch = 0
+        self._ssrc: int | None = None
+        self._open: _Assembly | None = None
+        self._last: int | None = None  # index of the last keyframe given, unwrapped
+        self._pts: int | None = None
+        self._is_waiting = False
+        self._done: deque[Received] = deque()
+
+    def push(self, datagram: bytes, now_s: float) -> list[Received]:
+        """The keyframes that this datagram completes."""
+        if is_rtcp(datagram):
+            return self.poll(now_s)
+        try:
+            packet = RtpPacket.parse(datagram)
+        except WireError:
+            self.not_rtp += 1
+            return self.poll(now_s)
+        if packet.payload_type != self.payload_type:
+            self.reception.counters.foreign += 1
+            return self.poll(now_s)
+        try:
+            WireHeader.parse(packet)
+        except FormatError:
+            raise
+        except WireError:
+            self.damaged_headers += 1
+            return self.poll(now_s)
+        self._take(self.reception.push(packet, now_s), now_s)
+        return self.poll(now_s)
+
+    def poll(self, now_s: float) -> list[Received]:
+        """The keyframes that nothing more is waited for at now_s."""
+        self._take(self.reception.poll(now_s), now_s)
+        if self._open is not None and now_s >= self._open.touched_s + self._patience_s:
+            self._close()
+        given, self._done = list(self._done), deque()
+        return given
+
+    @property
+    def waiting_now(self) -> bool:
+        """The latest packet was of a stream header that did not come."""
+        return self._is_waiting
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When `poll` will have something to give even if nothing comes."""
+        waits = [self.reception.deadline_s, None if self._open is None else self._open.touched_s + self._patience_s]
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    @property
+    def _patience_s(self) -> float:
+        return self.reception.hold_s + _PATIENCE_S
+
+    def _take(self, arrived: Iterable[Arrived], now_s: float) -> None:
+        for packet, _ in arrived:
+            parsed = WireHeader.parse(packet)
+            wire = parsed.header
+            if packet.ssrc != self._ssrc:
+                self._restart(packet.ssrc)
+            keyframe = wire.keyframe if self._last is None else unwrap(wire.keyframe, self._last, 16)
+            if self._open is not None and self._open.keyframe != keyframe:
+                self._close()
+            if self._last is not None and keyframe <= self._last:
+                self.reception.counters.late += 1
+                continue
+            if wire.header is not None:
+                self.header, self._epoch = wire.header, wire.epoch
+            if self.header is None or wire.epoch != self._epoch or wire.first + wire.count > self.header.slices:
+                self.waiting += 1
+                self._is_waiting = True
+                continue
+            self._is_waiting = False
+            if self._open is None:
+                self._pts = packet.timestamp if self._pts is None else unwrap(packet.timestamp, self._pts, 32)
+                self._open = _Assembly(keyframe, self._pts, wire.steps, wire.times, wire.header, now_s)
+            self._add(self._open, parsed, now_s)
+            whole = len(self._open.slices) == self.header.slices and not self._open.unfinished
+            if packet.marker or whole:
+                self._close()
+
+    def _restart(self, ssrc: int) -> None:
+        self._close()
+        header, described = self._described
+        self.header = header if described in (None, ssrc) else None
+        self._ssrc, self._epoch, self._last, self._pts = ssrc, 0, None, None
+
+    def _add(self, assembly: _Assembly, parsed: ParsedPayload, now_s: float) -> None:
+        wire = parsed.header
+        assembly.touched_s = now_s
+        assembly.size += len(parsed.slices)
+        if assembly.size > _MOST_KEYFRAME_BYTES:
+            return
+        damaged = parsed.is_damaged
+        self.damaged_packets += damaged
+        for index, data in enumerate(parsed.parts(), wire.first):
+            if wire.fragment is not None:
+                offset, more = wire.fragment
+                before = assembly.slices.get(index, b"")
+                if offset != len(before):
+                    # What lies behind a hole cannot be placed: the slice ends before it, as a damaged one.
+                    assembly.damaged.add(index)
+                    continue
+                data = before + data
+                (assembly.unfinished.add if more else assembly.unfinished.discard)(index)
+            assembly.slices[index] = data
+            if damaged:
+                assembly.damaged.add(index)
+
+    def _close(self) -> None:
+        assembly, self._open = self._open, None
+        if assembly is None or self.header is None or self._ssrc is None:
+            return
+        after_loss = self._last is None or assembly.keyframe != self._last + 1
+        self._last = assembly.keyframe
+        damaged = assembly.damaged | assembly.unfinished
+        count = self.header.slices
+        packet = Packet(
+            pts=assembly.pts,
+            steps=assembly.steps,
+            times=assembly.times,
+            header=assembly.header,
+            slices=tuple(assembly.slices.get(index) for index in range(count)),
+        )
+        flags = tuple(index in damaged for index in range(count))
+        self._done.append(Received(packet, after_loss, flags, self.header, self._ssrc, assembly.touched_s))
+
+
+def _times_bytes(times: tuple[int, ...]) -> bytes:
+    return b"".join(_varint(a - b) for a, b in zip(times, (*times[1:], 0), strict=True))
+
+
+def _parse_times(data: bytes, at: int, steps: int) -> tuple[tuple[int, ...], int]:
+    if steps - 1 > len(data) - at:
+        raise WireError("the times are cut short")
+    gaps = []
+    for _ in range(steps - 1):
+        gap, at = _parse_varint(data, at, _LARGEST_TIME)
+        if not gap:
+            raise WireError("two frames at one time")
+        gaps.append(gap)
+    total, falling = 0, []
+    for gap in reversed(gaps):
+        total += gap
+        falling.append(total)
+    return tuple(reversed(falling)), at
+
+
+def _varint(value: int) -> bytes:
+    """7 bits a byte, the lowest first, bit 7 set in all but the last (LEB128)."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes(out) + bytes([value])
+
+
+def _parse_varint(data: bytes, at: int, largest: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 49:
+        value |= (data[at] & 127) << shift
+        if data[at] < 128:
+            if value > largest:
+                break
+            return value, at + 1
+        at, shift = at + 1, shift + 7
+    raise WireError("a number is cut short or too large")

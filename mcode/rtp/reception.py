@@ -1,0 +1,203 @@
+"""One lane's incoming RTP packets: whose they are, put in order, what is lost; statistics after RFC 3550 A.1, A.3 and
+A.8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mcode.rtp.packets import RtpPacket, unwrap
+
+SILENCE_S = 2.0
+"""A source silent for this long gives way to any other."""
+_CHALLENGE = 5
+_LARGEST_JUMP = 3000  # RFC 3550 A.1, MAX_DROPOUT
+_MOST_PENDING = 512
+_LEAST_HOLD_S, _MOST_HOLD_S = 0.005, 0.25
+
+
+class Arrived(NamedTuple):
+    """A packet in its turn. lost_before: how many packets between it and the one before never came, or came too
+    late."""
+
+    packet: RtpPacket
+    lost_before: int
+
+
+@dataclass
+class Counters:
+    """What came in, in packets. late: after their turn was given up; duplicate: seen before; foreign: of another
+    source."""
+
+    received: int = 0
+    received_bytes: int = 0
+    lost: int = 0
+    late: int = 0
+    duplicate: int = 0
+    foreign: int = 0
+
+
+class Reception:
+    """Packets of one source in sequence order.
+
+    The first source to come is followed. Packets of another are dropped as foreign, unless the followed one said
+    goodbye, or is silent for two seconds, or five packets of one other came with none of it between: a sender that
+    died and came back. A gap is waited for as long as the network reorders, at most a quarter of a second: at first 5
+    ms, then twice the jitter (RFC 3550 6.4.1), or by how much the latest packets came too late. extra_hold_s: waited
+    beyond that, for repair.
+    """
+
+    def __init__(self, clock_hz: int) -> None:
+        self.clock_hz = clock_hz
+        self.counters = Counters()
+        self.jitter_s = 0.0
+        self.extra_hold_s = 0.0
+        self.ssrc: int | None = None
+        self.switches = 0
+        self._challenge: list[tuple[RtpPacket, float]] = []  # of one other source, with none of ours between
+        self._last_arrival_s = 0.0
+        self._late_by_s = 0.0
+        self._start(None)
+
+    def _start(self, ssrc: int | None) -> None:
+        self.switches += self.ssrc is not None and ssrc is not None
+        self.ssrc = ssrc
+        self._pending: dict[int, tuple[RtpPacket, float]] = {}
+        self._next: int | None = None  # the sequence number, unwrapped, that is due
+        self._first = self._highest = 0
+        self._recent: dict[int, float] = {}  # given, or given up: when
+        self._transit: float | None = None
+        self._expected_before = self._received_before = self._received_here = 0
+        self._jumped_to: int | None = None
+
+    def bye(self, ssrc: int) -> None:
+        """The source says goodbye: the next one may be another."""
+        if ssrc == self.ssrc:
+            self.ssrc = None
+
+    @property
+    def hold_s(self) -> float:
+        """How long a gap is waited for, from the arrival of the packet behind it."""
+        wanted = max(_LEAST_HOLD_S, 2 * self.jitter_s, 1.2 * self._late_by_s)
+        return min(wanted, _MOST_HOLD_S) + self.extra_hold_s
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When `poll` will have something to give even if nothing comes."""
+        return min(at for _, at in self._pending.values()) + self.hold_s if self._pending else None
+
+    def push(self, packet: RtpPacket, now_s: float) -> list[Arrived]:
+        """Take one in; the packets whose turn it is now. Nothing is given twice."""
+        if packet.ssrc != self.ssrc:
+            return self._challenged(packet, now_s)
+        self._challenge.clear()
+        number = packet.sequence if self._next is None else unwrap(packet.sequence, self._highest, 16)
+        if self._next is None:
+            self._next = self._first = self._highest = number
+        elif abs(number - self._highest) > _LARGEST_JUMP:
+            if self._jumped_to != packet.sequence:  # two in a row: the source started anew
+                self._jumped_to = (packet.sequence + 1) & 0xFFFF
+                self.counters.foreign += 1
+                return []
+            before = self._given_up(now_s)
+            self._start(self.ssrc)
+            self._next = self._first = self._highest = number = packet.sequence
+            return before + self._take(number, packet, now_s)
+        return self._take(number, packet, now_s)
+
+    def _take(self, number: int, packet: RtpPacket, now_s: float) -> list[Arrived]:
+        assert self._next is not None
+        self._jumped_to = None
+        self._last_arrival_s = now_s
+        if number < self._next:
+            given_up_s = self._recent.get(number)
+            if number in self._pending or given_up_s is None or given_up_s < 0:
+                self.counters.duplicate += 1
+            else:
+                self.counters.late += 1
+                self._late_by_s = max(0.95 * self._late_by_s, now_s - given_up_s + self.hold_s)
+                self._recent[number] = -1.0
+            return []
+        if number in self._pending:
+            self.counters.duplicate += 1
+            return []
+        self.counters.received += 1
+        self._received_here += 1
+        self.counters.received_bytes += len(packet.payload) + 12
+        self._highest = max(self._highest, number)
+        self._measure_jitter(packet.timestamp, now_s)
+        self._pending[number] = (packet, now_s)
+        return self.poll(now_s)
+
+    def poll(self, now_s: float) -> list[Arrived]:
+        """The packets whose turn it is by now, because what was missing before them is given up."""
+        given: list[Arrived] = []
+        lost = 0
+        while self._pending:
+            assert self._next is not None
+            if self._next not in self._pending:
+                if len(self._pending) < _MOST_PENDING and now_s < (self.deadline_s or 0.0):
+                    break
+                # The oldest gap is given up whole: what lies behind it is at hand.
+                behind = min(self._pending)
+                for number in range(self._next, behind):
+                    self._remember(number, now_s)
+                lost += behind - self._next
+                self._next = behind
+            packet, _ = self._pending.pop(self._next)
+            self._remember(self._next, -1.0)
+            self._next += 1
+            given.append(Arrived(packet, lost))
+            self.counters.lost += lost
+            lost = 0
+        return given
+
+    def _given_up(self, now_s: float) -> list[Arrived]:
+        given: list[Arrived] = []
+        while self._pending:
+            given += self.poll(now_s + 1e9)
+        return given
+
+    def _remember(self, number: int, when_s: float) -> None:
+        self._recent[number] = when_s
+        if len(self._recent) > 2 * _MOST_PENDING:
+            for old in list(self._recent)[:_MOST_PENDING]:
+                del self._recent[old]
+
+    def _challenged(self, packet: RtpPacket, now_s: float) -> list[Arrived]:
+        """A packet of another source than the one followed: dropped, or the first of the one to follow from now on."""
+        if self._challenge and self._challenge[0][0].ssrc != packet.ssrc:
+            self._challenge = []
+        self._challenge.append((packet, now_s))
+        silent = now_s - self._last_arrival_s > SILENCE_S
+        if self.ssrc is not None and not silent and len(self._challenge) < _CHALLENGE:
+            self.counters.foreign += 1
+            return []
+        given = self._given_up(now_s)
+        kept, self._challenge = self._challenge, []
+        self.counters.foreign -= len(kept) - 1
+        self._start(packet.ssrc)
+        for late, at_s in kept:
+            given += self.push(late, at_s)
+        return given
+
+    def _measure_jitter(self, timestamp: int, now_s: float) -> None:
+        transit = now_s - timestamp / self.clock_hz
+        if self._transit is not None:
+            wrap_s = 2**32 / self.clock_hz
+            change = abs(transit - self._transit)
+            change = min(change, abs(wrap_s - change))
+            self.jitter_s += (change - self.jitter_s) / 16
+        self._transit = transit
+
+    @property
+    def highest(self) -> int:
+        """Extended highest sequence number received."""
+        return self._highest
+
+    def interval(self) -> tuple[float, int]:
+        """(fraction lost since the last call, packets lost in all): of a receiver report (RFC 3550 A.3)."""
+        expected = self._highest - self._first + 1 if self._next is not None else 0
+        fresh, got = expected - self._expected_before, self._received_here - self._received_before
+        self._expected_before, self._received_before = expected, self._received_here
+        return (max(0, fresh - got) / fresh if fresh > 0 else 0.0), max(0, expected - self._received_here)

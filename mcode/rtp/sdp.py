@@ -1,0 +1,150 @@
+"""The session description (RFC 8866): which lane comes to which port in which format. Text in, objects out, and
+back."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+from dataclasses import dataclass, field
+
+from mcode.errors import InputError
+
+CLOCKS = {"MCODE": 90_000, "H264": 90_000, "H265": 90_000, "OPUS": 48_000, "MCODE-FEC": 90_000}
+_KINDS = {"MCODE": "application", "OPUS": "audio"}
+"""MCode is announced as `application`, so that a player which does not know it opens the other lanes."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """One lane. encoding: as in CLOCKS. parameters: of the fmtp line, in order. fec_payload_type: of its repair
+    packets."""
+
+    encoding: str
+    port: int
+    payload_type: int
+    ssrc: int | None = None
+    parameters: dict[str, str] = field(default_factory=dict)
+    fec_payload_type: int | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """address: where the packets go, so the receiver's own."""
+
+    address: str
+    media: tuple[Media, ...]
+    name: str = "MCode"
+
+    def of(self, *encodings: str) -> Media | None:
+        """The first lane of one of these encodings."""
+        return next((media for media in self.media if media.encoding in encodings), None)
+
+    def __str__(self) -> str:
+        version = 6 if ":" in self.address else 4
+        lines = [
+            "v=0",
+            f"o=- 0 0 IN IP{version} {self.address}",
+            f"s={' '.join(self.name.split()) or '-'}",
+            f"c=IN IP{version} {self.address}",
+            "t=0 0",
+        ]
+        for media in self.media:
+            numbers = f"{media.payload_type}" + (f" {media.fec_payload_type}" if media.fec_payload_type else "")
+            # AVPF, the profile with PLI, is not known to every player; those that know it take rtcp-fb in AVP as well.
+            lines.append(f"m={_KINDS.get(media.encoding, 'video')} {media.port} RTP/AVP {numbers}")
+            channels = "/2" if media.encoding == "OPUS" else ""
+            name = "opus" if media.encoding == "OPUS" else media.encoding
+            lines.append(f"a=rtpmap:{media.payload_type} {name}/{CLOCKS[media.encoding]}{channels}")
+            if media.fec_payload_type:
+                lines.append(f"a=rtpmap:{media.fec_payload_type} MCODE-FEC/90000")
+            if media.parameters:
+                values = "; ".join(f"{key}={value}" for key, value in media.parameters.items())
+                lines.append(f"a=fmtp:{media.payload_type} {values}")
+            if media.encoding != "OPUS":
+                lines.append(f"a=rtcp-fb:{media.payload_type} nack pli")
+            if media.ssrc is not None:
+                lines.append(f"a=ssrc:{media.ssrc} cname:mcode")
+            lines += ["a=rtcp-mux", "a=recvonly"]
+        return "\r\n".join(lines) + "\r\n"
+
+    @classmethod
+    def parse(cls, text: str, source: str = "the session description") -> Session:
+        """Lanes of unknown encodings are left out. Raises InputError where nothing usable is in it."""
+        if not text.lstrip().startswith("v="):
+            raise InputError(f"{source} is not a session description (SDP): it does not begin with v=0")
+        address, name = "", "MCode"
+        rows: list[dict] = []
+        for line in text.splitlines():
+            key, _, value = line.strip().partition("=")
+            try:
+                if key == "c":
+                    own = str(ipaddress.ip_address(value.split()[2].split("/")[0]))
+                    rows[-1].update(address=own) if rows else None
+                    address = address or own
+                elif key == "s":
+                    name = value
+                elif key == "m":
+                    _, port, _, *formats = value.split()
+                    rows.append(
+                        {"port": int(port.split("/")[0]), "formats": [int(f) for f in formats if f.isdecimal()]}
+                    )
+                elif key == "a" and rows:
+                    _attribute(rows[-1], value)
+            except (ValueError, IndexError) as error:
+                raise InputError(f"{source}: cannot read the line {line.strip()[:60]!r}") from error
+        media = tuple(found for row in rows if (found := _media(row, source)) is not None)
+        if not media:
+            raise InputError(f"{source}: no lane in it that can be played (MCODE, H264, H265 or opus)")
+        if not address:
+            raise InputError(f"{source}: it names no address (no line c=)")
+        return cls(address, media, name)
+
+
+def _attribute(row: dict, value: str) -> None:
+    kind, _, rest = value.partition(":")
+    if kind == "rtpmap":
+        number, encoding = rest.split()[:2]
+        row.setdefault("maps", {})[int(number)] = encoding.split("/")[0].upper()
+    elif kind == "fmtp":
+        number, _, text = rest.partition(" ")
+        pairs = (part.strip().partition("=") for part in text.split(";") if part.strip())
+        row.setdefault("parameters", {})[int(number)] = {key: value for key, _, value in pairs}
+    elif kind == "ssrc":
+        row.setdefault("ssrc", int(rest.split()[0]))
+
+
+def _media(row: dict, source: str) -> Media | None:
+    maps: dict[int, str] = row.get("maps", {})
+    fec = next((n for n, encoding in maps.items() if encoding == "MCODE-FEC"), None)
+    number = next((n for n in row["formats"] if maps.get(n) in CLOCKS and n != fec), None)
+    if number is None:
+        return None
+    if not 1 <= row["port"] <= 65_535 or not 0 <= number <= 127:
+        raise InputError(f"{source}: port {row['port']} or payload type {number} is out of range")
+    return Media(maps[number], row["port"], number, row.get("ssrc"), row.get("parameters", {}).get(number, {}), fec)
+
+
+def parse_url(url: str, what: str = "the address") -> tuple[str, int]:
+    """(host, port) of rtp://HOST:PORT; the host is 127.0.0.1 where it is left out. Raises InputError."""
+    scheme, _, rest = url.partition("://")
+    host, _, port = rest.rstrip("/").rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if scheme != "rtp" or not (port.isdecimal() and port.isascii()) or "/" in host or "@" in host:
+        raise InputError(f"{what} {url}: give it as rtp://HOST:PORT, as rtp://127.0.0.1:5004")
+    if not 1 <= int(port) <= 65_535 - 4:
+        raise InputError(f"{what} {url}: the port is from 1 to {65_535 - 4}, since the lanes take it and two behind it")
+    return host, int(port)
+
+
+def sprop(parameter_sets: list[bytes], codec: str) -> dict[str, str]:
+    """fmtp parameters that tell H.264's (RFC 6184, 8.1) or H.265's (RFC 7798, 7.1) parameter sets."""
+    text = [base64.b64encode(unit).decode() for unit in parameter_sets]
+    if codec == "h264":
+        found = {"packetization-mode": "1"}
+        sps = next((unit for unit in parameter_sets if unit[0] & 31 == 7), None)
+        if sps is not None:
+            found |= {"profile-level-id": sps[1:4].hex(), "sprop-parameter-sets": ",".join(text)}
+        return found
+    names = {32: "sprop-vps", 33: "sprop-sps", 34: "sprop-pps"}
+    kinds = [unit[0] >> 1 & 63 for unit in parameter_sets]
+    return {names[kind]: value for kind, value in zip(kinds, text, strict=True) if kind in names}

@@ -1,0 +1,930 @@
+"""Live sending: a file, a camera or a test picture as RTP over UDP, MCode beside an ordinary codec and the sound.
+
+Lanes go to HOST:PORT (MCode), PORT + 2 (the baseline) and PORT + 4 (Opus), each with its RTCP on the same port (RFC
+5761). The channel sits here, behind the packetisers: it damages pictures; the sound shares only its delay. Not here:
+receive.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import heapq
+import itertools
+import math
+import os
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from mcode import fec
+from mcode.baseline import BaselineEncoder
+from mcode.channel import Channel, ChannelSettings
+from mcode.codec import CODERS, Encoder, Model
+from mcode.errors import InputError, WireError
+from mcode.fec import FecSettings, Protector
+from mcode.frame import TICKS_PER_S, Frame
+from mcode.manifold import load
+from mcode.packet import Packet, StreamHeader
+from mcode.rtp import h264, opus, payload, rtcp, sdp
+from mcode.rtp.packets import FEC, HEADER_BYTES, MTU, RtpPacket
+from mcode.transcode import geometry
+from mcode.video import FrameReader, audio_packets, centre_crop, resize
+
+BASELINES = ("h264", "h265", "none")
+LARGEST_LAG_S = 0.25
+"""A sender that falls this far behind real time leaves frames out instead of falling further."""
+REPORT_S = 1.0
+_LEAST_REFRESH_GAP_S = 0.3
+_RATE_WINDOW_S = 10.0
+_CAMERA_PATIENCE_S = 5.0
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class SendConfig:
+    """What `mcode send` is asked for. Raises InputError.
+
+    input: a file, "camera:0" or "testsrc". to: rtp://HOST:PORT. baseline: "h264", "h265" or "none"; baseline_rate:
+    "equal" (to what the MCode lane is measured to send) or kbit/s. sdp: a session description to write. size: (width,
+    height) to code. fec: "8+2", parity packets for every so many; fec_header: send payload headers twice. loop: files
+    start over.
+    """
+
+    input: str
+    to: str = "rtp://127.0.0.1:5004"
+    n: int = 4
+    manifold: str = "general"
+    coder: str = "huffman"
+    quality: int | None = None
+    refresh_s: float = 5.0
+    baseline: str = "h264"
+    baseline_rate: str | float = "equal"
+    channel: ChannelSettings = field(default_factory=ChannelSettings)
+    realtime: bool = True
+    sdp: str | os.PathLike[str] | None = None
+    size: tuple[int, int] | None = None
+    start_s: float = 0.0
+    duration_s: float | None = None
+    loop: bool = False
+    audio: bool = True
+    fec: str | None = None
+    fec_header: bool = False
+    device: str = "auto"
+    mtu: int = MTU
+
+    def __post_init__(self) -> None:
+        sdp.parse_url(self.to, "--to")
+        if self.coder not in CODERS:
+            raise InputError(f"--coder {self.coder}: choose {' or '.join(CODERS)}")
+        if not 1 <= self.n <= 65_535:
+            raise InputError(f"--n {self.n}: the keyframe interval is a whole number from 1 to 65535")
+        if self.baseline not in BASELINES:
+            raise InputError(f"--baseline {self.baseline}: choose h264, h265 or none")
+        if self.baseline_rate != "equal":
+            try:
+                good = 0 < float(self.baseline_rate) < 1e6
+            except ValueError:
+                good = False
+            if not good:
+                raise InputError(f"--baseline-rate {self.baseline_rate}: give kbit/s, or equal")
+        if self.fec is not None:
+            FecSettings.parse(self.fec)
+        if not 300 <= self.mtu <= 65_000:
+            raise InputError(f"packets of {self.mtu} bytes: from 300 to 65000")
+
+
+@dataclass(frozen=True)
+class LaneReport:
+    """What one lane sent. rate_kbps: of RTP packets, repair included, IP and UDP headers (28 bytes each) not.
+
+    target_kbps, at_floor: of a baseline that follows a rate, and whether it needs more than that. remote_*: as the
+    receiver last reported; None where it never did.
+    """
+
+    name: str
+    packets: int
+    payload_bytes: int
+    wire_bytes: int
+    fec_bytes: int
+    rate_kbps: float
+    channel_lost: int
+    channel_damaged: int
+    channel_flipped_bits: int
+    refresh_requests: int
+    target_kbps: float | None = None
+    at_floor: bool = False
+    remote_loss: float | None = None
+    remote_jitter_ms: float | None = None
+    round_trip_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class SendReport:
+    """dropped: frames left out because the machine was too slow for real time."""
+
+    frames: int
+    keyframes: int
+    dropped: int
+    duration_s: float
+    manifold_id: str
+    n: int
+    coder: str
+    lanes: dict[str, LaneReport]
+    warnings: tuple[str, ...] = ()
+
+
+def send(
+    config: SendConfig,
+    *,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    model: Model | None = None,
+) -> SendReport:
+    """Sends until the source ends or `stop` is set. progress(frames_done, frames_total or None). Raises McodeError."""
+    sender = Sender(config, model=model)
+    try:
+        return sender.run(stop or threading.Event(), progress)
+    finally:
+        sender.close()
+
+
+class Sender:
+    """One stream being sent. `update` changes it while it runs; `start` and `stop` run it in a thread of its own.
+
+    Everything that can be wrong with the configuration raises in the constructor. `error` is what ended the thread, if
+    anything did. The baseline's and the MCode lane's frames are the same: of the size that the manifold sees.
+    """
+
+    def __init__(self, config: SendConfig, *, model: Model | None = None) -> None:
+        self.config = config
+        self.host, self.port = sdp.parse_url(config.to, "--to")
+        family, address = resolve(self.host, self.port, config.to)
+        self.model: Any = model if model is not None else load(config.manifold, config.device)
+        frame_size = getattr(self.model, "frame_size", None)
+        self.source = open_source(config, frame_size)
+        self.error: Exception | None = None
+        self.report: SendReport | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._changes: dict[str, Any] = {}
+        self._encoder: Encoder | None = None
+        self._frames = self._keyframes = self._dropped = 0
+        self._newest_pts = 0
+        self._start_unix_s = time.time()
+        self._start_s = time.monotonic()
+        self._warnings: list[str] = []
+        self._slices: int | None = None
+        self.newest: Frame | None = None
+        self._wire = _Wire(family)
+        try:
+            self._open_lanes(address)
+        except BaseException:
+            self._wire.close()
+            raise
+
+    def _open_lanes(self, address: tuple) -> None:
+        config = self.config
+        settings = FecSettings.parse(config.fec) if config.fec else None
+        mtu = config.mtu - (HEADER_BYTES + fec.OVERHEAD_BYTES if settings else 0)
+
+        def lane(name: str, offset: int, clock_hz: int, channel: ChannelSettings, protected: bool) -> _Lane:
+            protector = Protector(settings) if settings and protected else None
+            return self._wire.add(
+                _Lane(name, (address[0], address[1] + offset, *address[2:]), clock_hz, channel, protector)
+            )
+
+        self.mcode = lane("mcode", 0, payload.CLOCK_HZ, config.channel, True)
+        numbers = self.mcode.numbers
+        self._packetiser = payload.Packetiser(**numbers, mtu=mtu, twice=config.fec_header)
+        self.baseline: _Lane | None = None
+        self._baseline: _BaselineSource | None = None
+        if config.baseline != "none":
+            self.baseline = lane(config.baseline, 2, h264.CLOCK_HZ, config.channel, True)
+            rate = None if config.baseline_rate == "equal" else float(config.baseline_rate)
+            packetiser = h264.H264Packetiser(**self.baseline.numbers, codec=config.baseline, mtu=mtu)
+            self._baseline = _BaselineSource(config, self.source, packetiser, rate)
+        self.audio: _Lane | None = None
+        self._opus: opus.OpusPacketiser | None = None
+        if config.audio and self.source.has_audio:
+            self.audio = lane("opus", 4, opus.CLOCK_HZ, _only_delay(config.channel), False)
+            self._opus = opus.OpusPacketiser(**self.audio.numbers)
+
+    # While it runs.
+
+    def update(self, *, n: int | None = None, coder: str | None = None, channel: ChannelSettings | None = None) -> None:
+        """Takes effect at the next frame (n, coder: with a refresh) or at the next packet (channel). Raises
+        InputError."""
+        changes: dict[str, Any] = {
+            k: v for k, v in {"n": n, "coder": coder, "channel": channel}.items() if v is not None
+        }
+        with self._lock:
+            self.config = replace(self.config, **changes)
+            self._changes |= changes
+        if channel is not None:
+            for lane in self._wire.lanes:
+                lane.channel.settings = _only_delay(channel) if lane is self.audio else channel
+
+    def start(self) -> None:
+        """Run in a thread."""
+        self._thread = threading.Thread(target=self._run_quietly, name="mcode-send", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> SendReport | None:
+        """Say goodbye and end the thread; its report. Raises what ended it before."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        self.close()
+        if self.error is not None:
+            raise self.error
+        return self.report
+
+    def close(self) -> None:
+        self._wire.close()
+        self.source.close()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _run_quietly(self) -> None:
+        try:
+            self.report = self.run(self._stop, None)
+        except Exception as error:
+            self.error = error
+
+    def run(self, stop: threading.Event, progress: Progress | None = None) -> SendReport:
+        """Send in this thread until the source ends or stop is set."""
+        self._wire.start()
+        self._start_s, self._start_unix_s = time.monotonic(), time.time()
+        try:
+            for frame in self.source:
+                if stop.is_set() or self._too_late(frame, stop):
+                    if stop.is_set():
+                        break
+                    continue
+                self._push(frame)
+                if progress is not None:
+                    progress(self._frames, self.source.expected_frames)
+            if self._encoder is not None:
+                self._send_mcode(self._encoder.flush())
+            self._wire.finish(stop)
+            self._wire.goodbye()
+        finally:
+            self._wire.close()
+        if self._frames == 0 and not stop.is_set():
+            raise InputError(f"{self.config.input}: it gave no picture")
+        return self.status()
+
+    def _too_late(self, frame: Frame, stop: threading.Event) -> bool:
+        """Waits until the frame is due; whether it is so late that it must be left out."""
+        if not self.source.is_paced or not self.config.realtime:
+            return False
+        ahead_s = self._start_s + frame.pts_s - time.monotonic()
+        if ahead_s > 0:
+            stop.wait(ahead_s)
+        elif ahead_s < -LARGEST_LAG_S and self._frames:
+            self._dropped += 1
+            return True
+        return False
+
+    def _push(self, frame: Frame) -> None:
+        with self._lock:
+            changes, self._changes = self._changes, {}
+        if self._encoder is None:
+            self._slices = self._fitting_slices(frame)
+            self._encoder = self._new_encoder(frame)
+            self._describe()
+        elif changes.keys() & {"n", "coder"}:
+            self._send_mcode(self._encoder.flush())
+            self._encoder = self._new_encoder(frame)
+        if self.mcode.take_refresh_request():
+            self._encoder.request_refresh()
+        self._wire.report(self._media_time)  # first of all: the receiver's clock rests on it
+        self._send_audio(frame)
+        self._newest_pts, self.newest = frame.pts, frame
+        self._send_mcode(self._encoder.push(frame))
+        if self._baseline is not None and self.baseline is not None:
+            if self.baseline.take_refresh_request():
+                self._baseline.restart()
+            self._baseline.follow(self.mcode.recent_kbps(frame.pts_s) if self._keyframes > 1 else None, frame.pts_s)
+            for packet in self._baseline.push(frame):
+                self._transmit(self.baseline, packet, h264.protected_bytes(packet, self.config.baseline), frame.pts_s)
+        self._frames += 1
+
+    def _new_encoder(self, frame: Frame) -> Encoder:
+        return Encoder(
+            self.model,
+            frame.width,
+            frame.height,
+            n=self.config.n,
+            coder=self.config.coder,
+            quality=self.config.quality,
+            refresh_s=self.config.refresh_s,
+            slices=self._slices or 1,
+            display=self.source.display,
+        )
+
+    def _fitting_slices(self, frame: Frame) -> int:
+        """So many that a refresh's slices fit one packet each, with a third to spare."""
+        trial = Encoder(self.model, frame.width, frame.height, coder=self.config.coder, quality=self.config.quality)
+        size = sum(len(part or b"") for part in trial.push(frame)[0].slices)
+        _, h, w = trial.shape
+        return max(1, min(math.ceil(size * 4 / 3 / (self._packetiser.mtu - 80)), h * w, 64))
+
+    def _send_mcode(self, packets: list[Packet]) -> None:
+        for keyframe in packets:
+            self._keyframes += 1
+            for packet in self._packetiser.push(keyframe):
+                self._transmit(self.mcode, packet, payload.protected_bytes(packet), self._newest_pts / TICKS_PER_S)
+
+    def _send_audio(self, frame: Frame) -> None:
+        if self.audio is None or self._opus is None:
+            return
+        for data, pts in self.source.audio_until(frame.pts_s + 0.02):
+            for packet in self._opus.push(data, pts):
+                self._transmit(self.audio, packet, HEADER_BYTES, frame.pts_s)
+
+    def _transmit(self, lane: _Lane, packet: RtpPacket, protected: int, media_s: float) -> None:
+        self._wire.transmit(lane, bytes(packet), protected, media_s)
+        for repair in lane.protector.push(packet) if lane.protector else []:
+            self._wire.transmit(lane, bytes(repair), fec.protected_bytes(repair, protected), media_s, is_repair=True)
+
+    def _media_time(self, lane: _Lane) -> tuple[int, int]:
+        """(NTP time, RTP timestamp) of now: a frame is captured, or due, pts after the start."""
+        now = time.time()
+        media_s = (
+            now - self._start_unix_s
+            if self.config.realtime or not self.source.is_paced
+            else self._newest_pts / TICKS_PER_S
+        )
+        unix = self._start_unix_s + media_s
+        return rtcp.ntp(unix), round(lane.first_timestamp + media_s * lane.clock_hz) & 0xFFFFFFFF
+
+    def _describe(self) -> None:
+        if self.config.sdp is None or self._encoder is None:
+            return
+        session = self.session(self._encoder.header)
+        path = Path(self.config.sdp)
+        try:
+            path.write_text(str(session))
+            if self.baseline is not None:  # for players that know nothing of MCode
+                alone = replace(session, media=session.media[1:])
+                path.with_suffix(f".{self.config.baseline}{path.suffix}").write_text(str(alone))
+        except OSError as error:
+            raise InputError(f"--sdp {path}: cannot write it ({error.strerror})") from error
+
+    def session(self, header: StreamHeader) -> sdp.Session:
+        """The session description of this stream."""
+        number = FEC if self.config.fec else None
+        described = {"header": base64.b64encode(payload.header_bytes(header)).decode()}
+        media = [sdp.Media("MCODE", self.port, self._packetiser.payload_type, self.mcode.ssrc, described, number)]
+        if self.baseline is not None and self._baseline is not None:
+            sets = h264.parameter_sets(self._baseline.sample(), self.config.baseline)
+            parameters = sdp.sprop(sets, self.config.baseline)
+            encoding = self.config.baseline.upper()
+            kind = self._baseline.packetiser.payload_type
+            media.append(sdp.Media(encoding, self.port + 2, kind, self.baseline.ssrc, parameters, number))
+        if self.audio is not None and self._opus is not None:
+            media.append(sdp.Media("OPUS", self.port + 4, self._opus.payload_type, self.audio.ssrc))
+        return sdp.Session(str(self.mcode.address[0]), tuple(media), f"MCode {Path(self.config.input).name}")
+
+    def status(self) -> SendReport:
+        """The report so far."""
+        length_s = max(self._newest_pts / TICKS_PER_S, 1 / 25)
+        lanes = {lane.name: lane.report(length_s) for lane in self._wire.lanes}
+        warnings = list(self._warnings)
+        if self.baseline is not None and self._baseline is not None:
+            lane, wanted = lanes[self.baseline.name], self._baseline.target_kbps
+            over = wanted is not None and lane.rate_kbps > 1.25 * wanted
+            lanes[self.baseline.name] = replace(lane, target_kbps=wanted, at_floor=over)
+            if over and length_s > 3:
+                warnings.append(
+                    f"{self.config.baseline} cannot go down to {wanted:.1f} kbit/s: it sends {lane.rate_kbps:.1f}"
+                )
+        if self._dropped:
+            warnings.append(
+                f"{self._dropped} frames were left out: this machine is too slow for real time at this size"
+            )
+        return SendReport(
+            frames=self._frames,
+            keyframes=self._keyframes,
+            dropped=self._dropped,
+            duration_s=length_s,
+            manifold_id=self.model.id,
+            n=self.config.n,
+            coder=self.config.coder,
+            lanes=lanes,
+            warnings=tuple(warnings),
+        )
+
+
+def resolve(host: str, port: int, url: str) -> tuple[int, tuple]:
+    """(address family, socket address). Raises InputError for a host that cannot be found."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise InputError(f"{url}: cannot find the host {host} ({getattr(error, 'strerror', None) or error})") from error
+    return family, address
+
+
+def _only_delay(settings: ChannelSettings) -> ChannelSettings:
+    return replace(settings, bit_error_rate=0.0, loss=0.0)
+
+
+@dataclass
+class _Lane:
+    """One stream on its way out: its numbers, its channel, its counters and what the receiver says of it."""
+
+    name: str
+    address: tuple
+    clock_hz: int
+    settings: ChannelSettings
+    protector: Protector | None
+
+    def __post_init__(self) -> None:
+        self.ssrc = secrets.randbits(32)
+        self.first_timestamp = secrets.randbits(32)
+        self.numbers = {
+            "ssrc": self.ssrc,
+            "first_sequence": secrets.randbits(16),
+            "first_timestamp": self.first_timestamp,
+        }
+        self.channel = Channel(self.settings)
+        self.socket: socket.socket | None = None
+        self.packets = self.payload_bytes = self.wire_bytes = self.fec_bytes = self.refresh_requests = 0
+        self.remote: rtcp.ReportBlock | None = None
+        self.round_trip_s: float | None = None
+        self._refresh_wanted = False
+        self._last_refresh_s = -math.inf
+        self._recent: deque[tuple[float, int]] = deque()
+
+    def count(self, size: int, protected: int, media_s: float, is_repair: bool) -> None:
+        self.packets += 1
+        self.wire_bytes += size
+        if is_repair:
+            self.fec_bytes += size
+        else:
+            self.payload_bytes += size - min(size, protected)
+        self._recent.append((media_s, size))
+        while self._recent[0][0] < media_s - _RATE_WINDOW_S:
+            self._recent.popleft()
+
+    def recent_kbps(self, media_s: float) -> float | None:
+        """Of the last ten seconds; None in the first half second."""
+        if not self._recent:
+            return None
+        span = media_s - self._recent[0][0]
+        return sum(size for _, size in self._recent) * 8 / 1000 / span if span >= 0.5 else None
+
+    def hear(self, control: rtcp.Control) -> None:
+        if isinstance(control, rtcp.Pli) and control.media_ssrc == self.ssrc:
+            self.refresh_requests += 1
+            self._refresh_wanted = True
+        elif isinstance(control, rtcp.ReceiverReport | rtcp.SenderReport):
+            for block in control.blocks:
+                if block.ssrc == self.ssrc:
+                    self.remote = block
+                    self.round_trip_s = block.round_trip_s(time.time())
+
+    def take_refresh_request(self) -> bool:
+        """Whether a refresh is asked for; no more than three a second, whatever comes."""
+        if not self._refresh_wanted or time.monotonic() - self._last_refresh_s < _LEAST_REFRESH_GAP_S:
+            return False
+        self._refresh_wanted, self._last_refresh_s = False, time.monotonic()
+        return True
+
+    def report(self, length_s: float) -> LaneReport:
+        remote = self.remote
+        return LaneReport(
+            name=self.name,
+            packets=self.packets,
+            payload_bytes=self.payload_bytes,
+            wire_bytes=self.wire_bytes,
+            fec_bytes=self.fec_bytes,
+            rate_kbps=self.wire_bytes * 8 / 1000 / length_s,
+            channel_lost=self.channel.lost,
+            channel_damaged=self.channel.damaged,
+            channel_flipped_bits=self.channel.flipped_bits,
+            refresh_requests=self.refresh_requests,
+            remote_loss=remote.fraction_lost if remote else None,
+            remote_jitter_ms=remote.jitter * 1000 / self.clock_hz if remote else None,
+            round_trip_ms=self.round_trip_s * 1000 if self.round_trip_s is not None else None,
+        )
+
+
+class _Wire:
+    """The sockets of all lanes, and a thread that delivers what the channel delays and hears what receivers say."""
+
+    def __init__(self, family: int) -> None:
+        self.family = family
+        self.lanes: list[_Lane] = []
+        self._due: list[tuple[float, int, _Lane, bytes]] = []
+        self._count = itertools.count()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._last_report_s = -math.inf
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_write.setblocking(False)
+
+    def add(self, lane: _Lane) -> _Lane:
+        lane.socket = socket.socket(self.family, socket.SOCK_DGRAM)
+        lane.socket.setblocking(False)
+        # A port of its own to hear RTCP on; bound to the loopback where that is the destination.
+        loopback = lane.address[0].startswith("127.") or lane.address[0] == "::1"
+        any_address = "" if self.family == socket.AF_INET else "::"
+        lane.socket.bind((lane.address[0] if loopback else any_address, 0))
+        self.lanes.append(lane)
+        return lane
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="mcode-send-wire", daemon=True)
+        self._thread.start()
+
+    def transmit(self, lane: _Lane, data: bytes, protected: int, media_s: float, is_repair: bool = False) -> None:
+        lane.count(len(data), protected, media_s, is_repair)
+        now = time.monotonic()
+        for at_s, damaged in lane.channel.transmit(data, protected, now):
+            if at_s <= now:
+                self._send(lane, damaged)
+                continue
+            with self._lock:
+                heapq.heappush(self._due, (at_s, next(self._count), lane, damaged))
+            self._wake()
+
+    def _send(self, lane: _Lane, data: bytes) -> None:
+        assert lane.socket is not None
+        with contextlib.suppress(OSError):  # no route, or nobody listens: as good as lost, and the next may arrive
+            lane.socket.sendto(data, lane.address)
+
+    def report(self, media_time: Callable[[_Lane], tuple[int, int]]) -> None:
+        """Sender reports, once a second."""
+        now = time.monotonic()
+        if now - self._last_report_s < REPORT_S:
+            return
+        self._last_report_s = now
+        for lane in self.lanes:
+            ntp_time, timestamp = media_time(lane)
+            report = rtcp.SenderReport(lane.ssrc, ntp_time, timestamp, lane.packets, lane.payload_bytes)
+            self._send(lane, rtcp.compound([report, rtcp.Description(lane.ssrc, "mcode")]))
+
+    def goodbye(self) -> None:
+        for lane in self.lanes:
+            self._send(lane, rtcp.compound([rtcp.ReceiverReport(lane.ssrc), rtcp.Bye((lane.ssrc,))]))
+
+    def finish(self, stop: threading.Event) -> None:
+        """Wait until what the channel still holds is delivered."""
+        while self._due and not stop.wait(0.01):
+            pass
+
+    def close(self) -> None:
+        self._closing = True
+        self._wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(5)
+        for lane in self.lanes:
+            if lane.socket is not None:
+                lane.socket.close()
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # awake already, or closed
+            self._wake_write.send(b"x")
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for lane in self.lanes:
+                assert lane.socket is not None
+                selector.register(lane.socket, selectors.EVENT_READ, lane)
+            selector.register(self._wake_read, selectors.EVENT_READ, None)
+            while not self._closing:
+                with self._lock:
+                    wait_s = self._due[0][0] - time.monotonic() if self._due else 0.5
+                for key, _ in selector.select(max(0.0, wait_s)):
+                    if key.data is None:
+                        self._wake_read.recv(4096)
+                    else:
+                        self._hear(key.data)
+                while (ready := self._next_due()) is not None:
+                    self._send(*ready)
+
+    def _next_due(self) -> tuple[_Lane, bytes] | None:
+        with self._lock:
+            if not self._due or self._due[0][0] > time.monotonic():
+                return None
+            _, _, lane, data = heapq.heappop(self._due)
+            return lane, data
+
+    def _hear(self, lane: _Lane) -> None:
+        assert lane.socket is not None
+        with contextlib.suppress(OSError, WireError):
+            data, peer = lane.socket.recvfrom(2048)
+            if peer[0] == lane.address[0]:  # only the receiver may ask for refreshes
+                for control in rtcp.parse_compound(data):
+                    lane.hear(control)
+
+
+class _BaselineSource:
+    """Frames to H.264 or H.265 packets without delay, at a rate that follows the MCode lane's.
+
+    x264 and x265 with zerolatency, one thread, slices that fit a packet (x264), rate control by ABR with a one-second
+    buffer. The rate changes by opening the encoder anew (with an IDR), at most every five seconds.
+    """
+
+    def __init__(
+        self, config: SendConfig, source: Source, packetiser: h264.H264Packetiser, rate_kbps: float | None
+    ) -> None:
+        self.config, self.source, self.packetiser = config, source, packetiser
+        self.fixed_kbps = rate_kbps
+        self.target_kbps = rate_kbps
+        self._encoder: BaselineEncoder | None = None
+        self._changed_s = -math.inf
+
+    def sample(self) -> bytes:
+        """One access unit with the stream's parameter sets."""
+        grey = Frame(np.full((self.source.height, self.source.width, 3), 128, np.uint8), 0)
+        return self._open(self.target_kbps or 50.0).push(grey)[0].data
+
+    def restart(self) -> None:
+        """The next picture is an IDR."""
+        self._encoder = None
+
+    def follow(self, mcode_kbps: float | None, at_s: float) -> None:
+        if self.fixed_kbps is not None or mcode_kbps is None:
+            return
+        known = self.target_kbps
+        if known is None or (at_s - self._changed_s >= 5 and not 0.8 < mcode_kbps / known < 1.25):
+            self.target_kbps, self._changed_s = mcode_kbps, at_s
+            self._encoder = None
+
+    def push(self, frame: Frame) -> list[RtpPacket]:
+        if self.target_kbps is None:  # the MCode lane's rate is not known yet
+            return []
+        if self._encoder is None:
+            self._encoder = self._open(self.target_kbps)
+        units = self._encoder.push(frame)
+        return [packet for unit in units for packet in self.packetiser.push(unit.data, unit.pts)]
+
+    def _open(self, kbps: float) -> BaselineEncoder:
+        headers_kbps = self.source.fps * (HEADER_BYTES + 2) * 8 / 1000
+        return live_encoder(
+            self.config.baseline,
+            self.source.width,
+            self.source.height,
+            rate_kbps=max(kbps - headers_kbps, 0.25 * kbps),
+            fps=self.source.fps,
+            gop_s=self.config.refresh_s,
+            slice_bytes=self.packetiser.mtu - HEADER_BYTES - 20,
+        )
+
+
+def live_encoder(
+    codec: str, width: int, height: int, *, rate_kbps: float, fps: float, gop_s: float, slice_bytes: int = 1150
+) -> BaselineEncoder:
+    """H.264 or H.265 as a live stream sends it: no delay, no B-frames, slices that fit a packet each."""
+    rate_kbps = max(1, round(rate_kbps))  # x264 and x265 know whole kbit/s only, and refuse 0
+    # QP 52 to 69 are for emergencies of the rate control: pictures of plain grey. Rather more bits than that.
+    shared = f"qpmax=51:scenecut=0:vbv-maxrate={2 * rate_kbps}:vbv-bufsize={4 * rate_kbps}"
+    options = {"tune": "zerolatency"}
+    if codec == "h264":
+        options["x264-params"] = f"threads=1:sliced-threads=0:slice-max-size={slice_bytes}:{shared}"
+    else:
+        options["x265-params"] = f"frame-threads=1:pools=none:repeat-headers=1:{shared}"
+    return BaselineEncoder(codec, width, height, rate_kbps=rate_kbps, fps=fps, gop_s=gop_s, options=options)
+
+
+# Sources: frames of the coded size, and sound.
+
+
+class Source:
+    """Frames to send, all of one size. is_paced: they wait for their time (a file); a camera sets the pace itself."""
+
+    width: int
+    height: int
+    display: tuple[int, int]
+    fps: float = 25.0
+    is_paced: bool = True
+    has_audio: bool = False
+    expected_frames: int | None = None
+
+    def __iter__(self) -> Iterator[Frame]:
+        raise NotImplementedError
+
+    def audio_until(self, time_s: float) -> Iterator[tuple[bytes, int]]:
+        """(Opus packet, pts in 1/48,000 s) that start before time_s."""
+        return iter(())
+
+    def close(self) -> None:
+        pass
+
+
+def open_source(config: SendConfig, frame_size: tuple[int, int] | None) -> Source:
+    """The source that config.input names, scaled and cropped to suit the manifold. Raises InputError."""
+    if config.input == "testsrc":
+        return TestSource(config, frame_size)
+    if config.input.startswith("camera:"):
+        return CameraSource(config, frame_size)
+    return FileSource(config, frame_size)
+
+
+class FileSource(Source):
+    def __init__(self, config: SendConfig, frame_size: tuple[int, int] | None) -> None:
+        options: dict[str, Any] = {"start_s": config.start_s, "duration_s": config.duration_s}
+        whole = FrameReader(config.input, **options)
+        coded, self.display, aspect = geometry((whole.width, whole.height), config.size, frame_size)
+        self.width, self.height = coded
+        self._reader = FrameReader(config.input, **options, size=coded, crop_to=aspect)
+        info = self._reader.info
+        self.fps = info.average_fps or 25.0
+        self.has_audio = info.audio_codec is not None
+        self._config = config
+        self._sound: Iterator[tuple[bytes, int]] | None = None
+        self._next: tuple[bytes, int] | None = None
+        if info.duration_s is not None and not config.loop:
+            length_s = min(info.duration_s - config.start_s, config.duration_s or math.inf)
+            self.expected_frames = max(1, round(length_s * self.fps))
+
+    def __iter__(self) -> Iterator[Frame]:
+        start = 0
+        while True:
+            end = start
+            self._sound = opus_packets(self._config, start / TICKS_PER_S) if self.has_audio else None
+            self._next = next(self._sound, None) if self._sound else None
+            for frame in self._reader:
+                frame = replace(frame, pts=frame.pts + start)
+                gap, end = frame.pts - end, frame.pts
+                yield frame
+            if not self._config.loop or end == start:
+                return
+            start = end + max(1, gap)
+
+    def audio_until(self, time_s: float) -> Iterator[tuple[bytes, int]]:
+        while self._next is not None and self._next[1] < time_s * opus.CLOCK_HZ and self._sound is not None:
+            packet, self._next = self._next, next(self._sound, None)
+            yield packet
+
+
+def opus_packets(config: SendConfig, offset_s: float) -> Iterator[tuple[bytes, int]]:
+    """The source's sound as Opus packets of 20 ms, 32 kbit/s, with times in 1/48,000 s from the first picture."""
+    encoder: Any = None
+    resampler: Any = None
+    for packet in audio_packets(config.input, config.start_s, config.duration_s):
+        try:
+            decoded: list[Any] = packet.decode()
+        except av.error.FFmpegError:
+            continue  # a damaged packet is a short silence
+        for frame in decoded:
+            if encoder is None or resampler is None:
+                layout = "mono" if frame.layout.nb_channels == 1 else "stereo"
+                encoder = av.CodecContext.create("libopus", "w")
+                encoder.sample_rate, encoder.layout, encoder.format = opus.CLOCK_HZ, layout, "s16"
+                encoder.bit_rate = 32_000
+                resampler = av.AudioResampler("s16", layout, opus.CLOCK_HZ, frame_size=960)
+            for piece in resampler.resample(frame):
+                yield from _timed(encoder.encode(piece), offset_s)
+    if encoder is not None and resampler is not None:
+        for piece in resampler.resample(None):
+            yield from _timed(encoder.encode(piece), offset_s)
+        yield from _timed(encoder.encode(None), offset_s)
+
+
+def _timed(packets: list[av.Packet], offset_s: float) -> Iterator[tuple[bytes, int]]:
+    for packet in packets:
+        if packet.pts is not None:
+            yield bytes(packet), round(packet.pts * packet.time_base * opus.CLOCK_HZ + offset_s * opus.CLOCK_HZ)
+
+
+class CameraSource(Source):
+    """camera:0. Frames bear the time of their arrival. A camera that stops is waited for, five seconds."""
+
+    is_paced = False
+
+    def __init__(self, config: SendConfig, frame_size: tuple[int, int] | None) -> None:
+        number = config.input.removeprefix("camera:")
+        if not number.isdecimal():
+            raise InputError(f"{config.input}: a camera is camera:0, camera:1 ...")
+        self._number, self._config = int(number), config
+        self._camera = self._open()
+        good, picture = self._camera.read()
+        if not good:
+            self._camera.release()
+            raise InputError(f"{config.input}: the camera gives no picture; is another program using it?")
+        h, w = picture.shape[:2]
+        coded, self.display, self._aspect = geometry((w, h), config.size, frame_size)
+        self.width, self.height = coded
+        self.fps = self._camera.get(cv2.CAP_PROP_FPS) or 25.0
+
+    def _open(self) -> cv2.VideoCapture:
+        camera = cv2.VideoCapture(self._number)
+        if not camera.isOpened():
+            raise InputError(f"{self._config.input}: there is no such camera, or it may not be used")
+        return camera
+
+    def __iter__(self) -> Iterator[Frame]:
+        start = last_good = time.monotonic()
+        last_pts = -1
+        while True:
+            good, picture = self._camera.read()
+            now = time.monotonic()
+            if not good:
+                if now - last_good > _CAMERA_PATIENCE_S:
+                    raise InputError(f"{self._config.input}: the camera stopped giving pictures; is it unplugged?")
+                time.sleep(0.2)
+                self._camera.release()
+                self._camera.open(self._number)
+                continue
+            last_good = now
+            pts = max(last_pts + 1, round((now - start) * TICKS_PER_S))
+            if self._config.duration_s is not None and pts >= self._config.duration_s * TICKS_PER_S:
+                return
+            last_pts = pts
+            yield Frame(_fitted(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), self._aspect, self.width, self.height), pts)
+
+    def close(self) -> None:
+        self._camera.release()
+
+
+def _fitted(rgb: np.ndarray, aspect: tuple[int, int] | None, width: int, height: int) -> np.ndarray:
+    return np.ascontiguousarray(resize(rgb if aspect is None else centre_crop(rgb, aspect), width, height))
+
+
+class TestSource(Source):
+    """testsrc: a moving picture, 25 frames/s, with the frame's number as black and white blocks along the top."""
+
+    __test__ = False  # not a test case
+
+    def __init__(self, config: SendConfig, frame_size: tuple[int, int] | None) -> None:
+        coded, self.display, _ = geometry(config.size or (640, 360), config.size, frame_size)
+        self.width, self.height = coded
+        self._limit = None if config.duration_s is None else round(config.duration_s * self.fps)
+        self.expected_frames = self._limit
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index in itertools.count() if self._limit is None else range(self._limit):
+            yield Frame(test_picture(index, self.width, self.height), round(index * TICKS_PER_S / self.fps))
+
+
+STAMP_BITS = 16
+
+
+def test_picture(index: int, width: int, height: int) -> np.ndarray:
+    """uint8 (height, width, 3): waves of colour, a disc that circles once in four seconds, and the stamp of `index`."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32) / max(width, height)
+    phase = index / 25
+    waves = [np.sin(6 * x + k + phase) + np.cos(5 * y - 2 * k + 0.7 * phase) for k in range(3)]
+    rgb = np.clip(128 + 45 * np.stack(waves, axis=2), 0, 255).astype(np.uint8)
+    centre = (
+        int(width * (0.5 + 0.3 * math.cos(phase * math.pi / 2))),
+        int(height * (0.6 + 0.2 * math.sin(phase * math.pi / 2))),
+    )
+    cv2.circle(rgb, centre, max(2, min(width, height) // 8), (250, 220, 60), -1, cv2.LINE_AA)
+    rows = _stamp_rows(height)
+    gray = index ^ index >> 1
+    for bit in range(STAMP_BITS):
+        left, right = bit * width // STAMP_BITS, (bit + 1) * width // STAMP_BITS
+        rgb[:rows, left:right] = 255 * (gray >> (STAMP_BITS - 1 - bit) & 1)
+    return rgb
+
+
+test_picture.__test__ = False  # type: ignore[attr-defined]
+
+
+def read_stamp(rgb: np.ndarray) -> int | None:
+    """The frame number, modulo 65536, in a decoded test picture; None where it is not clear (between two keyframes)."""
+    height, width = rgb.shape[:2]
+    rows = _stamp_rows(height)
+    gray = 0
+    for bit in range(STAMP_BITS):
+        left, right = bit * width // STAMP_BITS, (bit + 1) * width // STAMP_BITS
+        margin = (right - left) // 4
+        level = float(
+            rgb[rows // 4 : max(1, rows * 3 // 4), left + margin : max(left + margin + 1, right - margin)].mean()
+        )
+        if 64 < level < 192:
+            return None
+        gray = gray << 1 | (level >= 192)
+    index = 0
+    while gray:
+        index ^= gray
+        gray >>= 1
+    return index
+
+
+def _stamp_rows(height: int) -> int:
+    return max(4, height // 12)

@@ -1,0 +1,175 @@
+"""The channel: how much it damages, that it does so alike for both lanes, and that sliders move one thing each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mcode.channel import Channel, ChannelSettings
+from mcode.errors import InputError
+
+
+def losses(channel, count, size=10):
+    return [not channel.transmit(bytes(size)) for _ in range(count)]
+
+
+def flips(data):
+    return np.flatnonzero(np.unpackbits(np.frombuffer(data, np.uint8))).tolist()
+
+
+def runs(lost):
+    edges = np.flatnonzero(np.diff(np.r_[0, np.array(lost, int), 0]))
+    return edges[1::2] - edges[::2]
+
+
+def test_a_clean_channel_gives_back_the_same_bytes_at_once():
+    channel = Channel()
+    assert channel.transmit(b"abc", 0, 5.0) == [(5.0, b"abc")]
+    assert (channel.sent, channel.lost, channel.damaged, channel.flipped_bits) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("rate", [1e-5, 1e-3, 0.05, 0.5])
+def test_bits_are_flipped_at_the_rate_asked(rate):
+    channel = Channel(ChannelSettings(bit_error_rate=rate, seed=1))
+    size = 200_000 if rate < 1e-4 else 2000
+    found = [len(flips(channel.transmit(bytes(size))[0][1])) for _ in range(20)]
+    expected = 20 * size * 8 * rate
+    assert abs(sum(found) - expected) < 5 * expected**0.5
+    assert channel.flipped_bits == sum(found) and channel.damaged == sum(n > 0 for n in found)
+
+
+def test_gaps_between_bit_errors_are_geometric_across_packets():
+    channel = Channel(ChannelSettings(bit_error_rate=0.05, seed=3))
+    stream = b"".join(channel.transmit(bytes(7))[0][1] for _ in range(20_000))
+    gaps = np.diff(flips(stream))
+    assert gaps.mean() == pytest.approx(20, rel=0.03)
+    assert np.mean(gaps == 1) == pytest.approx(0.05, rel=0.1)
+
+
+def test_protected_bytes_are_spared():
+    channel = Channel(ChannelSettings(bit_error_rate=0.5))
+    for size in (0, 3, 4, 5, 40):
+        received = channel.transmit(bytes(size), 4)[0][1]
+        assert len(received) == size and not any(received[:4])
+
+
+@pytest.mark.parametrize("loss", [0.02, 0.2, 0.5, 0.9])
+def test_independent_losses_at_the_rate_asked(loss):
+    lost = losses(Channel(ChannelSettings(loss=loss, seed=2)), 20_000)
+    assert np.mean(lost) == pytest.approx(loss, abs=0.012)
+    assert runs(lost).mean() == pytest.approx(1 / (1 - loss), rel=0.06)
+
+
+@pytest.mark.parametrize("burst", [3.0, 10.0])
+def test_bursts_have_the_length_asked_and_keep_the_loss(burst):
+    lost = losses(Channel(ChannelSettings(loss=0.1, burst=burst, seed=4)), 100_000)
+    assert np.mean(lost) == pytest.approx(0.1, rel=0.15)
+    assert runs(lost).mean() == pytest.approx(burst, rel=0.1)
+
+
+def test_all_or_nothing():
+    assert all(losses(Channel(ChannelSettings(loss=1.0)), 50))
+    assert not any(losses(Channel(ChannelSettings(loss=0.0)), 50))
+
+
+def test_same_seed_same_damage_in_both_lanes_whatever_they_carry():
+    settings = ChannelSettings(loss=0.3, bit_error_rate=0.01, seed=9)
+    a, b = Channel(settings), Channel(settings)
+    assert losses(a, 200) == losses(b, 200, size=500)
+    settings = replace(settings, loss=0)
+    a, b = Channel(settings), Channel(settings)
+    short = b"".join(a.transmit(bytes(30))[0][1] for _ in range(40))
+    long = b"".join(b.transmit(bytes(16) + bytes(1200), 16)[0][1][16:] for _ in range(1))
+    assert flips(short) == flips(long)
+
+
+def test_another_seed_other_damage_and_the_same_seed_again_starts_anew():
+    channel = Channel(ChannelSettings(loss=0.5, seed=1))
+    first = losses(channel, 100)
+    assert losses(Channel(ChannelSettings(loss=0.5, seed=2)), 100) != first
+    channel.settings = replace(channel.settings, seed=2)
+    channel.settings = replace(channel.settings, seed=1)
+    assert losses(channel, 100) == first
+
+
+def test_one_slider_does_not_move_the_others_pattern():
+    plain = losses(Channel(ChannelSettings(loss=0.3)), 100)
+    assert losses(Channel(ChannelSettings(loss=0.3, bit_error_rate=0.1, jitter_ms=9)), 100) == plain
+
+
+def test_settings_change_while_packets_flow():
+    channel = Channel(ChannelSettings(bit_error_rate=1e-9))
+    assert flips(channel.transmit(bytes(1000))[0][1]) == []
+    channel.settings = ChannelSettings(bit_error_rate=0.1)
+    assert len(flips(channel.transmit(bytes(1000))[0][1])) == pytest.approx(800, abs=140)
+    channel.settings = ChannelSettings(loss=1.0)
+    assert channel.transmit(bytes(10)) == []
+    channel.settings = ChannelSettings()
+    assert channel.transmit(b"x") == [(0.0, b"x")]
+
+
+def test_delay_and_jitter():
+    channel = Channel(ChannelSettings(delay_ms=100, jitter_ms=50))
+    times = [channel.transmit(b"x", 0, 1.0)[0][0] for _ in range(500)]
+    assert 1.1 <= min(times) < 1.105 and 1.145 < max(times) <= 1.15
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"bit_error_rate": 0.6}, {"loss": -0.1}, {"loss": 1.1}, {"burst": 0.5}, {"delay_ms": -1}, {"loss": float("nan")}],
+)
+def test_settings_outside_their_limits_are_named(bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        ChannelSettings(**bad)
+
+
+# mcode evaluate channel
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    from mcode.evaluation.channel import evaluate_channel
+    from mcode.send import test_picture
+    from mcode.video import FrameWriter
+
+    from .block_means import TICKS, BlockMeans, Frame
+
+    folder = tmp_path_factory.mktemp("evaluation")
+    with FrameWriter(folder / "clip.mkv", width=64, height=48) as writer:
+        for index in range(32):
+            writer.push(Frame(test_picture(index, 64, 48), index * TICKS))
+    options = {"bit_error_rates": (0.0, 1e-3, 3e-2), "losses": (0.1, 0.5), "seeds": 2, "n": 2, "refresh_s": 0.5}
+    return evaluate_channel(folder / "clip.mkv", folder / "out", manifold=BlockMeans(), **options)
+
+
+def test_more_damage_is_less_quality_and_every_lane_has_every_condition(report):
+    by = {(row.lane, row.bit_error_rate, row.loss): row for row in report.rows}
+    assert len(by) == 4 * 5 and {lane for lane, *_ in by} == {"fixed", "huffman", "h264", "h265"}
+    for lane in ("fixed", "huffman", "h264"):
+        assert by[lane, 0, 0].drop_db == 0 and by[lane, 0, 0].shown > 0.9
+        assert by[lane, 3e-2, 0].psnr_db < by[lane, 0, 0].psnr_db
+    assert by["fixed", 3e-2, 0].drop_db < by["h264", 3e-2, 0].drop_db
+
+
+def test_the_baselines_get_the_rate_of_the_dearer_mcode_lane_or_say_their_floor(report):
+    rates = {rate.lane: rate for rate in report.rates}
+    wanted = max(rates["fixed"].rate_kbps, rates["huffman"].rate_kbps)
+    for codec in ("h264", "h265"):
+        assert rates[codec].at_floor or rates[codec].rate_kbps == pytest.approx(wanted, rel=0.5)
+
+
+def test_table_plot_and_pictures_are_written(report):
+    import json
+
+    import cv2
+
+    paths = dict(zip(("json", "md", "png", "pictures"), report.files, strict=True))
+    with open(paths["json"]) as file:
+        assert len(json.load(file)["rows"]) == 20
+    with open(paths["md"]) as file:
+        assert "| bit errors 0.03 |" in file.read()
+    assert cv2.imread(paths["png"]).shape[0] > 400
+    sheet = cv2.imread(paths["pictures"])
+    assert sheet.shape[0] > 4 * 150 and sheet.shape[1] > 3 * 200

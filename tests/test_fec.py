@@ -1,0 +1,126 @@
+"""Forward error correction: any `data` packets of a group give back the group; hostile ones give nothing."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import reedsolo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcode.errors import InputError
+from mcode.fec import OVERHEAD_BYTES, FecSettings, Protector, Recoverer, _parity_matrix
+from mcode.rtp.packets import RtpPacket
+
+
+def packets(count, seed=0, longest=200):
+    rng = random.Random(seed)
+    return [
+        RtpPacket(96, (65_530 + i) & 0xFFFF, 3600 * i, 77, rng.randbytes(rng.randint(1, longest)), i % 2 == 0)
+        for i in range(count)
+    ]
+
+
+def protect(group, data, parity):
+    protector = Protector(FecSettings(data, parity))
+    repair = [bytes(p) for packet in group for p in protector.push(packet)]
+    return [bytes(p) for p in group], repair + [bytes(p) for p in protector.flush()]
+
+
+def recover(datagrams):
+    recoverer = Recoverer()
+    return [d for i, datagram in enumerate(datagrams) for d in recoverer.push(datagram, 0.01 * i)], recoverer
+
+
+def test_any_two_lost_of_six_and_two_come_back():
+    sent, repair = protect(packets(6), 6, 2)
+    assert len(repair) == 2
+    for lost in itertools.combinations(range(8), 2):
+        arrived = [d for i, d in enumerate(sent + repair) if i not in lost]
+        found, recoverer = recover(arrived)
+        assert set(found) == set(sent)
+        assert recoverer.recovered == sum(i < 6 for i in lost)
+
+
+def test_three_lost_of_two_parities_stay_lost():
+    sent, repair = protect(packets(6), 6, 2)
+    found, recoverer = recover(sent[3:] + repair)
+    assert found == sent[3:] and recoverer.recovered == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 6), st.randoms(use_true_random=False))
+def test_any_order_any_size(data, parity, rng):
+    sent, repair = protect(packets(data, rng.randint(0, 99)), data, parity)
+    arrived = sent + repair
+    rng.shuffle(arrived)
+    found, _ = recover(arrived[: data + rng.randint(0, parity)])
+    assert set(found) == set(sent)
+
+
+def test_an_unfinished_group_is_protected_by_flush():
+    sent, repair = protect(packets(3), 8, 1)
+    assert len(repair) == 1
+    assert set(recover(sent[1:] + repair)[0]) == set(sent)
+
+
+def test_parity_is_what_reedsolo_says():
+    row = bytes(random.Random(3).randbytes(5))
+    expected = reedsolo.RSCodec(3).encode(row)[5:]
+    matrix = _parity_matrix(5, 3)
+    got = [0, 0, 0]
+    for i in range(3):
+        for a, b in zip(matrix[i], row, strict=True):
+            got[i] ^= reedsolo.gf_mul(int(a), b)
+    assert bytes(got) == bytes(expected)
+
+
+def test_the_rate_is_counted_and_parity_fits_its_room():
+    group = packets(8)
+    protector = Protector(FecSettings(8, 2))
+    repair = [p for packet in group for p in protector.push(packet)]
+    assert protector.sent_bytes == sum(len(bytes(p)) for p in repair)
+    assert max(len(bytes(p)) for p in repair) <= 12 + OVERHEAD_BYTES + max(len(bytes(p)) for p in group)
+
+
+def test_damage_in_the_payload_stays_in_its_column():
+    sent, repair = protect(packets(4, longest=50), 4, 1)
+    damaged = bytearray(sent[1])
+    damaged[12] ^= 1
+    found, _ = recover([bytes(damaged), *sent[2:], *repair])
+    rebuilt = next(d for d in found if d[:4] == sent[0][:4])
+    assert len(rebuilt) == len(sent[0]) and [
+        i for i, (a, b) in enumerate(zip(rebuilt, sent[0], strict=True)) if a != b
+    ] in ([12], [])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60), st.data())
+def test_hostile_parity_gives_nothing_new(raw, data):
+    sent, repair = protect(packets(3), 3, 1)
+    bit = data.draw(st.integers(0, 8 * 18 - 1))
+    flipped = bytearray(repair[0])
+    flipped[bit // 8] ^= 0x80 >> bit % 8
+    cut = repair[0][: data.draw(st.integers(0, len(repair[0]) - 1))]
+    parity_header = bytes(RtpPacket(100, 0, 0, 77, raw))
+    for hostile in (raw, bytes(flipped), cut, parity_header):
+        found, _ = recover([sent[0], hostile, sent[1]])
+        assert {d for d in found if d[:2] == sent[0][:2]} <= set(sent)
+
+
+def test_memory_is_bounded():
+    recoverer = Recoverer()
+    for i in range(5000):
+        recoverer.push(bytes(RtpPacket(96, i & 0xFFFF, 0, i, b"x")), 0.0)
+        _, repair = protect([RtpPacket(96, i, 0, i, b"x")], 1, 1)
+        recoverer.push(repair[0], 0.0)
+    assert len(recoverer._recent) <= 1024 and len(recoverer._groups) <= 16
+
+
+@pytest.mark.parametrize("bad", ["8", "8+", "0+1", "8+0", "x+2", "65+1", "-1+2"])
+def test_bad_settings_are_named(bad):
+    with pytest.raises(InputError, match="8\\+2"):
+        FecSettings.parse(bad)
+    assert FecSettings.parse("8+2") == FecSettings(8, 2)

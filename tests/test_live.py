@@ -1,0 +1,632 @@
+"""The live stream: real datagrams on loopback, and what may go wrong between a sender and a receiver."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+
+import av
+import numpy as np
+import pytest
+
+from mcode.channel import ChannelSettings
+from mcode.codec import Encoder
+from mcode.coders import fixed
+from mcode.conceal import Repair
+from mcode.errors import InputError, ManifoldError
+from mcode.fec import FecSettings, Protector
+from mcode.frame import Frame
+from mcode.lanes import BaselineLane, McodeLane, finder
+from mcode.receive import PlayoutClock, Receiver, receive_to_file
+from mcode.rtp import h264, payload
+from mcode.rtp.packets import RtpPacket
+from mcode.send import SendConfig, Sender, live_encoder, read_stamp, send, test_picture
+from mcode.video import FrameReader, probe
+
+from .block_means import TICKS, BlockMeans, grey
+
+MODEL = BlockMeans()
+PATIENCE_S = 60
+
+
+class OtherModel(BlockMeans):
+    id = "ffffffffffffffff"
+
+
+@pytest.fixture
+def port() -> int:
+    """A port with the four behind it free."""
+    while True:
+        first = random.randrange(20_000, 60_000, 2)
+        held = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+        try:
+            for lane, each in enumerate(held):
+                each.bind(("127.0.0.1", first + 2 * lane))
+            return first
+        except OSError:
+            continue
+        finally:
+            for each in held:
+                each.close()
+
+
+def config(port, **options):
+    wanted = {"size": (64, 48), "duration_s": 2.0, "baseline": "none", "realtime": True}
+    return SendConfig("testsrc", to=f"rtp://127.0.0.1:{port}", **{**wanted, **options})
+
+
+def wait_for(condition):
+    end = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def in_thread(function):
+    """Its result, or what it raised, when joined."""
+    box = {}
+
+    def run():
+        try:
+            box["result"] = function()
+        except Exception as error:
+            box["error"] = error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def join():
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+        if "error" in box:
+            raise box["error"]
+        return box["result"]
+
+    return join
+
+
+# Lanes, without sockets
+
+
+def keyframes(frames, **options):
+    encoder = Encoder(MODEL, 16, 8, **{"n": 1, "cuts": False, **options})
+    return [p for frame in frames for p in encoder.push(frame)] + encoder.flush()
+
+
+def through(packets, lane, *, lose=(), damage=None, gap_s=0.04):
+    """Each keyframe's frames, as levels of grey; None where nothing of it came."""
+    packetiser = payload.Packetiser(7)
+    shown = []
+    for index, packet in enumerate(packets):
+        found = []
+        for rtp in packetiser.push(packet):
+            data = bytes(rtp)
+            if damage and index in damage:
+                data = data[:-1] + bytes([data[-1] ^ damage[index]])
+            if index not in lose:
+                found += lane.push(data, gap_s * index)
+            found += lane.poll(gap_s * index + 0.03)
+        shown.append([int(f.rgb.mean()) for r in found for f in lane.decode(r)] or None)
+    return shown
+
+
+def waves(count):
+    return [grey(100 + 8 * (i % 4), i) for i in range(count)]
+
+
+def test_frames_come_through_as_from_the_decoder():
+    lane = McodeLane(finder(MODEL))
+    assert through(keyframes(waves(8)), lane) == [[100 + 8 * (i % 4)] for i in range(8)]
+    assert not lane.wants_refresh
+
+
+@pytest.mark.parametrize("coder", ["fixed", "huffman"])
+def test_a_lost_keyframe_freezes_neither_picture_nor_clock(coder):
+    lane = McodeLane(finder(MODEL))
+    shown = through(keyframes(waves(12), coder=coder), lane, lose={4})
+    assert shown[4] is None and all(shown[5:]) and len(shown[5]) == 2
+    assert lane.lost_keyframes == 1
+
+
+def test_fixed_needs_no_refresh_after_a_loss_and_huffman_does():
+    for coder, wanted in (("fixed", False), ("huffman", True)):
+        lane = McodeLane(finder(MODEL))
+        through(keyframes(waves(8), coder=coder), lane, lose={4})
+        assert lane.wants_refresh == wanted
+
+
+def test_a_refresh_heals_a_broken_chain_of_deltas_at_once():
+    encoder = Encoder(MODEL, 16, 8, n=1, cuts=False, refresh_s=99)
+    lane, packetiser, shown = McodeLane(finder(MODEL)), payload.Packetiser(7), []
+    asked = False
+    for index, frame in enumerate(waves(16)):
+        if lane.wants_refresh and not asked:
+            encoder.request_refresh()
+            asked = True
+        for packet in encoder.push(frame):
+            datagrams = [] if index == 5 else map(bytes, packetiser.push(packet))
+            if index == 5:
+                packetiser.push(packet)
+            units = [r for d in datagrams for r in lane.push(d, 0.04 * index)] + lane.poll(0.04 * index + 0.03)
+            shown += [int(f.rgb.mean()) for r in units for f in lane.decode(r)][-1:]
+    assert asked and not lane.wants_refresh
+    assert shown[6:] == [100 + 8 * (i % 4) for i in range(7, 16)]  # healed one keyframe after the request
+
+
+def test_damage_of_huffman_slices_keeps_the_picture_before_and_fixed_shows_what_came():
+    for coder in ("huffman", "fixed"):
+        lane = McodeLane(finder(MODEL))
+        shown = through(keyframes(waves(6), coder=coder), lane, damage={3: 1})
+        assert all(shown)
+        assert lane.concealed_slices == (coder == "huffman") and lane.counters()["damaged"] == 1
+        if coder == "huffman":
+            assert shown[3] == shown[2] and lane.wants_refresh
+
+
+def test_repair_undoes_the_flip_of_a_high_bit_and_leaves_what_came_whole():
+    rng = np.random.default_rng(1)
+    tables = MODEL.tables(1)
+    repair = Repair(tables, 8)
+    symbols = rng.integers(-40, 40, (3, 8)).astype(np.int16)
+    wrong_before = wrong_after = 0
+    for _ in range(60):
+        symbols = (symbols + rng.integers(-1, 2, symbols.shape)).clip(-50, 50).astype(np.int16)
+        data = fixed.encode(symbols, tables)
+        damaged = bytearray(data)
+        for bit in np.flatnonzero(rng.random(8 * len(data)) < 0.01):
+            damaged[bit // 8] ^= 0x80 >> bit % 8
+        got = repair.slice(bytes(damaged), bytes(damaged) != data)
+        if bytes(damaged) == data:
+            assert got == data
+        wrong_before += int(np.abs(fixed.decode(bytes(damaged), 8, tables) - symbols).sum())
+        wrong_after += int(np.abs(fixed.decode(got, 8, tables) - symbols).sum())
+    assert repair.repaired > 5 and wrong_after < 0.4 * wrong_before
+
+
+def test_repair_believes_a_real_jump():
+    tables = MODEL.tables(1)
+    repair = Repair(tables, 1)
+    for _ in range(20):
+        repair.slice(fixed.encode(np.full((3, 1), 2, np.int16), tables), False)
+    jump = fixed.encode(np.full((3, 1), 37, np.int16), tables)
+    assert repair.slice(jump, False) == jump
+    shown = [int(fixed.decode(repair.slice(jump, True), 1, tables)[0, 0]) for _ in range(12)]
+    assert shown[-1] == 37
+
+
+def test_before_its_header_a_lane_shows_nothing_and_asks():
+    lane = McodeLane(finder(MODEL))
+    packets = keyframes(waves(6))
+    assert through(packets, lane, lose={0})[1:] == [None] * 5
+    assert lane.wants_refresh and lane.counters()["waiting"] == 5
+
+
+def test_a_stream_of_another_manifold_says_which():
+    lane = McodeLane(finder(OtherModel()))
+    through(keyframes(waves(3)), lane)
+    assert isinstance(lane.error, ManifoldError)
+    assert MODEL.id in str(lane.error) and OtherModel.id in str(lane.error) and "\n" not in str(lane.error)
+
+
+def test_repair_brings_back_lost_packets_in_time():
+    packets = keyframes(waves(24), coder="huffman")
+    packetiser, protector, lane = payload.Packetiser(7), Protector(FecSettings(4, 1)), McodeLane(finder(MODEL))
+    found = []
+    for index, packet in enumerate(packets):
+        for rtp in packetiser.push(packet):
+            datagrams = [bytes(rtp), *map(bytes, protector.push(rtp))]
+            for data in datagrams[index % 4 == 2 and index > 8 :]:
+                found += lane.push(data, 0.04 * index)
+            found += lane.poll(0.04 * index + 0.01)
+    found += lane.poll(9)
+    levels = [int(f.rgb.mean()) for r in found for f in lane.decode(r)]
+    assert lane.recoverer.recovered == 4 and lane.lost_keyframes == 0
+    assert levels == [100 + 8 * (i % 4) for i in range(24)]
+
+
+def test_h264_lane_comes_through_and_heals_at_an_idr():
+    encoder = live_encoder("h264", 64, 48, rate_kbps=100, fps=25, gop_s=0.4)
+    packetiser, lane, shown = h264.H264Packetiser(5), BaselineLane(), []
+    for index in range(30):
+        frame = Frame(test_picture(index, 64, 48), index * TICKS)
+        for unit in encoder.push(frame):
+            for packet in packetiser.push(unit.data, unit.pts):
+                if index == 13:
+                    continue
+                for received in lane.push(bytes(packet), 0.04 * index):
+                    shown += [(f.pts // TICKS, read_stamp(f.rgb)) for f in lane.decode(received)]
+        for received in lane.poll(0.04 * index + 0.03):
+            shown += [(f.pts // TICKS, read_stamp(f.rgb)) for f in lane.decode(received)]
+    times = [at for at, _ in shown]
+    assert times == sorted(set(times)) and times[-1] == 29 and 13 not in times
+    assert all(stamp == at for at, stamp in shown if at < 13 or at > 20)
+    assert not lane.wants_refresh
+
+
+def test_hostile_datagrams_do_not_stop_a_lane():
+    rng = random.Random(5)
+    packets = keyframes(waves(200))
+    packetiser, lane, baseline, frames = payload.Packetiser(7), McodeLane(finder(MODEL)), BaselineLane(), 0
+    for index, packet in enumerate(packets):
+        (rtp,) = packetiser.push(packet)
+        good = bytes(rtp)
+        for _ in range(3):
+            bad = bytearray(rng.choice([good, rng.randbytes(rng.randrange(60)), bytes([0x80, 100]) + good[2:]]))
+            for _ in range(rng.randrange(1, 9)):
+                if bad:
+                    bad[rng.randrange(len(bad))] = rng.randrange(256)
+            hostile = bytes(bad[: rng.randrange(len(bad) + 1)]) if rng.random() < 0.3 else bytes(bad)
+            for each in (lane, baseline):
+                for unit in each.push(hostile, 0.04 * index):
+                    list(each.decode(unit))
+        for unit in lane.push(good, 0.04 * index) + lane.poll(0.04 * index + 0.03):
+            frames += sum(1 for _ in lane.decode(unit))
+    assert frames >= 150
+
+
+def test_playout_clock_waits_for_the_slowest_lane_and_forgives_one_stall():
+    clock = PlayoutClock()
+    for i in range(60):
+        clock.observe("baseline", i * 0.04, i * 0.04 + 0.02)
+        clock.observe("mcode", i * 0.04, i * 0.04 + (0.16 if i != 30 else 0.9))
+    assert clock.due_s(10.0) == pytest.approx(10.168, abs=0.002)
+    for i in range(60, 400):
+        clock.observe("mcode", i * 0.04, i * 0.04 + 0.05)
+    assert clock.due_s(10.0) == pytest.approx(10.058, abs=0.002)
+
+
+def test_the_stamp_reads_back_through_scaling():
+    for index in (0, 1, 2, 499, 12_345, 65_535):
+        assert read_stamp(test_picture(index, 64, 48)) == index
+        assert read_stamp(test_picture(index, 640, 360)) == index
+    between = (test_picture(3, 64, 48) // 2 + test_picture(4, 64, 48) // 2).astype(np.uint8)
+    assert read_stamp(between) is None
+
+
+# Real datagrams
+
+
+def test_a_stream_arrives_in_a_file_with_every_frame_at_its_time(tmp_path, port):
+    join = in_thread(lambda: receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mp4", manifold=MODEL))
+    time.sleep(0.3)
+    sent = send(config(port, n=4), model=MODEL)
+    report = join()
+    frames = list(FrameReader(tmp_path / "a.mp4"))
+    assert report.frames == sent.frames == len(frames) and sent.frames + sent.dropped == 50
+    assert (report.width, report.height, report.coder, report.n) == (64, 48, "huffman", 4)
+    assert report.counters.lost == 0 and report.counters.received == sent.lanes["mcode"].packets
+    stamps = [read_stamp(f.rgb) for f in frames]
+    clear = [(f.pts // TICKS, stamp) for f, stamp in zip(frames, stamps, strict=True) if stamp is not None]
+    assert len(clear) >= 10 and all(abs(at - stamp) < 4 for at, stamp in clear)
+    assert sum(at == stamp for at, stamp in clear) >= 8
+
+
+def test_the_channel_at_the_sender_loses_and_damages_and_the_file_is_whole(tmp_path, port):
+    join = in_thread(lambda: receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mp4", manifold=MODEL))
+    time.sleep(0.3)
+    channel = ChannelSettings(loss=0.2, bit_error_rate=1e-3, delay_ms=20, jitter_ms=10, seed=3)
+    sent = send(config(port, n=2, coder="fixed", channel=channel, duration_s=4.0), model=MODEL)
+    report = join()
+    lane = sent.lanes["mcode"]
+    assert lane.channel_lost > 0 and lane.channel_damaged > 0
+    assert report.counters.damaged > 0 and report.counters.lost_keyframes > 0
+    assert report.frames >= 80 and sent.lanes["mcode"].packets - lane.channel_lost == report.counters.received
+
+
+def test_both_lanes_and_their_counters_reach_a_player(port):
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL) as receiver:
+        sender = Sender(config(port, baseline="h264", duration_s=None), model=MODEL)
+        sender.start()
+        wait_for(lambda: all(lane.shown > 12 for lane in receiver.lanes.values()))
+        wait_for(lambda: sender.status().lanes["mcode"].round_trip_ms is not None)
+        seen = {name: lane.newest for name, lane in receiver.lanes.items()}
+        for name, (frame, sent_unix_s, _) in seen.items():
+            assert frame.rgb.shape == (48, 64, 3) and frame.rgb.std() > 20, name
+            assert 0 <= time.time() - sent_unix_s < PATIENCE_S
+        assert receiver.error is None and receiver.is_receiving
+        delay = receiver.lanes["mcode"].delay
+        assert delay.wait_ms == pytest.approx(120, abs=85) and receiver.clock.delay_s is not None
+        report = sender.stop()
+        assert report.lanes["h264"].target_kbps is not None
+        wait_for(lambda: not receiver.is_receiving)
+        lane = receiver.lanes["mcode"]
+        # the picture stays when the sender goes
+        wait_for(lambda: (last := lane.frame) is not None and not time.sleep(0.3) and lane.frame is last)
+
+
+def test_n_coder_and_channel_change_while_it_runs(port):
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
+        sender = Sender(config(port, duration_s=None), model=MODEL)
+        sender.start()
+        lane = receiver.lanes["mcode"]
+        wait_for(lambda: lane.stream is not None and lane.shown > 3)
+        sender.update(n=2, coder="fixed")
+        wait_for(lambda: (lane.stream.n, lane.stream.coder) == (2, "fixed"))
+        sender.update(channel=ChannelSettings(loss=0.4, bit_error_rate=1e-2))
+        wait_for(lambda: lane.counters().lost > 3 and lane.counters().damaged > 3)
+        shown = lane.shown
+        wait_for(lambda: lane.shown > shown + 5)
+        with pytest.raises(InputError, match="morse"):
+            sender.update(coder="morse")
+        sender.stop()
+
+
+def test_the_players_own_channel_damages_both_lanes_and_nothing_at_the_sender(port):
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL) as receiver:
+        sender = Sender(config(port, baseline="h264", duration_s=None), model=MODEL)
+        sender.start()
+        wait_for(lambda: all(lane.shown > 5 for lane in receiver.lanes.values()))
+        receiver.set_channel(ChannelSettings(loss=0.3, seed=5))
+        channels = receiver.channel_counters()
+        wait_for(lambda: channels["mcode"].lost > 3 and channels["baseline"].lost > 3)
+        assert sender.stop().lanes["mcode"].channel_lost == 0
+
+
+def test_a_late_joiner_asks_and_is_served_at_once(port):
+    sender = Sender(config(port, refresh_s=1000, duration_s=None), model=MODEL)
+    sender.start()
+    wait_for(lambda: sender.status().keyframes > 6)
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
+        wait_for(lambda: receiver.lanes["mcode"].shown > 5)
+        assert receiver.lanes["mcode"].counters().refresh_requests >= 1
+        assert sender.stop().lanes["mcode"].refresh_requests >= 1
+
+
+def test_a_broken_delta_chain_heals_by_a_request(port):
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
+        sender = Sender(config(port, refresh_s=1000, duration_s=None, n=1), model=MODEL)
+        sender.start()
+        lane = receiver.lanes["mcode"]
+        wait_for(lambda: lane.shown > 5)
+        receiver.set_channel(ChannelSettings(loss=1.0))
+        channel = receiver.channel_counters()["mcode"]
+        wait_for(lambda: channel.lost > 2)
+        receiver.set_channel(ChannelSettings())
+        wait_for(lambda: lane.counters().broken > 0 and not receiver._network.links[0].lane.wants_refresh)
+        wait_for(lambda: read_stamp(lane.frame.rgb) is not None)
+        assert lane.counters().refresh_requests >= 1 and lane.counters().lost >= 3
+        sender.stop()
+
+
+def test_a_sender_that_dies_and_comes_back_is_shown_again(port):
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
+        lane = receiver.lanes["mcode"]
+        for goodbye in (False, True):
+            shown = lane.shown
+            sender = Sender(config(port, duration_s=None), model=MODEL)
+            if not goodbye:
+                sender._wire.goodbye = lambda: None
+            sender.start()
+            wait_for(lambda shown=shown: lane.shown > shown + 10)
+            sender.stop()
+        assert receiver.error is None
+
+
+def test_manifold_mismatch_is_one_line_and_ends_receiving_to_a_file(tmp_path, port):
+    join = in_thread(lambda: receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mp4", manifold=OtherModel()))
+    time.sleep(0.3)
+    send(config(port, duration_s=1.0), model=MODEL)
+    with pytest.raises(ManifoldError, match=MODEL.id) as error:
+        join()
+    assert "\n" not in str(error.value) and not (tmp_path / "a.mp4").exists()
+
+
+def test_an_uninstalled_manifold_is_shown_and_the_player_goes_on(port):
+    with Receiver(f"rtp://127.0.0.1:{port}") as receiver:
+        sender = Sender(config(port, baseline="h264", duration_s=None), model=MODEL)
+        sender.start()
+        wait_for(lambda: receiver.error is not None and receiver.lanes["baseline"].shown > 3)
+        assert MODEL.id in str(receiver.error) and isinstance(receiver.error, ManifoldError)
+        sender.stop()
+
+
+def test_garbage_on_the_port_is_counted_and_dropped(port):
+    rng = random.Random(1)
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL) as receiver:
+        sender = Sender(config(port, baseline="h264", duration_s=None), model=MODEL)
+        sender.start()
+        stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for i in range(400):
+            junk = [
+                rng.randbytes(rng.randrange(1400)),
+                bytes(RtpPacket(96, i, 0, 99, rng.randbytes(40))),
+                bytes(RtpPacket(97, i, 0, 99, rng.randbytes(40)))[: rng.randrange(20)],
+                b"\x80\xc8\0\x06" + rng.randbytes(24),
+                b"",
+            ]
+            for offset in (0, 2, 4):
+                stranger.sendto(rng.choice(junk), ("127.0.0.1", port + offset))
+            time.sleep(0.001)
+        stranger.close()
+        before = {name: lane.shown for name, lane in receiver.lanes.items()}
+        wait_for(lambda: all(lane.shown > before[name] + 5 for name, lane in receiver.lanes.items()))
+        counters = receiver.lanes["mcode"].counters()
+        assert counters.not_rtp + counters.damaged_headers + counters.foreign > 50
+        assert receiver.error is None
+        sender.stop()
+
+
+def test_a_strangers_requests_do_not_reach_the_encoder_more_than_three_times_a_second(port):
+    sender = Sender(config(port), model=MODEL)
+    for _ in range(100):
+        sender.mcode._refresh_wanted = True
+        sender.mcode.take_refresh_request()
+    assert sender.mcode._last_refresh_s > 0 and sender.mcode._refresh_wanted
+    sender.close()
+
+
+# Standard H.264 for other players, SDP, sound
+
+
+def test_other_players_open_the_h264_lane(tmp_path, port):
+    path = tmp_path / "out.sdp"
+    sender = Sender(config(port, baseline="h264", duration_s=None, sdp=path, refresh_s=1.0), model=MODEL)
+    sender.start()
+    try:
+        alone = wait_for(lambda: (p := tmp_path / "out.h264.sdp").exists() and p.stat().st_size and p)
+        options = {"protocol_whitelist": "file,udp,rtp", "analyzeduration": "2000000", "max_delay": "100000"}
+        stamps = []
+        with av.open(os.fspath(alone), format="sdp", options=options, timeout=PATIENCE_S) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 64, 48)
+            for frame in container.decode(video=0):
+                stamps.append(read_stamp(frame.to_ndarray(format="rgb24")))
+                if len(stamps) == 10:
+                    break
+        assert sum(stamp is not None for stamp in stamps) >= 8
+        assert [s for s in stamps if s is not None] == sorted(s for s in stamps if s is not None)
+    finally:
+        sender.stop()
+
+
+def test_a_session_description_opens_all_lanes_and_tells_the_header(tmp_path, port):
+    path = tmp_path / "out.sdp"
+    sender = Sender(config(port, baseline="h265", duration_s=None, sdp=path, refresh_s=1000, fec="4+1"), model=MODEL)
+    sender.start()
+    wait_for(lambda: path.exists() and path.stat().st_size and sender.status().keyframes > 5)
+    with Receiver(path, manifold=MODEL) as receiver:
+        assert receiver.lanes["baseline"].codec == "h265"
+        wait_for(lambda: receiver.lanes["mcode"].shown > 5 and receiver.lanes["baseline"].shown > 0)
+        wait_for(lambda: receiver.lanes["mcode"].counters().fec_packets > 0)
+        report = sender.stop()
+        assert report.lanes["mcode"].fec_bytes > 0
+
+
+@pytest.fixture(scope="module")
+def clip_with_sound(tmp_path_factory):
+    """Three seconds, 64x48, a 440 Hz tone."""
+    path = tmp_path_factory.mktemp("clip") / "tone.mp4"
+    with av.open(os.fspath(path), "w") as out:
+        video = out.add_stream("libx264", rate=25, options={"crf": "10", "preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = out.add_stream("aac", rate=44_100, layout="mono")
+        for index in range(75):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(test_picture(index, 64, 48), "rgb24")))
+        out.mux(video.encode(None))
+        t = np.arange(3 * 44_100) / 44_100
+        tone = (0.4 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+        for at in range(0, len(tone), 1024):
+            piece = av.AudioFrame.from_ndarray(tone[None, at : at + 1024], format="fltp", layout="mono")
+            piece.sample_rate, piece.pts = 44_100, at
+            out.mux(sound.encode(piece))
+        out.mux(sound.encode(None))
+    return path
+
+
+def test_sound_is_written_beside_the_picture_in_its_time(tmp_path, port, clip_with_sound):
+    join = in_thread(lambda: receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mp4", manifold=MODEL))
+    time.sleep(0.3)
+    wanted = SendConfig(os.fspath(clip_with_sound), to=f"rtp://127.0.0.1:{port}", baseline="none")
+    sent = send(wanted, model=MODEL)
+    report = join()
+    assert sent.lanes["opus"].packets >= 145 and report.audio_packets >= 140
+    info = probe(tmp_path / "a.mp4")
+    assert info.audio_codec in ("opus", "libopus") and report.frames >= 50
+    with av.open(os.fspath(tmp_path / "a.mp4")) as container:
+        audio = list(container.decode(audio=0))
+        samples = np.concatenate([f.to_ndarray()[0] for f in audio])
+        spectrum = np.abs(np.fft.rfft(samples[48_000:96_000]))
+        assert abs(int(spectrum.argmax()) - 440) <= 2
+        assert float(audio[0].pts * audio[0].time_base) < 0.1
+
+
+def test_sound_comes_to_the_player_with_its_time(port, clip_with_sound):
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL) as receiver:
+        wanted = SendConfig(os.fspath(clip_with_sound), to=f"rtp://127.0.0.1:{port}", baseline="none", loop=True)
+        sender = Sender(wanted, model=MODEL)
+        sender.start()
+        wait_for(lambda: len(receiver.audio) > 60 and receiver.lanes["mcode"].shown > 10)
+        chunks = list(receiver.audio)[-30:]
+        assert all(c.samples.dtype == np.int16 and c.samples.shape[1] == 2 for c in chunks)
+        gaps = np.diff([c.due_s for c in chunks])
+        assert abs(np.median(gaps) - 0.02) < 0.005
+        sender.stop()
+
+
+# What the user can mend
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"to": "udp://127.0.0.1:5004"}, "rtp://HOST:PORT"),
+        ({"to": "rtp://127.0.0.1"}, "rtp://HOST:PORT"),
+        ({"to": "rtp://127.0.0.1:99999"}, "port"),
+        ({"coder": "morse"}, "huffman or fixed"),
+        ({"n": 0}, "1 to 65535"),
+        ({"baseline": "mpeg2"}, "h264, h265 or none"),
+        ({"baseline_rate": "fast"}, "kbit/s, or equal"),
+        ({"fec": "many"}, "8\\+2"),
+    ],
+)
+def test_unusable_options_are_named(options, words):
+    with pytest.raises(InputError, match=words) as error:
+        SendConfig("testsrc", **options)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unresolvable_host_is_named():
+    with pytest.raises(InputError, match=r"no-such-host\.invalid"):
+        Sender(SendConfig("testsrc", to="rtp://no-such-host.invalid:5004"), model=MODEL)
+
+
+def test_a_port_in_use_is_named(port):
+    held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    held.bind(("127.0.0.1", port + 2))
+    try:
+        with pytest.raises(InputError, match=f"port {port + 2}.*using it"):
+            Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL)
+    finally:
+        held.close()
+    Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL).close()  # nothing was left bound
+
+
+def test_an_address_of_another_machine_is_named(port):
+    with pytest.raises(InputError, match="not an address of this machine"):
+        Receiver(f"rtp://192.0.2.1:{port}", manifold=MODEL)
+
+
+@pytest.mark.parametrize("input", ["camera:97", "camera:x", "no-such-file.mp4"])
+def test_a_source_that_is_not_there_is_named(input):
+    with pytest.raises(InputError, match=input) as error:
+        Sender(SendConfig(input), model=MODEL)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_descriptions_are_named(tmp_path):
+    wrong = tmp_path / "x.sdp"
+    wrong.write_text("no description")
+    with pytest.raises(InputError, match=r"x\.sdp"):
+        Receiver(wrong)
+    with pytest.raises(InputError, match=r"missing\.sdp"):
+        Receiver(tmp_path / "missing.sdp")
+
+
+def test_nothing_coming_is_said(tmp_path, port):
+    with pytest.raises(InputError, match="nothing came"):
+        receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mp4", manifold=MODEL, wait_s=0.3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stopping_is_prompt_and_leaves_a_report(port):
+    stop = threading.Event()
+    join = in_thread(lambda: send(config(port, duration_s=None), stop=stop, model=MODEL))
+    time.sleep(0.5)
+    stop.set()
+    assert join().duration_s > 0
+
+
+def test_not_realtime_sends_as_fast_as_it_can(port):
+    report = send(config(port, realtime=False, duration_s=8.0, sdp=None), model=MODEL)
+    assert report.frames == 200 and report.dropped == 0
+
+
+def test_channels_of_both_lanes_damage_alike(port):
+    sender = Sender(config(port, baseline="h264", channel=ChannelSettings(loss=0.3, seed=8)), model=MODEL)
+    patterns = [[not lane.channel.transmit(b"x") for _ in range(50)] for lane in (sender.mcode, sender.baseline)]
+    assert patterns[0] == patterns[1] and any(patterns[0])
+    sender.close()

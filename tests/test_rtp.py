@@ -1,0 +1,455 @@
+"""RTP: literal bytes both ways, every truncation, damage that is only counted, and order out of disorder."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcode.errors import FormatError, InputError, WireError
+from mcode.packet import Packet, StreamHeader
+from mcode.rtp import h264, opus, payload, rtcp, sdp
+from mcode.rtp.packets import MTU, RtpPacket, is_rtcp, unwrap
+from mcode.rtp.payload import Depacketiser, Packetiser, WireHeader, crc16
+from mcode.rtp.reception import Reception
+
+STREAM = StreamHeader(bytes.fromhex("00112233445566ff"), 64, 48, 128, 96, 4, "huffman", 3, 2)
+RTP = RtpPacket(96, 0x1234, 0x01020304, 0xAABBCCDD, b"hi", True)
+RTP_BYTES = bytes.fromhex("80e01234 01020304 aabbccdd 6869")
+
+
+def keyframe(index, *, header=None, slices=(b"abc", b"defg"), steps=4, times=None):
+    return Packet(index * 14_400, steps, times, header, slices)
+
+
+def stream(count, refresh_every=100, **options):
+    return [keyframe(i, header=STREAM if i % refresh_every == 0 else None, **options) for i in range(count)]
+
+
+def datagrams(packets, **options):
+    packetiser = Packetiser(0xAABBCCDD, first_sequence=65_530, first_timestamp=2**32 - 5, **options)
+    return [[bytes(p) for p in packetiser.push(packet)] for packet in packets]
+
+
+def receive(groups, depacketiser=None):
+    """Keyframes 160 ms apart, each's datagrams at once; then a second of silence."""
+    depacketiser = depacketiser or Depacketiser()
+    found = [r for i, group in enumerate(groups) for d in group for r in depacketiser.push(d, 0.16 * i)]
+    return found + depacketiser.poll(0.16 * len(groups) + 1)
+
+
+# the RTP packet
+
+
+def test_rtp_packet_is_these_bytes_both_ways():
+    assert bytes(RTP) == RTP_BYTES and RtpPacket.parse(RTP_BYTES) == RTP
+
+
+def test_rtp_padding_sources_and_extensions_are_taken_off():
+    dressed = bytes.fromhex("b2e01234 01020304 aabbccdd 00000001 00000002 beef0001 00000000") + b"hi" + b"\0\0\3"
+    assert RtpPacket.parse(dressed) == RTP
+
+
+def test_every_truncation_of_an_rtp_header_is_the_wires_fault():
+    dressed = bytes.fromhex("92e01234 01020304 aabbccdd 00000001 00000002 beef0001 00000000")
+    for size in range(len(dressed)):
+        with pytest.raises(WireError):
+            RtpPacket.parse(dressed[:size])
+    for bad in ("40", "00", "c0"):
+        with pytest.raises(WireError):
+            RtpPacket.parse(bytes.fromhex(bad) + RTP_BYTES[1:])
+
+
+@given(st.integers(-(2**40), 2**40), st.integers(-30_000, 30_000))
+def test_numbers_unwrap_across_their_ends(near, step):
+    assert unwrap((near + step) & 0xFFFF, near, 16) == near + step
+
+
+# MCode in RTP
+
+
+def test_payload_header_is_these_bytes():
+    (packet,) = Packetiser(1, first_sequence=7).push(keyframe(0, header=STREAM))
+    raw = bytes.fromhex("11") + bytes([crc16(b"abcdefg") & 255]) + bytes.fromhex("0000 00 02 04")
+    raw += bytes.fromhex("01 13 00112233445566ff 40 30 8001 60 04 02") + b"\x03"
+    assert packet.payload == raw + crc16(packet.header + raw).to_bytes(2) + b"abcdefg"
+    assert packet.marker and crc16(b"123456789") == 0x29B1
+
+
+def test_a_steady_keyframe_costs_ten_bytes_of_header():
+    later = Packetiser(1)
+    later.push(keyframe(0, header=replace(STREAM, slices=1), slices=(b"x",)))
+    (packet,) = later.push(keyframe(1, slices=(b"0123456789",)))
+    assert len(packet.payload) == 10 + 9
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_keyframes_come_back_as_sent(twice):
+    packets = stream(40, refresh_every=10)
+    packets[3] = replace(packets[3], times=(9000, 6000, 100))
+    packets[4] = replace(packets[4], slices=(b"", b""))
+    found = receive(datagrams(packets, twice=twice))
+    first = found[0].packet.pts
+    assert [replace(r.packet, pts=r.packet.pts - first) for r in found] == packets
+    assert [r.after_loss for r in found] == [True] + [False] * 39
+    assert not any(any(r.damaged) for r in found)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=12), st.booleans())
+def test_slices_of_any_size_fit_the_mtu_and_come_back(sizes, twice):
+    header = replace(STREAM, slices=len(sizes))
+    packet = keyframe(0, header=header, slices=tuple(random.Random(i).randbytes(s) for i, s in enumerate(sizes)))
+    groups = datagrams([packet], twice=twice)
+    assert max(map(len, groups[0])) <= MTU
+    (found,) = receive(groups)
+    assert found.packet.slices == packet.slices and not any(found.damaged)
+
+
+def test_small_slices_share_a_packet():
+    header = replace(STREAM, slices=6)
+    (group,) = datagrams([keyframe(0, header=header, slices=tuple(bytes([i]) * 300 for i in range(6)))])
+    assert len(group) == 2
+
+
+def test_a_lost_packet_is_a_missing_slice():
+    header = replace(STREAM, slices=4)
+    slices = tuple(bytes([i]) * 900 for i in range(4))
+    groups = datagrams([keyframe(0, header=header, slices=slices), keyframe(1, slices=slices)])
+    del groups[1][2]
+    found = receive(groups)
+    assert found[1].packet.slices == (slices[0], slices[1], None, slices[3]) and not found[1].after_loss
+
+
+def test_a_lost_fragment_cuts_its_slice_and_marks_it():
+    header = replace(STREAM, slices=1)
+    data = random.Random(1).randbytes(5000)
+    groups = datagrams([keyframe(0, header=header, slices=(data,))])
+    del groups[0][2]
+    (found,) = receive(groups)
+    cut = found.packet.slices[0]
+    assert 2000 < len(cut) < 2400 and data.startswith(cut) and found.damaged == (True,)
+
+
+def test_a_lost_keyframe_is_told_and_the_next_goes_on():
+    groups = datagrams(stream(6))
+    del groups[3]
+    assert [r.after_loss for r in receive(groups)] == [True, False, False, True, False]
+
+
+def test_reordered_and_duplicated_packets_make_no_difference():
+    groups = datagrams(stream(60))
+    for seed in range(5):
+        rng = random.Random(seed)
+        depacketiser, found = Depacketiser(), []
+        arrivals = [
+            (0.16 * i + rng.uniform(0, 0.14), d) for i, g in enumerate(groups) for d in g * rng.choice([1, 1, 2])
+        ]
+        for at, datagram in sorted(arrivals):
+            found += depacketiser.push(datagram, at)
+        found += depacketiser.poll(99)
+        assert len(found) == 60 and not any(r.after_loss for r in found[1:])
+        assert depacketiser.reception.counters.duplicate == len(arrivals) - 60
+
+
+def test_overtaking_is_learnt_from_the_first_late_packet():
+    groups = datagrams(stream(100), mtu=MTU)
+    depacketiser, found = Depacketiser(), []
+    arrivals = sorted((0.02 * i + (0.03 if i % 5 == 0 and i else 0), d) for i, g in enumerate(groups) for d in g)
+    for at, datagram in arrivals:
+        for moment in (at, at + 0.008):
+            found += depacketiser.push(datagram, at) if moment == at else depacketiser.poll(moment)
+    found += depacketiser.poll(99)
+    assert sum(r.after_loss for r in found[30:]) == 0
+    assert depacketiser.reception.counters.late < 10
+
+
+def test_damaged_slices_come_with_a_mark_and_damaged_headers_do_not_come():
+    groups = datagrams(stream(5))
+    body = bytearray(groups[2][0])
+    body[-1] ^= 1
+    groups[2][0] = bytes(body)
+    head = bytearray(groups[3][0])
+    head[14] ^= 1
+    groups[3][0] = bytes(head)
+    depacketiser = Depacketiser()
+    found = receive(groups, depacketiser)
+    assert [r.damaged for r in found] == [(False,) * 2] * 2 + [(True,) * 2] + [(False,) * 2]
+    assert (depacketiser.damaged_headers, depacketiser.damaged_packets) == (1, 1)
+
+
+def test_a_header_sent_twice_survives_any_one_bit_error():
+    (packet,) = Packetiser(9, twice=True).push(keyframe(0, header=STREAM))
+    header_bytes = len(packet.payload) - 7
+    for bit in range(8 * header_bytes):
+        raw = bytearray(packet.payload)
+        raw[bit // 8] ^= 0x80 >> bit % 8
+        parsed = WireHeader.parse(replace(packet, payload=bytes(raw)))
+        assert parsed.slices == b"abcdefg" and parsed.header.header == STREAM
+
+
+def test_every_single_bit_error_in_a_header_is_noticed():
+    (packet,) = Packetiser(9).push(keyframe(0, header=STREAM))
+    raw = bytes(packet)
+    for bit in range(8 * payload.protected_bytes(packet)):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 0x80 >> bit % 8
+        if bit // 8 in (0, 1):  # version, padding, type, marker: of RTP itself
+            continue
+        with pytest.raises(WireError):
+            WireHeader.parse(RtpPacket.parse(bytes(damaged)))
+
+
+def test_protected_bytes_end_where_the_slices_start():
+    for twice in (False, True):
+        (packet,) = Packetiser(9, twice=twice).push(keyframe(0, header=STREAM))
+        assert bytes(packet)[payload.protected_bytes(packet) :] == b"abcdefg"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=80), st.integers(0, 40))
+def test_hostile_datagrams_are_counted_and_change_nothing(data, cut):
+    good = datagrams(stream(3))
+    depacketiser = Depacketiser()
+    hostile = [data, RTP_BYTES[:12] + data, good[1][0][:cut], good[1][0][:12] + data, bytes(1200), b""]
+    found = list(depacketiser.push(good[0][0], 0.0))
+    for datagram in hostile:
+        found += depacketiser.push(datagram, 0.1)
+    found += receive([[], *good[1:]], depacketiser)
+    assert len(found) == 3
+    counted = depacketiser.not_rtp + depacketiser.damaged_headers + depacketiser.reception.counters.foreign
+    assert counted >= 3
+
+
+def test_memory_is_bounded_whatever_comes():
+    depacketiser = Depacketiser()
+    packetiser = Packetiser(5)
+    first = packetiser.push(keyframe(0, header=replace(STREAM, slices=1), slices=(b"x",)))[0]
+    depacketiser.push(bytes(first), 0.0)
+    piece = bytes(1100)
+    for i in range(5000):
+        rtp = RtpPacket(96, i + 1, 0, 5, b"")
+        wire = WireHeader(0, 1, 0, 1, 1, fragment=(i * len(piece) % (1 << 20), True))
+        depacketiser.push(bytes(replace(rtp, payload=wire.to_bytes(rtp.header, piece) + piece)), 0.0)
+    assert depacketiser._open is not None and sum(map(len, depacketiser._open.slices.values())) <= 4 << 20
+    reception = Reception(90_000)
+    for i in range(0, 60_000, 2):
+        reception.push(RtpPacket(96, i & 0xFFFF, 0, 1, b"x" * 100), 0.0)
+    assert len(reception._pending) <= 512 and len(reception._recent) <= 1024
+
+
+def test_late_joiner_waits_for_a_refresh_or_takes_the_description():
+    groups = datagrams(stream(30, refresh_every=10))
+    depacketiser = Depacketiser()
+    found = receive(groups[5:], depacketiser)
+    assert found[0].packet.header == STREAM and depacketiser.waiting == 5 and len(found) == 20
+    assert len(receive(groups[5:], Depacketiser(header=STREAM, header_ssrc=0xAABBCCDD))) == 25
+    assert len(receive(groups[5:], Depacketiser(header=STREAM, header_ssrc=1))) == 20
+
+
+def test_a_change_of_coder_whose_refresh_is_lost_is_waited_out():
+    other = replace(STREAM, coder="fixed")
+    packets = [*stream(3), keyframe(3, header=other), keyframe(4), keyframe(5, header=other), keyframe(6)]
+    groups = datagrams(packets)
+    del groups[3]
+    depacketiser = Depacketiser()
+    found = receive(groups, depacketiser)
+    assert len(found) == 5
+    assert depacketiser.waiting == 1 and depacketiser.header == other
+
+
+def test_a_sender_that_comes_back_is_followed_and_strangers_are_not():
+    first, second, third = Packetiser(1), Packetiser(2), Packetiser(3)
+    depacketiser = Depacketiser()
+    one = [bytes(p) for k in stream(10) for p in first.push(k)]
+    two = [bytes(p) for k in stream(10) for p in second.push(k)]
+    found = []
+    for i, (a, b) in enumerate(zip(one, two, strict=True)):
+        found += depacketiser.push(a, 0.1 * i) + depacketiser.push(b, 0.1 * i)
+    assert {r.ssrc for r in found} == {1} and len(found) == 10
+    assert depacketiser.reception.counters.foreign == 10
+    again = [bytes(p) for k in stream(10) for p in third.push(k)]
+    back = [r for i, d in enumerate(again) for r in depacketiser.push(d, 1.1 + 0.1 * i)]
+    assert {r.ssrc for r in back} == {3} and len(back) == 10
+    assert depacketiser.reception.counters.foreign == 10 and depacketiser.reception.switches == 1
+    after_silence = Depacketiser()
+    for i, d in enumerate(one[:3]):
+        after_silence.push(d, 0.1 * i)
+    assert [r.ssrc for r in after_silence.push(again[0], 5.0)] == [3]
+
+
+def test_a_newer_format_is_named():
+    (packet,) = Packetiser(1).push(keyframe(0, header=STREAM))
+    end = payload.protected_bytes(packet) - 12 - 2
+    raw = bytearray(packet.payload[:end])
+    raw[7] = 2  # the stream header's format
+    whole = bytes(raw) + crc16(packet.header + bytes(raw)).to_bytes(2) + b"abcdefg"
+    with pytest.raises(FormatError, match="format 2"):
+        Depacketiser().push(bytes(replace(packet, payload=whole)), 0.0)
+
+
+def test_report_of_what_was_lost():
+    reception = Reception(90_000)
+    for i in (0, 1, 2, 4, 5, 6, 7, 9):
+        reception.push(RtpPacket(96, i, i * 900, 1, b"x"), 0.01 * i)
+    assert reception.interval() == (pytest.approx(0.2), 2)
+    assert reception.interval() == (0.0, 2)
+    assert reception.highest == 9 and reception.jitter_s == pytest.approx(0, abs=1e-9)
+
+
+# H.264, H.265, Opus
+
+
+def unit(kind, size, codec="h264", seed=0):
+    head = bytes([0x60 | kind]) if codec == "h264" else bytes([kind << 1, 1])
+    return head + bytes(b or 7 for b in random.Random(seed).randbytes(size))
+
+
+def annex_b(units):
+    return b"".join(b"\0\0\0\1" + u for u in units)
+
+
+def test_annex_b_splits_into_units():
+    assert h264.nal_units(b"\0\0\0\1\x67ab\0\0\1\x68c\0\0\0\0\1\x65d") == [b"\x67ab", b"\x68c", b"\x65d"]
+
+
+@pytest.mark.parametrize(("codec", "sets", "idr", "other"), [("h264", (7, 8), 5, 1), ("h265", (32, 33, 34), 19, 1)])
+def test_access_units_come_back(codec, sets, idr, other):
+    first = annex_b([unit(kind, 20, codec, kind) for kind in sets] + [unit(idr, 5000, codec)])
+    units = [first, *(annex_b([unit(other, size, codec)] * 2) for size in (1, 30, 1180, 1200, 1300))]
+    packetiser = h264.H264Packetiser(7, codec=codec, first_sequence=65_534)
+    packets = [p for i, data in enumerate(units) for p in packetiser.push(data, 3600 * i)]
+    assert max(len(bytes(p)) for p in packets) <= MTU
+    depacketiser = h264.H264Depacketiser(codec=codec)
+    found = [a for p in packets for a in depacketiser.push(bytes(p), 0.0)]
+    assert [a.data for a in found] == units and [a.pts for a in found] == [3600 * i for i in range(6)]
+    assert [a.keyframe for a in found] == [True] + [False] * 5
+    assert sum(p.marker for p in packets) == 6
+
+
+def test_parameter_sets_travel_apart_and_are_protected_whole():
+    packets = h264.H264Packetiser(7).push(annex_b([unit(7, 20), unit(8, 5), unit(5, 50)]), 0)
+    assert [h264.protected_bytes(p) for p in packets] == [len(bytes(packets[0])), 13]
+    fragments = h264.H264Packetiser(7).push(annex_b([unit(5, 3000)]), 0)
+    assert [h264.protected_bytes(p) for p in fragments] == [14, 14, 14]
+
+
+def test_a_lost_fragment_costs_its_unit_alone():
+    packets = h264.H264Packetiser(7).push(annex_b([unit(1, 3000), unit(1, 1190)]), 0)
+    del packets[1]
+    depacketiser = h264.H264Depacketiser()
+    found = [a for p in packets for a in depacketiser.push(bytes(p), 0.0)] + depacketiser.poll(1)
+    assert h264.nal_units(found[0].data) == [unit(1, 1190)] and found[0].after_loss
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from(["h264", "h265"]))
+def test_hostile_h264_payloads_are_only_counted(payloads, codec):
+    depacketiser = h264.H264Depacketiser(codec=codec)
+    for i, data in enumerate(payloads):
+        depacketiser.push(bytes(RtpPacket(depacketiser.payload_type, i, 0, 1, data)), 0.0)
+        depacketiser.push(data, 0.0)
+    depacketiser.poll(9)
+
+
+def test_opus_packets_come_back_with_their_losses():
+    packetiser = opus.OpusPacketiser(3, first_timestamp=2**32 - 960)
+    packets = [p for i in range(5) for p in packetiser.push(bytes([i]), 960 * i)]
+    depacketiser = opus.OpusDepacketiser()
+    found = [o for i, p in enumerate(packets) if i != 2 for o in depacketiser.push(bytes(p), 0.02 * i)]
+    found += depacketiser.poll(9)
+    assert [o.data for o in found] == [b"\0", b"\1", b"\3", b"\4"]
+    assert [o.lost_before for o in found] == [0, 0, 1, 0]
+    assert [o.pts - found[0].pts for o in found] == [0, 960, 2880, 3840]
+
+
+# RTCP and SDP
+
+BLOCK = rtcp.ReportBlock(0xAABBCCDD, 0.25, 7, 65_537, 90, 5, 6)
+CONTROLS = [
+    rtcp.SenderReport(1, rtcp.ntp(1_700_000_000.5), 90_000, 10, 1000, (BLOCK,)),
+    rtcp.ReceiverReport(2, (BLOCK,)),
+    rtcp.Description(1, "mcode"),
+    rtcp.Pli(2, 1),
+    rtcp.Bye((1, 2)),
+]
+
+
+def test_control_packets_come_back():
+    data = rtcp.compound(CONTROLS)
+    assert rtcp.parse_compound(data) == CONTROLS and len(data) % 4 == 0 and is_rtcp(data)
+
+
+def test_pli_and_report_are_these_bytes():
+    assert bytes(rtcp.Pli(2, 1)) == bytes.fromhex("81ce0002 00000002 00000001")
+    expected = "81c90007 00000002 aabbccdd 40000007 00010001 0000005a 00000005 00000006"
+    assert bytes(rtcp.ReceiverReport(2, (BLOCK,))) == bytes.fromhex(expected)
+    assert rtcp.ntp(0) >> 32 == 2_208_988_800 and rtcp.unix_s(rtcp.ntp(12.25)) == 12.25
+
+
+def test_every_truncation_of_control_packets_parses_or_is_the_wires_fault():
+    data = rtcp.compound(CONTROLS)
+    for size in range(len(data)):
+        with contextlib.suppress(WireError):
+            assert len(rtcp.parse_compound(data[:size])) < len(CONTROLS)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=64), st.sampled_from([200, 201, 202, 203, 206, 207]))
+def test_hostile_control_packets(data, kind):
+    for raw in (data, bytes([0x81, kind]) + data, bytes([0xA1, kind, 0, len(data) // 4]) + data):
+        with contextlib.suppress(WireError):
+            rtcp.parse_compound(raw)
+
+
+def test_round_trip_time_from_a_report():
+    sent = rtcp.ntp(1000.0)
+    block = replace(BLOCK, last_report=sent >> 16 & 0xFFFFFFFF, since_last_report=32_768)
+    assert block.round_trip_s(1000.75) == pytest.approx(0.25, abs=1e-4)
+    assert replace(block, last_report=0).round_trip_s(1.0) is None
+
+
+def test_session_description_comes_back():
+    sets = [b"\x67\x42\xc0\x1eab", b"\x68c"]
+    media = (
+        sdp.Media("MCODE", 5004, 96, 11, {"header": "AAAA"}, 100),
+        sdp.Media("H264", 5006, 97, 12, sdp.sprop(sets, "h264")),
+        sdp.Media("OPUS", 5008, 99, 13),
+    )
+    session = sdp.Session("127.0.0.1", media)
+    assert sdp.Session.parse(str(session)) == session
+    assert session.of("H264", "H265") == media[1] and session.of("H265") is None
+    assert "packetization-mode=1; profile-level-id=42c01e; sprop-parameter-sets=Z0LAHmFi,aGM=" in str(session)
+    assert sdp.Session.parse(str(sdp.Session("::1", media))).address == "::1"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not a session description"),
+        ("hello", "not a session description"),
+        ("v=0\nc=IN IP4 127.0.0.1\n", "no lane"),
+        ("v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 VP8/90000\n", "no lane"),
+        ("v=0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n", "no address"),
+        ("v=0\nc=IN IP4 127.0.0.1\nm=video 99999 RTP/AVP 96\na=rtpmap:96 H264/90000\n", "port 99999"),
+        ("v=0\nc=IN IP4 nonsense\n", "c=IN IP4 nonsense"),
+        ("v=0\nc=IN IP4 127.0.0.1\nm=video x RTP/AVP 96\n", "m=video x"),
+    ],
+)
+def test_a_wrong_session_description_is_named_in_one_line(text, words):
+    with pytest.raises(InputError, match=words) as error:
+        sdp.Session.parse(text, "out.sdp")
+    assert "\n" not in str(error.value) and "out.sdp" in str(error.value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=200))
+def test_hostile_session_descriptions(text):
+    lines = "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na="
+    for candidate in (text, "v=0\n" + text, lines + text, lines + "rtpmap:" + text):
+        with contextlib.suppress(InputError):
+            sdp.Session.parse(candidate)
