@@ -1,0 +1,203 @@
+"""The sound of a file, in step with the pictures: decoded in a thread, pulled by the sound card (Qt's multimedia).
+
+Where there is no sound card, open_audio gives None and the wall clock leads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+from PyQt6.QtCore import QIODevice, QLoggingCategory, QObject
+
+from mcode.errors import InputError
+from mcode.video import audio_packets
+
+if TYPE_CHECKING:
+    from PyQt6.QtMultimedia import QAudioSink
+
+    from mcode.receive import AudioChunk
+
+RATE, CHANNELS, BYTES = 48_000, 2, 2
+_BYTES_PER_S = RATE * CHANNELS * BYTES
+_AHEAD_S = 0.6
+
+
+class _Pipe(QIODevice):
+    """Bytes from the decoder's thread to the sound card's. Silence where there are none yet."""
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._lock = threading.Condition()
+        self._pieces: deque[bytes] = deque()
+        self.waiting = 0
+        self.given = 0
+        self.open(QIODevice.OpenModeFlag.ReadOnly)
+
+    def put(self, data: bytes, stop: threading.Event) -> None:
+        with self._lock:
+            while self.waiting > _AHEAD_S * _BYTES_PER_S and not stop.is_set():
+                self._lock.wait(0.1)
+            self._pieces.append(data)
+            self.waiting += len(data)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._pieces.clear()
+            self.waiting = self.given = 0
+            self._lock.notify_all()
+
+    def bytesAvailable(self) -> int:
+        return self.waiting + super().bytesAvailable()
+
+    def isSequential(self) -> bool:
+        return True
+
+    def readData(self, most: int) -> bytes:
+        with self._lock:
+            if not self._pieces:
+                return bytes(min(most, _BYTES_PER_S // 100))
+            piece = self._pieces.popleft()
+            if len(piece) > most:
+                self._pieces.appendleft(piece[most:])
+                piece = piece[:most]
+            self.waiting -= len(piece)
+            self.given += len(piece)
+            self._lock.notify_all()
+            return piece
+
+    def writeData(self, data: bytes) -> int:
+        return -1
+
+
+class Audio:
+    """One file's sound. heard_s: where in the file the ear is, None while nothing can be said."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._pipe, self._sink = _Pipe(), _sink()
+        self._start_s = 0.0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._muted = False
+        self._running = False
+
+    def play_from(self, start_s: float) -> None:
+        self.halt()
+        self._start_s = start_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._decode, args=(start_s, self._stop), name="player sound", daemon=True
+        )
+        self._thread.start()
+        self._sink.start(self._pipe)
+        self._running = True
+
+    def halt(self) -> None:
+        """Silence; play_from goes on."""
+        self._running = False
+        self._stop.set()
+        self._sink.stop()
+        self._pipe.clear()
+        if self._thread is not None:
+            self._thread.join(2.0)
+            self._thread = None
+
+    @property
+    def playing(self) -> bool:
+        return self._running
+
+    @property
+    def heard_s(self) -> float | None:
+        if not self._running or not self._pipe.given:
+            return None
+        in_card = max(0, self._sink.bufferSize() - self._sink.bytesFree())
+        return self._start_s + (self._pipe.given - in_card) / _BYTES_PER_S
+
+    @property
+    def muted(self) -> bool:
+        return self._muted
+
+    @muted.setter
+    def muted(self, muted: bool) -> None:
+        self._muted = muted
+        self._sink.setVolume(0.0 if muted else 1.0)
+
+    def _decode(self, start_s: float, stop: threading.Event) -> None:
+        resampler = av.AudioResampler(format="s16", layout="stereo", rate=RATE)
+        try:
+            for packet in audio_packets(self.path, start_s):
+                if stop.is_set():
+                    return
+                for piece in packet.decode():
+                    for frame in resampler.resample(piece):
+                        self._pipe.put(frame.to_ndarray().tobytes(), stop)
+                        if stop.is_set():
+                            return
+        except (av.FFmpegError, InputError):
+            return  # what there is has been heard
+
+
+class LiveAudio:
+    """A live stream's sound: pieces that say when they are due. Late ones are left out, gaps are silence."""
+
+    LATE_S, MOST_WAITING_S = 0.08, 0.3
+
+    def __init__(self, pieces: deque[AudioChunk]) -> None:
+        self._pieces, self._pipe = pieces, _Pipe()
+        self._sink = _sink()
+        self._never = threading.Event()
+        self._never.set()  # the window's thread never waits
+        self.muted = False
+        self._sink.start(self._pipe)
+
+    def feed(self, now_s: float, paused: bool) -> None:
+        """To be called often; now_s: time.monotonic()."""
+        while self._pieces:
+            waiting_s = self._pipe.waiting / _BYTES_PER_S
+            late_s = now_s + waiting_s - self._pieces[0].due_s
+            if late_s < -0.04:
+                return  # its time is not yet
+            samples = self._pieces.popleft().samples
+            if late_s > self.LATE_S or paused or self.muted or waiting_s > self.MOST_WAITING_S:
+                continue
+            self._pipe.put(_stereo(samples), self._never)
+
+    def halt(self) -> None:
+        self._sink.stop()
+        self._pipe.clear()
+
+
+def _stereo(samples: np.ndarray) -> bytes:
+    """int16 (n, channels) -> bytes of two channels."""
+    both = samples if samples.shape[1] == CHANNELS else np.repeat(samples[:, :1], CHANNELS, axis=1)
+    return np.ascontiguousarray(both, dtype=np.int16).tobytes()
+
+
+def _sink() -> QAudioSink:
+    from PyQt6.QtMultimedia import QAudioFormat, QAudioSink, QMediaDevices
+
+    sound_format = QAudioFormat()
+    sound_format.setSampleRate(RATE)
+    sound_format.setChannelCount(CHANNELS)
+    sound_format.setSampleFormat(QAudioFormat.SampleFormat.Int16)
+    made = QAudioSink(QMediaDevices.defaultAudioOutput(), sound_format)
+    made.setBufferSize(_BYTES_PER_S // 8)
+    return made
+
+
+def has_sound_card() -> bool:
+    # Qt tells at length which optional libraries it did not find.
+    QLoggingCategory.setFilterRules("qt.multimedia.*=false")
+    from PyQt6.QtMultimedia import QMediaDevices
+
+    return not QMediaDevices.defaultAudioOutput().isNull()
+
+
+def open_audio(path: str | os.PathLike[str] | None) -> Audio | None:
+    """The sound of a file, or None where it has none or this machine cannot play any."""
+    return Audio(path) if path is not None and has_sound_card() else None

@@ -1,0 +1,439 @@
+"""The live comparison: one feed through MCode and through H.264, the same channel damaging both, at equal rate. No Qt.
+
+    feed -> original lane ------------------------------------------> shown together, one latency later
+         -> MCode encoder -> link (channel) -> MCode decoder -> lane
+         -> H.264 encoder -> link (channel) -> H.264 decoder -> lane
+
+All threads keep one clock: it paces the feed, delays the datagrams and shows the frames, so pause and speed act on all.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import mcode.manifold
+from mcode.baseline import BaselineEncoder, EncodedPacket, coder_named
+from mcode.codec import Encoder, Model
+from mcode.errors import ManifoldError, McodeError
+from mcode.evaluation.metrics import luma, psnr, ssim
+from mcode.frame import TICKS_PER_S, Frame
+from mcode.packet import Packet
+from mcode.receive import PLI_GAP_S
+from mcode.rtp.packets import HEADER_BYTES
+from mcode.transcode import geometry
+
+from .clock import Clock
+from .counters import smoothed
+from .feeds import Feed
+from .lanes import Lane
+from .link import BaselineLink, MCodeLink, cut_to, unit_pts
+from .session import CHANNEL_FIELDS, Rows, Session, Settings
+
+REFRESH_S = 5.0
+"""Both codecs send a picture whole this often: where the one heals, the other does too."""
+MOST_PIXELS = 640 * 368
+"""Live pictures are at most about this large: what two cores encode and decode in time."""
+MARGIN_S = 0.12
+MOST_LATENESS_S = 0.6
+INBOX = 8
+FIRST_CRF, FIRST_LOOK_S = 44.0, 2.0
+LEAST_CRF_CHANGE, MOST_CRF_CHANGE = 1.0, 9.0
+FLOOR_SHARE = 1.1
+MEASURE_S, POLL_S = 0.15, 0.008
+
+Load = Callable[[str | None], Model]
+
+
+class Compare(Session):
+    """Lanes: MCode, the baseline ("h264", "h265", or None for none) and the original. load: a manifold by name."""
+
+    adjustable = frozenset({"n", "coder", "manifold", "bit_error_rate", "loss", "delay_ms"})
+    channel_note = "Both lanes meet the same seeded damage. Headers are protected in both."
+
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        manifold: str | None = "general",
+        baseline: str | None = "h264",
+        device: str = "auto",
+        settings: Settings | None = None,
+        load: Load | None = None,
+        clock: Clock | None = None,
+        most_pixels: int = MOST_PIXELS,
+    ) -> None:
+        settings = settings or Settings(manifold=manifold)
+        lanes = [Lane("mcode", "MCode")]
+        if baseline:
+            lanes.append(Lane("baseline", coder_named(baseline).label))
+        lanes.append(Lane("original", "Original"))
+        super().__init__(feed.title, lanes, settings, clock)
+        self.feed, self.duration_s, self.audio_path = feed, feed.duration_s, feed.audio_path
+        self.live, self.loop = feed.duration_s is None, True
+        self.baseline, self.busy = baseline, "Loading the manifold"
+        self.coded: tuple[int, int] | None = None
+        self._load = load or (lambda name: mcode.manifold.load(name or "general", device))
+        self._most_pixels = most_pixels
+        self._target_s: float | None = 0.0
+        self._anchors: deque[tuple[int, int]] = deque([(0, 0)], maxlen=16)  # stream ticks where source ticks begin
+        self._lateness_s = 0.0
+        self._one_step = threading.Event()
+        self._sides: list[_Side] = []
+
+    # What the window does
+
+    def start(self) -> None:
+        self.clock.paused = True
+        self._spawn("feed", self._feed)
+
+    def close(self, wait_s: float = 5.0) -> None:
+        self._closing.set()
+        for side in self._sides:
+            side.wake()
+        super().close(wait_s)
+
+    @property
+    def latency_s(self) -> float:
+        """From capture to screen, in all lanes alike: the wait for N frames, the channel, the decoder."""
+        s = self.settings
+        return (s.n + 1) / self.feed.fps + (s.delay_ms + s.jitter_ms) / 1000 + MARGIN_S + self._lateness_s
+
+    @property
+    def due_s(self) -> float:
+        return self.clock.time_s - self.latency_s
+
+    @property
+    def position_s(self) -> float:
+        newest = self.lanes[-1].newest
+        return self._in_source(newest.pts) if newest is not None else 0.0
+
+    def _in_source(self, stream_ticks: int) -> float:
+        """Seconds in the source of a moment of the stream, which goes on through seeks and loops."""
+        stream, source = next((a for a in reversed(self._anchors.copy()) if a[0] <= stream_ticks), self._anchors[0])
+        return max(0.0, (stream_ticks - stream + source) / TICKS_PER_S)
+
+    def seek(self, position_s: float) -> None:
+        if self.duration_s is None:
+            return
+        self._target_s = min(max(0.0, position_s), max(0.0, self.duration_s - 1 / self.feed.fps))
+        if self.clock.paused:
+            self._one_step.set()
+
+    def step(self, frames: int) -> None:
+        self.clock.paused = True
+        if frames > 0:
+            self.clock.time_s += 1 / self.feed.fps
+        else:
+            self.seek(self.position_s - 1 / self.feed.fps)
+
+    def follow_sound(self, heard_s: float) -> None:
+        shown_s = self._in_source(round(self.due_s * TICKS_PER_S))
+        self.clock.follow(self.clock.time_s + heard_s - shown_s)
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self._settings = settings
+        for side in self._sides:
+            side.link.configure(settings)
+
+    def stats(self) -> Rows:
+        s, c = self.settings, self.lanes[0].counters
+        wait_ms = 1000 * s.n / self.feed.fps
+        rows = [
+            ("Picture", f"{self.coded[0]} × {self.coded[1]}" if self.coded else "–"),
+            ("Manifold", f"{getattr(self.model, 'name', '')} {self.model.id[:8]}".strip() if self.model else "–"),
+            ("Keyframes", f"every {s.n} frames, {s.coder}"),
+            ("Source", f"{self.feed.fps:.4g} frames/s"),
+        ]
+        for lane in self.lanes:
+            d = lane.counters
+            rows.append((lane.title, f"{d.decoded.per_s:.1f} decoded, {d.shown.per_s:.1f} shown frames/s"))
+        rows += [
+            ("Dropped", f"{sum(lane.counters.dropped for lane in self.lanes):,} frames"),
+            ("Delay", f"{1000 * self.latency_s:.0f} ms"),
+            ("  waiting for N", f"{wait_ms:.0f} ms"),
+            ("  network", f"{c.network_ms:.0f} ms"),
+            ("  decoding", f"{c.decode_ms:.1f} ms"),
+        ]
+        return rows
+
+    # The threads
+
+    def _feed(self) -> None:
+        self.model = self._load(self.settings.manifold)
+        self._lay_out()
+        self._sides = [_MCodeSide(self, self.lanes[0])]
+        if self.baseline:
+            self._sides.append(_BaselineSide(self, self.lanes[1]))
+        for side in self._sides:
+            self._spawn(f"{side.lane.name} encoder", side.send_all)
+            self._spawn(f"{side.lane.name} decoder", side.receive_all)
+        self._spawn("meter", self._measure)
+        self.busy = None
+        self.clock.time_s = 0.0
+        self.clock.paused = False
+        last_pts, period = -1, round(TICKS_PER_S / self.feed.fps)
+        while not self._closing.is_set():
+            start_s, self._target_s = self._target_s or 0.0, None
+            begin = last_pts + period if last_pts >= 0 else 0
+            # A seek or a loop starts at once, whatever time the frames before it were given.
+            begin = max(begin, round(self.clock.time_s * TICKS_PER_S))
+            self._anchors.append((begin, round(start_s * TICKS_PER_S)))
+            came = False
+            size, crop = self._size, self._crop
+            for frame in self.feed.frames(start_s, size, crop):
+                stamped = Frame(frame.rgb, begin + frame.pts)
+                if not self._wait_for(stamped.pts):
+                    break
+                came, last_pts = True, stamped.pts
+                self.lanes[-1].offer(stamped)
+                for side in self._sides:
+                    side.take(stamped)
+                if (size, crop) != (self._size, self._crop):  # another manifold, another frame size: go on from here
+                    self._target_s = start_s + frame.pts / TICKS_PER_S
+                    break
+            if self._target_s is None and not self.loop and not self._closing.is_set():
+                self._rest(last_pts)
+            if not came and self._target_s is None and start_s > 0:
+                self._target_s = 0.0
+            elif not came and self._target_s is None:
+                self._closing.wait(0.2)
+
+    def _rest(self, last_pts: int) -> None:
+        """The source is at its end and shall not loop: show what is under way, then wait for a seek."""
+        while self.due_s < last_pts / TICKS_PER_S and not self._closing.wait(0.02) and self._target_s is None:
+            pass
+        self.ended = self._target_s is None
+        self.clock.paused = self.clock.paused or self.ended
+        while self._target_s is None and not self.loop and not self._closing.wait(0.05):
+            pass
+        self.ended = False
+
+    def _wait_for(self, pts: int) -> bool:
+        """Until the clock shows pts; False when the feed shall start elsewhere or end."""
+        while self._target_s is None and not self._closing.is_set():
+            if self._one_step.is_set():
+                # A seek while paused: run on until the new place is on the screen.
+                self._one_step.clear()
+                self.clock.time_s = max(self.clock.time_s, pts / TICKS_PER_S + self.latency_s)
+            left_s = self.clock.wall_until(pts / TICKS_PER_S)
+            if left_s <= 0:
+                return True
+            self._closing.wait(min(left_s, 0.02))
+        return False
+
+    def _lay_out(self) -> None:
+        """Which part of the source is coded, and how large."""
+        width, height = self.feed.size
+        scale = min(1.0, math.sqrt(self._most_pixels / (width * height)))
+        limit = (max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)) if scale < 1 else None
+        self._size, _, self._crop = geometry((width, height), limit, getattr(self.model, "frame_size", None))
+        self.coded = self._size
+
+    def change_manifold(self, name: str | None) -> Model | None:
+        """The manifold now wanted, loaded; None, and a notice, where it cannot be."""
+        try:
+            self.model = self._load(name)
+        except McodeError as error:
+            self.notices.append(" ".join(str(error).split()))
+            return None
+        self._lay_out()
+        return self.model
+
+    def note_arrival(self, pts: int) -> None:
+        """Keeps the latency as short as the slowest recent keyframe allows."""
+        expected_s = self.latency_s - self._lateness_s - MARGIN_S
+        late_s = min(MOST_LATENESS_S, max(0.0, self.clock.time_s - pts / TICKS_PER_S - expected_s))
+        share = 0.5 if late_s > self._lateness_s else 0.02
+        if not self.clock.paused:
+            self._lateness_s += share * (late_s - self._lateness_s)
+
+    def _measure(self) -> None:
+        original = self.lanes[-1]
+        seen: tuple[int, ...] = ()
+        while not self._closing.wait(MEASURE_S):
+            serials = tuple(lane.serial for lane in self.lanes)
+            shown = [lane.newest for lane in self.lanes]
+            reference = shown[-1]
+            if serials == seen or reference is None:
+                continue
+            seen = serials
+            grey = luma(reference.rgb)
+            for lane, frame in zip(self.lanes[:-1], shown, strict=False):
+                if lane is original or frame is None or frame.rgb.shape != reference.rgb.shape:
+                    continue
+                lane.counters.psnr_db = psnr(frame.rgb, reference.rgb)
+                lane.counters.ssim = ssim(luma(frame.rgb), grey)
+
+
+class _Side:
+    """One codec's two threads: frames into the link, packets out of it onto the lane. cuts: frames may be padded."""
+
+    cuts = False
+
+    def __init__(self, session: Compare, lane: Lane, link: MCodeLink | BaselineLink) -> None:
+        self.session, self.lane, self.link = session, lane, link
+        self._inbox: deque[Frame] = deque()
+        self._came = threading.Condition()
+
+    def take(self, frame: Frame) -> None:
+        """A frame to encode. A side that is behind loses its oldest one, as a camera would."""
+        with self._came:
+            if len(self._inbox) >= INBOX:
+                self._inbox.popleft()
+                self.lane.counters.dropped += 1
+            self._inbox.append(frame)
+            self._came.notify()
+
+    def wake(self) -> None:
+        with self._came:
+            self._came.notify_all()
+
+    def send_all(self) -> None:
+        closing = self.session._closing
+        while not closing.is_set():
+            with self._came:
+                while not self._inbox and not closing.is_set():
+                    self._came.wait(0.2)
+                frame = self._inbox.popleft() if self._inbox else None
+            if frame is not None:
+                for packet in self.encode(frame):
+                    size = self.link.send(packet, self.session.clock.time_s)
+                    self.lane.counters.bits.add(8 * size)
+
+    def receive_all(self) -> None:
+        closing, clock, counters = self.session._closing, self.session.clock, self.lane.counters
+        while not closing.wait(POLL_S):
+            for unit in self.link.receive(clock.time_s):
+                started = time.perf_counter()
+                sent_s = self.link.sent_s(unit_pts(unit))
+                if sent_s is not None:
+                    counters.network_ms = smoothed(counters.network_ms, 1000 * (clock.time_s - sent_s))
+                width, height = self.session.coded or (1, 1)
+                for frame in self.link.lane.decode(unit):
+                    self.lane.offer(cut_to(frame, width, height) if self.cuts else frame)
+                    if closing.is_set():
+                        return
+                if self.link.lane.error is not None:
+                    self.session.notices.append(" ".join(str(self.link.lane.error).split()))
+                counters.decode_ms = smoothed(counters.decode_ms, 1000 * (time.perf_counter() - started))
+                self.session.note_arrival(unit_pts(unit))
+            self.link.count(counters)
+
+    def encode(self, frame: Frame) -> list[Packet] | list[EncodedPacket]:
+        raise NotImplementedError
+
+
+class _MCodeSide(_Side):
+    def __init__(self, session: Compare, lane: Lane) -> None:
+        super().__init__(session, lane, MCodeLink(session.settings, self._find))
+        self._models: dict[str, Model] = {session.model.id: session.model}
+        self._encoder: Encoder | None = None
+        self._made: Settings | None = None
+        self._asked_s = 0.0
+
+    def encode(self, frame: Frame) -> list[Packet]:
+        wanted = replace(self.session.settings, **dict.fromkeys(CHANNEL_FIELDS, 0))
+        packets: list[Packet] = []
+        encoder = self._encoder
+        if encoder is None or wanted != self._made or (frame.width, frame.height) != (encoder.width, encoder.height):
+            if encoder is not None:
+                packets += encoder.flush()
+            encoder = self._encoder = self._renewed(wanted, frame)
+            self._made = wanted
+        if encoder is not None and self.link.lane.wants_refresh and frame.pts_s - self._asked_s > PLI_GAP_S:
+            self._asked_s = frame.pts_s  # as by RTCP PLI
+            encoder.request_refresh()
+        return packets + encoder.push(frame) if encoder else packets
+
+    def _renewed(self, wanted: Settings, frame: Frame) -> Encoder | None:
+        model = self.session.model
+        if self._made is not None and wanted.manifold != self._made.manifold:
+            model = self.session.change_manifold(wanted.manifold) or model
+            self._models = {**dict(list(self._models.items())[-3:]), model.id: model}
+        size = frame.width, frame.height
+        try:
+            shape = model.latent_shape(*size)
+        except ManifoldError:
+            return None  # frames of the new size are under way
+        slices = 1 if shape[1] * shape[2] < 64 else 4
+        return Encoder(
+            model, *size, n=wanted.n, coder=wanted.coder, quality=wanted.quality, refresh_s=REFRESH_S, slices=slices
+        )
+
+    def _find(self, manifold_id: bytes) -> Model:
+        model = self._models.get(manifold_id.hex())
+        if model is None:
+            raise ManifoldError(f"the manifold {manifold_id.hex()} is gone")
+        return model
+
+
+class _BaselineSide(_Side):
+    """Its rate follows MCode's on the wire, by constant rate factor; it may wait for as many frames as MCode does.
+
+    (x264's own rate control, asked for less than it can do, drops all coefficients: grey. CRF 51 is its floor.)
+    """
+
+    cuts = True
+
+    def __init__(self, session: Compare, lane: Lane) -> None:
+        super().__init__(session, lane, BaselineLink(session.settings, session.baseline or "h264"))
+        self._encoder: BaselineEncoder | None = None
+        self._crf, self._n = FIRST_CRF, 0
+        self._since_s, self._made_s, self._before_bytes = 0.0, 0.0, 0
+
+    def encode(self, frame: Frame) -> list[EncodedPacket]:
+        encoder, n, now_s = self._encoder, self.session.settings.n, frame.pts_s
+        crf = self._wanted_crf(now_s)
+        resized = encoder is not None and (frame.width, frame.height) != (encoder.width, encoder.height)
+        packets: list[EncodedPacket] = []
+        if encoder is None or resized or n != self._n or abs(crf - self._crf) >= LEAST_CRF_CHANGE:
+            if encoder is not None:
+                packets += encoder.flush()
+            self._crf, self._n = crf, n
+            self._made_s = self._since_s = now_s
+            self._before_bytes = 0
+            self._encoder = encoder = BaselineEncoder(
+                self.session.baseline or "h264",
+                frame.width,
+                frame.height,
+                crf=crf,
+                fps=self.session.feed.fps,
+                gop_s=REFRESH_S,
+                options={
+                    "rc-lookahead": str(n - 1),
+                    "sync-lookahead": "0",
+                    "bf": str(min(3, (n - 1) // 2)),
+                    "threads": "1",
+                },
+            )
+        return packets + encoder.push(frame)
+
+    def _wanted_crf(self, now_s: float) -> float:
+        """Looked at when the next whole picture is due anyway, and soon after the start."""
+        encoder = self._encoder
+        length_s = now_s - self._since_s
+        first = self._made_s == 0.0 or self._made_s == self._since_s
+        if encoder is None or length_s < (FIRST_LOOK_S if first and self._crf == FIRST_CRF else REFRESH_S):
+            return self._crf
+        spent, self._before_bytes = encoder.payload_bytes - self._before_bytes, encoder.payload_bytes
+        self._since_s = now_s
+        headers_kbps = self.session.feed.fps * HEADER_BYTES * 8 / 1000
+        target = self.session.lanes[0].counters.rate_kbps
+        kbps = spent * 8 / 1000 / length_s + headers_kbps
+        if not target or not spent:
+            return self._crf
+        coder = coder_named(encoder.codec)
+        off = math.log2(kbps / target) * coder.crf_per_halving
+        crf = min(coder.crf_floor, max(1.0, self._crf + min(MOST_CRF_CHANGE, max(-MOST_CRF_CHANGE, off))))
+        self.lane.note = "its floor" if self._crf >= coder.crf_floor and kbps > FLOOR_SHARE * target else ""
+        return crf

@@ -1,0 +1,111 @@
+"""Where the pictures of a live comparison come from: a file, a camera, or painted. No Qt."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import av
+
+from mcode.errors import InputError
+from mcode.frame import TICKS_PER_S, Frame
+from mcode.video import FrameReader, centre_crop, probe, resize
+
+_CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
+"""FFmpeg's input format and the name of camera number {}, by system."""
+
+
+class Feed(Protocol):
+    """title; fps: nominal frames/s; size: (width, height); duration_s: None for what has no end (then no seeking)."""
+
+    title: str
+    fps: float
+    size: tuple[int, int]
+    duration_s: float | None
+    audio_path: str | None
+
+    def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
+        """Frames from start_s on, cut and scaled; the first has pts 0."""
+        ...
+
+
+class VideoFeed:
+    """A video file. Raises InputError as mcode.video.probe."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path, self.title = os.fspath(path), Path(path).name
+        info = probe(path)
+        self.fps = min(120.0, max(1.0, info.average_fps or 25.0))
+        self.size = info.width, info.height
+        self.duration_s = info.duration_s
+        self.audio_path = self.path if info.audio_codec else None
+        if info.is_image:
+            raise InputError(f"{path} is an image; mcode encode {path} -o OUT.mcode compresses it")
+
+    def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
+        return iter(FrameReader(self.path, start_s=start_s, size=size, crop_to=crop_to))
+
+
+class PaintedFeed:
+    """Frames made by a function of time (seconds) giving uint8 (H, W, 3): tests and the picture without a source."""
+
+    audio_path = None
+
+    def __init__(
+        self,
+        title: str,
+        paint: Callable[[float], object],
+        size: tuple[int, int],
+        fps: float = 25.0,
+        duration_s: float | None = None,
+    ) -> None:
+        self.title, self.size, self.fps, self.duration_s = title, size, fps, duration_s
+        self._paint = paint
+
+    def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
+        period = round(TICKS_PER_S / self.fps)
+        index = 0
+        while self.duration_s is None or start_s + index / self.fps < self.duration_s:
+            rgb = self._paint(start_s + index / self.fps)
+            yield Frame(resize(centre_crop(rgb, crop_to) if crop_to else rgb, *size), index * period)
+            index += 1
+
+
+class CameraFeed:
+    """A camera of this machine, by number. Raises InputError when there is none."""
+
+    duration_s, audio_path = None, None
+
+    def __init__(self, number: int = 0) -> None:
+        self.number, self.title = number, f"Camera {number}"
+        self.format, name = _CAMERAS.get(sys.platform, _CAMERAS["linux"])
+        self.name = name.format(number)
+        with self._open() as container:
+            stream = container.streams.video[0]
+            self.size = stream.width, stream.height
+            self.fps = min(60.0, max(5.0, float(stream.average_rate or 25)))
+
+    def _open(self) -> av.container.InputContainer:
+        try:
+            return av.open(self.name, format=self.format)
+        except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+            raise InputError(f"no camera {self.number} ({self.name}: {getattr(error, 'strerror', error)})") from error
+
+    def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
+        with self._open() as container:
+            first = last = None
+            try:
+                for picture in container.decode(video=0):
+                    time_s = float(picture.pts * picture.time_base) if picture.pts is not None else 0.0
+                    first = time_s if first is None else first
+                    pts = round((time_s - first) * TICKS_PER_S)
+                    pts = pts if last is None or pts > last else last + 1
+                    rgb = picture.to_ndarray(format="rgb24")
+                    last = pts
+                    yield Frame(resize(centre_crop(rgb, crop_to) if crop_to else rgb, *size), pts)
+            except av.FFmpegError as error:
+                raise InputError(f"camera {self.number} stopped ({error.strerror}); is it still plugged in?") from error
+            raise InputError(f"camera {self.number} stopped; is it still plugged in?")

@@ -1,0 +1,346 @@
+"""What lies over the pictures for a while: stats (i), keys (?), messages, and the page shown while nothing plays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PyQt6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, QTimer, pyqtSignal
+from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent
+from PyQt6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+
+from . import icons
+from .session import Rows
+from .theme import BODY, DARK, SMALL, TINY, TITLE, Theme, font, with_alpha
+
+MESSAGE_MS = 3500
+
+KEYS = (
+    (
+        "Play",
+        (
+            ("Space, p", "play or pause"),
+            (".  ,", "next or previous frame"),
+            ("←  →", "back or on by 5 s"),
+            ("↓  ↑", "back or on by 60 s"),
+            ("Home", "to the start"),
+            ("[  ]", "slower or faster"),
+            ("Backspace", "speed 1"),
+            ("l", "loop"),
+            ("m", "mute"),
+        ),
+    ),
+    (
+        "View",
+        (
+            ("1", "side by side"),
+            ("2", "wipe between two"),
+            ("3", "MCode alone"),
+            ("4", "show the original"),
+            ("f", "full screen"),
+            ("i", "stats"),
+            ("c", "controls"),
+            ("g", "charts"),
+            ("t", "dark or light"),
+        ),
+    ),
+    (
+        "File",
+        (
+            ("o", "open"),
+            ("s", "screenshot"),
+            ("r", "record the comparison"),
+            ("?", "these keys"),
+            ("q", "quit"),
+        ),
+    ),
+)
+
+
+class Stats(QWidget):
+    """A card of names and aligned values over the pictures."""
+
+    def __init__(self, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+        self.setAccessibleName("Stats")
+        self.rows: Rows = []
+        self.hide()
+
+    def show_rows(self, rows: Rows) -> None:
+        self.rows = rows
+        name_width, value_width = self._widths()
+        self.resize(round(name_width + value_width + 58), round(len(rows) * 19 + 26))
+        self.update()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(with_alpha("#07090c", 0.80))
+        painter.drawRoundedRect(QRectF(self.rect()), 10, 10)
+        name_width, _ = self._widths()
+        for index, (name, value) in enumerate(self.rows):
+            y = 13 + index * 19
+            inset = 12 if name.startswith(" ") else 0
+            painter.setFont(font(SMALL))
+            painter.setPen(QColor("#8c95a5"))
+            painter.drawText(QRectF(16 + inset, y, name_width + 8, 19), Qt.AlignmentFlag.AlignVCenter, name.strip())
+            painter.setPen(QColor("#f1f3f6"))
+            painter.drawText(QRectF(40 + name_width, y, self.width(), 19), Qt.AlignmentFlag.AlignVCenter, value)
+
+    def _widths(self) -> tuple[float, float]:
+        metrics = QFontMetricsF(font(SMALL))
+        return tuple(max((metrics.horizontalAdvance(row[i]) for row in self.rows), default=0.0) for i in (0, 1))
+
+
+class Keys(QWidget):
+    """All keys, over the whole window. Any click closes it."""
+
+    def __init__(self, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.theme: Theme = DARK
+        self.setAccessibleName("Keys")
+        self.setAccessibleDescription("; ".join(f"{key}: {what}" for _, rows in KEYS for key, what in rows))
+        self.hide()
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:
+        self.hide()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        t, painter = self.theme, QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.fillRect(self.rect(), with_alpha("#000000", 0.60))
+        tight = self.height() < 420 or self.width() < 700
+        row_height, size = (15.0, TINY) if tight else (25.0, BODY)
+        key_width, width = (58.0, 146.0) if tight else (88.0, 236.0)
+        padding = 14.0 if tight else 30.0
+        most = max(len(rows) for _, rows in KEYS)
+        box = QRectF(0, 0, width * 3 + 2 * padding, (most + 1.6) * row_height + 2 * padding)
+        box.moveCenter(QPointF(self.rect().center()))
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(QColor(t.surface))
+        painter.drawRoundedRect(box, 14, 14)
+        for column, (title, rows) in enumerate(KEYS):
+            x, y = box.left() + padding + column * width, box.top() + padding
+            painter.setFont(font(TINY, QFont.Weight.DemiBold, spacing=0.9))
+            painter.setPen(QColor(t.accent))
+            painter.drawText(QRectF(x, y, width, row_height), Qt.AlignmentFlag.AlignVCenter, title.upper())
+            for index, (key, what) in enumerate(rows):
+                at = y + (index + 1.6) * row_height
+                painter.setFont(font(size, QFont.Weight.Medium))
+                painter.setPen(QColor(t.text))
+                painter.drawText(QRectF(x, at, key_width, row_height), Qt.AlignmentFlag.AlignVCenter, key)
+                painter.setFont(font(size))
+                painter.setPen(QColor(t.dim))
+                painter.drawText(
+                    QRectF(x + key_width, at, width - key_width, row_height), Qt.AlignmentFlag.AlignVCenter, what
+                )
+
+
+class Message(QWidget):
+    """One line at the bottom of the pictures that goes away by itself; problems stay until clicked."""
+
+    def __init__(self, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.theme: Theme = DARK
+        self.text, self._problem = "", False
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.timeout.connect(self.hide)
+        self.setCursor(Qt.CursorShape.PointingHandCursor)
+        self.hide()
+
+    def say(self, text: str, *, problem: bool = False) -> None:
+        self.text, self._problem = " ".join(text.split()), problem
+        self.setAccessibleName(self.text)
+        self.place()
+        self.show()
+        self.raise_()
+        self._timer.stop()
+        if not problem:
+            self._timer.start(MESSAGE_MS)
+
+    def place(self) -> None:
+        parent = self.parentWidget()
+        metrics = QFontMetricsF(font(BODY))
+        width = min(parent.width() - 24, round(metrics.horizontalAdvance(self.text)) + 52)
+        lines = -(-round(metrics.horizontalAdvance(self.text)) // max(1, width - 52)) or 1
+        height = 22 + 17 * min(lines, 3)
+        self.setGeometry((parent.width() - width) // 2, parent.height() - height - 16, width, height)
+        self.update()
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:
+        self.hide()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        t, painter = self.theme, QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(QColor(t.line))
+        painter.setBrush(QColor(t.raised))
+        painter.drawRoundedRect(QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5), 10, 10)
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(QColor(t.problem if self._problem else t.accent))
+        painter.drawEllipse(QPointF(20, self.height() / 2), 3.5, 3.5)
+        painter.setPen(QColor(t.text))
+        painter.setFont(font(BODY))
+        flags = Qt.AlignmentFlag.AlignVCenter | Qt.TextFlag.TextWordWrap
+        painter.drawText(QRectF(34, 4, self.width() - 50, self.height() - 8), int(flags), self.text)
+
+
+class Busy(QWidget):
+    """What one waits for, with a bar where the share done is known, over the pictures."""
+
+    def __init__(self, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.theme: Theme = DARK
+        self.text = ""
+        self._turn = 0
+        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+        self._timer = QTimer(self)
+        self._timer.timeout.connect(self._advance)
+        self.hide()
+
+    def say(self, text: str | None) -> None:
+        if text is None:
+            if self.isVisible():
+                self.hide()
+                self._timer.stop()
+        else:
+            if not self.isVisible():
+                self.show()
+                self._timer.start(40)
+            if text != self.text:
+                self.text = text
+                self.setAccessibleName(text)
+                self.update()
+
+    def _advance(self) -> None:
+        self._turn = (self._turn + 9) % 360
+        self.update()
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        t, painter = self.theme, QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.fillRect(self.rect(), QColor(t.canvas))
+        middle = QPointF(self.width() / 2, self.height() / 2 - 16)
+        pen = painter.pen()
+        pen.setWidthF(2.6)
+        pen.setCapStyle(Qt.PenCapStyle.RoundCap)
+        pen.setColor(QColor(t.hover))
+        painter.setPen(pen)
+        circle = QRectF(middle.x() - 15, middle.y() - 15, 30, 30)
+        painter.drawEllipse(circle)
+        pen.setColor(QColor(t.accent))
+        painter.setPen(pen)
+        painter.drawArc(circle, -self._turn * 16, 90 * 16)
+        painter.setPen(QColor(t.dim))
+        painter.setFont(font(BODY))
+        painter.drawText(QRectF(0, middle.y() + 28, self.width(), 24), Qt.AlignmentFlag.AlignCenter, self.text)
+
+
+class Welcome(QWidget):
+    """Shown while nothing plays: what can be opened, and what was opened before."""
+
+    wants_open, wants_demo, wants_camera = pyqtSignal(), pyqtSignal(), pyqtSignal()
+    wants_recent = pyqtSignal(str)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setObjectName("canvas")
+        self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
+        self.theme: Theme = DARK
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(24, 24, 24, 24)
+        outer.addStretch(3)
+        self._picture = QLabel()
+        self._picture.setAlignment(Qt.AlignmentFlag.AlignHCenter)
+        outer.addWidget(self._picture)
+        outer.addSpacing(10)
+        self._title = QLabel("Open a video to compare")
+        self._title.setFont(font(20, QFont.Weight.DemiBold))
+        self._title.setAlignment(Qt.AlignmentFlag.AlignHCenter)
+        outer.addWidget(self._title)
+        outer.addSpacing(4)
+        self._text = QLabel("Drop a file here: an .mcode file plays, any other video is encoded live beside H.264.")
+        self._text.setFont(font(TITLE))
+        self._text.setProperty("tone", "dim")
+        self._text.setAlignment(Qt.AlignmentFlag.AlignHCenter)
+        self._text.setWordWrap(True)
+        outer.addWidget(self._text)
+        outer.addSpacing(20)
+        row = QHBoxLayout()
+        row.setSpacing(10)
+        row.addStretch(1)
+        for label, name, signal in (
+            ("Open…", "primary", self.wants_open),
+            ("Demo", "solid", self.wants_demo),
+            ("Camera", "solid", self.wants_camera),
+        ):
+            button = QPushButton(label)
+            button.setObjectName(name)
+            button.setFont(font(BODY, QFont.Weight.Medium))
+            button.setCursor(Qt.CursorShape.PointingHandCursor)
+            button.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+            button.setAccessibleName(label.rstrip("…"))
+            button.clicked.connect(signal)
+            row.addWidget(button)
+        row.addStretch(1)
+        outer.addLayout(row)
+        outer.addSpacing(26)
+        self._recent = QWidget()
+        self._recent_rows = QVBoxLayout(self._recent)
+        self._recent_rows.setContentsMargins(0, 0, 0, 0)
+        self._recent_rows.setSpacing(0)
+        holder = QHBoxLayout()
+        holder.addStretch(1)
+        holder.addWidget(self._recent)
+        holder.addStretch(1)
+        outer.addLayout(holder)
+        outer.addStretch(4)
+
+    def set_recent(self, paths: Sequence[str]) -> None:
+        while (item := self._recent_rows.takeAt(0)) is not None:
+            if item.widget():
+                item.widget().deleteLater()
+        self._recent.setVisible(bool(paths))
+        if not paths:
+            return
+        head = QLabel("RECENT")
+        head.setFont(font(TINY, QFont.Weight.DemiBold, spacing=0.9))
+        head.setProperty("tone", "faint")
+        head.setContentsMargins(10, 0, 0, 4)
+        self._recent_rows.addWidget(head)
+        for path in paths[:5]:
+            button = QPushButton(_shortened(path))
+            button.setObjectName("link")
+            button.setFont(font(BODY))
+            button.setToolTip(path)
+            button.setCursor(Qt.CursorShape.PointingHandCursor)
+            button.setMinimumWidth(320)
+            button.clicked.connect(self._opener(path))
+            self._recent_rows.addWidget(button)
+
+    def _opener(self, path: str) -> Callable[[], None]:
+        return lambda: self.wants_recent.emit(path)
+
+    def apply(self, theme: Theme) -> None:
+        self.theme = theme
+        self._picture.setPixmap(icons.icon("film", theme.faint).pixmap(QSize(60, 60)))
+        self.update()
+
+    def resizeEvent(self, event: QEvent) -> None:
+        tall = self.height() > 340
+        self._picture.setVisible(tall)
+        self._recent.setVisible(tall and self._recent_rows.count() > 0)
+        super().resizeEvent(event)
+
+
+def _shortened(path: str) -> str:
+    home = str(Path.home())
+    folder, name = os.path.split(path)
+    if not folder or "://" in path:
+        return path
+    folder = "~" + folder[len(home) :] if folder.startswith(home) else folder
+    return f"{name}    {folder if len(folder) < 34 else '…' + folder[-32:]}"

@@ -1,0 +1,62 @@
+"""Recording the comparison as seen into an MP4: pictures come from the window, encoding runs in a thread. No Qt."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+
+import numpy as np
+
+from mcode.errors import McodeError
+from mcode.frame import TICKS_PER_S, Frame
+from mcode.video import FrameWriter
+
+FPS = 25
+_MOST_WAITING = 8
+
+
+class Recorder:
+    """push() never waits: a picture that finds the encoder behind is left out. error: why it stopped, one line."""
+
+    def __init__(self, path: str | os.PathLike[str], width: int, height: int) -> None:
+        self.path, self.width, self.height = os.fspath(path), width, height
+        self.frames = self.dropped = 0
+        self.error: str | None = None
+        self._last_pts = -1
+        self._queue: queue.Queue[Frame | None] = queue.Queue(_MOST_WAITING)
+        self._thread = threading.Thread(target=self._write, name="player recorder", daemon=True)
+        self._thread.start()
+
+    def push(self, rgb: np.ndarray, time_s: float) -> None:
+        pts = round(time_s * TICKS_PER_S)
+        if pts <= self._last_pts or self.error:
+            return
+        try:
+            self._queue.put_nowait(Frame(rgb, pts))
+            self._last_pts = pts
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Finish the file; returns when it has its name."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _write(self) -> None:
+        writer: FrameWriter | None = None
+        try:
+            writer = FrameWriter(self.path, width=self.width, height=self.height, force=True)
+            while (frame := self._queue.get()) is not None:
+                writer.push(frame)
+                self.frames += 1
+            if self.frames:
+                writer.close()
+            else:
+                writer.abort()
+        except (McodeError, OSError) as error:
+            self.error = " ".join(str(error).split())
+            if writer is not None:
+                writer.abort()
+            while self._queue.get() is not None:
+                pass

@@ -1,0 +1,142 @@
+"""A live stream from the network: mcode.receive's lanes in the window. No Qt."""
+
+from __future__ import annotations
+
+import os
+
+from mcode.baseline import coder_named
+from mcode.codec import Model
+from mcode.receive import LaneView, Receiver
+
+from .clock import Clock
+from .lanes import Lane
+from .link import channel_settings
+from .session import CHANNEL_FIELDS, Rows, Session, Settings
+
+
+class Remote(Session):
+    """source: an SDP file or rtp://HOST:PORT. Frames are shown as the receiver gives them; pause holds the picture.
+
+    Raises InputError for a port in use or a wrong SDP. Nothing from the sender yet, a missing manifold and a sender
+    that fell silent are told in `busy` and `notices`; the session goes on.
+    """
+
+    live = True
+    adjustable = frozenset({"bit_error_rate", "loss", "delay_ms"})
+    channel_note = "Damage done at this end, beyond the network's own, alike in both lanes. Headers are protected."
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        settings: Settings | None = None,
+        *,
+        manifold: str | os.PathLike[str] | Model | None = None,
+        device: str = "auto",
+        clock: Clock | None = None,
+    ) -> None:
+        settings = settings or Settings()
+        self.receiver = Receiver(source, manifold=manifold, device=device, channel=channel_settings(settings))
+        self.sound = self.receiver.audio
+        views = self.receiver.lanes
+        lanes = [Lane("mcode", "MCode")] if "mcode" in views else []
+        if "baseline" in views:
+            lanes.append(Lane("baseline", "H.264"))
+        super().__init__(os.path.basename(os.fspath(source)), lanes, settings, clock)
+        self.source = os.fspath(source)
+        self.busy = f"Waiting for a sender at {self.source}"
+        self._bytes = {lane.name: 0 for lane in lanes}
+        self._seen = {lane.name: 0 for lane in lanes}
+        self._problem: str | None = None
+        self._heard = False
+
+    def start(self) -> None:
+        self.clock.paused = False
+
+    def close(self, wait_s: float = 5.0) -> None:
+        self.receiver.close()
+        super().close(wait_s)
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        if any(getattr(settings, f) != getattr(self._settings, f) for f in CHANNEL_FIELDS):
+            self.receiver.set_channel(channel_settings(settings))
+        self._settings = settings
+
+    def tick(self) -> bool:
+        self._tell()
+        changed = False
+        for lane in self.lanes:
+            view = self.receiver.lanes[lane.name]
+            changed |= self._refresh(lane, view)
+        if changed:
+            self.busy = None
+        return changed
+
+    def _refresh(self, lane: Lane, view: LaneView) -> bool:
+        c, counted = lane.counters, view.counters()
+        c.bits.add(8 * (counted.received_bytes - self._bytes[lane.name]))
+        self._bytes[lane.name] = counted.received_bytes
+        here = self.receiver.channel_counters()[lane.name]
+        c.packets_sent = counted.received + counted.lost
+        c.packets_lost = counted.lost
+        c.packets_damaged = max(here.damaged, counted.damaged + counted.damaged_headers)
+        c.decode_ms, c.network_ms, c.wait_ms = view.delay.decode_ms, view.delay.network_ms, view.delay.wait_ms
+        c.dropped = counted.skipped
+        newest = view.newest
+        if newest is None or self.clock.paused or newest[2] == self._seen[lane.name]:
+            return False
+        c.decoded.add(newest[2] - self._seen[lane.name])
+        self._seen[lane.name] = newest[2]
+        lane.present(newest[0])
+        if lane.name == "baseline":
+            lane.title = coder_named(view.codec).label
+        return True
+
+    def _tell(self) -> None:
+        error = self.receiver.error
+        problem = " ".join(str(error).split()) if error is not None else None
+        if problem != self._problem:
+            self._problem = problem
+            if problem:
+                self.notices.append(problem)
+        receiving = self.receiver.is_receiving
+        if self._heard and not receiving:
+            self.notices.append("The sender said goodbye; waiting for the next one")
+        self._heard = receiving
+
+    def stats(self) -> Rows:
+        rows: Rows = []
+        view = self.receiver.lanes.get("mcode")
+        if view is not None and view.stream is not None:
+            stream = view.stream
+            rows += [
+                ("Picture", f"{stream.width} × {stream.height}"),
+                ("Manifold", stream.manifold_id.hex()[:8]),
+                ("Keyframes", f"every {stream.n} frames, {stream.coder}, quality {stream.quality}"),
+            ]
+        for lane in self.lanes:
+            c = lane.counters
+            rows.append((lane.title, f"{c.decoded.per_s:.1f} decoded, {c.shown.per_s:.1f} shown frames/s"))
+        for lane in self.lanes:
+            counted = self.receiver.lanes[lane.name].counters()
+            rows.append(
+                (f"  {lane.title}", f"{counted.lost:,} lost, {counted.damaged:,} damaged, {counted.late:,} late")
+            )
+            rows.append((f"  {lane.title} jitter", f"{counted.jitter_ms:.1f} ms"))
+        if view is not None:
+            delay = view.delay
+            rows += [
+                ("Delay", f"{delay.wait_ms + delay.network_ms + delay.decode_ms:.0f} ms"),
+                ("  waiting for N", f"{delay.wait_ms:.0f} ms"),
+                ("  network", f"{delay.network_ms:.0f} ms"),
+                ("  decoding", f"{delay.decode_ms:.1f} ms"),
+            ]
+        return rows
+
+    @property
+    def position_s(self) -> float:
+        return self.clock.time_s if not self.busy else 0.0

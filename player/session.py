@@ -1,0 +1,163 @@
+"""What the window shows: a session has lanes, a clock and settings. Its kinds: playback, compare, remote. No Qt."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mcode.errors import McodeError
+
+from .clock import Clock
+from .counters import SAMPLE_S, History
+from .lanes import Lane
+
+Rows = list[tuple[str, str]]
+"""Names and values of the stats overlay."""
+
+N_MOST = 32
+BER_LEAST, BER_MOST = 1e-5, 1e-1
+LOSS_MOST = 0.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the controls set. manifold: name or path, None for the source's own; quality: None for its default."""
+
+    n: int = 4
+    coder: str = "huffman"
+    manifold: str | None = None
+    quality: int | None = None
+    bit_error_rate: float = 0.0
+    loss: float = 0.0
+    burst: float = 1.0
+    delay_ms: float = 0.0
+    jitter_ms: float = 0.0
+    seed: int = 0
+
+
+CHANNEL_FIELDS = ("bit_error_rate", "loss", "burst", "delay_ms", "jitter_ms", "seed")
+
+
+class Session:
+    """One thing being played. Threads work in the background; tick(), called by the window, shows what is due.
+
+    failed: why it cannot go on, one line, else None. notices: news for the user, one line each, oldest first.
+    adjustable: the names of Settings that act here. live: it has no end and no way back.
+    """
+
+    live = False
+    loop = False
+    channel_note = ""  # what the simulated channel does here, for the panel
+    adjustable: frozenset[str] = frozenset()
+
+    def __init__(self, title: str, lanes: list[Lane], settings: Settings, clock: Clock | None = None) -> None:
+        self.title, self.lanes, self.clock = title, lanes, clock or Clock()
+        self.history = History()
+        self.failed: str | None = None
+        self.busy: str | None = None  # what one waits for before the first picture
+        self.notices: deque[str] = deque(maxlen=8)
+        self.ended = False
+        self.duration_s: float | None = None
+        self.refreshes_s: tuple[float, ...] = ()
+        self.audio_path: str | None = None
+        self.sound: deque[Any] | None = None  # pieces of a live stream's: mcode.receive.AudioChunk
+        self.model: Any = None  # the manifold in use, once loaded
+        self._settings = settings
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._sampled_s = -math.inf
+
+    # What the window does with it
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+
+    def close(self, wait_s: float = 5.0) -> None:
+        """Stop all threads; the lanes keep their last frames."""
+        self._closing.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(wait_s)
+
+    def tick(self) -> bool:
+        """Show what is due. Whether a picture changed."""
+        due_s = self.due_s
+        changed = [lane.show(due_s) for lane in self.lanes]
+        return any(changed)
+
+    @property
+    def due_s(self) -> float:
+        """Frames up to this time are shown."""
+        return self.clock.time_s
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @property
+    def position_s(self) -> float:
+        """Where in the source the picture on the screen is."""
+        return self.clock.time_s
+
+    def seek(self, position_s: float) -> None:
+        """Go to a place in the source, at once."""
+
+    def step(self, frames: int) -> None:
+        """Pause and show the next (1) or the previous (-1) frame."""
+
+    def pause(self, paused: bool) -> None:
+        if not paused and self.ended:
+            self.seek(0.0)
+        self.clock.paused = paused
+
+    def follow_sound(self, heard_s: float) -> None:
+        """Sound is the master clock: heard_s of the source is in the ear now."""
+        self.clock.follow(heard_s)
+
+    def stats(self) -> Rows:
+        return []
+
+    def sample(self, wall_s: float) -> bool:
+        """Add to the history, at most every SAMPLE_S; whether it was time."""
+        if wall_s - self._sampled_s < SAMPLE_S * 0.9:
+            return False
+        self._sampled_s = wall_s
+        values: dict[str, float] = {}
+        for lane in self.lanes:
+            c = lane.counters
+            values[f"rate {lane.name}"] = c.rate_kbps or math.nan
+            values[f"psnr {lane.name}"] = c.psnr_db
+            values[f"ssim {lane.name}"] = c.ssim
+            values[f"lost {lane.name}"] = c.packets_lost
+            values[f"damaged {lane.name}"] = c.packets_damaged
+            values[f"sent {lane.name}"] = c.packets_sent
+        self.history.add(**values)
+        return True
+
+    def lane(self, name: str) -> Lane | None:
+        return next((lane for lane in self.lanes if lane.name == name), None)
+
+    # For the kinds of sessions
+
+    def _spawn(self, name: str, work: Callable[[], None]) -> None:
+        """A thread whose outermost frame shows what went wrong instead of dying in silence."""
+
+        def run() -> None:
+            try:
+                work()
+            except (McodeError, OSError) as error:
+                self.failed = " ".join(str(error).split())
+            except Exception as error:
+                self.failed = f"{type(error).__name__} in {name}: {' '.join(str(error).split())}"
+
+        thread = threading.Thread(target=run, name=f"player {name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()

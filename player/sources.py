@@ -1,0 +1,97 @@
+"""From what the user names to a session: a file, a camera, the demo, a stream from the network. No Qt."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import mcode.manifold
+from mcode.errors import FormatError, InputError, ManifoldError
+
+from .compare import Compare
+from .demo import prepare
+from .feeds import CameraFeed, VideoFeed
+from .playback import Playback
+from .session import Session, Settings
+
+DEFAULT_MANIFOLD = "general"
+STREAM_SCHEMES = ("rtp://", "udp://")
+
+
+def open_source(source: str | os.PathLike[str], settings: Settings | None = None, *, device: str = "auto") -> Session:
+    """A session, not yet started. settings.manifold: for what is encoded live; None takes `general`, else any.
+
+    Raises McodeError in one line.
+    """
+    text, settings = os.fspath(source), settings or Settings()
+    if text.startswith("demo:"):
+        return Demo(settings, device=device)
+    if text.startswith(STREAM_SCHEMES) or Path(text).suffix.lower() == ".sdp":
+        from .remote import Remote
+
+        return Remote(text, settings, device=device)
+    if text.startswith("camera:"):
+        number = text.removeprefix("camera:") or "0"
+        if not number.isdigit():
+            raise InputError(f"{text}: a camera is named by its number, as camera:0")
+        return _compare(CameraFeed(int(number)), settings, device)
+    if not Path(text).exists():
+        raise InputError(f"{text}: no such file")
+    if Path(text).is_dir():
+        raise InputError(f"{text} is a folder; open a file in it")
+    try:
+        return Playback(text, manifold=None, device=device, settings=settings)
+    except FormatError:
+        if Path(text).suffix.lower() == ".mcode":
+            raise
+    return _compare(VideoFeed(text), settings, device)
+
+
+def _compare(feed: VideoFeed | CameraFeed, settings: Settings, device: str) -> Compare:
+    return Compare(feed, settings=replace(settings, manifold=settings.manifold or default_manifold()), device=device)
+
+
+def default_manifold() -> str:
+    """`general` where it is installed, else the first that is. Raises ManifoldError where none is."""
+    installed = [info.name for info in mcode.manifold.list_manifolds()]
+    if DEFAULT_MANIFOLD in installed:
+        return DEFAULT_MANIFOLD
+    if not installed:
+        raise ManifoldError(
+            "no manifold is installed to encode with; name one with --manifold, or learn one: mcode adapt"
+        )
+    return installed[0]
+
+
+class Demo(Compare):
+    """The comparison on the demo's clip. What is missing of it is made first, in the background."""
+
+    def __init__(self, settings: Settings, *, device: str = "auto") -> None:
+        self._device = device
+        super().__init__(_Pending(), settings=replace(settings, manifold=None), load=self._load_demo)
+        self.title, self.busy = "Demo", "Preparing the demo"
+        self._demo_settings = settings
+
+    def _load_demo(self, name: str | None) -> mcode.manifold.Manifold:
+        return mcode.manifold.load(name or self._made.manifold, self._device)
+
+    def _feed(self) -> None:
+        self._made = prepare(self._say)
+        feed = VideoFeed(self._made.clip)
+        self.feed, self.duration_s = feed, feed.duration_s
+        super()._feed()
+
+    def _say(self, text: str) -> None:
+        if self._closing.is_set():
+            raise InputError("closed")
+        self.busy = text
+
+
+class _Pending:
+    """The demo's feed until its clip is there."""
+
+    title, fps, size, duration_s, audio_path = "Demo", 25.0, (1, 1), 0.0, None
+
+    def frames(self, start_s, size, crop_to):
+        return iter(())

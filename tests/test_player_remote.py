@@ -1,0 +1,87 @@
+"""A stream over real datagrams on loopback into a session, and what the window is told when there is none."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+from mcode.errors import InputError
+from mcode.send import SendConfig, Sender
+from player.remote import Remote
+from player.session import Settings
+from tests.block_means import BlockMeans
+from tests.test_player_sessions import wait_until
+
+
+def free_port() -> int:
+    """An even port whose four followers are likely free, too."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1] // 2 * 2 - 20
+
+
+@pytest.fixture
+def stream():
+    port = free_port()
+    url = f"rtp://127.0.0.1:{port}"
+    session = Remote(url, manifold=BlockMeans())
+    session.start()
+    config = SendConfig("testsrc", url, size=(64, 48), coder="fixed", refresh_s=0.5, duration_s=120.0, audio=False)
+    sender = Sender(config, model=BlockMeans())
+    yield session, sender
+    sender.stop()
+    session.close()
+
+
+def test_both_lanes_arrive_over_the_network(stream):
+    session, sender = stream
+    assert "Waiting for a sender" in session.busy
+    sender.start()
+    wait_until(session, lambda: all(lane.serial > 5 for lane in session.lanes))
+    assert session.busy is None
+    frame = session.lanes[0].newest
+    assert (frame.width, frame.height) == (64, 48) and frame.rgb.std() > 10
+    wait_until(session, lambda: session.lanes[0].counters.rate_kbps > 0)
+    assert dict(session.stats())["Picture"] == "64 × 48"
+
+
+def test_pause_holds_the_picture_and_play_goes_on(stream):
+    session, sender = stream
+    sender.start()
+    wait_until(session, lambda: session.lanes[0].serial > 3)
+    session.pause(True)
+    held = session.lanes[0].serial
+    for _ in range(20):
+        session.tick()
+        time.sleep(0.01)
+    assert session.lanes[0].serial == held
+    session.pause(False)
+    wait_until(session, lambda: session.lanes[0].serial > held + 3)
+
+
+def test_channel_here_acts_at_once(stream):
+    session, sender = stream
+    sender.start()
+    wait_until(session, lambda: session.lanes[0].serial > 3)
+    session.settings = Settings(loss=0.5)
+    wait_until(session, lambda: session.lanes[0].counters.packets_lost > 2)
+    before = session.lanes[0].serial
+    wait_until(session, lambda: session.lanes[0].serial > before + 3)
+
+
+def test_port_in_use_is_one_clear_line():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(InputError, match="another program") as raised:
+            Remote(f"rtp://127.0.0.1:{taken.getsockname()[1]}")
+    assert "\n" not in str(raised.value)
+
+
+def test_wrong_sdp_is_one_clear_line(tmp_path):
+    path = tmp_path / "wrong.sdp"
+    path.write_text("this is no session description\n")
+    with pytest.raises(InputError) as raised:
+        Remote(path)
+    assert "wrong.sdp" in str(raised.value) and "\n" not in str(raised.value)

@@ -1,0 +1,294 @@
+"""Playing a file and comparing live, without a window: the test moves on by tick() and waits with a limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from mcode.codec import Encoder
+from mcode.container import McodeWriter
+from mcode.errors import FormatError, InputError, ManifoldError
+from player.compare import Compare
+from player.feeds import PaintedFeed
+from player.playback import Playback
+from player.session import Session, Settings
+from player.sources import open_source
+from tests.block_means import FPS, TICKS, BlockMeans, grey
+
+PATIENCE_S = 60.0
+
+
+def wait_until(session: Session, true: Callable[[], bool], limit_s: float = PATIENCE_S) -> None:
+    end_s = time.monotonic() + limit_s
+    while not true():
+        session.tick()
+        assert session.failed is None, session.failed
+        assert time.monotonic() < end_s, "it took too long"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def mcode_clip(tmp_path):
+    """Two seconds, each frame of its own grey, a refresh every half second."""
+    path = tmp_path / "clip.mcode"
+    encoder = Encoder(BlockMeans(), 64, 48, n=4, coder="fixed", refresh_s=0.5, cuts=False)
+    with McodeWriter(path) as writer:
+        for index in range(50):
+            for packet in encoder.push(grey(4 * index, index, 64, 48)):
+                writer.write(packet, 4)
+        for packet in encoder.flush():
+            writer.write(packet, 4)
+        writer.close(TICKS)
+    return path
+
+
+@pytest.fixture
+def playback(mcode_clip):
+    session = Playback(mcode_clip, manifold=BlockMeans())
+    yield session
+    session.close()
+
+
+def shown(session: Session) -> int:
+    """The number of the frame on the screen."""
+    return round(session.lanes[0].newest.pts / TICKS)
+
+
+def test_file_plays_from_its_first_frame_to_its_end(playback):
+    playback.start()
+    playback.clock.paused = True
+    wait_until(playback, lambda: playback.lanes[0].newest is not None)
+    assert shown(playback) == 0 and playback.busy is None
+    assert playback.duration_s == pytest.approx(2.0)
+    assert playback.refreshes_s[0] == 0 and len(playback.refreshes_s) >= 3
+    playback.pause(False)
+    wait_until(playback, lambda: playback.ended)
+    assert shown(playback) == 49 and playback.clock.paused
+    assert int(playback.lanes[0].newest.rgb.mean()) == pytest.approx(196, abs=2)
+    playback.pause(False)  # play again: from the start
+    wait_until(playback, lambda: shown(playback) < 20)
+
+
+def test_seek_shows_the_frame_of_that_time(playback):
+    playback.start()
+    playback.clock.paused = True
+    for frame in (30, 7, 49, 0):
+        playback.seek((frame + 0.5) / FPS)
+        wait_until(playback, lambda wanted=frame: playback.lanes[0].newest is not None and shown(playback) == wanted)
+        assert int(playback.lanes[0].newest.rgb.mean()) == pytest.approx(4 * frame, abs=2)
+
+
+def test_steps_go_one_frame_each_way_and_pause(playback):
+    playback.start()
+    playback.seek(1.0)
+    wait_until(playback, lambda: playback.lanes[0].newest is not None)
+    playback.pause(True)
+    wait_until(playback, lambda: playback.lanes[0].next_s() is not None)
+    here = shown(playback)
+    playback.step(1)
+    wait_until(playback, lambda: shown(playback) == here + 1)
+    playback.step(-1)
+    wait_until(playback, lambda: shown(playback) == here)
+    playback.step(-1)
+    wait_until(playback, lambda: shown(playback) == here - 1)
+    assert playback.clock.paused
+
+
+def test_loop_begins_again(playback):
+    playback.start()
+    playback.loop = True
+    playback.seek(1.9)
+    wait_until(playback, lambda: playback.lanes[0].newest is not None)
+    wait_until(playback, lambda: shown(playback) < 20)
+    assert not playback.ended and not playback.clock.paused
+
+
+def test_channel_damages_the_picture_that_stands_and_heals_when_reset(playback):
+    playback.start()
+    playback.clock.paused = True
+    playback.seek(1.0)
+    wait_until(playback, lambda: playback.lanes[0].newest is not None)
+    clean = playback.lanes[0].newest.rgb
+    playback.settings = Settings(n=4, coder="fixed", bit_error_rate=0.05)
+    wait_until(playback, lambda: not np.array_equal(playback.lanes[0].newest.rgb, clean))
+    assert playback.lanes[0].counters.packets_damaged > 0
+    playback.settings = Settings(n=4, coder="fixed")
+    wait_until(playback, lambda: np.array_equal(playback.lanes[0].newest.rgb, clean))
+
+
+def test_wrong_manifold_is_named(mcode_clip):
+    class Other(BlockMeans):
+        id = "ffffffffffffffff"
+
+    session = Playback(mcode_clip, manifold=Other())
+    session.start()
+    end_s = time.monotonic() + PATIENCE_S
+    while session.failed is None and time.monotonic() < end_s:
+        time.sleep(0.01)
+    session.close()
+    assert BlockMeans.id in session.failed and "manifold" in session.failed
+
+
+def test_stats_tell_the_stream(playback):
+    rows = dict(playback.stats())
+    assert rows["Picture"] == "64 × 48" and "every 4 frames, fixed" in rows["Keyframes"]
+
+
+def stripes(t: float) -> np.ndarray:
+    """A picture in which everything moves."""
+    x, y = np.meshgrid(np.arange(64), np.arange(48))
+    wave = 128 + 90 * np.sin((x + 40 * t) / 9) * np.cos((y - 25 * t) / 7)
+    return np.stack([wave, np.roll(wave, 9, 1), 255 - wave], -1).astype(np.uint8)
+
+
+@pytest.fixture
+def compare():
+    feed = PaintedFeed("stripes", stripes, (64, 48), fps=FPS, duration_s=4.0)
+    session = Compare(feed, load=lambda name: BlockMeans(), settings=Settings(coder="fixed", manifold="blocks"))
+    session.start()
+    yield session
+    session.close()
+
+
+def all_shown(session: Compare, times: int = 12) -> bool:
+    return all(lane.serial >= times for lane in session.lanes)
+
+
+def test_all_lanes_run_at_once(compare):
+    wait_until(compare, lambda: all_shown(compare) and compare.lanes[0].counters.psnr_db > 0)
+    names = [lane.name for lane in compare.lanes]
+    assert names == ["mcode", "baseline", "original"]
+    assert compare.lanes[0].counters.rate_kbps > 0 and compare.lanes[1].counters.rate_kbps > 0
+    assert -1 <= compare.lanes[0].counters.ssim <= 1
+    assert compare.coded == (64, 48)
+    assert not compare.notices
+
+
+def test_lanes_show_the_same_moment(compare):
+    wait_until(compare, lambda: all_shown(compare))
+    compare.pause(True)
+    for _ in range(40):  # what is under way arrives
+        compare.tick()
+        time.sleep(0.02)
+    times = [lane.newest.pts for lane in (compare.lanes[0], compare.lanes[2])]
+    assert abs(times[0] - times[1]) <= 5 * TICKS
+
+
+def test_n_and_coder_act_while_it_runs(compare):
+    wait_until(compare, lambda: all_shown(compare, 6))
+    for settings in (
+        Settings(n=1, coder="huffman", manifold="blocks"),
+        Settings(n=9, coder="fixed", manifold="blocks"),
+    ):
+        compare.settings = settings
+        before = compare.lanes[0].serial
+        wait_until(compare, lambda: compare._sides[0]._encoder.header.n == compare.settings.n)
+        assert compare._sides[0]._encoder.header.coder == settings.coder
+        wait_until(compare, lambda start=before: compare.lanes[0].serial > start + 12)
+
+
+def test_channel_acts_on_both_lanes(compare):
+    wait_until(compare, lambda: all_shown(compare, 4))
+    compare.settings = Settings(coder="fixed", manifold="blocks", loss=0.5, bit_error_rate=1e-2)
+    wait_until(compare, lambda: all(lane.counters.packets_lost > 2 for lane in compare.lanes[:2]))
+    wait_until(compare, lambda: all(lane.counters.packets_damaged > 2 for lane in compare.lanes[:2]))
+
+
+def test_unknown_manifold_is_told_and_the_old_one_stays(compare):
+    wait_until(compare, lambda: all_shown(compare, 4))
+
+    def load(name):
+        raise ManifoldError(f"no manifold named {name!r} is installed")
+
+    compare._load = load
+    compare.settings = Settings(coder="fixed", manifold="nowhere")
+    wait_until(compare, lambda: bool(compare.notices))
+    assert "nowhere" in compare.notices[0]
+    before = compare.lanes[0].serial
+    wait_until(compare, lambda: compare.lanes[0].serial > before + 6)
+
+
+def test_seek_in_a_comparison_moves_the_position(compare):
+    wait_until(compare, lambda: all_shown(compare, 4))
+    compare.seek(3.0)
+    wait_until(compare, lambda: compare.position_s >= 3.0)
+    assert compare.position_s <= 4.0
+
+
+def test_source_loops(compare):
+    wait_until(compare, lambda: all_shown(compare, 4))
+    compare.seek(3.8)
+    wait_until(compare, lambda: compare.position_s >= 3.8)
+    wait_until(compare, lambda: compare.position_s < 2.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "words"),
+    [
+        ("missing.mcode", InputError, "no such file"),
+        (".", InputError, "folder"),
+        ("camera:x", InputError, "camera:0"),
+        ("camera:99", InputError, "camera 99"),
+    ],
+)
+def test_what_cannot_be_opened_is_told_in_one_line(source, error, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=words) as raised:
+        open_source(source)
+    assert "\n" not in str(raised.value)
+
+
+def test_broken_mcode_file_is_not_taken_for_a_video(tmp_path):
+    path = tmp_path / "broken.mcode"
+    path.write_bytes(b"no video at all")
+    with pytest.raises(FormatError, match=r"not an \.mcode file"):
+        open_source(path)
+
+
+def test_demo_lies_in_the_package_and_plays():
+    from player.demo import prepare
+
+    demo = prepare()
+    assert demo.clip.parent == demo.manifold.parent and demo.is_there
+    session = open_source("demo:", Settings(n=2))
+    assert isinstance(session, Compare)
+    session.start()
+    try:
+        wait_until(session, lambda: all_shown(session, 8) and session.lanes[0].counters.psnr_db > 24)
+        assert session.duration_s == pytest.approx(8.0)
+    finally:
+        session.close()
+
+
+def test_video_file_is_compared_at_a_size_that_two_cores_can_do(clip, monkeypatch):
+    monkeypatch.setattr("player.compare.mcode.manifold.load", lambda name, device: BlockMeans())
+    session = open_source(clip, Settings(manifold="blocks"))
+    assert isinstance(session, Compare) and session.audio_path == str(clip)
+    session.start()
+    try:
+        wait_until(session, lambda: all_shown(session, 3))
+        assert session.coded == (96, 64)
+    finally:
+        session.close()
+
+
+def test_large_pictures_are_scaled_to_an_even_size():
+    feed = PaintedFeed("large", stripes, (1921, 1081))
+    session = Compare(feed, load=lambda name: BlockMeans())
+    session.model = BlockMeans()
+    session._lay_out()
+    width, height = session.coded
+    assert width * height <= 640 * 368 * 1.01 and width % 2 == height % 2 == 0
+    assert width / height == pytest.approx(1921 / 1081, rel=0.01)
+
+
+def test_seek_while_paused_shows_the_new_place(compare):
+    wait_until(compare, lambda: all_shown(compare, 4))
+    compare.pause(True)
+    compare.seek(3.0)
+    wait_until(compare, lambda: compare.position_s >= 2.9)
+    assert compare.clock.paused
+    wait_until(compare, lambda: abs(compare.lanes[0].newest.pts - compare.lanes[-1].newest.pts) <= 6 * TICKS)

@@ -1,0 +1,345 @@
+"""The real window, offscreen: pictures in both lanes, keys, sliders, messages. Warnings of Qt fail these tests."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PyQt6.QtWidgets")
+pytest.importorskip("pytestqt")
+
+from PyQt6.QtCore import QMimeData, QPoint, QPointF, QSize, Qt, QUrl
+from PyQt6.QtGui import QDropEvent
+from PyQt6.QtWidgets import QAbstractButton, QComboBox, QWidget
+
+from mcode.errors import InputError
+from mcode.video import FrameReader
+from player import app as player_app
+from player.compare import Compare
+from player.controls import BER_STEPS, ber_of, ber_text, step_of_ber
+from player.feeds import PaintedFeed
+from player.overlay import KEYS
+from player.playback import Playback
+from player.session import BER_LEAST, BER_MOST, Settings
+from player.view import Arrangement, array_of, image_of
+from player.widgets import Slider, clock_text
+from player.window import Window
+from tests.block_means import FPS, BlockMeans
+from tests.test_player_sessions import mcode_clip, stripes
+
+__all__ = ["mcode_clip"]
+pytestmark = pytest.mark.qt_log_level_fail("WARNING")
+PATIENCE_MS = 60_000
+
+
+def comparison(source: str, settings: Settings) -> Compare:
+    feed = PaintedFeed(source, stripes, (64, 48), fps=FPS, duration_s=6.0)
+    settings = Settings(coder="fixed", manifold="blocks")
+    return Compare(feed, load=lambda name: BlockMeans(), settings=settings)
+
+
+def opener(source: str, settings: Settings):
+    if source.endswith(".mcode"):
+        return Playback(source, manifold=BlockMeans())
+    if source == "missing.mp4":
+        raise InputError("missing.mp4: no such file")
+    return comparison(source, settings)
+
+
+@pytest.fixture
+def window(qtbot):
+    made = Window(opener=opener, remember=False, sound=False)
+    qtbot.addWidget(made)
+    made.resize(1000, 700)
+    made.show()
+    qtbot.waitExposed(made)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def playing(window, qtbot):
+    """The window with a comparison whose three lanes all show pictures."""
+    with qtbot.waitSignal(window.opened, timeout=PATIENCE_MS):
+        window.open("stripes")
+    qtbot.waitUntil(lambda: all(lane.serial > 3 for lane in window.session.lanes), timeout=PATIENCE_MS)
+    return window
+
+
+def press(qtbot, window, keys: str) -> None:
+    for key in keys:
+        qtbot.keyClicks(window, key)
+
+
+def picture_of(window, number: int) -> np.ndarray:
+    """The pixels of one lane as painted, at the size of its place."""
+    place = window.view.places()[number]
+    shot = array_of(window.view.grab().toImage())
+    r = place.picture.toRect()
+    return shot[r.top() : r.bottom(), r.left() : r.right()]
+
+
+def test_empty_window_offers_what_can_be_opened(window, qtbot):
+    assert window.pages.currentWidget() is window.welcome
+    assert not window.controls.isVisible() and not window.charts.isVisible()
+    names = {button.accessibleName() for button in window.welcome.findChildren(QAbstractButton)}
+    assert {"Open", "Demo", "Camera"} <= names
+    press(qtbot, window, " .,lms123i")  # nothing to act on: nothing happens
+    assert window.session is None
+
+
+def test_both_lanes_show_pictures_that_move(playing, qtbot):
+    assert [place.lane.name for place in playing.view.places()] == ["mcode", "baseline"]
+    before = [picture_of(playing, i) for i in range(2)]
+    assert all(picture.std() > 10 for picture in before), "a lane is blank"
+    qtbot.waitUntil(
+        lambda: all((picture_of(playing, i).astype(int) - before[i]).std() > 5 for i in range(2)), timeout=PATIENCE_MS
+    )
+
+
+def test_lane_is_close_to_what_its_decoder_gave(playing):
+    playing.session.pause(True)
+    lane = playing.session.lanes[0]
+    painted, given = picture_of(playing, 0), lane.newest.rgb
+    for channel in range(3):
+        assert abs(float(painted[..., channel].mean()) - float(given[..., channel].mean())) < 6
+
+
+def test_space_pauses_and_goes_on(playing, qtbot):
+    press(qtbot, playing, " ")
+    assert playing.session.clock.paused
+    qtbot.waitUntil(lambda: playing.transport.play_button.accessibleName() == "Play")
+    press(qtbot, playing, "p")
+    assert not playing.session.clock.paused
+
+
+def test_number_keys_arrange_the_lanes(playing, qtbot):
+    press(qtbot, playing, "2")
+    assert playing.view.arrangement is Arrangement.WIPE
+    first, second = playing.view.places()
+    assert first.picture == second.picture and first.caption != second.caption
+    press(qtbot, playing, "3")
+    assert [place.lane.name for place in playing.view.places()] == ["mcode"]
+    press(qtbot, playing, "1")
+    press(qtbot, playing, "4")
+    assert [place.lane.name for place in playing.view.places()] == ["mcode", "baseline", "original"]
+    assert playing.original_button.isChecked()
+
+
+def test_wipe_follows_the_mouse(playing, qtbot):
+    press(qtbot, playing, "2")
+    picture = playing.view.places()[0].picture
+    at = QPoint(round(picture.left() + picture.width() * 0.25), round(picture.center().y()))
+    qtbot.mousePress(playing.view, Qt.MouseButton.LeftButton, pos=at)
+    qtbot.mouseRelease(playing.view, Qt.MouseButton.LeftButton, pos=at)
+    assert playing.view.wipe == pytest.approx(0.25, abs=0.01)
+
+
+def test_keys_for_panels_stats_and_help(playing, qtbot):
+    shown = playing.stats.isVisible()
+    press(qtbot, playing, "i")
+    assert playing.stats.isVisible() is not shown and playing.stats.rows
+    panel = playing.controls.isVisible()
+    press(qtbot, playing, "c")
+    assert playing.controls.isVisible() is not panel
+    charts = playing.charts.isVisible()
+    press(qtbot, playing, "g")
+    assert playing.charts.isVisible() is not charts
+    press(qtbot, playing, "?")
+    assert playing.keys.isVisible()
+    qtbot.keyClick(playing, Qt.Key.Key_Escape)
+    assert not playing.keys.isVisible()
+
+
+def test_speed_loop_and_mute_keys(playing, qtbot):
+    press(qtbot, playing, "]")
+    assert playing.session.clock.speed == 1.5
+    press(qtbot, playing, "[[")
+    assert playing.session.clock.speed == 0.75
+    qtbot.keyClick(playing, Qt.Key.Key_Backspace)
+    assert playing.session.clock.speed == 1.0
+    loop = playing.session.loop
+    press(qtbot, playing, "l")
+    assert playing.session.loop is not loop
+    press(qtbot, playing, "m")
+    assert playing.transport.mute_button.accessibleName() == "Unmute"
+
+
+def test_theme_key_changes_the_colours(playing, qtbot):
+    corner = QPoint(3, playing.view.height() - 3)
+    dark = playing.view.grab().toImage().pixelColor(corner).lightness()
+    press(qtbot, playing, "t")
+    assert playing.view.grab().toImage().pixelColor(corner).lightness() > dark + 100
+
+
+def test_every_letter_of_the_help_does_something(playing):
+    listed = {key for _, rows in KEYS for key, _ in rows}
+    assert {"1", "2", "3", "4", "f", "i", "s", "r", "q", "?"} <= listed
+
+
+def test_sliders_act_on_the_session(playing, qtbot):
+    for field, name in ((playing.controls.ber, "bit_error_rate"), (playing.controls.loss, "loss")):
+        field.slider.setFocus()
+        qtbot.keyClick(field.slider, Qt.Key.Key_PageUp)
+        assert getattr(playing.session.settings, name) > 0
+    assert all(side.link.channel.settings.loss > 0 for side in playing.session._sides)
+    playing.controls.n.slider.move_to(7)
+    assert playing.session.settings.n == 8
+    playing.controls.coder.button("huffman").click()
+    assert playing.session.settings.coder == "huffman"
+    qtbot.mouseClick(playing.controls.reset, Qt.MouseButton.LeftButton)
+    assert playing.session.settings.loss == 0 and playing.session.settings.n == 8
+
+
+def test_slider_goes_where_it_is_clicked(qtbot):
+    slider = Slider("Test", 10)
+    qtbot.addWidget(slider)
+    slider.resize(216, 22)
+    slider.show()
+    seen = []
+    slider.moved.connect(seen.append)
+    qtbot.mouseClick(slider, Qt.MouseButton.LeftButton, pos=QPoint(108, 11))
+    qtbot.mouseClick(slider, Qt.MouseButton.LeftButton, pos=QPoint(500, 11))
+    qtbot.keyClick(slider, Qt.Key.Key_Home)
+    assert seen == [5, 10, 0]
+
+
+def test_bit_error_rate_scale_is_logarithmic_with_a_zero():
+    assert ber_of(0) == 0 and step_of_ber(0) == 0
+    assert ber_of(1) == pytest.approx(BER_LEAST) and ber_of(BER_STEPS) == pytest.approx(BER_MOST)
+    ratios = [ber_of(i + 1) / ber_of(i) for i in range(1, BER_STEPS)]
+    assert max(ratios) == pytest.approx(min(ratios))
+    assert all(step_of_ber(ber_of(i)) == i for i in range(BER_STEPS + 1))
+    assert [ber_text(rate) for rate in (0, 1e-3, 2e-4)] == ["none", "10⁻³", "2.0 × 10⁻⁴"]
+
+
+def test_file_plays_seeks_and_steps_by_keys(window, qtbot, mcode_clip):
+    with qtbot.waitSignal(window.opened, timeout=PATIENCE_MS):
+        window.open(str(mcode_clip))
+    session = window.session
+    qtbot.waitUntil(lambda: session.lanes[0].serial > 0, timeout=PATIENCE_MS)
+    press(qtbot, window, " ")
+    qtbot.keyClick(window, Qt.Key.Key_Home)
+    qtbot.waitUntil(lambda: session.lanes[0].newest.pts == 0, timeout=PATIENCE_MS)
+    press(qtbot, window, ".")
+    qtbot.waitUntil(lambda: session.lanes[0].newest.pts == 3600, timeout=PATIENCE_MS)
+    press(qtbot, window, ",")
+    qtbot.waitUntil(lambda: session.lanes[0].newest.pts == 0, timeout=PATIENCE_MS)
+    qtbot.keyClick(window, Qt.Key.Key_Right)  # 5 s of 2: the last frame
+    qtbot.waitUntil(lambda: session.lanes[0].newest.pts == 49 * 3600, timeout=PATIENCE_MS)
+    assert not window.controls.n.slider.isEnabled() and window.controls.loss.slider.isEnabled()
+    timeline = window.transport.timeline
+    qtbot.mouseClick(timeline, Qt.MouseButton.LeftButton, pos=QPoint(timeline.width() // 2, 12))
+    qtbot.waitUntil(lambda: abs(session.lanes[0].newest.pts_s - 1.0) < 0.1, timeout=PATIENCE_MS)
+
+
+def test_another_source_takes_over(playing, qtbot, mcode_clip):
+    first = playing.session
+    with qtbot.waitSignal(playing.opened, timeout=PATIENCE_MS):
+        playing.open(str(mcode_clip))
+    assert playing.session is not first and len(playing.session.lanes) == 1
+    assert not any(thread.is_alive() for thread in first._threads)
+
+
+def test_drop_opens_the_file(window, qtbot, mcode_clip):
+    data = QMimeData()
+    data.setUrls([QUrl.fromLocalFile(str(mcode_clip))])
+    event = QDropEvent(
+        QPointF(10, 10),
+        Qt.DropAction.CopyAction,
+        data,
+        Qt.MouseButton.LeftButton,
+        Qt.KeyboardModifier.NoModifier,
+    )
+    with qtbot.waitSignal(window.opened, timeout=PATIENCE_MS):
+        window.dropEvent(event)
+    assert window.title.text() == "clip.mcode"
+
+
+def test_what_cannot_be_opened_is_told_in_the_window(window, qtbot):
+    with qtbot.waitSignal(window.failed, timeout=PATIENCE_MS):
+        window.open("missing.mp4")
+    assert window.message.isVisible() and window.message.text == "missing.mp4: no such file"
+    assert window.pages.currentWidget() is window.welcome
+
+
+def test_screenshot_is_the_view(playing, qtbot, tmp_path):
+    path = playing.screenshot(str(tmp_path / "shot.png"))
+    (frame,) = FrameReader(path)
+    assert frame.rgb.std() > 10
+    assert (frame.width, frame.height) == (playing.view.width(), playing.view.height())
+
+
+def test_recording_is_a_video_of_the_comparison(playing, qtbot, tmp_path, monkeypatch):
+    monkeypatch.setattr("player.window._pictures", lambda: tmp_path)
+    monkeypatch.setattr("player.window.RECORD_SIZE", QSize(320, 180))
+    press(qtbot, playing, "r")
+    qtbot.waitUntil(lambda: playing.recorder.frames >= 5, timeout=PATIENCE_MS)
+    press(qtbot, playing, "r")
+    (path,) = tmp_path.glob("*.mp4")
+    frames = list(FrameReader(path))
+    assert len(frames) >= 5 and frames[0].rgb.shape == (180, 320, 3) and frames[-1].rgb.std() > 10
+
+
+@pytest.mark.parametrize("size", [(480, 320), (320, 240), (1280, 760), (900, 400)])
+def test_every_size_keeps_the_pictures_inside_and_in_view(playing, qtbot, size):
+    playing.resize(*size)
+    qtbot.wait(50)
+    assert playing.width() == size[0] and playing.height() == size[1]
+    assert playing.transport.play_button.isVisible()
+    for key in "123":
+        press(qtbot, playing, key)
+        for place in playing.view.places():
+            assert playing.view.rect().contains(place.picture.toRect())
+            assert place.picture.width() >= 60
+            assert place.picture.width() / place.picture.height() == pytest.approx(64 / 48, rel=0.05)
+
+
+def test_controls_have_names_for_screen_readers(playing):
+    kinds = (QAbstractButton, QComboBox, Slider)
+    nameless = [
+        w for w in playing.findChildren(QWidget) if isinstance(w, kinds) and w.isVisible() and not w.accessibleName()
+    ]
+    assert not nameless, [(type(w).__name__, w.objectName(), w.parent()) for w in nameless]
+
+
+def test_charts_fill_while_it_plays(playing, qtbot):
+    strips = {strip.chart.key: strip for strip in playing.charts.strips}
+    qtbot.waitUntil(lambda: strips["psnr"]._values["mcode"].text() != "–", timeout=PATIENCE_MS)
+    at_s, values = playing.session.history.curve("psnr mcode")
+    assert len(at_s) == len(values) and np.isfinite(values).any()
+
+
+def test_q_closes_and_ends_all_threads(playing, qtbot):
+    session = playing.session
+    press(qtbot, playing, "q")
+    assert not playing.isVisible()
+    assert not any(thread.is_alive() for thread in session._threads)
+
+
+def test_images_go_both_ways():
+    rgb = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    assert np.array_equal(array_of(image_of(rgb)), rgb)
+
+
+def test_clock_text():
+    assert [clock_text(s) for s in (0, 7.46, 127.4, 3727)] == ["0:00.0", "0:07.4", "2:07.4", "1:02:07"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.mcode"], "no such file"),
+        (["--demo", "--n", "0"], "1 to 32"),
+        (["--demo", "--loss", "2"], "loss"),
+        (["--demo", "--bit-error-rate", "7"], "bit error rate"),
+    ],
+)
+def test_wrong_arguments_end_with_2_and_one_line(arguments, words, capsys):
+    assert player_app.main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and printed.count("\n") == 1
