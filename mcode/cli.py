@@ -55,6 +55,7 @@ class Size(NamedTuple):
 
 
 SMALL = Size(128, 128)
+DEMO_SIZE = Size(640, 360)
 
 
 def _whole(flag: str, meaning: str, low: int, high: int) -> Callable[[Any], int]:
@@ -99,18 +100,19 @@ def _choice(flag: str, *choices: str) -> Callable[[Any], str]:
     return parse
 
 
-def _size(flag: str) -> Callable[[Any], Size | None]:
-    """`640x360`, or None for `native`."""
+def _size(flag: str, *, native: bool = True) -> Callable[[Any], Size | None]:
+    """`640x360`, or None for `native` where that is allowed."""
 
     def parse(text: Any) -> Size | None:
-        if text == "native":
+        if text == "native" and native:
             return None
         if isinstance(text, Size):
             return text
         width, _, height = str(text).lower().partition("x")
         if width.isdecimal() and height.isdecimal() and 1 <= int(width) <= 65535 and 1 <= int(height) <= 65535:
             return Size(int(width), int(height))
-        raise InputError(f"{flag} {text}: a size is WIDTHxHEIGHT with both from 1 to 65535, as 640x360, or native")
+        other = ", or native" if native else ""
+        raise InputError(f"{flag} {text}: a size is WIDTHxHEIGHT with both from 1 to 65535, as 640x360{other}")
 
     return parse
 
@@ -482,7 +484,7 @@ def _show_stream(path: str, as_json: bool) -> None:
         audio = sound.codec_context.codec.canonical_name if sound else None
     manifold_id = header.manifold_id.hex()
     name = next((m.name for m in list_manifolds() if m.id == manifold_id), None)
-    facts = {
+    facts: dict[str, Any] = {
         "type": "mcode",
         "path": path,
         "frames": sum(steps for steps, _ in packets),
@@ -658,11 +660,22 @@ def train(
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Train a manifold from a configuration."""
+    from mcode.manifold import read_info
     from mcode.training.train import train
 
-    train(config, data, out, resume=resume, device=device)
+    def report(row: dict[str, float]) -> None:
+        print("  ".join(f"{key} {value:g}" for key, value in row.items()), file=sys.stderr)
+
+    path = train(config, data, out, resume=resume, device=device, report=report)
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun the first process writes and speaks
+    if as_json:
+        _print_json({"path": path, "manifold": read_info(path)})
+    else:
+        _show_manifold(str(path), as_json=False)
 
 
 @app.command()
@@ -707,8 +720,25 @@ def compare(
     if as_json:
         _print_json(report)
         return
-    _print_rows(report.rows)
-    print(f"\nWritten: {output}")
+    _print_table(
+        ("codec", "at", "setting", "kbit/s", "PSNR dB", "SSIM", "bits"),
+        [
+            (
+                row.codec,
+                "" if row.at == "mcode" else row.at + (" (its floor)" if row.floor else ""),
+                row.setting,
+                f"{row.rate_kbps:.2f}",
+                f"{row.psnr_db:.2f}",
+                "" if row.ssim is None else f"{row.ssim:.4f}",
+                f"{row.bits:.1f}x",
+            )
+            for row in report.rows
+        ],
+        right=("kbit/s", "PSNR dB", "SSIM", "bits"),
+    )
+    print(f"\n{report.frames:,} frames at {report.width}x{report.height}")
+    for name, path in report.files.items():
+        print(f"  {name:<8} {path}")
 
 
 @evaluate_app.command("stills")
@@ -761,9 +791,7 @@ def _mcode_still(model: Any, quality: int) -> Any:
 
 @app.command()
 def testclip(
-    output: Annotated[
-        str, typer.Argument(metavar="OUT", help="The video to write: .mp4, .mkv or .y4m.", show_default=False)
-    ],
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The video to write: .mp4 or .mkv.", show_default=False)],
     scene: Annotated[
         str,
         typer.Option(
@@ -774,7 +802,19 @@ def testclip(
     ] = "demo",
     seconds: Annotated[
         float, typer.Option(metavar="SECONDS", parser=_seconds("--seconds", "the length"), help="Length of the clip.")
-    ] = 12,
+    ] = 9,
+    size: Annotated[
+        Size | None,
+        typer.Option(
+            metavar="WxH",
+            parser=_size("--size", native=False),
+            help="Frame size.  [default: 640x360]",
+            show_default=False,
+        ),
+    ] = DEMO_SIZE,
+    fps: Annotated[
+        int, typer.Option(metavar="FPS", parser=_whole("--fps", "the frame rate", 1, 240), help="Frames a second.")
+    ] = 25,
     seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,
@@ -782,14 +822,14 @@ def testclip(
     """Render a clip to try MCode with."""
     from mcode.testclip import write_clip
 
+    asked: dict[str, Any] = {"scene": scene, "seconds": seconds, "fps": fps, "size": size, "seed": seed}
     with _progress("rendering") as progress:
-        write_clip(output, scene=scene, seconds=seconds, seed=seed, force=force, progress=progress)
+        write_clip(output, **asked, force=force, progress=progress)
+    file_bytes = os.path.getsize(output)
     if as_json:
-        _print_json(
-            {"path": output, "scene": scene, "seconds": seconds, "seed": seed, "file_bytes": os.path.getsize(output)}
-        )
+        _print_json({"path": output, **asked, "file_bytes": file_bytes})
     else:
-        print(f"{output}: {_clock(seconds)}, {_bytes(os.path.getsize(output))}")
+        print(f"{output}: {_clock(seconds)} of {scene}, {_bytes(file_bytes)}")
 
 
 # What is printed: progress and warnings to stderr, reports to stdout.
@@ -821,7 +861,8 @@ def _progress(label: str, unit: str = "frames") -> Iterator[Callable[[int, int |
         def update(done: int, total: int | None) -> None:
             nonlocal first
             now = time.monotonic()
-            first = first or (now, done)
+            if first is None or done < first[1]:  # another pass over the frames has begun
+                first = now, done
             rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0.0
             of = f"/{total:,}" if total else ""
             bars.update(task, completed=done, total=total, count=f"{done:,}{of} {unit}  {rate:5.1f} {unit}/s")

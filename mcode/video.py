@@ -81,9 +81,9 @@ def probe(path: StrPath) -> VideoInfo:
             duration_s=None if is_image or duration is None else float(duration),
             average_fps=None if is_image or not average else float(average),
             frames=1 if is_image else stream.frames or None,
-            video_codec=stream.codec_context.name,
+            video_codec=stream.codec_context.codec.canonical_name,
             pixel_format=first.format.name,
-            audio_codec=audio.codec_context.name if audio and audio.codec_context else None,
+            audio_codec=audio.codec_context.codec.canonical_name if audio and audio.codec_context else None,
             is_image=is_image,
             is_vfr=False if is_image else True if average and nominal and abs(average / nominal - 1) > 0.01 else None,
         )
@@ -482,6 +482,13 @@ def _cut(
         return
 
 
+def probe_audio(path: StrPath) -> bool:
+    """Whether a file holds sound that can be read."""
+    with _open(path) as container:
+        stream = container.streams.best("audio")
+        return stream is not None and stream.codec_context is not None
+
+
 class AudioTrack:
     """The sound of a file on its way into another container: copied where that container takes it, else turned into AAC.
 
@@ -696,7 +703,7 @@ class FrameWriter:
             raise InputError(
                 f"cannot write {suffix or 'a file without extension'}: use .mp4, .mkv, .y4m or .png ({name})"
             )
-        if audio_from is not None and not isinstance(self._sink, _Movie):
+        if audio_from is not None and not isinstance(self._sink, _Movie) and probe_audio(audio_from):
             self._sink.warnings.append(f"{name} cannot hold sound: it is left out")
 
     @property

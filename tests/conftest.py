@@ -9,8 +9,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 import pytest
+from hypothesis import settings
 
 from mcode.testclip import write_clip
+
+
+settings.register_profile("mcode", deadline=None)  # a busy machine is no failure
+settings.load_profile("mcode")
 
 
 @pytest.fixture(scope="session")

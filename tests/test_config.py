@@ -142,10 +142,10 @@ def test_broken_toml_names_the_line(tmp_path):
 
 
 def test_a_missing_file_and_a_binary_one_are_config_errors(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere.toml: cannot read this configuration: No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot read this configuration: No such file"):
         config.load(tmp_path / "nowhere.toml", Train)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="binary.toml: not a TOML file"):
+    with pytest.raises(ConfigError, match=r"binary\.toml: not a TOML file"):
         config.load(tmp_path / "binary.toml", Train)
 
 

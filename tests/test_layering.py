@@ -1,4 +1,4 @@
-"""Imports run downwards only (DESIGN.md, rooms and floors): read in the source, and seen in sys.modules after an import."""
+"""Imports run downwards only (rooms and floors): read in the source, and seen in sys.modules after an import."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ FLOORS = {
     "packet": 1,
     "channel": 1,
     "coders": 1,
+    "conceal": 1,
     "latents": 1,
     "nets": 1,
     "manifold": 2,
@@ -30,6 +31,10 @@ FLOORS = {
     "video": 2,
     "container": 2,
     "rtp": 2,
+    "fec": 2,
+    "lanes": 2,
+    "send": 2,
+    "receive": 2,
     "testclip": 2,
     "transcode": 2,
     "training": 3,
@@ -46,7 +51,7 @@ SANS_IO = {"packet", "channel", "coders", "latents", "nets", "codec"}
 
 def room(module: str) -> str:
     """The room a dotted module name stands in: mcode.nets.hific -> nets; the package itself -> "" ."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def floor(module: str) -> int:
@@ -63,7 +68,7 @@ LOW = [name for name in MODULES if floor(name) <= 1]
 
 
 def imports(path: Path, module: str) -> Iterator[str]:
-    """Every module named by an import statement anywhere in the file, inside functions too, except for type checkers."""
+    """Every module named by an import statement in the file, inside functions too, but not those for type checkers."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_checkers = {
         inner
@@ -94,7 +99,12 @@ loaded = {{}}
 for name in {modules!r}:
     for known in [known for known in sys.modules if known.split(".")[0] == "mcode"]:
         del sys.modules[known]
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name.split(".")[0] == "mcode":
+            raise
+        continue  # an optional extra that is not installed
     loaded[name] = sorted(sys.modules)
 print(json.dumps(loaded))
 """
@@ -107,7 +117,7 @@ print(json.dumps(loaded))
 
 def test_every_module_stands_on_a_floor():
     homeless = [name for name in MODULES if room(name) not in {*FLOORS, ""}]
-    assert not homeless, f"give {homeless} a floor in {Path(__file__).name} and DESIGN.md"
+    assert not homeless, f"give {homeless} a floor in {Path(__file__).name}"
 
 
 @pytest.mark.parametrize("module", MODULES)

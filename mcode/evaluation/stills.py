@@ -161,4 +161,4 @@ def _by_pillow(rgb: np.ndarray, kind: str, **options: object) -> tuple[int, np.n
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, kind, **options)
     with Image.open(file) as image:
-        return file.tell(), np.array(image.convert("RGB"))
+        return len(file.getvalue()), np.array(image.convert("RGB"))

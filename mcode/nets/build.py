@@ -27,7 +27,9 @@ def build(
     raise ValueError(f"no network of kind {kind}")
 
 
-def _linear(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+def _linear(
+    config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device
+) -> tuple[nn.Module, Tensor, Tensor]:
     from .linear import Linear
 
     width, height = config["frame_size"]
@@ -38,20 +40,25 @@ def _linear(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.d
     return net, 1 / inverse, inverse
 
 
-def _ncode(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+def _ncode(
+    config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device
+) -> tuple[nn.Module, Tensor, Tensor]:
     from ..config import from_dict
     from .ncode import NCode, NCodeConfig, levels
 
     network = from_dict(config["network"], NCodeConfig, source="manifold")
     net = NCode(network)
-    counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}  # of training, not stored
+    # Training's counters, which the file leaves out.
+    counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
     net.load_state_dict({k: v.float() for k, v in state.items()} | counters)
     net.to(device, memory_format=torch.channels_last).eval()
     gain = levels()[: int(config["qualities"])].unsqueeze(1).expand(-1, network.m).contiguous().to(device)
     return net, gain, 1 / gain
 
 
-def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+def _hific(
+    config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device
+) -> tuple[nn.Module, Tensor, Tensor]:
     values = dict(config["network"])
     family = values.get("family", "compact")
     gain, inverse = state.pop("gain").float().to(device), state.pop("inverse").float().to(device)

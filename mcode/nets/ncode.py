@@ -1,7 +1,7 @@
-"""The `ncode` kind: DCGAN decoder g, discriminator d and encoder f at one square frame size (Santurkar et al. 2017, section 3).
+"""The `ncode` kind: DCGAN decoder g, discriminator d and encoder f of square frames (Santurkar et al. 2017, section 3).
 
-    z (M) -- g: project to 4x4, then double until the size, batch norm and ReLU between, tanh last -- x_hat
-    x -- d or f: halve until 4x4, batch norm and leaky ReLU between -- a logit, or z
+z (M) -- g: project to 4x4, then double until the size, batch norm and ReLU between, tanh last -- x_hat
+x -- d or f: halve until 4x4, batch norm and leaky ReLU between -- a logit, or z
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class NCodeConfig:
-    """size: of the square frame in pixels. channels: 1 (grey) or 3. m: coordinates. width: channels at half the size, which
-    double with each halving up to `widest` (Radford, Metz, Chintala 2016 have width 128 at 64 pixels)."""
+    """size: of the square frame in pixels. channels: 1 (grey) or 3. m: coordinates. width: channels at half the size,
+    which double with each halving up to `widest` (Radford, Metz, Chintala 2016 have width 128 at 64 pixels)."""
 
     size: Literal[32, 64, 128, 256] = 64
     channels: Literal[1, 3] = 3
@@ -67,16 +67,16 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """d: pictures (B, channels, size, size) in [-1, 1] to (B, outputs, 1, 1), float32.
 
-    norm = False leaves batch norm out: the gradient penalty needs each picture's gradient by itself (Gulrajani et al. 2017,
-    section 4).
+    norm = False leaves batch norm out: the gradient penalty needs each picture's gradient by itself (Gulrajani et al.
+    2017, section 4).
     """
 
     def __init__(self, config: NCodeConfig, *, outputs: int = 1, norm: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inner = config.channels
-        for width in config.widths:
-            normed = norm and inner != config.channels
+        for i, width in enumerate(config.widths):
+            normed = norm and i > 0
             layers.append(nn.Conv2d(inner, width, 4, stride=2, padding=1, bias=not normed))
             layers += [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)] if normed else [nn.LeakyReLU(0.2)]
             inner = width
@@ -119,7 +119,7 @@ class NCode(nn.Module):
 
     def synthesis(self, y: Tensor) -> Tensor:
         """y (B, M, 1, 1) to (B, 3, size, size) in [-1, 1]."""
-        return self.g(y - 1).expand(-1, 3, -1, -1)
+        return self.g(y - 1).repeat(1, 3 // self.config.channels, 1, 1)
 
 
 def levels() -> Tensor:

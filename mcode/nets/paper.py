@@ -1,13 +1,13 @@
-"""The full-size networks of the `hific` kind, as Mentzer et al. 2020 draw them (figure 2): E, G, the hyperprior P and D.
+"""The full-size networks of the `hific` kind (Mentzer et al. 2020, figure 2): E, G, the hyperprior P and D.
 
     x -- E -- y -- round -- y_hat -- G -- x_hat          x or x_hat --+
               |      |                                                +-- D -- real or not, for each 16x16 patch
               +- hyper-analysis - z - hyper-synthesis - mean, scale   y_hat - conv - nearest up 16
 
 Edges, strides and shapes are those of the public PyTorch port (Justin-Tan/high-fidelity-generative-compression), in its
-order of layers, so that importing its weights is renaming (and ChannelNorm divides by C - 1, as there, not by C). Parameters
-at full size: E 7,423,420; G 156,774,683; P 17,277,560 with the density of z; 181,475,663 together. D, in training only:
-2,793,117.
+order of layers, so that importing its weights is renaming (and ChannelNorm divides by C - 1, as there, not by C).
+Parameters at full size: E 7,423,420; G 156,774,683; P 17,277,560 with the density of z; 181,475,663 together. D, in
+training only: 2,793,117.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _HYPER_STRIDE = 4
 
 @dataclass(frozen=True)
 class PaperConfig:
-    """channels: C of y. width: of the outermost convolutions; four halvings double it to 960. blocks: n_R. hyper: channels of z.
-    qualities: quantisers which the manifold holds."""
+    """channels: C of y. width: of the outermost convolutions, which four halvings double to 960. blocks: n_R. hyper:
+    channels of z. qualities: quantisers which the manifold holds."""
 
     family: Literal["paper"] = "paper"
     channels: int = 220
@@ -48,7 +48,7 @@ class PaperConfig:
 
 
 def pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
-    """Reflected edges, (B, C, h, w) to (B, C, top + h + bottom, left + w + right); repeated where h or w is too small to reflect."""
+    """(B, C, h, w) with reflected edges of these widths; with repeated ones where h or w is too small to reflect."""
     fits = max(left, right) < x.shape[3] and max(top, bottom) < x.shape[2]
     return F.pad(x, (left, right, top, bottom), mode="reflect" if fits else "replicate")
 
@@ -56,7 +56,15 @@ def pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
 class Conv(nn.Conv2d):
     """A convolution with reflected edges: as many positions out as in, divided by the stride."""
 
-    def __init__(self, channels_in: int, channels_out: int, size: int, *, edges: tuple[int, int, int, int] | None = None, stride: int = 1):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        size: int,
+        *,
+        edges: tuple[int, int, int, int] | None = None,
+        stride: int = 1,
+    ) -> None:
         super().__init__(channels_in, channels_out, size, stride)
         self.edges = edges or (size // 2,) * 4
 
@@ -198,8 +206,8 @@ class Hyperprior(nn.Module):
         return mean[..., :height, :width], at_least(scale[..., :height, :width], SMALLEST_SCALE)
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One training pass: y_hat (B, C, h, w), rounded straight-through around the means, and bits (B,), whose rounding is
-        simulated by uniform noise (section 3.3)."""
+        """One training pass: y_hat (B, C, h, w), rounded straight-through around the means, and bits (B,), whose
+        rounding is simulated by uniform noise (section 3.3)."""
         y = y.float()
         z = self.side(y).float()
         z = z + torch.rand_like(z) - 0.5
@@ -218,7 +226,9 @@ class Discriminator(nn.Module):
     norm: "spectral", or "instance" as in the ablation (section 5.3); conditional = False leaves y_hat out.
     """
 
-    def __init__(self, channels: int, *, norm: Literal["spectral", "instance"] = "spectral", conditional: bool = True) -> None:
+    def __init__(
+        self, channels: int, *, norm: Literal["spectral", "instance"] = "spectral", conditional: bool = True
+    ) -> None:
         super().__init__()
         self.condition = Conv(channels, 12, 3) if conditional else None
         layers: list[nn.Module] = []
