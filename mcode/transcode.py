@@ -124,7 +124,7 @@ def encode_file(
     length_s = (last_pts + gap) / TICKS_PER_S
     warnings = list(writer.warnings)
     if reader.truncated:
-        warnings.append(f"{input} is cut off: {reader.truncated} could be read and is encoded")
+        warnings.append(f"{input} is cut off: encoded {reader.truncated}")
     if meter.fit < FIT_THRESHOLD:
         warnings.append(_misfit(model, meter, input, encoder.header.quality))
     return EncodeReport(
@@ -189,7 +189,7 @@ def decode_file(
                 if progress:
                     progress(frames, None)
     if reader.truncated:
-        warnings.append(f"{input} is cut off: {reader.truncated} is whole and decoded")
+        warnings.append(f"{input} is cut off: decoded {reader.truncated}")
     if bad:
         warnings.append(f"{input} is damaged: {bad} keyframes could not be read and are bridged")
     return DecodeReport(

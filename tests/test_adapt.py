@@ -1,0 +1,75 @@
+"""Learning a linear manifold from footage: one pass, bounded memory, the same components as one large decomposition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mcode import manifold
+from mcode.errors import InputError
+from mcode.training.adapt import adapt_linear, principal_components
+from mcode.transcode import encode_file
+
+
+def test_streamed_components_equal_one_large_decomposition():
+    rng = np.random.default_rng(1)
+    mixing = rng.standard_normal((6, 40)) * np.array([30, 20, 12, 7, 4, 2.0])[:, None]
+    data = torch.from_numpy((rng.standard_normal((300, 6)) @ mixing + 50 + 0.1 * rng.standard_normal((300, 40))).astype("f4"))
+    mean, rows, frames = principal_components(iter(data.split(64)), 6)
+    whole_mean = data.mean(0)
+    _, _, right = torch.linalg.svd(data - whole_mean, full_matrices=False)
+    assert frames == 300
+    assert torch.allclose(mean, whole_mean, atol=1e-3)
+    assert torch.allclose((rows @ right[:6].T).abs(), torch.eye(6), atol=2e-2)
+    assert all(row[row.abs().argmax()] > 0 for row in rows)
+
+
+def test_blocks_of_other_lengths_give_the_same_result():
+    data = torch.randn(200, 30, generator=torch.Generator().manual_seed(2)) * torch.linspace(9, 0.1, 30)
+    a = principal_components(iter(data.split(50)), 4)
+    b = principal_components(iter(data.split(200)), 4)
+    assert torch.allclose(a[1], b[1], atol=1e-2)
+
+
+def test_a_learned_manifold_codes_its_footage(clip, tmp_path):
+    path = tmp_path / "me.safetensors"
+    report = adapt_linear([clip], path, m=12, size=(48, 32))
+    assert report.frames == 50 and report.m == 12
+    assert report.manifold_id == manifold.verify(path)
+    assert abs(report.quantised_loss_db) < 0.3
+    coded = encode_file(clip, tmp_path / "c.mcode", manifold=path, n=2)
+    assert coded.fit > 0.95
+    assert coded.psnr_db > report.psnr_db - 2
+    assert coded.rate_kbps < 6
+
+
+def test_same_footage_same_manifold(clip, tmp_path):
+    a = adapt_linear([clip], tmp_path / "a.safetensors", m=6, size=(32, 32))
+    b = adapt_linear([clip], tmp_path / "b.safetensors", m=6, size=(32, 32))
+    assert a.manifold_id == b.manifold_id
+
+
+def test_footage_of_another_scene_is_warned_of(clip, tmp_path):
+    from mcode.testclip import write_clip
+
+    path = tmp_path / "me.safetensors"
+    adapt_linear([clip], path, m=8, size=(48, 32))
+    other = tmp_path / "pan.mp4"
+    write_clip(other, scene="pan", seconds=0.6, size=(96, 64))
+    report = encode_file(other, tmp_path / "o.mcode", manifold=path)
+    assert report.fit < 0.9
+    (warning,) = [w for w in report.warnings if "does not suit" in w]
+    assert "mcode adapt" in warning and "\n" not in warning
+
+
+def test_unusable_requests_are_refused_before_anything_is_written(clip, tmp_path):
+    kept = tmp_path / "kept.safetensors"
+    kept.write_bytes(b"mine")
+    with pytest.raises(InputError, match="--force"):
+        adapt_linear([clip], kept)
+    with pytest.raises(InputError, match="safetensors"):
+        adapt_linear([clip], tmp_path / "me.bin")
+    with pytest.raises(InputError, match="too few for 60"):
+        adapt_linear([clip], tmp_path / "many.safetensors", m=60, size=(16, 16))
+    assert kept.read_bytes() == b"mine" and [p.name for p in tmp_path.iterdir()] == ["kept.safetensors"]

@@ -1,0 +1,63 @@
+"""The docs say what the program does: every command stands in the README, the byte layout is the code's, files exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from mcode.cli import app
+from mcode.packet import LAYOUT
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands(group, path=()):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name))
+
+
+@pytest.mark.parametrize("command", sorted(commands(typer.main.get_command(app))))
+def test_every_command_stands_in_the_readme(command):
+    first, *rest = command.split()
+    line = next((x for x in README.splitlines() if f"mcode {first}" in x and all(part in x for part in rest)), None)
+    assert line, f"mcode {command} is not in README.md"
+
+
+def test_the_first_two_commands_are_the_demo_and_the_tests():
+    found = re.findall(r"^    (scripts/\S+|mcode \w+)", README, re.M)
+    assert found[:2] == ["scripts/demo.sh", "scripts/test.sh"]
+
+
+def test_the_layout_in_the_docs_is_the_codes():
+    assert LAYOUT in (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]))
+def test_links_and_pictures_lead_somewhere(document):
+    path = ROOT / document
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), f"{document} points to {target}"
+
+
+def test_options_in_the_readme_exist():
+    from typer.testing import CliRunner
+
+    helps = {}
+    for command in commands(typer.main.get_command(app)):
+        helps[command.split()[0]] = helps.get(command.split()[0], "") + CliRunner().invoke(app, [*command.split(), "--help"]).output
+    for line in re.findall(r"^ +mcode (\w+ .*)$", README, re.M):
+        words = line.split("#")[0].split()
+        for option in (word for word in words if word.startswith("--")):
+            assert option in helps[words[0]], f"mcode {words[0]} has no {option}"
+
+
+def test_no_page_has_a_place_holder_left():
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        assert not re.search(r"@[A-Z_]+@|TODO|FIXME", path.read_text(encoding="utf-8")), path

@@ -1,0 +1,99 @@
+"""The manifolds in the package keep what their cards and docs/results.md promise. Figures need the data; the rest does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcode import manifold
+from mcode.testclip import render_frames
+from mcode.transcode import decode_file, encode_file
+
+SHIPPED = sorted((Path(manifold.__file__).parent / "manifolds").glob("*.safetensors"))
+
+
+def test_general_and_talking_head_ship():
+    assert {"general", "talking-head"} <= {p.stem for p in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_a_shipped_manifold_is_whole_small_and_has_a_card(path):
+    info = manifold.read_info(path)
+    assert manifold.verify(path) == info.id
+    assert info.file_bytes < 25_000_000
+    for key in ("title", "data", "licence", "training_command", "not_for", "scores"):
+        assert info.card.get(key), key
+
+
+def test_general_is_small():
+    assert manifold.read_info("general").parameters <= 12_000_000
+
+
+@pytest.fixture(scope="module")
+def general():
+    return manifold.load("general", "cpu")
+
+
+def test_encode_without_a_manifold_uses_general_and_the_video_comes_back(clip, tmp_path):
+    report = encode_file(clip, tmp_path / "c.mcode", n=4)
+    assert (report.manifold, report.frames) == ("general", 50)
+    assert report.psnr_db > 22
+    assert decode_file(tmp_path / "c.mcode", tmp_path / "c.mp4").frames == 50
+
+
+def test_more_quality_is_more_bits_and_more_psnr(general, clip, tmp_path):
+    made = [encode_file(clip, tmp_path / f"{q}.mcode", manifold=general, n=8, quality=q) for q in (1, 4, 8)]
+    assert made[0].payload_bytes < made[1].payload_bytes < made[2].payload_bytes
+    assert made[0].psnr_db < made[1].psnr_db < made[2].psnr_db
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 23), (64, 48), (8, 1024)])
+def test_general_takes_any_size(general, size):
+    rgb = np.random.default_rng(1).integers(0, 256, (1, size[1], size[0], 3)).astype(np.uint8)
+    latent = general.analyse(rgb)
+    assert latent.shape[1:] == general.latent_shape(*size)
+    assert general.synthesise(latent, *size).shape == rgb.shape
+
+
+def test_bfloat16_and_float32_differ_by_less_than_a_tenth_of_a_decibel(general):
+    from mcode.evaluation.metrics import psnr
+
+    exact = manifold.load("general", "cpu", precision="float32")
+    fast = manifold.load("general", "cpu", precision="bfloat16")
+    frames = np.stack([f.rgb for f in render_frames("arms", 0.2, 10, (160, 96), 0)])
+    scores = []
+    for model in (exact, fast):
+        gain, inverse = model.gain(5).view(-1, 1, 1), model.inverse(5).view(-1, 1, 1)
+        decoded = model.synthesise((model.analyse(frames) * gain).round() * inverse, 160, 96)
+        scores.append(np.mean([psnr(a, b) for a, b in zip(frames, decoded, strict=True)]))
+    assert abs(scores[0] - scores[1]) < 0.1
+
+
+def test_talking_head_keeps_its_promise(data_dir, tmp_path):
+    model = manifold.load("talking-head", "cpu")
+    made = [
+        encode_file(c, tmp_path / "c.mcode", manifold=model, n=8, size=(128, 128), audio="none", force=True)
+        for c in sorted((data_dir / "grid_s1" / "dev").glob("*.mpg"))
+    ]
+    assert max(m.rate_kbps for m in made) <= 0.7
+    assert np.mean([m.psnr_db for m in made]) >= 33.5
+
+
+def test_general_beats_jpeg_at_equal_bits(data_dir, general):
+    from mcode.codec import Decoder, Encoder
+    from mcode.evaluation.metrics import psnr
+    from mcode.evaluation.stills import jpeg, read_images
+    from mcode.frame import Frame
+
+    for rgb in read_images(data_dir / "stills" / "kodak")[3:24:10]:
+        height, width = rgb.shape[:2]
+        jpeg_bytes, jpeg_rgb = jpeg(10).code(rgb)
+        for quality in range(8, 0, -1):
+            (packet,) = Encoder(general, width, height, n=1, quality=quality).push(Frame(rgb, 0))
+            if len(packet.to_sample(1)) <= jpeg_bytes:
+                break
+        (decoded,) = Decoder(general).push(packet)
+        assert len(packet.to_sample(1)) <= jpeg_bytes
+        assert psnr(rgb, decoded.rgb) > psnr(rgb, jpeg_rgb) + 0.5

@@ -1,0 +1,167 @@
+"""Whole files there and back: frames, times, sizes and sound; what is cut short, refused or not known."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from mcode import manifold
+from mcode.container import McodeReader
+from mcode.errors import FormatError, InputError, ManifoldError
+from mcode.training.adapt import adapt_linear
+from mcode.transcode import decode_file, encode_file, geometry
+from mcode.video import FrameReader, FrameWriter
+
+
+@pytest.fixture(scope="module")
+def model(clip, tmp_path_factory):
+    path = tmp_path_factory.mktemp("manifold") / "arms.safetensors"
+    adapt_linear([clip], path, m=10, size=(48, 32))
+    return manifold.load(path, "cpu")
+
+
+@pytest.fixture
+def coded(clip, model, tmp_path):
+    path = tmp_path / "clip.mcode"
+    encode_file(clip, path, manifold=model, n=4, refresh_s=0.5)
+    return path
+
+
+def test_every_frame_comes_back_at_its_time_with_size_and_sound(clip, coded, model, tmp_path):
+    out = tmp_path / "back.mp4"
+    report = decode_file(coded, out, manifold=model)
+    before, after = FrameReader(clip), FrameReader(out)
+    assert report.frames == 50
+    assert [f.pts for f in before] == [f.pts for f in after]
+    assert (after.info.width, after.info.height) == (96, 64)
+    assert after.info.audio_codec == before.info.audio_codec == "aac"
+
+
+def test_report_counts_what_is_in_the_file(clip, model, tmp_path):
+    path = tmp_path / "clip.mcode"
+    report = encode_file(clip, path, manifold=model, n=8)
+    assert (report.frames, report.keyframes, report.duration_s) == (50, 8, 2.0)
+    assert report.payload_bytes == McodeReader(path).payload_bytes
+    assert report.rate_kbps == pytest.approx(report.payload_bytes * 8 / 2000)
+    assert report.file_bytes == path.stat().st_size
+    assert (report.manifold_id, report.n, report.coder) == (model.id, 8, "huffman")
+
+
+def test_measured_psnr_is_the_decoded_files(clip, coded, model, tmp_path):
+    report = encode_file(clip, tmp_path / "again.mcode", manifold=model, n=4, size=(48, 32))
+    decode_file(tmp_path / "again.mcode", tmp_path / "f-%05d.png", manifold=model)
+    fed = FrameReader(clip, size=(48, 32), crop_to=(48, 32))
+    errors = []
+    for i, frame in enumerate(fed, start=1):
+        (decoded,) = FrameReader(tmp_path / f"f-{i:05d}.png")
+        errors.append(10 * np.log10(255**2 / np.mean((frame.rgb.astype(float) - decoded.rgb) ** 2)))
+    assert report.psnr_db == pytest.approx(np.mean(errors), abs=0.01)
+
+
+def test_an_image_is_one_refresh_keyframe(clip, model, tmp_path):
+    picture = tmp_path / "one.png"
+    first = next(iter(FrameReader(clip)))
+    with FrameWriter(picture, width=96, height=64) as writer:
+        writer.push(first)
+    report = encode_file(picture, tmp_path / "one.mcode", manifold=model, n=4)
+    assert (report.frames, report.keyframes, report.n) == (1, 1, 1)
+    assert decode_file(tmp_path / "one.mcode", tmp_path / "back.png", manifold=model).frames == 1
+
+
+@pytest.mark.parametrize("coder", ["huffman", "fixed"])
+@pytest.mark.parametrize("n", [1, 7, 500])
+def test_any_n_gives_every_frame_back(clip, model, tmp_path, n, coder):
+    report = encode_file(clip, tmp_path / "c.mcode", manifold=model, n=n, coder=coder)
+    assert report.keyframes == 1 + -(-49 // n)
+    assert decode_file(tmp_path / "c.mcode", tmp_path / "c.mkv", manifold=model).frames == 50
+
+
+def test_a_cut_off_stream_gives_what_is_whole_and_says_how_much(clip, model, tmp_path):
+    path = tmp_path / "silent.mcode"
+    encode_file(clip, path, manifold=model, n=2, audio="none")
+    data = path.read_bytes()
+    shown = set()
+    for part in (0.3, 0.75, 0.82, 0.9, 0.97):
+        cut = tmp_path / f"cut{part}.mcode"
+        cut.write_bytes(data[: int(len(data) * part)])
+        try:
+            report = decode_file(cut, tmp_path / "cut.mp4", manifold=model, force=True)
+        except FormatError:
+            continue
+        shown.add(report.frames)
+        assert report.frames < 50 and any("cut off" in w for w in report.warnings)
+    assert len(shown) > 1
+
+
+def test_a_cut_off_video_is_encoded_as_far_as_it_decodes(clip, model, tmp_path):
+    from mcode.testclip import write_clip
+
+    whole = tmp_path / "whole.mkv"
+    write_clip(whole, scene="arms", seconds=2, size=(96, 64), seed=1)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    report = encode_file(cut, tmp_path / "cut.mcode", manifold=model)
+    assert 5 < report.frames < 50
+    assert any("cut off" in w for w in report.warnings)
+
+
+def test_the_streams_manifold_is_found_or_named(coded, model, tmp_path, monkeypatch):
+    monkeypatch.delenv(manifold.SEARCH_VARIABLE, raising=False)
+    with pytest.raises(ManifoldError, match=model.id):
+        decode_file(coded, tmp_path / "x.mp4")
+    assert not (tmp_path / "x.mp4").exists()
+    monkeypatch.setenv(manifold.SEARCH_VARIABLE, str(model.info.path.parent))
+    assert decode_file(coded, tmp_path / "x.mp4").frames == 50
+
+
+def test_another_manifold_than_the_streams_is_refused(clip, coded, tmp_path):
+    other = tmp_path / "other.safetensors"
+    adapt_linear([clip], other, m=5, size=(48, 32))
+    with pytest.raises(ManifoldError, match="this stream needs manifold"):
+        decode_file(coded, tmp_path / "x.mp4", manifold=other)
+    assert not (tmp_path / "x.mp4").exists()
+
+
+def test_input_and_output_are_never_the_same_file(clip, coded, model, tmp_path):
+    copy = tmp_path / "copy.mp4"
+    shutil.copy(clip, copy)
+    with pytest.raises(InputError, match="same file"):
+        encode_file(copy, copy, manifold=model, force=True)
+    with pytest.raises(InputError, match="same file"):
+        decode_file(coded, coded, manifold=model, force=True)
+    assert copy.read_bytes() == clip.read_bytes()
+
+
+def test_an_existing_output_is_kept_without_force(clip, model, tmp_path):
+    kept = tmp_path / "kept.mcode"
+    kept.write_bytes(b"mine")
+    with pytest.raises(InputError, match="force"):
+        encode_file(clip, kept, manifold=model)
+    assert kept.read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_start_behind_the_end_says_so_and_leaves_nothing(clip, model, tmp_path):
+    with pytest.raises(InputError, match="nothing to show from 60 s on"):
+        encode_file(clip, tmp_path / "none.mcode", manifold=model, start_s=60)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_nothing(clip, model, tmp_path):
+    def stop(done, total):
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_file(clip, tmp_path / "c.mcode", manifold=model, progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_geometry_codes_the_manifolds_size_and_shows_what_it_covers():
+    assert geometry((360, 288), None, (128, 128)) == ((128, 128), (288, 288), (128, 128))
+    assert geometry((360, 288), (128, 128), (128, 128)) == ((128, 128), (128, 128), (128, 128))
+    assert geometry((640, 360), None, None) == ((640, 360), (640, 360), None)
+    assert geometry((640, 360), (320, 320), None) == ((320, 320), (320, 320), (320, 320))
+
+
