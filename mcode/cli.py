@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ UsageError = typer.BadParameter.__base__
 
 CODERS = ("huffman", "fixed")
 CODECS = ("h264", "h265", "av1")
+LANES = ("fixed", "huffman", "h264", "h265")
+EXTRAS = {"PyQt6": "player", "pyqtgraph": "player", "reedsolo": "live"}
+"""Packages that a plain `pip install mcode` leaves out, and the extra that brings each."""
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENAMETOOLONG}
 """Errors of the operating system which the user can mend (a full disk, no permission): status 2, not 1."""
 
@@ -117,12 +121,52 @@ def _size(flag: str, *, native: bool = True) -> Callable[[Any], Size | None]:
     return parse
 
 
-def _codecs(text: Any) -> str:
-    names = [name.strip() for name in str(text).split(",")]
-    for name in names:
-        if name not in CODECS:
-            raise InputError(f"--against {text}: unknown codec {name!r}; choose from {', '.join(CODECS)}")
-    return ",".join(dict.fromkeys(names))
+def _number(flag: str, low: float, high: float, meaning: str) -> Callable[[Any], float]:
+    """meaning: the whole remedy, as "a loss is from 0 to 1, as 0.05"."""
+
+    def parse(text: Any) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise InputError(f"{flag} {text}: {meaning}")
+        return value
+
+    return parse
+
+
+def _list(flag: str, what: str, *choices: str) -> Callable[[Any], str]:
+    """Some of choices, parted by commas, each once."""
+
+    def parse(text: Any) -> str:
+        names = [name.strip() for name in str(text).split(",")]
+        for name in names:
+            if name not in choices:
+                raise InputError(f"{flag} {text}: unknown {what} {name!r}; choose from {', '.join(choices)}")
+        return ",".join(dict.fromkeys(names))
+
+    return parse
+
+
+def _baseline_rate(text: Any) -> str | float:
+    """kbit/s, or `equal`."""
+    if text == "equal":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1e6:
+        raise InputError(f"--baseline-rate {text}: give kbit/s, more than 0 and below 1000000, or equal")
+    return value
+
+
+def _fec(text: Any) -> str:
+    parts = str(text).split("+")
+    if len(parts) != 2 or not all(part.isdecimal() and 1 <= int(part) <= 64 for part in parts):
+        raise InputError(f"--fec {text}: give packets and parity packets for them, both from 1 to 64, as 8+2")
+    return str(text)
 
 
 def _any_of(choices: Sequence[str]) -> str:
@@ -213,6 +257,24 @@ Audio = Annotated[
     str,
     typer.Option(
         metavar="copy|none", parser=_choice("--audio", "copy", "none"), help="Keep the sound as it is, or leave it out."
+    ),
+]
+BitErrorRate = Annotated[
+    float,
+    typer.Option(
+        "--bit-error-rate",
+        metavar="RATE",
+        parser=_number("--bit-error-rate", 0, 0.5, "a bit error rate is from 0 to 0.5, as 1e-3"),
+        help="Flip bits of the pictures' payloads with this probability; headers are spared, alike in all lanes.",
+    ),
+]
+Loss = Annotated[
+    float,
+    typer.Option(
+        "--loss",
+        metavar="SHARE",
+        parser=_number("--loss", 0, 1, "a loss is a share from 0 to 1, as 0.05"),
+        help="Lose this share of the packets.",
     ),
 ]
 
@@ -684,7 +746,11 @@ def compare(
     output: Annotated[str, _output("REPORT.html", "The page to write; a picture and a video go beside it.")],
     against: Annotated[
         str,
-        typer.Option(metavar="CODEC,...", parser=_codecs, help=f"Codecs to compare with, from {', '.join(CODECS)}."),
+        typer.Option(
+            metavar="CODEC,...",
+            parser=_list("--against", "codec", *CODECS),
+            help=f"Codecs to compare with, from {', '.join(CODECS)}.",
+        ),
     ] = ",".join(CODECS),
     n: Interval = 4,
     manifold: Manifold = "general",
@@ -789,6 +855,84 @@ def _mcode_still(model: Any, quality: int) -> Any:
     return StillCodec(f"MCode {model.name}", f"quality {quality}", code)
 
 
+@evaluate_app.command("channel")
+def channel_(
+    input: Video,
+    output: Annotated[
+        str | None,
+        _output("FOLDER", "Where to write the report, the curves and the pictures; only the table if left out."),
+    ] = None,
+    manifold: Manifold = "general",
+    n: Interval = 4,
+    quality: Quality = None,
+    lanes: Annotated[
+        str,
+        typer.Option(
+            metavar="LANE,...",
+            parser=_list("--lanes", "lane", *LANES),
+            help=f"What to send: MCode with a coder, or an ordinary codec; from {', '.join(LANES)}.",
+        ),
+    ] = ",".join(LANES),
+    seeds: Annotated[
+        int,
+        typer.Option(
+            metavar="COUNT",
+            parser=_whole("--seeds", "the number of seeds", 1, 1000),
+            help="Damage each lane so many times, and take the mean.",
+        ),
+    ] = 5,
+    size: CodedSize = None,
+    start: Start = 0,
+    duration: Duration = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure MCode beside H.264 and H.265 on a noisy channel.
+
+    All lanes at one rate, or at their floor; bit errors from 0 to 5e-2, then losses from 0 to 50 %.
+    """
+    with _extras():
+        from mcode.evaluation.channel import LABELS, evaluate_channel
+
+    with _progress("measuring", "runs") as progress:
+        report = evaluate_channel(
+            input,
+            output,
+            manifold=manifold,
+            n=n,
+            quality=quality,
+            lanes=tuple(lanes.split(",")),
+            seeds=seeds,
+            size=size,
+            start_s=start,
+            duration_s=duration,
+            device=device,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        _print_json(report)
+        return
+    names = [rate.lane for rate in report.rates]
+    found = {(row.lane, row.bit_error_rate, row.loss): row for row in report.rows}
+    conditions = dict.fromkeys((row.bit_error_rate, row.loss) for row in report.rows)
+    table = [
+        ("kbit/s", *(f"{rate.rate_kbps:.2f}" + (" (its floor)" if rate.at_floor else "") for rate in report.rates)),
+        *(
+            (
+                f"{loss:.0%} lost" if loss else f"bit errors {errors:g}" if errors else "clean",
+                *(f"{row.psnr_db:.2f} ({row.ssim:.3f})" for row in (found[name, errors, loss] for name in names)),
+            )
+            for errors, loss in conditions
+        ),
+    ]
+    _print_table(("PSNR dB (SSIM)", *(LABELS[name] for name in names)), table, right=[LABELS[name] for name in names])
+    print(f"\n{report.frames:,} frames at {report.width}x{report.height}, {report.seeds} seeds")
+    for path in report.files:
+        print(f"  {path}")
+
+
 @app.command()
 def testclip(
     output: Annotated[str, typer.Argument(metavar="OUT", help="The video to write: .mp4 or .mkv.", show_default=False)],
@@ -830,6 +974,377 @@ def testclip(
         _print_json({"path": output, **asked, "file_bytes": file_bytes})
     else:
         print(f"{output}: {_clock(seconds)} of {scene}, {_bytes(file_bytes)}")
+
+
+# Live: sending, receiving, the window.
+
+
+@app.command()
+def send(
+    input: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT|camera:0|testsrc",
+            help="A video, a camera, or a moving test picture.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="rtp://HOST:PORT",
+            help="Where to: MCode goes to PORT, the baseline to PORT + 2, sound to PORT + 4.",
+        ),
+    ] = "rtp://127.0.0.1:5004",
+    n: Interval = 4,
+    manifold: Manifold = "general",
+    coder: Coder = "huffman",
+    quality: Quality = None,
+    refresh: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            parser=_seconds("--refresh", "the time between refreshes"),
+            help="Both lanes send a picture whole this often: there a receiver joins or recovers.",
+        ),
+    ] = 5,
+    baseline: Annotated[
+        str,
+        typer.Option(
+            metavar="h264|h265|none",
+            parser=_choice("--baseline", "h264", "h265", "none"),
+            help="The ordinary codec that is sent beside MCode.",
+        ),
+    ] = "h264",
+    baseline_rate: Annotated[
+        Any,
+        typer.Option(
+            "--baseline-rate",
+            metavar="equal|KBPS",
+            parser=_baseline_rate,
+            help="The baseline's rate in kbit/s, or equal to MCode's as measured on the way.",
+        ),
+    ] = "equal",
+    bit_error_rate: BitErrorRate = 0,
+    loss: Loss = 0,
+    burst: Annotated[
+        float,
+        typer.Option(
+            metavar="PACKETS",
+            parser=_number("--burst", 1, 1e6, "a mean burst is 1 packet or more"),
+            help="Packets are lost so many in a row, on average.",
+        ),
+    ] = 1,
+    delay_ms: Annotated[
+        float,
+        typer.Option(
+            "--delay-ms",
+            metavar="MS",
+            parser=_number("--delay-ms", 0, 60_000, "a delay is from 0 to 60000 ms"),
+            help="Hold every packet back by this much.",
+        ),
+    ] = 0,
+    jitter_ms: Annotated[
+        float,
+        typer.Option(
+            "--jitter-ms",
+            metavar="MS",
+            parser=_number("--jitter-ms", 0, 60_000, "a jitter is from 0 to 60000 ms"),
+            help="Hold packets back by up to this much more, at random: they overtake each other.",
+        ),
+    ] = 0,
+    seed: Seed = 0,
+    realtime: Annotated[
+        bool,
+        typer.Option("--realtime/--no-realtime", help="Send frames at their time, or as fast as they are coded."),
+    ] = True,
+    sdp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUT.sdp",
+            help="Write the session's description; the baseline's alone, for other players, goes beside it.",
+            show_default=False,
+        ),
+    ] = None,
+    size: CodedSize = None,
+    start: Start = 0,
+    duration: Duration = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Start a file over at its end, until Ctrl-C.")] = False,
+    audio: Annotated[
+        str,
+        typer.Option(
+            metavar="opus|none",
+            parser=_choice("--audio", "opus", "none"),
+            help="Send the sound as Opus, or leave it out.",
+        ),
+    ] = "opus",
+    fec: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA+PARITY",
+            parser=_fec,
+            help="Add parity packets for every so many, as 8+2: up to that many lost of them come back.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Send a video, a camera or a test picture live, over RTP.
+
+    An ordinary codec and the sound go beside MCode. The simulated channel damages all pictures alike, before they
+    leave. Ends with the source, or by Ctrl-C.
+    """
+    with _extras():
+        from mcode.send import SendConfig
+        from mcode.send import send as send_stream
+    from mcode.channel import ChannelSettings
+
+    config = SendConfig(
+        input=input,
+        to=to,
+        n=n,
+        manifold=manifold,
+        coder=coder,
+        quality=quality,
+        refresh_s=refresh,
+        baseline=baseline,
+        baseline_rate=baseline_rate,
+        channel=ChannelSettings(bit_error_rate, loss, burst, delay_ms, jitter_ms, seed),
+        realtime=realtime,
+        sdp=sdp,
+        size=size,
+        start_s=start,
+        duration_s=duration,
+        loop=loop,
+        audio=audio == "opus",
+        fec=fec,
+        device=device,
+    )
+    with _ctrl_c_ends() as stop, _progress("sending") as progress:
+        report = send_stream(config, progress=progress, stop=stop)
+    _warn(report.warnings)
+    if as_json:
+        _print_json(report)
+        return
+    rows = {
+        "frames": f"{report.frames:,} in {_clock(report.duration_s)}: {report.keyframes:,} sent, one in {report.n}",
+        "manifold": report.manifold_id,
+        "coder": report.coder,
+    }
+    _print_report(to, {**rows, "description": sdp} if sdp else rows)
+    print()
+    _print_table(
+        ("lane", "packets", "kbit/s", "lost", "damaged", "repair", "receiver's loss", "jitter", "round trip"),
+        [
+            (
+                lane.name,
+                f"{lane.packets:,}",
+                f"{lane.rate_kbps:.2f}" + (" (its floor)" if lane.at_floor else ""),
+                f"{lane.channel_lost:,}",
+                f"{lane.channel_damaged:,}",
+                _bytes(lane.fec_bytes),
+                "-" if lane.remote_loss is None else f"{lane.remote_loss:.1%}",
+                _milliseconds(lane.remote_jitter_ms),
+                _milliseconds(lane.round_trip_ms),
+            )
+            for lane in report.lanes.values()
+        ],
+        right=("packets", "kbit/s", "lost", "damaged", "repair", "receiver's loss", "jitter", "round trip"),
+    )
+
+
+@app.command()
+def receive(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="rtp://HOST:PORT|FILE.sdp",
+            help="Where to listen, or the description that mcode send --sdp wrote.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[str, _output("OUT", "A .mp4 or .mkv, with the sound; a .y4m, or images as frames-%05d.png.")],
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            parser=_seconds("--duration", "the duration"),
+            help="Receive this much; until the sender ends or Ctrl-C if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    lane: Annotated[
+        str,
+        typer.Option(
+            metavar="mcode|baseline",
+            parser=_choice("--lane", "mcode", "baseline"),
+            help="Which of the sender's pictures to write.",
+        ),
+    ] = "mcode",
+    manifold: Annotated[
+        str | None,
+        typer.Option(
+            "--manifold",
+            "-m",
+            metavar="NAME|FILE",
+            help="The manifold it is sent with; looked up among the installed ones if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    bind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Listen on this address of this machine instead, as 0.0.0.0 for all of them.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write what mcode send sends to a file, without a window.
+
+    Ends after --duration, with the sender, or by Ctrl-C; the file is whole in each case.
+    """
+    if output == "-":
+        raise InputError("-o -: a live stream is written to a file; name one, as out.mp4")
+    with _extras():
+        from mcode.receive import receive_to_file
+
+    with _ctrl_c_ends() as stop, _progress("receiving") as progress:
+        report = receive_to_file(
+            source,
+            output,
+            duration_s=duration,
+            lane=lane,
+            manifold=manifold,
+            bind_to=bind,
+            device=device,
+            force=force,
+            progress=progress,
+            stop=stop,
+        )
+    if not report.frames:  # Ctrl-C before the first picture: no file
+        raise KeyboardInterrupt
+    _warn(report.warnings)
+    if as_json:
+        _print_json(report)
+        return
+    counts = report.counters
+    rows = {
+        "frames": f"{report.frames:,} of {report.width}x{report.height} in {_clock(report.duration_s)}",
+        "lane": report.lane if report.n is None else f"{report.lane}, every {report.n}. frame, {report.coder}",
+        "packets": f"{counts.received:,} ({_bytes(counts.received_bytes)}), {counts.lost:,} lost, "
+        f"{counts.damaged + counts.damaged_headers:,} damaged, {counts.fec_recovered:,} rebuilt",
+        "dropped": f"{counts.foreign + counts.not_rtp:,} foreign, {counts.duplicate:,} twice, {counts.late:,} too late",
+        "jitter": _milliseconds(counts.jitter_ms),
+    }
+    _print_report(output, {**rows, "manifold": report.manifold_id} if report.manifold_id else rows)
+
+
+@app.command()
+def play(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="FILE.mcode, any video, camera:0, STREAM.sdp or rtp://HOST:PORT; an empty window if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Show the built-in comparison; it needs no camera and no network.")
+    ] = False,
+    manifold: Annotated[
+        str | None,
+        typer.Option(
+            "--manifold",
+            "-m",
+            metavar="NAME|FILE",
+            help="The manifold to encode with live; general, or another that is installed, if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    n: Annotated[
+        int,
+        typer.Option(
+            "--n",
+            "-n",
+            metavar="N",
+            parser=_whole("--n", "the keyframe interval in the player", 1, 32),
+            help="Send every N-th frame; the receiver interpolates the others.",
+        ),
+    ] = 4,
+    coder: Coder = "huffman",
+    bit_error_rate: BitErrorRate = 0,
+    loss: Loss = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    sound: Annotated[bool, typer.Option("--sound/--no-sound", help="Open the sound card, or leave it alone.")] = True,
+    fullscreen: Annotated[bool, typer.Option("--fullscreen", help="Fill the screen.")] = False,
+) -> None:
+    """Play a file, a stream, a video or a camera in a window.
+
+    Videos and cameras are encoded live: MCode stands beside H.264, one simulated channel damaging both. Keys are listed under ?.
+    """
+    arguments = ["--n", n, "--coder", coder, "--seed", seed, "--device", device]
+    arguments += [f"--bit-error-rate={bit_error_rate}", f"--loss={loss}"]
+    arguments += [f"--manifold={manifold}"] if manifold else []
+    flags = {"--demo": demo, "--no-sound": not sound, "--fullscreen": fullscreen}
+    arguments += [flag for flag, wanted in flags.items() if wanted]
+    arguments += ["--", source] if source else []
+    from importlib import import_module  # mypy checks mcode, and would follow the name into the window
+
+    _check_display()
+    with _extras():
+        status = import_module("player.app").main([str(argument) for argument in arguments])
+    raise typer.Exit(status)
+
+
+def _check_display() -> None:
+    """Refuse a display that is named and does not answer: Qt would abort over it, so another process tries it first."""
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) or os.environ.get("QT_QPA_PLATFORM"):
+        return
+    import subprocess
+
+    trial = "from PyQt6.QtGui import QGuiApplication; QGuiApplication([])"
+    tried = subprocess.run([sys.executable, "-c", trial], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if tried.returncode < 0:
+        reason = tried.stderr.strip().partition("\n")[0].removeprefix("qt.qpa.plugin: ").removeprefix("qt.qpa.xcb: ")
+        raise InputError(f"no window can be opened on this display ({reason}); `mcode decode` writes a video instead")
+
+
+@contextmanager
+def _extras() -> Iterator[None]:
+    """What an extra would bring and is not there becomes one line that says how to get it."""
+    try:
+        yield
+    except ImportError as missing:
+        name = (missing.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise
+        if isinstance(missing, ModuleNotFoundError):
+            wanted = "player,live" if EXTRAS[name] == "player" else "live"
+            raise InputError(f'{name} is not installed: pip install "mcode[{wanted}]"') from missing
+        raise InputError(f"{name} does not load on this machine: {missing}") from missing
+
+
+@contextmanager
+def _ctrl_c_ends() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that a stream ends in order; the second one interrupts."""
+    stop = threading.Event()
+
+    def end(signum: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, end)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 # What is printed: progress and warnings to stderr, reports to stdout.
@@ -941,6 +1456,10 @@ def _rate(kbps: float) -> str:
 
 def _decibels(value: float | None) -> str:
     return "lossless," if value == math.inf else "unknown" if value is None or math.isnan(value) else f"{value:.2f} dB"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms"
 
 
 def _clock(seconds: float) -> str:

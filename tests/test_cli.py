@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -121,6 +122,10 @@ def test_the_commands_are_those_of_the_readme():
         "manifolds show",
         "manifolds verify",
         "evaluate stills",
+        "evaluate channel",
+        "send",
+        "receive",
+        "play",
     }
 
 
@@ -141,9 +146,9 @@ def test_help_is_printed_for_every_command(path, mcode):
     assert status == 0 and "Usage: mcode" in out and not err
 
 
-def test_every_command_has_json():
+def test_every_command_that_reports_has_json():
     for path, command in TREE.items():
-        if not hasattr(command, "commands"):
+        if not hasattr(command, "commands") and path != ("play",):
             assert "--json" in [option for parameter in command.params for option in parameter.opts], path
 
 
@@ -185,6 +190,38 @@ def test_every_command_has_json():
             "compare a -o b.html --against h264,vp9",
             "--against h264,vp9: unknown codec 'vp9'; choose from h264, h265, av1",
         ),
+        ("send a --to nowhere", "--to nowhere: "),
+        ("send a --n 0", "--n 0: the keyframe interval is a whole number from 1 to 65535"),
+        ("send a --bit-error-rate 0.7", "--bit-error-rate 0.7: a bit error rate is from 0 to 0.5, as 1e-3"),
+        ("send a --bit-error-rate much", "--bit-error-rate much: a bit error rate is from 0 to 0.5, as 1e-3"),
+        ("send a --loss 5%", "--loss 5%: a loss is a share from 0 to 1, as 0.05"),
+        ("send a --loss nan", "--loss nan: a loss is a share from 0 to 1, as 0.05"),
+        ("send a --burst 0", "--burst 0: a mean burst is 1 packet or more"),
+        ("send a --delay-ms -1", "--delay-ms -1: a delay is from 0 to 60000 ms"),
+        ("send a --jitter-ms 1e9", "--jitter-ms 1e9: a jitter is from 0 to 60000 ms"),
+        ("send a --seed -1", "--seed -1: the seed is a whole number from 0 to 4294967295"),
+        ("send a --baseline h266", "--baseline h266: choose h264, h265 or none"),
+        ("send a --baseline-rate 0", "--baseline-rate 0: give kbit/s, more than 0 and below 1000000, or equal"),
+        ("send a --baseline-rate same", "--baseline-rate same: give kbit/s"),
+        ("send a --fec 8", "--fec 8: give packets and parity packets for them, both from 1 to 64, as 8+2"),
+        ("send a --fec 8+65", "--fec 8+65: give packets and parity packets"),
+        ("send a --audio mp3", "--audio mp3: choose opus or none"),
+        ("send testsrc --to rtp://no-such-host.invalid:5004", "rtp://no-such-host.invalid:5004: cannot find the host"),
+        (
+            "receive nowhere.sdp -o a.mp4",
+            "nowhere.sdp: cannot read it (No such file or directory); give an SDP file or",
+        ),
+        ("receive rtp://127.0.0.1 -o a.mp4", "the address rtp://127.0.0.1: give it as rtp://HOST:PORT"),
+        ("receive rtp://127.0.0.1:5004 -o -", "-o -: a live stream is written to a file; name one, as out.mp4"),
+        ("receive rtp://127.0.0.1:5004 -o a.mp4 --lane h264", "--lane h264: choose mcode or baseline"),
+        ("receive rtp://127.0.0.1:5004 -o a.mp4 --duration 0", "--duration 0: the duration is more than 0 seconds"),
+        ("play --n 33", "--n 33: the keyframe interval in the player is a whole number from 1 to 32"),
+        ("play --loss 2", "--loss 2: a loss is a share from 0 to 1, as 0.05"),
+        (
+            "evaluate channel a --lanes fixed,h266",
+            "--lanes fixed,h266: unknown lane 'h266'; choose from fixed, huffman, h264",
+        ),
+        ("evaluate channel a --seeds 0", "--seeds 0: the number of seeds is a whole number from 1 to 1000"),
         ("decode a -o - --json", "-o - and --json both write to standard output: leave one of them out"),
         ("info nowhere.mp4", "nowhere.mp4: no such file"),
         ("info .", ". is a folder, not a file"),
@@ -352,6 +389,185 @@ def test_every_option_of_testclip_arrives(mcode, monkeypatch, tmp_path):
     status, out, _ = mcode("testclip", tmp_path / "t.mp4", *more.split())
     assert (status, out) == (0, f"{tmp_path / 't.mp4'}: 3.00 s of face, 10 bytes\n")
     assert clip.options == {"scene": "face", "seconds": 3, "size": (64, 32), "fps": 10, "seed": 1, "force": True}
+
+
+@dataclass(frozen=True)
+class LaneReport:
+    name: str
+    at_floor: bool
+    remote_loss: float | None
+    packets: int = 1200
+    rate_kbps: float = 2.5
+    channel_lost: int = 60
+    channel_damaged: int = 7
+    fec_bytes: int = 640
+    remote_jitter_ms: float | None = None
+    round_trip_ms: float | None = 0.42
+
+
+@pytest.fixture
+def sender(monkeypatch) -> Library:
+    found = Library(monkeypatch, "mcode.send", "send", "SendConfig")
+    sys.modules["mcode.send"].SendConfig = types.SimpleNamespace
+    found.result = types.SimpleNamespace(
+        frames=75,
+        keyframes=19,
+        duration_s=3.0,
+        manifold_id="0123456789abcdef",
+        n=4,
+        coder="fixed",
+        lanes={"mcode": LaneReport("mcode", False, 0.05), "h264": LaneReport("h264", True, None)},
+        warnings=("h264 cannot go down",),
+    )
+    return found
+
+
+def test_every_option_of_send_arrives(mcode, sender):
+    arguments = (
+        "send camera:1 --to rtp://10.0.0.1:7000 -n 8 -m me --coder fixed --quality 3 --refresh 2 --baseline h265"
+    )
+    channel = "--baseline-rate 7.5 --bit-error-rate 1e-3 --loss 0.05 --burst 3 --delay-ms 40 --jitter-ms 5 --seed 9"
+    more = "--no-realtime --sdp o.sdp --size 64x48 --start 1 --duration 2 --loop --audio none --fec 8+2 --device cpu"
+    assert mcode(*arguments.split(), *channel.split(), *more.split())[0] == 0
+    wanted = vars(sender.args[0])
+    assert vars(wanted.pop("channel")) == {
+        "bit_error_rate": 1e-3,
+        "loss": 0.05,
+        "burst": 3,
+        "delay_ms": 40,
+        "jitter_ms": 5,
+        "seed": 9,
+    }
+    assert wanted == {
+        "input": "camera:1",
+        "to": "rtp://10.0.0.1:7000",
+        "n": 8,
+        "manifold": "me",
+        "coder": "fixed",
+        "quality": 3,
+        "refresh_s": 2,
+        "baseline": "h265",
+        "baseline_rate": 7.5,
+        "realtime": False,
+        "sdp": "o.sdp",
+        "size": (64, 48),
+        "start_s": 1,
+        "duration_s": 2,
+        "loop": True,
+        "audio": False,
+        "fec": "8+2",
+        "device": "cpu",
+    }
+
+
+def test_the_defaults_of_send_are_those_of_its_configuration(mcode, sender, monkeypatch):
+    monkeypatch.undo()
+    from mcode import send
+
+    given = []
+    monkeypatch.setattr(send, "send", lambda config, **_: given.append(config) or sender.result)
+    assert mcode("send", "testsrc")[0] == 0
+    assert given == [send.SendConfig("testsrc")]
+
+
+def test_send_prints_a_row_for_each_lane(mcode, sender):
+    status, out, err = mcode("send", "testsrc")
+    assert (status, err) == (0, "mcode: warning: h264 cannot go down\n")
+    assert out == (
+        "rtp://127.0.0.1:5004\n"
+        "  frames    75 in 3.00 s: 19 sent, one in 4\n"
+        "  manifold  0123456789abcdef\n"
+        "  coder     fixed\n"
+        "\n"
+        "lane   packets            kbit/s  lost  damaged     repair  receiver's loss  jitter  round trip\n"
+        "mcode    1,200              2.50    60        7  640 bytes             5.0%       -      0.4 ms\n"
+        "h264     1,200  2.50 (its floor)    60        7  640 bytes                -       -      0.4 ms\n"
+    )
+
+
+def test_the_first_ctrl_c_ends_a_stream_in_order_and_the_second_at_once(mcode, sender, monkeypatch):
+    def send_until(config, *, progress, stop):
+        assert not stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        for _ in range(again):
+            signal.raise_signal(signal.SIGINT)
+        return sender.result
+
+    monkeypatch.setattr(sys.modules["mcode.send"], "send", send_until)
+    before = signal.getsignal(signal.SIGINT)
+    again = 0
+    assert mcode("send", "testsrc")[0] == 0
+    assert signal.getsignal(signal.SIGINT) is before
+    again = 1
+    assert mcode("send", "testsrc")[0] == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_every_option_of_receive_arrives(mcode, monkeypatch):
+    receive = Library(monkeypatch, "mcode.receive", "receive_to_file")
+    receive.result = types.SimpleNamespace(frames=0)
+    more = "--duration 1:00 --lane baseline -m me --bind 0.0.0.0 --device cpu --force"
+    assert mcode("receive", "a.sdp", "-o", "b.mkv", *more.split()) == (130, "", "mcode: interrupted\n")
+    assert not receive.options.pop("stop").is_set()
+    assert receive.args == ("a.sdp", "b.mkv")
+    assert receive.options == {
+        "duration_s": 60,
+        "lane": "baseline",
+        "manifold": "me",
+        "bind_to": "0.0.0.0",
+        "device": "cpu",
+        "force": True,
+    }
+
+
+def test_every_option_of_play_arrives_as_the_window_reads_it(mcode, monkeypatch):
+    from player import app
+
+    given = []
+    monkeypatch.setattr(app, "_run", lambda arguments: given.append(vars(arguments)) or 0)
+    more = (
+        "--demo -m me -n 8 --coder fixed --bit-error-rate 1e-5 --loss 0.2 --seed 3 --device cpu --no-sound --fullscreen"
+    )
+    assert mcode("play", *more.split(), "--", "-odd.mcode") == (0, "", "")
+    assert mcode("play") == (0, "", "")
+    assert given == [
+        {
+            "source": "-odd.mcode",
+            "demo": True,
+            "manifold": "me",
+            "n": 8,
+            "coder": "fixed",
+            "bit_error_rate": 1e-5,
+            "loss": 0.2,
+            "seed": 3,
+            "device": "cpu",
+            "no_sound": True,
+            "fullscreen": True,
+        },
+        vars(app.parser().parse_args([])),
+    ]
+
+
+def test_every_option_of_evaluate_channel_arrives(mcode, monkeypatch):
+    channel = Library(monkeypatch, "mcode.evaluation.channel", "evaluate_channel")
+    sys.modules["mcode.evaluation.channel"].LABELS = {}
+    arguments = "evaluate channel a.mp4 -o out -m me -n 8 --quality 2 --lanes fixed,h264,fixed --seeds 2 --size 64x48"
+    more = "--start 1 --duration 2 --device cpu --force --json"
+    assert mcode(*arguments.split(), *more.split())[0] == 0
+    assert channel.args == ("a.mp4", "out")
+    assert channel.options == {
+        "manifold": "me",
+        "n": 8,
+        "quality": 2,
+        "lanes": ("fixed", "h264"),
+        "seeds": 2,
+        "size": (64, 48),
+        "start_s": 1,
+        "duration_s": 2,
+        "device": "cpu",
+        "force": True,
+    }
 
 
 # What is printed
@@ -752,3 +968,125 @@ def test_stills_are_measured_beside_other_codecs(mcode, workshop, tmp_path, monk
     assert [row["codec"] for row in found["rows"]] == ["MCode disc"] * 8 + ["JPEG"]
     assert all(row["images"] == 2 and row["bpp"] > 0 for row in found["rows"])
     assert mcode("evaluate", "stills", tmp_path / "none", "-m", workshop / "disc.safetensors")[0] == 2
+
+
+# Live, for real: datagrams on loopback, and a window that cannot open
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free, and the two lanes' behind it."""
+    for first in range(20_000 + os.getpid() % 20_000 * 2, 65_000, 6):
+        held = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+        try:
+            for lane, each in enumerate(held):
+                each.bind(("127.0.0.1", first + 2 * lane))
+            return first
+        except OSError:
+            continue
+        finally:
+            for each in held:
+                each.close()
+    pytest.fail("no free ports")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_what_is_sent_is_received_until_ctrl_c(mcode, workshop, tmp_path, port):
+    url, clip, model = f"rtp://127.0.0.1:{port}", workshop / "clip.mkv", workshop / "disc.safetensors"
+    options = ["--to", url, "-m", model, "--loop", "--baseline-rate", "20", "--loss", "0.02", "--refresh", "1"]
+    command = [sys.executable, "-m", "mcode", "send", clip, *options, "--sdp", tmp_path / "live.sdp", "--json"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        received = reported("receive", url, "-o", tmp_path / "out.mkv", "-m", model, "--duration", "1.5")
+        status, out, _ = mcode(
+            "receive", tmp_path / "live.sdp", "-o", tmp_path / "h264.mkv", "--lane", "baseline", "--duration", "1"
+        )
+        process.send_signal(signal.SIGINT)
+        out_sent, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    # a busy machine leaves frames out, but not time
+    assert received["duration_s"] >= 1.4 and received["frames"] > 5 and received["lane"] == "mcode"
+    assert (received["width"], received["height"], received["counters"]["foreign"]) == (64, 48, 0)
+    assert status == 0 and out.startswith(f"{tmp_path / 'h264.mkv'}\n") and "h264" in out
+    assert process.returncode == 0 and "Traceback" not in err
+    sent = json.loads(out_sent)
+    assert sent["frames"] > 10 and set(sent["lanes"]) == {"mcode", "h264"}
+    assert sent["manifold_id"] == received["manifold_id"]
+    decoded = json.loads(mcode("info", tmp_path / "out.mkv", "--json")[1])
+    assert (decoded["width"], decoded["height"]) == (64, 48)
+
+
+def test_receive_says_when_the_port_is_taken(mcode, tmp_path, port):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", port))
+        status, _, err = mcode("receive", f"rtp://127.0.0.1:{port}", "-o", tmp_path / "out.mp4")
+    assert status == 2 and "another program is using it" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_channel_is_measured_lane_beside_lane(mcode, workshop, tmp_path, monkeypatch):
+    from mcode.evaluation import channel
+
+    monkeypatch.setattr(
+        channel.evaluate_channel,
+        "__kwdefaults__",
+        {**channel.evaluate_channel.__kwdefaults__, "bit_error_rates": (0.0, 1e-2), "losses": (0.2,)},
+    )
+    asked = ["evaluate", "channel", workshop / "clip.mkv", "-m", workshop / "disc.safetensors"]
+    asked += ["--lanes", "fixed,h264", "--seeds", "1", "--duration", "0.5"]
+    status, out, _ = mcode(*asked, "-o", tmp_path / "report")
+    lines = out.splitlines()
+    assert status == 0 and lines[0].split() == ["PSNR", "dB", "(SSIM)", "MCode", "fixed", "H.264"]
+    assert [line.split("  ")[0] for line in lines[1:5]] == ["kbit/s", "clean", "bit errors 0.01", "20% lost"]
+    assert {path.name for path in (tmp_path / "report").iterdir()} >= {"channel.json", "channel.png"}
+    status, _, err = mcode(*asked, "-o", tmp_path / "report")
+    assert status == 2 and "--force" in err
+
+
+def test_play_without_a_display_is_one_line(mcode, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    status, out, err = mcode("play", "--demo")
+    assert (status, out) == (2, "")
+    assert "no display" in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="displays of X")
+def test_play_on_a_display_that_does_not_answer_is_one_line(mcode, monkeypatch):
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("QT_QPA_PLATFORM", raising=False)
+    monkeypatch.setenv("DISPLAY", "no-such-host.invalid:7")
+    status, out, err = mcode("play", "--demo")
+    assert (status, out) == (2, "")
+    assert "no window can be opened" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        ("play --demo", "PyQt6", "player,live"),
+        ("receive rtp://127.0.0.1:5004 -o a.mp4", "reedsolo", "live"),
+    ],
+)
+def test_a_missing_extra_is_named_with_how_to_get_it(command, package, extra):
+    program = "import sys; sys.modules[sys.argv[1]] = None; from mcode.cli import main; sys.exit(main(sys.argv[2:]))"
+    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen"}
+    found = subprocess.run(
+        [sys.executable, "-c", program, package, *command.split()],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    message = f'mcode: error: {package} is not installed: pip install "mcode[{extra}]"\n'
+    assert (found.returncode, found.stdout, found.stderr) == (2, "", message)
