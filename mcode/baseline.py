@@ -44,6 +44,7 @@ CODERS: dict[str, _Coder] = {
     "av1": _Coder("libsvtav1", "libdav1d", "AV1", "6", 63, 1, 8, side_min=32),
 }
 _CRF_BEST = 1
+_CUTREE_WIDTH_MIN = 50  # x265's cutree (SIMD) writes past its buffers in pictures of 48 pixels or narrower: aborts the process
 _EXACT = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
@@ -105,7 +106,9 @@ class BaselineEncoder:
         context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
         context.options = {"preset": preset or coder.preset, **_rate_options(codec, crf), **(options or {})}
         if codec == "h265":
-            context.options |= {"x265-params": "log-level=none:info=0:" + context.options.get("x265-params", "")}
+            quirk = "cutree=0:" if context.width < _CUTREE_WIDTH_MIN else ""
+            given = context.options.get("x265-params", "")
+            context.options |= {"x265-params": f"log-level=none:info=0:{quirk}{given}"}
         if rate_kbps is not None:
             context.bit_rate = round(rate_kbps * 1000)
             if codec != "av1":

@@ -33,13 +33,16 @@ class DataConfig:
 @dataclass(frozen=True)
 class LossConfig:
     """bits per pixel + lambda * (squared error on 0..255 + perceptual * feature distance); lambda rises by equal factors
-    from quality 1 (low) to the highest."""
+    from quality 1 (low) to the highest. The feature distance comes in at step `perceptual_from`, rising to its weight over
+    `perceptual_ramp` steps: all at once it threw Adam off (docs/log.md)."""
 
     lambda_low: float = 0.0006
     lambda_high: float = 0.0175
     perceptual: float = 0.0
     perceptual_crops: int = 4
     perceptual_size: int = 128
+    perceptual_from: int = 0
+    perceptual_ramp: int = 600
 
 
 @dataclass(frozen=True)
@@ -160,10 +163,11 @@ def train(
         bpp = bits / (x.shape[2] * x.shape[3])
         loss = (bpp + lam[quality] * error).mean()
         distance = torch.zeros(())
-        if features is not None:
+        if features is not None and step >= config.loss.perceptual_from:
             distance = _feature_distance(features, x, x_hat, config.loss, step)
             k = distance.numel()
-            loss = loss + (lam[quality[:k]] * config.loss.perceptual * distance).mean()
+            risen = min(1.0, (step - config.loss.perceptual_from + 1) / max(1, config.loss.perceptual_ramp))
+            loss = loss + (lam[quality[:k]] * config.loss.perceptual * risen * distance).mean()
         norm = loop.update(optimiser, loss, step=step, workers=workers, clip=config.optimiser.clip)
         loop.smooth(ema, parameters, config.optimiser.ema, step)
         log.add(loss=loss.item(), bpp=bpp.mean().item(), mse=error.mean().item(), feature=distance.mean().item())
