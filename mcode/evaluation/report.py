@@ -26,6 +26,8 @@ COLOURS = {"MCode": ACCENT, "H.264": "#3b6ea5", "H.265": "#2a9d8f", "AV1": "#8d5
 PANEL_HEIGHT = 360
 """Pictures smaller than this are scaled up by whole factors in the video, so that their pixels stay what they are."""
 MOST_WIDTH = 1920
+SAME_PSNR_DB = 0.5
+"""Encodings further apart are not called equal: 4:2:0 codecs have a ceiling, and SVT-AV1's CRF goes in whole steps."""
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -279,10 +281,15 @@ def verdict(report: CompareReport) -> list[str]:
     ours = report.rows[0]
     for row in report.rows:
         if row.at == "equal PSNR":
-            if row.floor:
+            if row.floor and row.bits >= 1:
                 lines.append(
                     f"{row.codec} cannot go as low: at its floor it takes {row.bits:.3g} times MCode's bits "
                     f"and reaches {row.psnr_db:.1f} dB against {ours.psnr_db:.1f} dB."
+                )
+            elif abs(row.psnr_db - ours.psnr_db) > SAME_PSNR_DB and (row.bits >= 1 or row.psnr_db < ours.psnr_db):
+                lines.append(
+                    f"{row.codec} comes no nearer to MCode's {ours.psnr_db:.1f} dB than {row.psnr_db:.1f} dB, "
+                    f"with {row.bits:.3g} times the bits."
                 )
             elif row.bits >= 1:
                 lines.append(f"{row.codec} needs {row.bits:.3g} times the bits for the same PSNR.")

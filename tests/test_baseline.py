@@ -1,0 +1,248 @@
+"""H.264, H.265 and AV1 behind push and flush: every frame back at its time, honest rates, searches, damage."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from mcode.baseline import (
+    CODERS,
+    BaselineDecoder,
+    BaselineEncoder,
+    CrfSearch,
+    EncodedPacket,
+    Encoding,
+    coder_named,
+    encode_at_psnr,
+    encode_at_rate,
+)
+from mcode.errors import InputError
+from mcode.frame import Frame
+from mcode.testclip import render_frames
+
+FRAMES = list(render_frames("arms", 0.4, 25, (64, 48), 1))
+each_codec = pytest.mark.parametrize("codec", CODERS)
+
+
+@pytest.fixture(scope="module")
+def searches() -> dict[str, CrfSearch]:
+    return {codec: CrfSearch(FRAMES, codec) for codec in CODERS}
+
+
+def of_size(width: int, height: int, count: int = 3) -> list[Frame]:
+    """A picture with a bright left half, a little brighter from frame to frame."""
+    frames = []
+    for i in range(count):
+        rgb = np.full((height, width, 3), 40 + 10 * i, np.uint8)
+        rgb[:, : width // 2] += 100
+        frames.append(Frame(rgb, i * 3600))
+    return frames
+
+
+@each_codec
+def test_every_frame_comes_back_in_order_at_its_time(codec):
+    frames = of_size(64, 48, 10)  # each brighter by 10 than the one before
+    decoded = list(CrfSearch(frames, codec).at_crf(20).decode())
+    assert [frame.pts for frame in decoded] == [frame.pts for frame in frames]
+    for before, after in zip(frames, decoded, strict=True):
+        assert np.abs(after.rgb.astype(int) - before.rgb).mean() < 4
+
+
+@each_codec
+def test_uneven_times_are_kept(codec):
+    times = [0, 3000, 3001, 9000, 40_000]
+    frames = [Frame(frame.rgb, pts) for frame, pts in zip(FRAMES, times, strict=False)]
+    assert [frame.pts for frame in CrfSearch(frames, codec).at_crf(40).decode()] == times
+
+
+@each_codec
+@pytest.mark.parametrize("size", [(65, 49), (33, 36), (64, 35)])
+def test_odd_sizes_come_back_at_their_size(codec, size):
+    frames = of_size(*size)
+    decoded = list(CrfSearch(frames, codec).at_crf(20).decode())
+    assert len(decoded) == 3
+    for before, after in zip(frames, decoded, strict=True):
+        assert after.rgb.shape == before.rgb.shape
+        assert np.abs(after.rgb.astype(int) - before.rgb).mean() < 4
+
+
+def test_narrow_pictures_do_not_corrupt_memory_in_x265():
+    code = (
+        "import numpy as np; from mcode.baseline import *; from mcode.frame import Frame\n"
+        "for w, h in ((34, 34), (18, 18), (48, 64)) * 3:\n"
+        "    noise = [np.random.default_rng(i).integers(0, 255, (h, w, 3), np.uint8) for i in range(3)]\n"
+        "    frames = [Frame(rgb, i * 3600) for i, rgb in enumerate(noise)]\n"
+        "    assert len(list(CrfSearch(frames, 'h265').at_crf(20).decode())) == 3\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@each_codec
+def test_rate_counts_every_byte_of_every_packet(codec, searches):
+    encoding = searches[codec].at_crf(30)
+    total = sum(len(packet.data) for packet in encoding.packets)
+    assert encoding.payload_bytes == total > 0
+    assert encoding.duration_s == pytest.approx(0.4)
+    assert encoding.rate_kbps == pytest.approx(total * 8 / 0.4 / 1000)
+    assert encoding.packets[0].keyframe
+    encoder = BaselineEncoder(codec, 64, 48, crf=30)
+    packets = [packet for frame in FRAMES for packet in encoder.push(frame)] + encoder.flush()
+    assert encoder.payload_bytes == sum(len(packet.data) for packet in packets)
+
+
+def test_stated_psnr_is_the_mean_over_frames(searches):
+    encoding = searches["h264"].at_crf(30)
+    errors = [np.square(a.rgb.astype(float) - b.rgb).mean() for a, b in zip(FRAMES, encoding.decode(), strict=True)]
+    assert encoding.psnr_db == pytest.approx(np.mean([10 * math.log10(255**2 / error) for error in errors]))
+
+
+def test_x264s_text_about_itself_is_neither_kept_nor_counted(searches):
+    context = av.CodecContext.create("libx264", "w")
+    context.width, context.height, context.pix_fmt, context.framerate = 64, 48, "yuv420p", 25
+    context.time_base = Fraction(1, 25)
+    picture = av.VideoFrame.from_ndarray(FRAMES[0].rgb, format="rgb24").reformat(format="yuv420p")
+    raw = b"".join(bytes(packet) for packet in [*context.encode(picture), *context.encode(None)])
+    assert b"x264 - core" in raw  # else the encoder has stopped writing it, and this test is of nothing
+    encoding = searches["h264"].at_crf(30)
+    assert all(b"x264" not in packet.data for packet in encoding.packets)
+    kinds = [unit[0] & 31 for unit in encoding.packets[0].data.split(b"\0\0\1")[1:]]
+    assert {7, 8, 5} <= set(kinds) and 6 not in kinds
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_a_reachable_rate_is_met(codec, searches):
+    encoding = searches[codec].at_rate(40, tolerance=0.05)
+    assert encoding.rate_kbps == pytest.approx(40, rel=0.05)
+    assert not encoding.at_floor
+
+
+def test_av1_comes_as_near_to_a_rate_as_whole_steps_allow(searches):
+    search = searches["av1"]
+    wanted = search.at_crf(45).rate_kbps
+    found = search.at_rate(wanted)
+    assert found.crf == round(found.crf)
+    assert found.rate_kbps == pytest.approx(wanted, rel=0.02)
+
+
+@each_codec
+def test_an_unreachably_low_rate_or_psnr_gives_the_floor_and_says_so(codec, searches):
+    for found in (searches[codec].at_rate(0.2), searches[codec].at_psnr(5)):
+        assert found.at_floor and "its floor" in repr(found)
+        assert found.crf == CODERS[codec].crf_floor
+        assert found.rate_kbps > 0.2 and found.psnr_db > 5
+    # the flag belongs to the wish, not to the encoding
+    assert not searches[codec].at_crf(CODERS[codec].crf_floor).at_floor
+
+
+def test_the_floor_itself_is_no_miss(searches):
+    floor = searches["h264"].at_crf(51)
+    assert not searches["h264"].at_rate(floor.rate_kbps).at_floor
+
+
+def test_an_unreachably_high_wish_gives_the_best_there_is(searches):
+    best = searches["h264"].at_psnr(99)
+    assert best.crf == 1 and not best.at_floor
+
+
+def test_a_reachable_psnr_is_met(searches):
+    found = searches["h264"].at_psnr(26.0, tolerance_db=0.3)
+    assert found.psnr_db == pytest.approx(26.0, abs=0.3)
+    assert encode_at_psnr(FRAMES, "h264", 26.0).psnr_db == pytest.approx(26.0, abs=0.3)
+    assert encode_at_rate(FRAMES, "h264", found.rate_kbps).rate_kbps == pytest.approx(found.rate_kbps, rel=0.05)
+
+
+def test_more_bits_give_more_psnr_and_each_crf_is_encoded_once():
+    told = []
+    search = CrfSearch(FRAMES, "h264", progress=lambda done, total: told.append((done, total)))
+    for crf in (20, 40, 30, 30, 20):
+        search.at_crf(crf)
+    assert [e.crf for e in search.encodings] == [40, 30, 20]
+    assert [e.psnr_db for e in search.encodings] == sorted(e.psnr_db for e in search.encodings)
+    assert told == [(i, len(FRAMES)) for i in range(1, len(FRAMES) + 1)] * 3
+
+
+def test_a_clip_may_be_a_function_that_opens_it_anew():
+    encoding = CrfSearch(lambda: iter(FRAMES), "h264").at_crf(35)
+    assert isinstance(encoding, Encoding) and encoding.frames == len(FRAMES)
+    with pytest.raises(InputError, match="no frames"):
+        CrfSearch([], "h264").at_crf(35)
+
+
+def test_one_picture_lasts_a_25th_of_a_second():
+    assert CrfSearch(FRAMES[:1], "h264").at_crf(30).duration_s == pytest.approx(0.04)
+
+
+def damaged(data: bytes, rng: np.random.Generator, kind: int) -> bytes:
+    if kind == 0:
+        return data[: int(rng.integers(0, len(data) + 1))]
+    if kind == 1:
+        return rng.bytes(int(rng.integers(1, 200)))
+    hit = bytearray(data)
+    for place in rng.integers(0, min(len(hit), 40) if kind == 2 else len(hit), 3):
+        hit[place] ^= 1 << int(rng.integers(8))
+    return bytes(hit)
+
+
+@each_codec
+def test_damage_gives_frames_of_the_right_size_or_none_and_never_raises(codec, searches):
+    packets = searches[codec].at_crf(30).packets
+    hurt = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        decoder = BaselineDecoder(codec, 64, 48)
+        frames = []
+        for packet in packets:
+            frames += decoder.push(replace(packet, data=damaged(packet.data, rng, seed % 4)))
+        frames += decoder.flush()
+        assert all(frame.rgb.shape == (48, 64, 3) for frame in frames)
+        hurt += decoder.damaged_packets
+    assert hurt > 0
+
+
+@each_codec
+def test_a_stream_of_another_size_gives_no_frames_of_this_one(codec, searches):
+    decoder = BaselineDecoder(codec, 128, 96)
+    packets = searches[codec].at_crf(30).packets
+    frames = [frame for packet in packets for frame in decoder.push(packet)] + decoder.flush()
+    assert frames == [] and decoder.damaged_packets == len(FRAMES)
+
+
+@each_codec
+def test_a_lost_first_packet_does_not_raise(codec, searches):
+    decoder = BaselineDecoder(codec, 64, 48)
+    for packet in searches[codec].at_crf(30).packets[1:]:
+        decoder.push(packet)
+    decoder.flush()
+    decoder = BaselineDecoder(codec, 64, 48)
+    assert decoder.push(EncodedPacket(b"nothing of the kind", 0, 0, True)) + decoder.flush() == []
+
+
+@pytest.mark.parametrize("make", [coder_named, lambda c: CrfSearch(FRAMES, c), lambda c: BaselineDecoder(c, 64, 48)])
+def test_an_unknown_codec_is_named_in_one_line(make):
+    with pytest.raises(InputError, match="'vp9'.*h264, h265, av1") as error:
+        make("vp9")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("codec", "size"), [("av1", (31, 64)), ("av1", (64, 16)), ("h265", (8, 8))])
+def test_a_picture_too_small_for_the_codec_is_refused_in_one_line(codec, size):
+    with pytest.raises(InputError, match=f"{CODERS[codec].label} cannot encode {size[0]}x{size[1]}") as error:
+        BaselineEncoder(codec, *size, crf=30)
+    assert "\n" not in str(error.value)
+
+
+def test_misuse_raises_at_once():
+    with pytest.raises(ValueError, match="either crf or rate_kbps"):
+        BaselineEncoder("h264", 64, 48)
+    with pytest.raises(ValueError, match="either crf or rate_kbps"):
+        BaselineEncoder("h264", 64, 48, crf=30, rate_kbps=30)
+    with pytest.raises(ValueError, match="frame is 64x48, encoder is 32x32"):
+        BaselineEncoder("h264", 32, 32, crf=30).push(FRAMES[0])

@@ -1,0 +1,152 @@
+"""`mcode compare`: rows that agree with each other, a page that fetches nothing, a video with all frames and sound."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mcode.errors import InputError
+from mcode.evaluation.compare import CompareReport, Row, compare
+from mcode.evaluation.report import rate_text, verdict
+from mcode.testclip import write_clip
+from mcode.training.adapt import adapt_linear
+from mcode.video import FrameReader, probe
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("footage") / "arms <1>.mp4"
+    write_clip(path, scene="arms", seconds=0.8, size=(64, 48), seed=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def manifold(footage, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("manifold") / "me.safetensors"
+    adapt_linear([footage], path, m=8, size=(64, 48))
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(footage, manifold, tmp_path_factory) -> CompareReport:
+    page = tmp_path_factory.mktemp("report") / "new" / "out.html"
+    return compare(footage, page, against=("h264",), manifold=manifold, device="cpu")
+
+
+def test_mcode_stands_first_then_each_codec_at_equal_rate_and_at_equal_psnr(report):
+    assert [(row.codec, row.at) for row in report.rows] == [
+        ("MCode", "mcode"),
+        ("H.264", "equal rate"),
+        ("H.264", "equal PSNR"),
+    ]
+    ours = report.rows[0]
+    assert (ours.rate_kbps, ours.psnr_db, ours.bits) == (report.encode.rate_kbps, report.encode.psnr_db, 1)
+    assert (report.width, report.height, report.frames) == (64, 48, 20)
+    assert report.duration_s == pytest.approx(0.8)
+
+
+def test_bits_are_the_rate_over_mcodes(report):
+    for row in report.rows:
+        assert row.bits == pytest.approx(row.rate_kbps / report.rows[0].rate_kbps)
+
+
+def test_equal_means_equal_or_floor_or_ceiling(report):
+    ours, rate, quality = report.rows
+    assert rate.floor or rate.rate_kbps == pytest.approx(ours.rate_kbps, rel=0.1)
+    assert quality.floor or abs(quality.psnr_db - ours.psnr_db) < 0.5 or "CRF 1" in quality.setting.split(", ")
+    assert rate.floor == ("CRF 51" in rate.setting)
+
+
+def test_ssim_is_measured_where_pictures_are_shown(report):
+    ours, rate, quality = report.rows
+    assert 0 < ours.ssim < 1 and 0 < rate.ssim < 1 and quality.ssim is None
+
+
+def test_the_page_fetches_nothing(report):
+    page = Path(report.files["report"]).read_text(encoding="utf-8")
+    links = re.findall(r"""(?:src|href|action|data|poster|srcset)\s*=\s*["']([^"']*)""", page)
+    links += re.findall(r"""url\(\s*["']?([^"')]*)""", page)
+    assert links and all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert not re.search(r"<(script|link|iframe|object|embed)\b|@import", page)
+    assert page.count("data:image/png;base64,") >= 9  # three moments of original, MCode and H.264
+
+
+def test_the_page_says_what_the_rows_say(report):
+    page = Path(report.files["report"]).read_text(encoding="utf-8")
+    assert "arms &lt;1&gt;.mp4" in page and "<1>" not in page
+    for row in report.rows:
+        assert row.setting in page and f"{row.psnr_db:.2f} dB" in page and rate_text(row.rate_kbps) in page
+
+
+def test_the_picture_opens(report):
+    with Image.open(report.files["picture"]) as picture:
+        assert picture.format == "PNG" and min(picture.size) > 300
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_the_video_has_every_frame_at_its_time_and_the_sound(report, footage):
+    video = report.files["video"]
+    assert Path(video).name == "side-by-side.mp4"
+    assert [frame.pts for frame in FrameReader(video)] == [frame.pts for frame in FrameReader(footage)]
+    assert probe(video).audio_codec == probe(footage).audio_codec == "aac"
+    assert probe(video).width > 2 * 64
+
+
+def test_only_the_three_files_are_left(report):
+    folder = Path(report.files["report"]).parent
+    assert {path.name for path in folder.iterdir()} == {"out.html", "out.png", "side-by-side.mp4"}
+
+
+@pytest.mark.parametrize("name", ["out.html", "out.png", "side-by-side.mp4"])
+def test_an_existing_file_is_refused_and_untouched(name, footage, manifold, tmp_path):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"{name}: exists; add --force"):
+        compare(footage, tmp_path / "out.html", against=("h264",), manifold=manifold)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"mine")]
+
+
+@pytest.mark.parametrize("name", ["out.pdf", "out", "out.mp4"])
+def test_a_page_of_another_name_is_refused(name, footage, manifold, tmp_path):
+    with pytest.raises(InputError, match=r"ends in \.html"):
+        compare(footage, tmp_path / name, against=("h264",), manifold=manifold)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_codec_is_refused_and_nothing_written(footage, manifold, tmp_path):
+    with pytest.raises(InputError, match="unknown codec 'vp9'"):
+        compare(footage, tmp_path / "out.html", against=("vp9",), manifold=manifold)
+    assert list(tmp_path.iterdir()) == []
+
+
+def with_h264(report: CompareReport, bits: float, psnr_db: float, floor: bool = False) -> CompareReport:
+    ours = replace(report.rows[0], rate_kbps=2.0, psnr_db=30.0)
+    other = Row("H.264", "equal PSNR", "x264 medium, CRF 40", 2.0 * bits, psnr_db, None, bits, floor)
+    return replace(report, rows=(ours, other), warnings=("a warning",))
+
+
+def test_the_verdict_says_plainly_who_needs_fewer_bits(report):
+    assert verdict(with_h264(report, 4.0, 30.02)) == ["H.264 needs 4 times the bits for the same PSNR.", "a warning"]
+    (line, _) = verdict(with_h264(report, 0.4, 30.02))
+    assert line == "MCode loses: H.264 reaches the same PSNR with 40% of the bits."
+    for floor in (False, True):
+        assert verdict(with_h264(report, 0.4, 33, floor))[0].startswith("MCode loses: H.264")
+
+
+def test_the_verdict_calls_no_psnr_the_same_which_is_not(report):
+    (floor, _) = verdict(with_h264(report, 5.0, 33, floor=True))
+    assert "cannot go as low" in floor and "33.0 dB against 30.0 dB" in floor
+    for bits, psnr_db in ((9.0, 27.0), (0.4, 27.0), (9.0, 33.0)):
+        (line, _) = verdict(with_h264(report, bits, psnr_db))
+        assert "comes no nearer to MCode's 30.0 dB" in line and f"{psnr_db:.1f} dB" in line and "same" not in line
+
+
+@pytest.mark.parametrize(
+    ("kbps", "text"), [(0.5081, "0.508 kbit/s"), (12.34, "12.3 kbit/s"), (345.6, "346 kbit/s"), (1234.0, "1.23 Mbit/s")]
+)
+def test_rates_have_three_digits(kbps, text):
+    assert rate_text(kbps) == text
