@@ -178,9 +178,7 @@ def _near(text: str, choices: Sequence[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-Video = Annotated[
-    str, typer.Argument(metavar="INPUT", help="A video or image: anything FFmpeg opens.", show_default=False)
-]
+Video = Annotated[str, typer.Argument(metavar="INPUT", help="A video or image: anything FFmpeg opens.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Device = Annotated[
@@ -207,9 +205,7 @@ Interval = Annotated[
         help="Send every N-th frame; the receiver interpolates the others.",
     ),
 ]
-Manifold = Annotated[
-    str, typer.Option("--manifold", "-m", metavar="NAME|FILE", help="An installed manifold, or a file.")
-]
+Manifold = Annotated[str, typer.Option("--manifold", "-m", metavar="NAME|FILE", help="An installed manifold, or a file.")]
 Coder = Annotated[
     str,
     typer.Option(
@@ -428,9 +424,7 @@ def decode(
 def info(
     file: Annotated[
         str,
-        typer.Argument(
-            metavar="FILE", help="An .mcode file, a manifold (file or name) or a video.", show_default=False
-        ),
+        typer.Argument(metavar="FILE", help="An .mcode file, a manifold (file or name) or a video.", show_default=False),
     ],
     as_json: Json = False,
 ) -> None:
@@ -467,9 +461,7 @@ def list_(as_json: Json = False) -> None:
 
 @manifolds_app.command()
 def show(
-    manifold: Annotated[
-        str, typer.Argument(metavar="NAME|FILE", help="An installed manifold, or a file.", show_default=False)
-    ],
+    manifold: Annotated[str, typer.Argument(metavar="NAME|FILE", help="An installed manifold, or a file.", show_default=False)],
     as_json: Json = False,
 ) -> None:
     """Show one manifold and its card.
@@ -584,8 +576,7 @@ def _show_stream(path: str, as_json: bool) -> None:
         "rate": f"{_rate(facts['rate_kbps'])} ({reader.payload_bytes:,} bytes of picture)",
         "file": f"{_bytes(facts['file_bytes'])}, container and sound included",
         "manifold": f"{name} {manifold_id}" if name else f"{manifold_id}, not installed: decode with --manifold FILE",
-        "coder": f"{header.coder}, quality {header.quality}"
-        + (f", {header.slices} slices" if header.slices > 1 else ""),
+        "coder": f"{header.coder}, quality {header.quality}" + (f", {header.slices} slices" if header.slices > 1 else ""),
         "audio": audio or "none",
     }
     if reader.truncated:
@@ -692,9 +683,7 @@ def adapt(
         first = probe(videos[0])
         size = Size(first.width, first.height)
     with _progress("learning") as progress:
-        report = adapt_linear(
-            videos, output, m=m, size=size, seconds=seconds, seed=seed, force=force, progress=progress
-        )
+        report = adapt_linear(videos, output, m=m, size=size, seconds=seconds, seed=seed, force=force, progress=progress)
     if as_json:
         _print_json(report)
         return
@@ -713,13 +702,9 @@ def adapt(
 
 @app.command()
 def train(
-    config: Annotated[
-        str, typer.Argument(metavar="CONFIG.toml", help="What to train: see configs/.", show_default=False)
-    ],
+    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", help="What to train: see configs/.", show_default=False)],
     data: Annotated[str, typer.Option(metavar="DIR", help="Folder of training videos or images.", show_default=False)],
-    out: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder for checkpoints and the manifold.", show_default=False)
-    ],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder for checkpoints and the manifold.", show_default=False)],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -1287,7 +1272,7 @@ def play(
 ) -> None:
     """Play a file, a stream, a video or a camera in a window.
 
-    Videos and cameras are encoded live: MCode stands beside H.264, one simulated channel damaging both. Keys are listed under ?.
+    Videos and cameras are encoded live: MCode stands beside H.264, one simulated channel damaging both. Keys: press ?.
     """
     arguments = ["--n", n, "--coder", coder, "--seed", seed, "--device", device]
     arguments += [f"--bit-error-rate={bit_error_rate}", f"--loss={loss}"]

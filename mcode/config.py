@@ -56,8 +56,7 @@ def from_dict(values: Mapping[str, Any], schema: type[T], *, source: str = "conf
         if name not in values and not has_default:
             raise ConfigError(f'{source}: missing key "{name}"{place}, {_describe(hints[name])}')
     arguments = {
-        name: _convert(value, hints[name], source, f"{table}.{name}" if table else name)
-        for name, value in values.items()
+        name: _convert(value, hints[name], source, f"{table}.{name}" if table else name) for name, value in values.items()
     }
     try:
         return schema(**arguments)

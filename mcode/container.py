@@ -139,9 +139,7 @@ class McodeWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close() if kind is None else self.abort()
 
     def _write_header(self, first_sample: bytes) -> None:
@@ -331,9 +329,7 @@ class _Box(NamedTuple):
     size: int
 
 
-def _mux_one(
-    output: av.container.OutputContainer, stream: av.stream.Stream, data: bytes, pts: int, tick: Fraction
-) -> None:
+def _mux_one(output: av.container.OutputContainer, stream: av.stream.Stream, data: bytes, pts: int, tick: Fraction) -> None:
     packet = av.Packet(data)
     packet.stream, packet.pts, packet.dts, packet.duration, packet.time_base = stream, pts, pts, 1, tick
     output.mux(packet)

@@ -47,9 +47,7 @@ class FecSettings:
 
     def __post_init__(self) -> None:
         if not (1 <= self.data <= 64 and 1 <= self.parity <= 64):
-            raise InputError(
-                f"forward error correction {self.data}+{self.parity}: both are from 1 to 64 packets, as 8+2"
-            )
+            raise InputError(f"forward error correction {self.data}+{self.parity}: both are from 1 to 64 packets, as 8+2")
 
     @classmethod
     def parse(cls, text: str) -> FecSettings:
@@ -147,12 +145,7 @@ class Recoverer:
         if len(packet.payload) < _HEADER.size + 2:
             raise WireError("a parity packet is cut short")
         first, data, parity, index, crc = _HEADER.unpack_from(packet.payload)
-        if (
-            crc16(packet.header + packet.payload[:5]) != crc
-            or not 1 <= data <= 64
-            or not 1 <= parity <= 64
-            or index >= parity
-        ):
+        if crc16(packet.header + packet.payload[:5]) != crc or not 1 <= data <= 64 or not 1 <= parity <= 64 or index >= parity:
             raise WireError("a parity packet's header is damaged")
         self.parity_packets += 1
         self.parity_bytes += HEADER_BYTES + len(packet.payload)
@@ -174,9 +167,7 @@ class Recoverer:
         if not missing or len(missing) > len(group.rows):
             return []
         width = max(len(row) for row in group.rows.values())
-        if any(len(datagram) + 2 > width for datagram in have.values()) or any(
-            len(r) != width for r in group.rows.values()
-        ):
+        if any(len(datagram) + 2 > width for datagram in have.values()) or any(len(r) != width for r in group.rows.values()):
             self.malformed += 1
             group.rows.clear()
             return []

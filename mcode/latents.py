@@ -33,7 +33,7 @@ def interpolate(a: Tensor, b: Tensor, positions: Tensor) -> Tensor:
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto" is cuda where there is one, else mps, else cpu. Raises InputError for a device this machine lacks."""
+    """ "auto" is cuda where there is one, else mps, else cpu. Raises InputError for a device this machine lacks."""
     if name not in DEVICES:
         raise InputError(f"device {name!r} is not known; use one of {', '.join(DEVICES)}")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

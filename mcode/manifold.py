@@ -294,7 +294,9 @@ class Manifold:
         """(C, h, w) for pictures of this size. Raises ManifoldError where the manifold has another, fixed size."""
         if self.frame_size is not None:
             if (width, height) != self.frame_size:
-                raise ManifoldError(f"manifold {self.name} holds {self.frame_size[0]}x{self.frame_size[1]}, not {width}x{height}")
+                raise ManifoldError(
+                    f"manifold {self.name} holds {self.frame_size[0]}x{self.frame_size[1]}, not {width}x{height}"
+                )
             return self.channels, 1, 1
         stride = self.stride or 1
         return self.channels, -(-height // stride), -(-width // stride)

@@ -749,9 +749,7 @@ def _receive(
     if not recorder.frames and not stop.is_set():
         what = os.fspath(source)
         if not any(link.heard for link in network.links):
-            raise InputError(
-                f"{what}: nothing came in {now - started_s:.0f} s; is the sender running and sending here?"
-            )
+            raise InputError(f"{what}: nothing came in {now - started_s:.0f} s; is the sender running and sending here?")
         raise InputError(f"{what}: packets came, but no picture; is it a stream of mcode send?")
 
 

@@ -203,9 +203,7 @@ class Sender:
 
         def lane(name: str, offset: int, clock_hz: int, channel: ChannelSettings, protected: bool) -> _Lane:
             protector = Protector(settings) if settings and protected else None
-            return self._wire.add(
-                _Lane(name, (address[0], address[1] + offset, *address[2:]), clock_hz, channel, protector)
-            )
+            return self._wire.add(_Lane(name, (address[0], address[1] + offset, *address[2:]), clock_hz, channel, protector))
 
         self.mcode = lane("mcode", 0, payload.CLOCK_HZ, config.channel, True)
         numbers = self.mcode.numbers
@@ -228,9 +226,7 @@ class Sender:
     def update(self, *, n: int | None = None, coder: str | None = None, channel: ChannelSettings | None = None) -> None:
         """Takes effect at the next frame (n, coder: with a refresh) or at the next packet (channel). Raises
         InputError."""
-        changes: dict[str, Any] = {
-            k: v for k, v in {"n": n, "coder": coder, "channel": channel}.items() if v is not None
-        }
+        changes: dict[str, Any] = {k: v for k, v in {"n": n, "coder": coder, "channel": channel}.items() if v is not None}
         with self._lock:
             self.config = replace(self.config, **changes)
             self._changes |= changes
@@ -368,9 +364,7 @@ class Sender:
         """(NTP time, RTP timestamp) of now: a frame is captured, or due, pts after the start."""
         now = time.time()
         media_s = (
-            now - self._start_unix_s
-            if self.config.realtime or not self.source.is_paced
-            else self._newest_pts / TICKS_PER_S
+            now - self._start_unix_s if self.config.realtime or not self.source.is_paced else self._newest_pts / TICKS_PER_S
         )
         unix = self._start_unix_s + media_s
         return rtcp.ntp(unix), round(lane.first_timestamp + media_s * lane.clock_hz) & 0xFFFFFFFF
@@ -413,13 +407,9 @@ class Sender:
             over = wanted is not None and lane.rate_kbps > 1.25 * wanted
             lanes[self.baseline.name] = replace(lane, target_kbps=wanted, at_floor=over)
             if over and length_s > 3:
-                warnings.append(
-                    f"{self.config.baseline} cannot go down to {wanted:.1f} kbit/s: it sends {lane.rate_kbps:.1f}"
-                )
+                warnings.append(f"{self.config.baseline} cannot go down to {wanted:.1f} kbit/s: it sends {lane.rate_kbps:.1f}")
         if self._dropped:
-            warnings.append(
-                f"{self._dropped} frames were left out: this machine is too slow for real time at this size"
-            )
+            warnings.append(f"{self._dropped} frames were left out: this machine is too slow for real time at this size")
         return SendReport(
             frames=self._frames,
             keyframes=self._keyframes,
@@ -647,9 +637,7 @@ class _BaselineSource:
     buffer. The rate changes by opening the encoder anew (with an IDR), at most every five seconds.
     """
 
-    def __init__(
-        self, config: SendConfig, source: Source, packetiser: h264.H264Packetiser, rate_kbps: float | None
-    ) -> None:
+    def __init__(self, config: SendConfig, source: Source, packetiser: h264.H264Packetiser, rate_kbps: float | None) -> None:
         self.config, self.source, self.packetiser = config, source, packetiser
         self.fixed_kbps = rate_kbps
         self.target_kbps = rate_kbps
@@ -913,9 +901,7 @@ def read_stamp(rgb: np.ndarray) -> int | None:
     for bit in range(STAMP_BITS):
         left, right = bit * width // STAMP_BITS, (bit + 1) * width // STAMP_BITS
         margin = (right - left) // 4
-        level = float(
-            rgb[rows // 4 : max(1, rows * 3 // 4), left + margin : max(left + margin + 1, right - margin)].mean()
-        )
+        level = float(rgb[rows // 4 : max(1, rows * 3 // 4), left + margin : max(left + margin + 1, right - margin)].mean())
         if 64 < level < 192:
             return None
         gray = gray << 1 | (level >= 192)

@@ -32,9 +32,7 @@ StrPath = str | os.PathLike[str]
 TICK = Fraction(1, TICKS_PER_S)
 _BT709, _BT601 = 1, 6  # code points of ISO/IEC 23091-2: colour matrices 1 (BT.709) and 6 (BT.601)
 _UNSPECIFIED = 2
-_EXACT = (
-    Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-)
+_EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 _TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt file as a terminal: not a video to us
 _STILL_BRANDS = {"avif", "heic", "mif1"}
 
@@ -68,9 +66,7 @@ def probe(path: StrPath) -> VideoInfo:
         turned = _turns_sideways(first)
         audio = container.streams.best("audio")
         brand = container.metadata.get("major_brand", "").strip()
-        is_image = (
-            container.format.name.endswith("_pipe") or container.format.name == "image2" or brand in _STILL_BRANDS
-        )
+        is_image = container.format.name.endswith("_pipe") or container.format.name == "image2" or brand in _STILL_BRANDS
         duration = _stream_duration(container, stream)
         if duration is None and container.duration:
             duration = Fraction(container.duration, av.time_base)
@@ -199,9 +195,7 @@ class FrameReader:
         short = promised is not None and damage.promise_is_of_pictures and have < promised - two_frames_s
         if not (short or damage.cut_off):
             return None
-        return (
-            f"{have:.1f} of {promised:.1f} s" if promised and promised >= have else f"{have:.1f} s, then it breaks off"
-        )
+        return f"{have:.1f} of {promised:.1f} s" if promised and promised >= have else f"{have:.1f} s, then it breaks off"
 
 
 def read_frames(
@@ -267,9 +261,7 @@ def _open(path: StrPath) -> av.container.InputContainer:
     except (av.error.FFmpegError, OSError) as error:
         with open(file, "rb") as raw:
             is_mp4 = raw.read(8)[4:] == b"ftyp"
-        reason = (
-            "is cut off before its index (moov), so nothing of it can be read" if is_mp4 else "is not a video or image"
-        )
+        reason = "is cut off before its index (moov), so nothing of it can be read" if is_mp4 else "is not a video or image"
         raise InputError(f"{path} {reason}") from error
     return container
 
@@ -291,9 +283,7 @@ def _films(container: av.container.InputContainer) -> list[av.VideoStream]:
     return [s for s in container.streams.video if s.codec_context is not None and not s.disposition & cover]
 
 
-def _decoded(
-    container: av.container.InputContainer, stream: av.VideoStream, damage: _Damage
-) -> Iterator[av.VideoFrame]:
+def _decoded(container: av.container.InputContainer, stream: av.VideoStream, damage: _Damage) -> Iterator[av.VideoFrame]:
     """Every picture that decodes. Damaged packets are skipped and counted; a broken file ends the pictures."""
     damage.promise_is_of_pictures = _stream_duration(container, stream) is not None or not container.streams.audio
     size = container.size
@@ -495,9 +485,7 @@ class AudioTrack:
     stream: the template for the output. reencoded: the name of the codec that had to be replaced, else None.
     """
 
-    def __init__(
-        self, path: StrPath, container_format: str, start_s: float = 0, duration_s: float | None = None
-    ) -> None:
+    def __init__(self, path: StrPath, container_format: str, start_s: float = 0, duration_s: float | None = None) -> None:
         self.reencoded: str | None = None
         zero = picture_zero(path, start_s)
         self._container = _open(path)
@@ -700,9 +688,7 @@ class FrameWriter:
         elif suffix == ".png":
             self._sink = _Pngs(name, force)
         else:
-            raise InputError(
-                f"cannot write {suffix or 'a file without extension'}: use .mp4, .mkv, .y4m or .png ({name})"
-            )
+            raise InputError(f"cannot write {suffix or 'a file without extension'}: use .mp4, .mkv, .y4m or .png ({name})")
         if audio_from is not None and not isinstance(self._sink, _Movie) and probe_audio(audio_from):
             self._sink.warnings.append(f"{name} cannot hold sound: it is left out")
 
@@ -753,9 +739,7 @@ class FrameWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close() if kind is None else self.abort()
 
 

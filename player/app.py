@@ -17,9 +17,7 @@ def parser() -> argparse.ArgumentParser:
         description="Play an .mcode file or a stream; encode a video or a camera live, MCode beside H.264.",
     )
     made.add_argument("source", nargs="?", help="FILE.mcode, any video, camera:0, STREAM.sdp or rtp://HOST:PORT")
-    made.add_argument(
-        "--demo", action="store_true", help="show the built-in comparison; needs no camera and no network"
-    )
+    made.add_argument("--demo", action="store_true", help="show the built-in comparison; needs no camera and no network")
     made.add_argument("--manifold", metavar="NAME|PATH", help="manifold to encode with (default: general)")
     made.add_argument("--n", type=int, default=4, metavar="N", help="every N-th frame is a keyframe (default: 4)")
     made.add_argument("--coder", choices=("huffman", "fixed"), default="huffman")

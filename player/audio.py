@@ -90,9 +90,7 @@ class Audio:
         self.halt()
         self._start_s = start_s
         self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._decode, args=(start_s, self._stop), name="player sound", daemon=True
-        )
+        self._thread = threading.Thread(target=self._decode, args=(start_s, self._stop), name="player sound", daemon=True)
         self._thread.start()
         self._sink.start(self._pipe)
         self._running = True

@@ -37,9 +37,7 @@ CHARTS = (
     Chart("rate", "Rate", "kbit/s", rate_text, 1.0, from_zero=True),
     Chart("psnr", "PSNR", "dB", lambda v: f"{v:.1f}", 4.0),
     Chart("ssim", "SSIM", "", lambda v: f"{v:.3f}", 0.05),
-    Chart(
-        "packets", "Lost or damaged", "packets/s", lambda v: f"{v:.1f}" if v < 100 else f"{v:.0f}", 1.0, from_zero=True
-    ),
+    Chart("packets", "Lost or damaged", "packets/s", lambda v: f"{v:.1f}" if v < 100 else f"{v:.0f}", 1.0, from_zero=True),
 )
 
 

@@ -366,9 +366,7 @@ class _MCodeSide(_Side):
         except ManifoldError:
             return None  # frames of the new size are under way
         slices = 1 if shape[1] * shape[2] < 64 else 4
-        return Encoder(
-            model, *size, n=wanted.n, coder=wanted.coder, quality=wanted.quality, refresh_s=REFRESH_S, slices=slices
-        )
+        return Encoder(model, *size, n=wanted.n, coder=wanted.coder, quality=wanted.quality, refresh_s=REFRESH_S, slices=slices)
 
     def _find(self, manifold_id: bytes) -> Model:
         model = self._models.get(manifold_id.hex())

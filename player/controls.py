@@ -111,9 +111,7 @@ class Controls(QWidget):
         column.setSpacing(14)
 
         column.addWidget(_heading("Stream"))
-        self.n = Field(
-            "Keyframe interval N", N_MOST - 1, "Every N-th frame is sent; those between are made by the receiver"
-        )
+        self.n = Field("Keyframe interval N", N_MOST - 1, "Every N-th frame is sent; those between are made by the receiver")
         column.addWidget(self.n)
         self.coder = Segments("Coder", (("huffman", "Huffman"), ("fixed", "Fixed length")))
         self._coder_label, holder = _labelled("Coder", self.coder)
@@ -157,9 +155,7 @@ class Controls(QWidget):
         self.ber.slider.moved.connect(lambda step: self.change(bit_error_rate=ber_of(step)))
         self.loss.slider.moved.connect(lambda step: self.change(loss=step / 100))
         self.delay.slider.moved.connect(lambda step: self.change(delay_ms=float(step * DELAY_STEP_MS)))
-        self.reset.clicked.connect(
-            lambda: self.change(bit_error_rate=0.0, loss=0.0, delay_ms=0.0, jitter_ms=0.0, burst=1.0)
-        )
+        self.reset.clicked.connect(lambda: self.change(bit_error_rate=0.0, loss=0.0, delay_ms=0.0, jitter_ms=0.0, burst=1.0))
         self.apply(theme)
         self.show_settings(self._settings, self._adjustable)
 

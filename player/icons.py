@@ -18,8 +18,7 @@ SHAPES = {
     '<path d="M7 21.2l-3.4-3.4L7 14.4"/><path d="M20.4 12.6V14a3.8 3.8 0 0 1-3.8 3.8h-13"/>',
     "sound": '<path d="M11 5.2L6.6 8.8H3v6.4h3.6L11 18.8z" fill="C"/>'
     '<path d="M15 9a4.2 4.2 0 0 1 0 6"/><path d="M17.8 6.2a8.2 8.2 0 0 1 0 11.6"/>',
-    "muted": '<path d="M11 5.2L6.6 8.8H3v6.4h3.6L11 18.8z" fill="C"/><path d="M15.5 9.5l5 5"/>'
-    '<path d="M20.5 9.5l-5 5"/>',
+    "muted": '<path d="M11 5.2L6.6 8.8H3v6.4h3.6L11 18.8z" fill="C"/><path d="M15.5 9.5l5 5"/><path d="M20.5 9.5l-5 5"/>',
     "full": '<path d="M4 9V4h5"/><path d="M15 4h5v5"/><path d="M20 15v5h-5"/><path d="M9 20H4v-5"/>',
     "window": '<path d="M9 4v5H4"/><path d="M20 9h-5V4"/><path d="M15 20v-5h5"/><path d="M4 15h5v5"/>',
     "side": '<rect x="3" y="5.5" width="8" height="13" rx="1.6"/><rect x="13" y="5.5" width="8" height="13" rx="1.6"/>',

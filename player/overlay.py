@@ -134,9 +134,7 @@ class Keys(QWidget):
                 painter.drawText(QRectF(x, at, key_width, row_height), Qt.AlignmentFlag.AlignVCenter, key)
                 painter.setFont(font(size))
                 painter.setPen(QColor(t.dim))
-                painter.drawText(
-                    QRectF(x + key_width, at, width - key_width, row_height), Qt.AlignmentFlag.AlignVCenter, what
-                )
+                painter.drawText(QRectF(x + key_width, at, width - key_width, row_height), Qt.AlignmentFlag.AlignVCenter, what)
 
 
 class Message(QWidget):

@@ -123,9 +123,7 @@ class Remote(Session):
             rows.append((lane.title, f"{c.decoded.per_s:.1f} decoded, {c.shown.per_s:.1f} shown frames/s"))
         for lane in self.lanes:
             counted = self.receiver.lanes[lane.name].counters()
-            rows.append(
-                (f"  {lane.title}", f"{counted.lost:,} lost, {counted.damaged:,} damaged, {counted.late:,} late")
-            )
+            rows.append((f"  {lane.title}", f"{counted.lost:,} lost, {counted.damaged:,} damaged, {counted.late:,} late"))
             rows.append((f"  {lane.title} jitter", f"{counted.jitter_ms:.1f} ms"))
         if view is not None:
             delay = view.delay

@@ -58,9 +58,7 @@ def default_manifold() -> str:
     if DEFAULT_MANIFOLD in installed:
         return DEFAULT_MANIFOLD
     if not installed:
-        raise ManifoldError(
-            "no manifold is installed to encode with; name one with --manifold, or learn one: mcode adapt"
-        )
+        raise ManifoldError("no manifold is installed to encode with; name one with --manifold, or learn one: mcode adapt")
     return installed[0]
 
 

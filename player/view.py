@@ -164,9 +164,7 @@ class VideoView(QWidget):
             self._paint_waiting(painter, place.picture)
             return
         target = place.picture.size() * (painter.device().devicePixelRatioF() if painter.device() else 1.0)
-        image = self._scaled_image(
-            place.lane, frame, QSize(math.ceil(target.width()), math.ceil(target.height())), cache
-        )
+        image = self._scaled_image(place.lane, frame, QSize(math.ceil(target.width()), math.ceil(target.height())), cache)
         painter.setClipPath(path, Qt.ClipOperation.IntersectClip)
         painter.drawImage(place.picture, image)
 
@@ -181,9 +179,7 @@ class VideoView(QWidget):
         if held is not None and held[0] == lane.serial and held[1] == size:
             return held[2]
         shrinks = size.width() < frame.width
-        rgb = cv2.resize(
-            frame.rgb, (size.width(), size.height()), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-        )
+        rgb = cv2.resize(frame.rgb, (size.width(), size.height()), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
         image = image_of(rgb)
         if cache:
             self._scaled[lane.name] = lane.serial, size, image
@@ -230,9 +226,7 @@ class VideoView(QWidget):
             width = metrics.horizontalAdvance(text)
             if x - width < name_end:
                 break
-            painter.drawText(
-                QRectF(x - width, area.top(), width + 1, area.height()), Qt.AlignmentFlag.AlignVCenter, text
-            )
+            painter.drawText(QRectF(x - width, area.top(), width + 1, area.height()), Qt.AlignmentFlag.AlignVCenter, text)
             x -= width + gap
 
     def _aspect(self, lanes: Sequence[Lane]) -> float:

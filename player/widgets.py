@@ -262,9 +262,7 @@ class Timeline(QWidget):
         if 1 < len(self._refreshes_s) <= width / 4:
             painter.setBrush(QColor(t.faint))
             for at_s in self._refreshes_s:
-                painter.drawRoundedRect(
-                    QRectF(left + width * at_s / self._duration_s - 0.75, middle + 6, 1.5, 4), 0.7, 0.7
-                )
+                painter.drawRoundedRect(QRectF(left + width * at_s / self._duration_s - 0.75, middle + 6, 1.5, 4), 0.7, 0.7)
         painter.setBrush(QColor(t.text if t.name == "dark" else "#ffffff"))
         if t.name == "light":
             painter.setPen(QPen(QColor(t.accent), 1.5))

@@ -13,7 +13,6 @@ from hypothesis import settings
 
 from mcode.testclip import write_clip
 
-
 settings.register_profile("mcode", deadline=None)  # a busy machine is no failure
 settings.load_profile("mcode")
 

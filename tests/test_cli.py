@@ -135,9 +135,7 @@ def test_every_command_and_option_has_help(path):
     for parameter in TREE[path].params:
         assert parameter.help, f"{' '.join(path)} {parameter.opts} has no help"
         # a type's name ("<int>") tells a reader nothing
-        assert parameter.metavar or getattr(parameter, "is_flag", False), (
-            f"{' '.join(path)} {parameter.opts} has no metavar"
-        )
+        assert parameter.metavar or getattr(parameter, "is_flag", False), f"{' '.join(path)} {parameter.opts} has no metavar"
 
 
 @pytest.mark.parametrize("path", TREE, ids=" ".join)
@@ -423,9 +421,7 @@ def sender(monkeypatch) -> Library:
 
 
 def test_every_option_of_send_arrives(mcode, sender):
-    arguments = (
-        "send camera:1 --to rtp://10.0.0.1:7000 -n 8 -m me --coder fixed --quality 3 --refresh 2 --baseline h265"
-    )
+    arguments = "send camera:1 --to rtp://10.0.0.1:7000 -n 8 -m me --coder fixed --quality 3 --refresh 2 --baseline h265"
     channel = "--baseline-rate 7.5 --bit-error-rate 1e-3 --loss 0.05 --burst 3 --delay-ms 40 --jitter-ms 5 --seed 9"
     more = "--no-realtime --sdp o.sdp --size 64x48 --start 1 --duration 2 --loop --audio none --fec 8+2 --device cpu"
     assert mcode(*arguments.split(), *channel.split(), *more.split())[0] == 0
@@ -526,9 +522,7 @@ def test_every_option_of_play_arrives_as_the_window_reads_it(mcode, monkeypatch)
 
     given = []
     monkeypatch.setattr(app, "_run", lambda arguments: given.append(vars(arguments)) or 0)
-    more = (
-        "--demo -m me -n 8 --coder fixed --bit-error-rate 1e-5 --loss 0.2 --seed 3 --device cpu --no-sound --fullscreen"
-    )
+    more = "--demo -m me -n 8 --coder fixed --bit-error-rate 1e-5 --loss 0.2 --seed 3 --device cpu --no-sound --fullscreen"
     assert mcode("play", *more.split(), "--", "-odd.mcode") == (0, "", "")
     assert mcode("play") == (0, "", "")
     assert given == [
@@ -789,9 +783,7 @@ def test_verify_is_1_where_the_content_is_not_what_the_file_says(mcode, tiny):
 
 
 def test_info_of_a_manifold_needs_no_torch(tiny):
-    program = (
-        "import sys; from mcode.cli import main; s = main(['info', sys.argv[1]]); sys.exit(s or 'torch' in sys.modules)"
-    )
+    program = "import sys; from mcode.cli import main; s = main(['info', sys.argv[1]]); sys.exit(s or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program, tiny], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
 
 

@@ -39,7 +39,9 @@ def test_the_layout_in_the_docs_is_the_codes():
     assert LAYOUT in (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("document", sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]))
+@pytest.mark.parametrize(
+    "document", sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+)
 def test_links_and_pictures_lead_somewhere(document):
     path = ROOT / document
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
@@ -51,7 +53,9 @@ def test_options_in_the_readme_exist():
 
     helps = {}
     for command in commands(typer.main.get_command(app)):
-        helps[command.split()[0]] = helps.get(command.split()[0], "") + CliRunner().invoke(app, [*command.split(), "--help"]).output
+        helps[command.split()[0]] = (
+            helps.get(command.split()[0], "") + CliRunner().invoke(app, [*command.split(), "--help"]).output
+        )
     for line in re.findall(r"^ +mcode (\w+ .*)$", README, re.M):
         words = line.split("#")[0].split()
         for option in (word for word in words if word.startswith("--")):

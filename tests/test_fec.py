@@ -91,9 +91,10 @@ def test_damage_in_the_payload_stays_in_its_column():
     damaged[12] ^= 1
     found, _ = recover([bytes(damaged), *sent[2:], *repair])
     rebuilt = next(d for d in found if d[:4] == sent[0][:4])
-    assert len(rebuilt) == len(sent[0]) and [
-        i for i, (a, b) in enumerate(zip(rebuilt, sent[0], strict=True)) if a != b
-    ] in ([12], [])
+    assert len(rebuilt) == len(sent[0]) and [i for i, (a, b) in enumerate(zip(rebuilt, sent[0], strict=True)) if a != b] in (
+        [12],
+        [],
+    )
 
 
 @settings(max_examples=100, deadline=None)

@@ -108,9 +108,7 @@ for name in {modules!r}:
     loaded[name] = sorted(sys.modules)
 print(json.dumps(loaded))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=PACKAGE.parent
-    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=PACKAGE.parent)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -125,9 +123,7 @@ def test_imports_run_downwards_only(module):
     if module == "mcode":
         pytest.skip("the package only forwards names, lazily: tested by what importing it loads")
     upwards = [
-        name
-        for name in imports(MODULES[module], module)
-        if name.split(".")[0] == "mcode" and floor(name) > floor(module)
+        name for name in imports(MODULES[module], module) if name.split(".")[0] == "mcode" and floor(name) > floor(module)
     ]
     assert not upwards, f"{module} (floor {floor(module)}) imports {upwards}"
 

@@ -35,9 +35,7 @@ def pictures(count: int, height: int, width: int, channels: int = 3) -> torch.Te
 
 def assert_every_parameter_gets_a_gradient(module: nn.Module, loss: torch.Tensor) -> None:
     loss.backward()
-    without = [
-        k for k, p in module.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
-    ]
+    without = [k for k, p in module.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
     assert not without
 
 
@@ -235,9 +233,7 @@ def saved(path, kind, config, net, **more) -> manifold.Manifold:
     blank = CodeTables.fit([np.zeros((config["channels"], 1, 1), np.int16)])
     tensors = {k: v.numpy() for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")} | more
     del config["channels"]
-    manifold.save(
-        path, kind=kind, name="x", config=config, tables=[blank] * config["qualities"], tensors=tensors, card={}
-    )
+    manifold.save(path, kind=kind, name="x", config=config, tables=[blank] * config["qualities"], tensors=tensors, card={})
     return manifold.load(path, device="cpu", precision="float32")
 
 

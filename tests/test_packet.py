@@ -20,9 +20,7 @@ GOLDEN = {
     "fewer steps at the end": (Packet(900, 2, None, None, (b"\xcc",)), HEADER, "0202cc"),
     "uneven times": (Packet(9000, 4, (7000, 6999, 300), None, (b"\xcc",)), HEADER, "04 01 ab34 ac02 cc"),
     "three slices": (
-        Packet(
-            0, 300, None, StreamHeader(bytes(8), 1, 65535, 17, 23, 300, "range", 15, 3), (b"\x01", b"", b"\x02\x03")
-        ),
+        Packet(0, 300, None, StreamHeader(bytes(8), 1, 65535, 17, 23, 300, "range", 15, 3), (b"\x01", b"", b"\x02\x03")),
         None,
         "01 01 2f 0000000000000000 01 ffff03 11 17 ac02 03 01 01 00 0203",
     ),

@@ -301,9 +301,7 @@ def test_every_size_keeps_the_pictures_inside_and_in_view(playing, qtbot, size):
 
 def test_controls_have_names_for_screen_readers(playing):
     kinds = (QAbstractButton, QComboBox, Slider)
-    nameless = [
-        w for w in playing.findChildren(QWidget) if isinstance(w, kinds) and w.isVisible() and not w.accessibleName()
-    ]
+    nameless = [w for w in playing.findChildren(QWidget) if isinstance(w, kinds) and w.isVisible() and not w.accessibleName()]
     assert not nameless, [(type(w).__name__, w.objectName(), w.parent()) for w in nameless]
 
 

@@ -146,9 +146,7 @@ def test_reordered_and_duplicated_packets_make_no_difference():
     for seed in range(5):
         rng = random.Random(seed)
         depacketiser, found = Depacketiser(), []
-        arrivals = [
-            (0.16 * i + rng.uniform(0, 0.14), d) for i, g in enumerate(groups) for d in g * rng.choice([1, 1, 2])
-        ]
+        arrivals = [(0.16 * i + rng.uniform(0, 0.14), d) for i, g in enumerate(groups) for d in g * rng.choice([1, 1, 2])]
         for at, datagram in sorted(arrivals):
             found += depacketiser.push(datagram, at)
         found += depacketiser.poll(99)

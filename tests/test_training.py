@@ -286,9 +286,7 @@ def test_wrong_data_gives_one_line(tmp_path, run):
 
 def test_a_checkpoint_is_not_overwritten_and_must_fit(tmp_path, run, data):
     (tmp_path / "out").mkdir()
-    save_file(
-        {"model.x": torch.zeros(1)}, tmp_path / "out" / loop.CHECKPOINT, {"step": "1", "config": '{"kind": "ncode"}'}
-    )
+    save_file({"model.x": torch.zeros(1)}, tmp_path / "out" / loop.CHECKPOINT, {"step": "1", "config": '{"kind": "ncode"}'})
     with pytest.raises(InputError, match="--resume"):
         run(NCODE)
     with pytest.raises(InputError, match="other networks"):

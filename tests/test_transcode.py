@@ -163,5 +163,3 @@ def test_geometry_codes_the_manifolds_size_and_shows_what_it_covers():
     assert geometry((360, 288), (128, 128), (128, 128)) == ((128, 128), (128, 128), (128, 128))
     assert geometry((640, 360), None, None) == ((640, 360), (640, 360), None)
     assert geometry((640, 360), (320, 320), None) == ((320, 320), (320, 320), (320, 320))
-
-

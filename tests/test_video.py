@@ -208,9 +208,7 @@ def test_matrix_and_range_of_the_file_are_followed(code: int, red: float, blue: 
     frame = av.VideoFrame.from_ndarray(yuv, "yuv444p")
     frame.colorspace, frame.color_range = code, 2 if full else 1
     y, u, v = yuv.astype(float)
-    y, u, v = (
-        (y / 255, (u - 128) / 255, (v - 128) / 255) if full else ((y - 16) / 219, (u - 128) / 224, (v - 128) / 224)
-    )
+    y, u, v = (y / 255, (u - 128) / 255, (v - 128) / 255) if full else ((y - 16) / 219, (u - 128) / 224, (v - 128) / 224)
     r, b = y + 2 * (1 - red) * v, y + 2 * (1 - blue) * u
     g = (y - red * r - blue * b) / (1 - red - blue)
     expected = np.clip(np.stack([r, g, b], -1) * 255, 0, 255)
@@ -524,9 +522,7 @@ def test_y4m_holds_444_at_the_average_rate(tmp_path: Path) -> None:
     assert min(psnr(f.rgb, picture(i)) for i, f in enumerate(frames)) > 45
 
 
-@pytest.mark.parametrize(
-    ("fps", "fraction"), [(29.97002997, b"F0000030000:0000001001"), (None, b"F0000000020:0000000001")]
-)
+@pytest.mark.parametrize(("fps", "fraction"), [(29.97002997, b"F0000030000:0000001001"), (None, b"F0000000020:0000000001")])
 def test_y4m_takes_a_rate_or_the_average(tmp_path: Path, fps: float | None, fraction: bytes) -> None:
     ticks = [0, 3000, 9000, 13500]  # average 4 frames in 18,000 ticks
     write(tmp_path / "a.y4m", [Frame(picture(0), t) for t in ticks], fps=fps)
@@ -657,9 +653,7 @@ print(i, peak() - early)
 
 
 def test_all_data_clips_read_whole(data_dir: Path) -> None:
-    clips = (
-        sorted((data_dir / "video" / "dev").glob("*.mp4"))[:2] + sorted((data_dir / "grid_s1" / "dev").iterdir())[:2]
-    )
+    clips = sorted((data_dir / "video" / "dev").glob("*.mp4"))[:2] + sorted((data_dir / "grid_s1" / "dev").iterdir())[:2]
     for clip in clips:
         reader = read_frames(clip, size=(64, 64))
         assert sum(1 for _ in reader) >= 50

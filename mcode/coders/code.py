@@ -143,9 +143,7 @@ class Code:
         numbered = events.number >= 0
         low_bits = self.run_shift * (events.token != REST)
         early = np.where(numbered, 0, low_bits)  # the run's low bits follow the token, or its number where there is one
-        columns = [
-            (codes[events.token] << early | np.where(numbered, 0, events.run_low), lengths[events.token] + early)
-        ]
+        columns = [(codes[events.token] << early | np.where(numbered, 0, events.run_low), lengths[events.token] + early)]
         if (skipped := events.skip >= 0).any():
             columns[:0] = [(np.full_like(events.skip, codes[SKIP]), skipped * lengths[SKIP]), _number(events.skip)]
         if numbered.any():

@@ -15,9 +15,7 @@ def _owners(slices: int, h: int, w: int) -> np.ndarray:
     step is the number nearest the golden section of `slices` for which neighbours above, beside and (from 4 slices on)
     diagonally belong to other slices.
     """
-    wanted = [step for step in range(slices) if {step, step - 1, step + 1}.isdisjoint({0, slices})] or [
-        slices // 2 or 1
-    ]
+    wanted = [step for step in range(slices) if {step, step - 1, step + 1}.isdisjoint({0, slices})] or [slices // 2 or 1]
     step = min(wanted, key=lambda step: abs(step - 0.382 * slices))
     owners = (np.arange(w) + step * np.arange(h)[:, None]) % slices
     owners.setflags(write=False)

@@ -24,9 +24,7 @@ from mcode.errors import FormatError
 
 TABLES_FORMAT = 1
 
-_HEAD = struct.Struct(
-    "<BH"
-)  # tables format, channels C; then C times int16 centre, C times uint8 bits; then the two modes:
+_HEAD = struct.Struct("<BH")  # tables format, channels C; then C times int16 centre, C times uint8 bits; then the two modes:
 _MODE = struct.Struct("<H")  # groups of this mode; then for each group:
 _GROUP = struct.Struct("<HB")  # channels, bands; uint16 channels; then for each band:
 _BAND = struct.Struct("<IBBBB")  # activity floor, shift, run_shift, max_run, max_value; uint8 lengths by token
@@ -98,9 +96,7 @@ class CodeTables:
         Without deltas theirs are those for whole symbols. Raises ValueError without whole samples or where C differs.
         """
         if not whole or len({len(sample) for sample in (*whole, *delta)}) != 1:
-            raise ValueError(
-                "code tables need at least one sample of whole symbols, and all samples with the same channels"
-            )
+            raise ValueError("code tables need at least one sample of whole symbols, and all samples with the same channels")
         flat = [np.ascontiguousarray(sample, np.int16).reshape(len(sample), -1) for sample in whole]
         joined = np.concatenate(flat, axis=1)
         middle = joined.shape[1] // 2

@@ -153,9 +153,7 @@ def evaluate_channel(
             clean = float(means[0]) if rate == loss == 0 else clean
             worst = float(min(score[0] for score in scores))
             rows.append(
-                ChannelRow(
-                    lane, rate, loss, float(means[0]), float(means[1]), clean - float(means[0]), worst, float(means[2])
-                )
+                ChannelRow(lane, rate, loss, float(means[0]), float(means[1]), clean - float(means[0]), worst, float(means[2]))
             )
     report = ChannelReport(
         input=os.fspath(input),
@@ -309,9 +307,7 @@ def _viewed(
     frames: Sequence[Frame], arrived: list[tuple[int, Frame, float]], playout_s: float | None
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """At each frame's time the newest decoded frame that is not of a later time."""
-    in_time = [
-        (pts, decoded) for pts, decoded, at_s in arrived if playout_s is None or at_s <= pts / TICKS_PER_S + playout_s
-    ]
+    in_time = [(pts, decoded) for pts, decoded, at_s in arrived if playout_s is None or at_s <= pts / TICKS_PER_S + playout_s]
     in_time.sort(key=lambda item: item[0])
     shape = frames[0].rgb.shape
     picture, at = np.full(shape, 128, np.uint8), 0

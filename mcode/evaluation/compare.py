@@ -1,4 +1,4 @@
-"""`mcode compare`: one clip by MCode and by other codecs, at equal rate and at equal PSNR. Measuring; the pages are report.py's."""
+"""`mcode compare`: one clip by MCode and other codecs, at equal rate and equal PSNR. It measures; report.py makes the pages."""
 
 from __future__ import annotations
 
@@ -179,10 +179,11 @@ def _setting(ours: EncodeReport) -> str:
 
 def _row(encoding: Encoding, at: str, ours_kbps: float) -> Row:
     coder = CODERS[encoding.codec]
+    preset = f"preset {coder.preset}" if coder.preset.isdecimal() else coder.preset
     return Row(
         codec=coder.label,
         at=at,
-        setting=f"{coder.encoder.removeprefix('lib')} {coder.preset if coder.preset != '6' else 'preset 6'}, CRF {encoding.crf:g}",
+        setting=f"{coder.encoder.removeprefix('lib')} {preset}, CRF {encoding.crf:g}",
         rate_kbps=encoding.rate_kbps,
         psnr_db=encoding.psnr_db,
         ssim=None,

@@ -1,4 +1,4 @@
-"""Distances between pictures in the feature space of trained networks: VGG19 (training and judging), MobileNet-v1 (judging only).
+"""Distances between pictures in trained networks' features: VGG19 (training and judging), MobileNet-v1 (judging only).
 
 Both are LPIPS's form without its learned weights (Zhang et al. 2018, equation 1, w = 1): at every position the feature vector
 is scaled to unit length, the squared difference is summed over channels, and that is averaged over positions and layers.
@@ -72,9 +72,7 @@ class VggFeatures(nn.Module):
 
     mean_bgr: Tensor
 
-    def __init__(
-        self, weights: str | os.PathLike[str] | None = None, layers: Sequence[str] = ("relu3_4",)
-    ):
+    def __init__(self, weights: str | os.PathLike[str] | None = None, layers: Sequence[str] = ("relu3_4",)):
         super().__init__()
         if unknown := [name for name in layers if name.removeprefix("relu") not in _VGG_CONVOLUTIONS]:
             raise ValueError(f"no VGG19 layer {unknown[0]}: one of {', '.join('relu' + c for c in _VGG_CONVOLUTIONS)}")

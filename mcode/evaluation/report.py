@@ -256,9 +256,7 @@ def write_html(path: Path, report: CompareReport, lanes: Sequence[Lane], curves:
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True)
         plots.append(text.getvalue()[text.getvalue().index("<svg") :])
-    strips = [
-        [(lane, _data_uri(lane.strip[i])) for lane in lanes] for i in range(min(len(lane.strip) for lane in lanes))
-    ]
+    strips = [[(lane, _data_uri(lane.strip[i])) for lane in lanes] for i in range(min(len(lane.strip) for lane in lanes))]
     template = Environment(loader=PackageLoader("mcode.evaluation", "."), autoescape=True).get_template("report.html")
     page = template.render(
         title=title,
@@ -302,5 +300,3 @@ def _data_uri(rgb: np.ndarray) -> str:
     data = io.BytesIO()
     Image.fromarray(rgb).save(data, format="PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-
-

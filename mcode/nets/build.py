@@ -27,9 +27,7 @@ def build(
     raise ValueError(f"no network of kind {kind}")
 
 
-def _linear(
-    config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device
-) -> tuple[nn.Module, Tensor, Tensor]:
+def _linear(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
     from .linear import Linear
 
     width, height = config["frame_size"]
@@ -40,9 +38,7 @@ def _linear(
     return net, 1 / inverse, inverse
 
 
-def _ncode(
-    config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device
-) -> tuple[nn.Module, Tensor, Tensor]:
+def _ncode(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
     from ..config import from_dict
     from .ncode import NCode, NCodeConfig, levels
 
@@ -56,9 +52,7 @@ def _ncode(
     return net, gain, 1 / gain
 
 
-def _hific(
-    config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device
-) -> tuple[nn.Module, Tensor, Tensor]:
+def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
     values = dict(config["network"])
     family = values.get("family", "compact")
     gain, inverse = state.pop("gain").float().to(device), state.pop("inverse").float().to(device)

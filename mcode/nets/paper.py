@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .layers import ChannelNorm
+import itertools
 
 STRIDE = 16
 SMALLEST_SCALE = 0.11
@@ -149,7 +150,7 @@ class FactorisedDensity(nn.Module):
         super().__init__()
         self.stages = len(widths) - 1
         scale = spread ** (1 / self.stages)
-        for k, (inner, outer) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for k, (inner, outer) in enumerate(itertools.pairwise(widths)):
             start = math.log(math.expm1(1 / scale / outer))
             self.register_parameter(f"H_{k}", nn.Parameter(torch.full((channels, outer, inner), start)))
             self.register_parameter(f"a_{k}", nn.Parameter(torch.zeros(channels, outer, 1)))
@@ -226,9 +227,7 @@ class Discriminator(nn.Module):
     norm: "spectral", or "instance" as in the ablation (section 5.3); conditional = False leaves y_hat out.
     """
 
-    def __init__(
-        self, channels: int, *, norm: Literal["spectral", "instance"] = "spectral", conditional: bool = True
-    ) -> None:
+    def __init__(self, channels: int, *, norm: Literal["spectral", "instance"] = "spectral", conditional: bool = True) -> None:
         super().__init__()
         self.condition = Conv(channels, 12, 3) if conditional else None
         layers: list[nn.Module] = []

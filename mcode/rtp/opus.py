@@ -14,9 +14,7 @@ CLOCK_HZ = 48_000
 class OpusPacketiser:
     """Opus packets to RTP packets."""
 
-    def __init__(
-        self, ssrc: int, *, payload_type: int = OPUS, first_sequence: int = 0, first_timestamp: int = 0
-    ) -> None:
+    def __init__(self, ssrc: int, *, payload_type: int = OPUS, first_sequence: int = 0, first_timestamp: int = 0) -> None:
         self.ssrc, self.payload_type = ssrc, payload_type
         self.sequence, self.first_timestamp = first_sequence, first_timestamp
 

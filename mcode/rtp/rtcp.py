@@ -70,9 +70,7 @@ class SenderReport:
     blocks: tuple[ReportBlock, ...] = ()
 
     def __bytes__(self) -> bytes:
-        info = struct.pack(
-            "!QIII", self.ntp_time, *(v & 0xFFFFFFFF for v in (self.rtp_timestamp, self.packets, self.octets))
-        )
+        info = struct.pack("!QIII", self.ntp_time, *(v & 0xFFFFFFFF for v in (self.rtp_timestamp, self.packets, self.octets)))
         return _packet(_SR, len(self.blocks), self.ssrc.to_bytes(4) + info + b"".join(map(bytes, self.blocks)))
 
 

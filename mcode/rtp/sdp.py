@@ -85,9 +85,7 @@ class Session:
                     name = value
                 elif key == "m":
                     _, port, _, *formats = value.split()
-                    rows.append(
-                        {"port": int(port.split("/")[0]), "formats": [int(f) for f in formats if f.isdecimal()]}
-                    )
+                    rows.append({"port": int(port.split("/")[0]), "formats": [int(f) for f in formats if f.isdecimal()]})
                 elif key == "a" and rows:
                     _attribute(rows[-1], value)
             except (ValueError, IndexError) as error:

@@ -108,7 +108,9 @@ def limb(a: tuple[float, float], b: tuple[float, float], ra: float, rb: float) -
     return Shape((min(a[0], b[0]) - r, min(a[1], b[1]) - r, max(a[0], b[0]) + r, max(a[1], b[1]) + r), distance)
 
 
-def between(top: Callable[[Array], Array], bottom: Callable[[Array], Array], bounds: tuple[float, float, float, float]) -> Shape:
+def between(
+    top: Callable[[Array], Array], bottom: Callable[[Array], Array], bounds: tuple[float, float, float, float]
+) -> Shape:
     """What lies below the curve y = top(x) and above y = bottom(x), inside bounds."""
 
     def distance(x: Array, y: Array) -> Array:

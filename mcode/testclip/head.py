@@ -161,10 +161,18 @@ def _eye(view: View, looks: Looks, mood: Mood, on_face: OnFace, side: int, face:
     lash = between(lambda px: edge(px) - lash_width, lambda px: edge(px) + 0.012, (x - 1, y - 1, x + 1, y + 1))
     grown = ellipse(x + side * 0.01, y, rx * 1.14, ry * 1.12, 2.3)
     view.paint(replace(lash & grown, bounds=grown.bounds), colour("#22120e"), soft=0.012)
-    low = between(lambda px: y + ry * (0.93 - 0.12 * shut) - 0.13 * ((px - x) / rx) ** 2 - 0.05, lambda px: px * 0 + 9, (x - 1, y - 1, x + 1, y + 1))
+    low = between(
+        lambda px: y + ry * (0.93 - 0.12 * shut) - 0.13 * ((px - x) / rx) ** 2 - 0.05,
+        lambda px: px * 0 + 9,
+        (x - 1, y - 1, x + 1, y + 1),
+    )
     view.paint(replace(larger & low, bounds=larger.bounds), looks.skin * np.array([0.93, 0.84, 0.80]), bevel=0.15, wrap=SKIN)
     tip = (x + side * rx * 1.22, float(edge(np.array([x + side * rx])).item()) - 0.07)
-    view.paint(limb((x + side * rx * 0.92, float(edge(np.array([x + side * rx * 0.9])).item())), tip, 0.022, 0.006), colour("#22120e"), clip=face)
+    view.paint(
+        limb((x + side * rx * 0.92, float(edge(np.array([x + side * rx * 0.9])).item())), tip, 0.022, 0.006),
+        colour("#22120e"),
+        clip=face,
+    )
 
 
 def _nose(view: View, looks: Looks, on_face: OnFace) -> None:
@@ -173,7 +181,11 @@ def _nose(view: View, looks: Looks, on_face: OnFace) -> None:
     dark = looks.skin * np.array([0.62, 0.40, 0.34])
     view.paint(limb((bridge_x + 0.10, bridge_y), (x + 0.14, y - 0.02), 0.05, 0.09), dark, soft=0.14, opacity=0.30)
     view.paint(limb((bridge_x - 0.01, bridge_y), (x - 0.02, y - 0.05), 0.03, 0.07), looks.skin * 1.25, soft=0.12, opacity=0.35)
-    tip = ellipse(x, y, 0.13, 0.105).melt(ellipse(x - 0.10, y + 0.03, 0.065, 0.055), 0.06).melt(ellipse(x + 0.10, y + 0.03, 0.065, 0.055), 0.06)
+    tip = (
+        ellipse(x, y, 0.13, 0.105)
+        .melt(ellipse(x - 0.10, y + 0.03, 0.065, 0.055), 0.06)
+        .melt(ellipse(x + 0.10, y + 0.03, 0.065, 0.055), 0.06)
+    )
     view.paint(ellipse(x + 0.02, y + 0.10, 0.17, 0.07), dark, soft=0.10, opacity=0.55)
     for side in (-1, 1):
         view.paint(ellipse(x + side * 0.065, y + 0.075, 0.035, 0.022), looks.skin * np.array([0.25, 0.11, 0.09]), soft=0.02)
@@ -209,7 +221,12 @@ def _mouth(view: View, looks: Looks, mood: Mood, on_face: OnFace, jaw: float) ->
     def pout(px: Array) -> Array:
         return lower(px) + l_lip * np.sqrt(bow(px) + 1e-4)
 
-    view.paint(ellipse(x, float(pout(np.array([x])).item()) + 0.07, half * 0.6, 0.05), looks.skin * np.array([0.6, 0.4, 0.36]), soft=0.10, opacity=0.5)
+    view.paint(
+        ellipse(x, float(pout(np.array([x])).item()) + 0.07, half * 0.6, 0.05),
+        looks.skin * np.array([0.6, 0.4, 0.36]),
+        soft=0.10,
+        opacity=0.5,
+    )
     for side in (-1, 1):  # the dimples
         corner = (x + side * (half + 0.03), y - smile + 0.02)
         view.paint(ellipse(*corner, 0.045, 0.05), looks.skin * np.array([0.5, 0.28, 0.24]), soft=0.07, opacity=0.5)
@@ -238,7 +255,9 @@ def _hair(view: View, looks: Looks, on_face: OnFace, face: Shape) -> None:
 
     cap = ellipse(cx * 0.6, -0.20, 1.13, 1.14, 2.25)
     fringe = cap & between(lambda px: px * 0 - 9, hairline, (-2, -2, 2, 2))
-    locks = limb((-1.03 + cx, -0.35), (-1.04 + cx, 0.45), 0.16, 0.09).melt(limb((1.03 + cx, -0.35), (1.05 + cx, 0.50), 0.16, 0.09), 0.02)
+    locks = limb((-1.03 + cx, -0.35), (-1.04 + cx, 0.45), 0.16, 0.09).melt(
+        limb((1.03 + cx, -0.35), (1.05 + cx, 0.50), 0.16, 0.09), 0.02
+    )
     hair = replace(fringe, bounds=cap.bounds).melt(locks, 0.12) if looks.long_hair else replace(fringe, bounds=cap.bounds)
     albedo = _strands(looks.hair, part_x)
     view.paint(hair, albedo, bevel=0.42, gloss=0.05, shadow=(0.04, 0.10, 0.09, 0.35))

@@ -94,7 +94,9 @@ class Arms:
         lit = self.light.shade(albedo, (nx * nz, ny * nz, nz), 0.0, CLOTH)
         # A pool of lamplight from the upper left.
         pool = np.exp(-(((x + 0.28) / 0.75) ** 2) - ((y + 0.22) / 0.62) ** 2)
-        return (lit * (0.24 + 0.95 * pool)[..., None] * mix(np.array([0.8, 0.95, 1.1]), np.array([1.1, 1.0, 0.86]), pool[..., None])).astype(np.float32)
+        return (
+            lit * (0.24 + 0.95 * pool)[..., None] * mix(np.array([0.8, 0.95, 1.1]), np.array([1.1, 1.0, 0.86]), pool[..., None])
+        ).astype(np.float32)
 
     def paint(self, t: float) -> Array:
         """The picture at t, uint8 (H, W, 3)."""
@@ -169,7 +171,13 @@ class Arms:
         sleeve = body.at(*_local(shoulder), math.atan2(elbow[1] - shoulder[1], elbow[0] - shoulder[0]) - math.pi / 2)
         reach = math.hypot(cuff[0] - shoulder[0], cuff[1] - shoulder[1])
         cut = between(lambda x: x * 0 - 9, lambda x: reach + 2.5 * x * x, (-1, -1, 1, 1))
-        sleeve.paint(limb((0, -0.01), (0, reach + 0.03), 0.049, 0.047), self._stripes(-2.0), bevel=0.047, clip=cut, shadow=(0.0, 0.008, 0.01, 0.4))
+        sleeve.paint(
+            limb((0, -0.01), (0, reach + 0.03), 0.049, 0.047),
+            self._stripes(-2.0),
+            bevel=0.047,
+            clip=cut,
+            shadow=(0.0, 0.008, 0.01, 0.4),
+        )
         palm = body.at(*hand, -side * (angle + wrist))  # local y runs towards the fingertips
         for finger in range(4):
             spread = (finger - 1.5) * 0.24 + 0.05 * math.sin(beat / 2 + finger)
@@ -322,7 +330,7 @@ class Pan:
 
     def _clouds(self, rng: np.random.Generator) -> Array:
         wide = self._wide(0.08)
-        x, y = self._grid(wide)
+        _x, y = self._grid(wide)
         puff = self._noise(rng, wide, 1.6, 4.2, 6)
         mask = ramp(puff + 0.35 * np.cos((y + 0.27) * 5.5) - 0.12, 0.10, 0.55) * ramp(y, 0.02, -0.15)
         up = cv2.GaussianBlur(puff, (0, 0), max(0.5, self.unit * 0.008))
@@ -332,13 +340,15 @@ class Pan:
 
     def _range(self, rng: np.random.Generator, tint: Array, tall: float, foot: float, speed: float) -> Array:
         wide = self._wide(speed)
-        x, y = self._grid(wide)
+        _x, y = self._grid(wide)
         line = noise(rng, (wide[0], 8), (2.2 * wide[0] / self.unit, 0.01), 7)[4]
         crest = foot - tall * (0.42 + 0.55 * (1 - np.abs(line)) ** 2 * 1.1 - 0.35)
         depth = y - crest[None, :]
         # Faces of rock: slanted noise, lit from the sun's side; snow on the highest; mist at the foot.
         rock = self._noise(rng, wide, 7, 5, 6)
-        slope = np.gradient(cv2.GaussianBlur(rock + 3 * crest[None, :], (0, 0), max(0.5, self.unit * 0.006)), 1 / self.unit, axis=1)
+        slope = np.gradient(
+            cv2.GaussianBlur(rock + 3 * crest[None, :], (0, 0), max(0.5, self.unit * 0.006)), 1 / self.unit, axis=1
+        )
         face = np.clip(0.5 - 0.055 * slope, 0, 1)
         tone = mix(tint * 0.52, mix(tint, colour("#ffd9b0"), 0.42), face[..., None])
         snow = ramp(depth + 0.035 * rock, 0.085, 0.02) * ramp(crest, foot - 0.52 * tall, foot - 0.66 * tall)[None, :]
@@ -365,7 +375,7 @@ class Pan:
     def _meadow(self, rng: np.random.Generator, speed: float) -> Array:
         """The near shore: grass, flowers and a few firs, dark against the water."""
         wide = self._wide(speed)
-        x, y = self._grid(wide)
+        _x, y = self._grid(wide)
         bank = 0.335 + 0.045 * self._noise(rng, (wide[0], 1), 0.9, 0.01, 3)[0]
         blades = 0.012 * np.abs(self._noise(rng, (wide[0], 1), 70, 0.01, 2)[0])
         depth = y - (bank - blades)[None, :]
@@ -374,7 +384,9 @@ class Pan:
         tone = mix(colour("#2c4a22"), colour("#9aa544"), np.clip(0.42 + 0.42 * grass + 0.3 * patch, 0, 1)[..., None])
         tone = tone * (1.15 - 1.6 * np.clip(depth, 0, 0.3))[..., None]
         cover = np.clip(depth * self.unit + 0.5, 0, 1)
-        canvas = Canvas(wide, Light(colour("#ffe6bd") * 1.3, colour("#9fbad0") * 0.5, colour("#5a6a3a") * 0.4, colour("#ffd8a0")))
+        canvas = Canvas(
+            wide, Light(colour("#ffe6bd") * 1.3, colour("#9fbad0") * 0.5, colour("#5a6a3a") * 0.4, colour("#ffd8a0"))
+        )
         shift = (wide[0] - self.size[0]) / 2 / self.unit  # Canvas has its origin in the middle, the layer in the first view
         canvas.unit = self.unit
         canvas.rgb[:] = tone * cover[..., None]
@@ -434,7 +446,7 @@ class Pan:
     @staticmethod
     def _blend(picture: Array, layer: Array, moved: float) -> None:
         """Put the layer, slid left by `moved` pixels (a fraction too), over the picture."""
-        height, width = picture.shape[:2]
+        _height, width = picture.shape[:2]
         whole = min(int(moved), layer.shape[1] - width - 1)
         part = np.float32(moved - whole)
         window = layer[:, whole : whole + width] * (1 - part) + layer[:, whole + 1 : whole + 1 + width] * part
@@ -455,11 +467,21 @@ class Pan:
         shake = wave * (0.004 + 0.06 * near) * self.unit
         source_y = first - 1 - np.arange(rows, dtype=np.float32)[:, None] * 1.15 - np.abs(shake) * 0.9
         source_x = slide[None, :] + 0.5 * shake
-        mirror = cv2.remap(picture, source_x.astype(np.float32), np.maximum(source_y, 0).astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        mirror = cv2.remap(
+            picture,
+            source_x.astype(np.float32),
+            np.maximum(source_y, 0).astype(np.float32),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT,
+        )
         depth = ramp(near, 0.0, 0.24)[..., None]
         water = mix(mirror * np.array([0.80, 0.88, 0.92], np.float32), colour("#1f4a5c") * 0.8, 0.12 + 0.38 * depth)
-        glitter = ramp(wave, 0.55, 1.0)[..., None] * np.exp(-(((slide - width / 2) / self.unit - 0.42) / 0.16) ** 2)[None, :, None]
-        water = water + colour("#ffd9a0") * (0.9 * glitter * ramp(near, 0.0, 0.03)[..., None] + 0.05 * np.clip(wave, 0, 1)[..., None])
+        glitter = (
+            ramp(wave, 0.55, 1.0)[..., None] * np.exp(-((((slide - width / 2) / self.unit - 0.42) / 0.16) ** 2))[None, :, None]
+        )
+        water = water + colour("#ffd9a0") * (
+            0.9 * glitter * ramp(near, 0.0, 0.03)[..., None] + 0.05 * np.clip(wave, 0, 1)[..., None]
+        )
         water[:2] = water[:2] * 0.6 + colour("#e8d6ba") * 0.25  # the line of light at the far shore
         picture[first:] = water
 

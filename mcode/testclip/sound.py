@@ -90,7 +90,9 @@ def speech(seconds: float, seed: int) -> Speech:
         voice += np.interp(at, t_control, level * amplitude) * np.sin(harmonic * phase)
     voice = voice / max(np.abs(voice).max(), 1e-9) + hiss
 
-    power = np.interp(t_control, at, np.convolve(voice**2, np.full(RATE // 50, 50 / RATE), "same")) if count > 960 else amplitude**2
+    power = (
+        np.interp(t_control, at, np.convolve(voice**2, np.full(RATE // 50, 50 / RATE), "same")) if count > 960 else amplitude**2
+    )
     loudness = np.sqrt(np.maximum(power, 0))
     loudness = np.clip(loudness / max(np.percentile(loudness, 97), 1e-6), 0, 1) ** 0.7
     kernel = np.hanning(11) / np.hanning(11).sum()
@@ -129,12 +131,17 @@ def music(seconds: float, seed: int) -> Array:
         for eighth in range(8):
             if rng.random() < 0.72:
                 f = 440 * 2 ** ((int(rng.choice(chord[1:])) + 12 - 69) / 12)
-                pluck = sum(np.sin(2 * np.pi * f * k * t_note) * np.exp(-t_note * (2.2 + 2.5 * k)) / k**1.6 for k in (1, 2, 3, 4))
+                pluck = sum(
+                    np.sin(2 * np.pi * f * k * t_note) * np.exp(-t_note * (2.2 + 2.5 * k)) / k**1.6 for k in (1, 2, 3, 4)
+                )
                 add(index * bar + eighth * BEAT_S / 2, pluck * np.clip(t_note / 0.004, 0, 1) * rng.uniform(0.06, 0.11))
         for beat in range(4):
             t_drum = t_note[: int(0.25 * RATE)]
             if beat % 2 == 0:
-                add(index * bar + beat * BEAT_S, 0.16 * np.sin(2 * np.pi * (46 * t_drum - 4 * np.exp(-t_drum * 30))) * np.exp(-t_drum * 14))
+                add(
+                    index * bar + beat * BEAT_S,
+                    0.16 * np.sin(2 * np.pi * (46 * t_drum - 4 * np.exp(-t_drum * 30))) * np.exp(-t_drum * 14),
+                )
             brush = np.diff(rng.standard_normal(len(t_drum) + 1)) * np.exp(-t_drum * 45) * 0.016
             add(index * bar + (beat + 0.5) * BEAT_S, brush)
     return out

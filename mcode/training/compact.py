@@ -1,4 +1,4 @@
-"""Trains a compact `hific` manifold: rate against distortion at eight qualities at once, in one process or several (torchrun)."""
+"""Trains a compact `hific` manifold: rate against distortion at all qualities at once, in one process or by torchrun."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def draw_crop(pictures: list[np.ndarray], size: int, rng: np.random.Generator) -
             break
     short = min(picture.shape[:2])
     scale = rng.uniform(1, min(2.0, short / size)) if short > size else 1.0
-    side = min(int(round(size * scale)), short)
+    side = min(round(size * scale), short)
     top = rng.integers(picture.shape[0] - side + 1)
     left = rng.integers(picture.shape[1] - side + 1)
     crop = picture[top : top + side, left : left + side]

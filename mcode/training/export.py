@@ -35,7 +35,7 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
     """
     try:
         with safe_open(str(checkpoint), "pt") as file:
-            metadata, state = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
+            metadata, state = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no dict
         config = from_dict(json.loads(metadata["config"]), CompactTraining, source=str(checkpoint))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{checkpoint}: no checkpoint of a compact hific training ({error})") from error

@@ -37,9 +37,7 @@ class HificData:
 
     def __post_init__(self) -> None:
         if not self.folders or self.batch < 1 or self.crop < 4 * STRIDE or self.crop % STRIDE:
-            raise ValueError(
-                "folders must name one place at least, batch is 1 or more, crop a multiple of 16 from 64 on"
-            )
+            raise ValueError("folders must name one place at least, batch is 1 or more, crop a multiple of 16 from 64 on")
 
 
 @dataclass(frozen=True)
@@ -234,8 +232,7 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
             "network": to_dict(config.network),
         },
         tables=[CodeTables.fit(symbols)] * config.network.qualities,
-        tensors={k: v.half().contiguous().numpy() for k, v in net.state_dict().items()}
-        | {"gain": ones, "inverse": ones},
+        tensors={k: v.half().contiguous().numpy() for k, v in net.state_dict().items()} | {"gain": ones, "inverse": ones},
         card={
             "title": f"HiFiC, {config.network.channels} channels, {config.network.blocks} residual blocks",
             "data": f"{', '.join(config.data.folders)}: {len(pictures)} pictures and frames",

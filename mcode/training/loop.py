@@ -170,9 +170,7 @@ def begin(out: Path, resume: bool, model: nn.Module) -> tuple[int, dict[str, Ten
     try:
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     except RuntimeError as error:
-        raise InputError(
-            f"{path}: a checkpoint of other networks than this configuration's; choose another --out"
-        ) from error
+        raise InputError(f"{path}: a checkpoint of other networks than this configuration's; choose another --out") from error
     return step, tensors
 
 
@@ -202,9 +200,7 @@ def save_checkpoint(
     os.replace(temporary, path)
 
 
-def load_moments(
-    optimisers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor] | None, step: int
-) -> None:
+def load_moments(optimisers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor] | None, step: int) -> None:
     """Adam's state from a checkpoint's tensors, in each parameter's own device and memory format.
 
     Checkpoints before `updates.NAME` had one update a step: `step` of them.

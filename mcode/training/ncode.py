@@ -129,9 +129,7 @@ class Networks(nn.Module):
         self.f = Encoder(config.network)
 
 
-def draw_prior(
-    config: NCodeTraining, count: int, device: torch.device, generator: torch.Generator | None = None
-) -> Tensor:
+def draw_prior(config: NCodeTraining, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """z (count, M, 1, 1): uniform in [-1, 1], or normal with deviation 0.5 cut off there."""
     z = torch.empty(count, config.network.m, 1, 1)
     if config.adversarial.prior == "uniform":
@@ -189,9 +187,7 @@ def train(
             for key, average in of_g.items():
                 parameters[key].copy_(average)
         loop.seed_step(config.seed, stage1, 0)  # not the worker: g stays the same everywhere
-        measure_statistics(
-            model.g, (draw_prior(config, config.data.batch, steps.device) for _ in range(STATISTICS_BATCHES))
-        )
+        measure_statistics(model.g, (draw_prior(config, config.data.batch, steps.device) for _ in range(STATISTICS_BATCHES)))
     model.g.eval().requires_grad_(False)
     shown = steps.pictures(squares.pixels[:: max(1, len(squares.pixels) // 32)][:32])
 
@@ -234,9 +230,7 @@ class Steps:
 
     def batch(self, index: int) -> Tensor:
         data = self.config.data
-        return self.pictures(
-            self.squares.batch(data.batch, self.config.seed * 1000 + self.worker, index, mirror=data.mirror)
-        )
+        return self.pictures(self.squares.batch(data.batch, self.config.seed * 1000 + self.worker, index, mirror=data.mirror))
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
@@ -287,9 +281,7 @@ class Steps:
         loss, losses = config.l1 * squared, {"psnr": 10 * math.log10(4 * x[0].numel() / max(squared.item(), 1e-9))}
         if self.features is not None:
             with self.autocast():
-                distance = self.features(
-                    x.expand(-1, 3, -1, -1) / 2 + 0.5, x_hat.expand(-1, 3, -1, -1) / 2 + 0.5
-                ).mean()
+                distance = self.features(x.expand(-1, 3, -1, -1) / 2 + 0.5, x_hat.expand(-1, 3, -1, -1) / 2 + 0.5).mean()
             loss = loss + config.l2 * distance
             losses["feature"] = distance.item()
         loop.update(self.of_f, loss, step=step, workers=self.workers)
