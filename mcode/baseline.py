@@ -149,12 +149,16 @@ class BaselineEncoder:
 
 
 class BaselineDecoder:
-    """Packets to frames in presentation order. Damaged packets give damaged frames or none, never an exception."""
+    """Packets to frames in presentation order. Damaged packets give damaged frames or none, never an exception.
 
-    def __init__(self, codec: str, width: int, height: int):
+    width, height: of the stream; pictures of another size come from damaged headers, and are dropped and counted. None
+    where a receiver cannot know: then every picture is taken as it is.
+    """
+
+    def __init__(self, codec: str, width: int | None = None, height: int | None = None):
         self.width, self.height = width, height
         self.damaged_packets = 0
-        self._sizes = {(width, height), (width + width % 2, height + height % 2)}
+        self._sizes = {(width, height), (width + width % 2, height + height % 2)} if width and height else None
         self._context = av.CodecContext.create(coder_named(codec).decoder, "r")
         if codec == "av1":
             self._context.options = {"max_frame_delay": "1"}  # dav1d's frame threads wait for ever after some damage
@@ -176,7 +180,7 @@ class BaselineDecoder:
             return []
         frames = []
         for picture in pictures:
-            if (picture.width, picture.height) not in self._sizes:  # a damaged header: no picture of this stream
+            if self._sizes and (picture.width, picture.height) not in self._sizes:  # from a damaged header
                 self.damaged_packets += 1
                 continue
             # Without its metadata: decoders of H.264 and H.265 tag chroma as sited left, while the frames were made with

@@ -266,7 +266,7 @@ class BaselineLane:
             self._broken = True
         if self._decoder is None or unit.ssrc != self._ssrc:
             self._ssrc = unit.ssrc
-            self._decoder = BaselineDecoder(self.codec or "h264", _ANY, _ANY)
+            self._decoder = BaselineDecoder(self.codec or "h264")
             for parameter_set in _described_sets(self._media):
                 self._decoder.push(EncodedPacket(b"\0\0\0\1" + parameter_set, unit.pts - 1, unit.pts - 1, False))
         packet = EncodedPacket(unit.data, unit.pts, unit.pts, unit.keyframe)
@@ -286,10 +286,6 @@ class BaselineLane:
             "fec_packets": self.recoverer.parity_packets,
             "fec_recovered": self.recoverer.recovered,
         }
-
-
-_ANY = 1 << 16
-"""BaselineDecoder cuts pictures to a size; a receiver without one takes them whole."""
 
 
 def _with_slices(packet: Any, slices: list[bytes | None]) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import av
 import numpy as np
 import pytest
 
 from mcode.errors import InputError
 from mcode.testclip import RATE, SCENES, render_audio, render_frames, write_clip
-import itertools
 
 
 @pytest.mark.parametrize("scene", SCENES)

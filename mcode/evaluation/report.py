@@ -72,8 +72,14 @@ def write_side_by_side(
 
 
 def _columns(count: int, width: int, height: int) -> int:
-    """As near to 16:9 as a grid of `count` pictures comes."""
-    return min(range(1, count + 1), key=lambda c: abs(np.log(c * width / (-(-count // c) * height) / (16 / 9))))
+    """As near to 16:9 as a grid of `count` pictures comes with few empty places."""
+
+    def cost(columns: int) -> float:
+        rows = -(-count // columns)
+        shape = columns * width / (rows * height)
+        return abs(float(np.log(shape / (16 / 9)))) + 0.35 * (rows * columns - count)
+
+    return min(range(1, count + 1), key=cost)
 
 
 def _scale(width: int, height: int, columns: int) -> float:

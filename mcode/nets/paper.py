@@ -12,6 +12,7 @@ training only: 2,793,117.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from .layers import ChannelNorm
-import itertools
 
 STRIDE = 16
 SMALLEST_SCALE = 0.11
