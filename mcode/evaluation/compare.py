@@ -116,8 +116,6 @@ def compare(
         ours = encode_file(
             input, stream, n=n, manifold=model, coder=coder, quality=quality, size=size, audio="none", progress=progress, **cut
         )
-        if source.info.is_image:
-            n = 1
         searches = {codec: CrfSearch(frames, codec, progress=progress) for codec in against}
         equal_rate = {codec: search.at_rate(ours.rate_kbps) for codec, search in searches.items()}
         equal_psnr = {codec: search.at_psnr(ours.psnr_db) for codec, search in searches.items()}

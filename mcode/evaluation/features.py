@@ -176,17 +176,24 @@ class FeatureDistances:
         self.device = torch.device(device)
         self.vgg_features = VggFeatures(weights, VGG_LAYERS).to(self.device)
         self.mobilenet_features = MobileNetFeatures(weights).to(self.device)
+        self._reference: tuple[np.ndarray, list[Tensor], list[Tensor]] | None = None
 
     @torch.inference_mode()
     def __call__(self, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-        """a, b: uint8 (H, W, 3). Returns {"vgg", "vgg_relu3_4", "mobilenet"}."""
-        x, y = (to_batch(rgb).to(self.device) for rgb in (a, b))
-        vgg_x, vgg_y = self.vgg_features(x), self.vgg_features(y)
+        """a, b: uint8 (H, W, 3). Returns {"vgg", "vgg_relu3_4", "mobilenet"}. The features of `a` are kept for the next call."""
+        if self._reference is None or self._reference[0] is not a:
+            self._reference = (a, *self._features(a))
+        _, vgg_x, mobilenet_x = self._reference
+        vgg_y, mobilenet_y = self._features(b)
         return {
             "vgg": unit_distance(vgg_x, vgg_y).item(),
             "vgg_relu3_4": unit_distance(vgg_x[2:], vgg_y[2:]).item(),
-            "mobilenet": self.mobilenet_features.distance(x, y).item(),
+            "mobilenet": unit_distance(mobilenet_x, mobilenet_y).item(),
         }
+
+    def _features(self, rgb: np.ndarray) -> tuple[list[Tensor], list[Tensor]]:
+        x = to_batch(rgb).to(self.device)
+        return self.vgg_features(x), self.mobilenet_features(x)
 
 
 def to_batch(rgb: np.ndarray) -> Tensor:
