@@ -358,3 +358,14 @@ def test_a_feature_map_costs_its_entropy(record_property):
         coded = np.mean([8 * len(huffman.encode(sample.reshape(24, -1), None, tables)) for sample in fresh])
         record_property("bits_over_entropy", round(coded / entropy_bits(fresh), 4))
         assert coded < most * entropy_bits(fresh)
+
+
+def test_channels_that_hardly_ever_hold_anything_cost_next_to_nothing():
+    rng = np.random.default_rng(8)
+    samples = [(rng.random((40, 30, 40)) < 1e-5).astype(np.int16) for _ in range(40)]
+    tables = CodeTables.fit(samples, samples)
+    empty = np.zeros((40, 1200), np.int16)
+    one = empty.copy()
+    one[17, 600] = 1
+    assert len(huffman.encode(one, None, tables)) * 8 < 0.01 * one.size
+    assert np.array_equal(huffman.decode(huffman.encode(one, None, tables), None, 1200, tables).symbols, one)

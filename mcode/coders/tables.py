@@ -298,7 +298,7 @@ def _fit_code(residual: np.ndarray, ends: np.ndarray) -> _Fitted:
     shift = min(12, max(0, int(np.log2(excess / 4 + 1e-9))))
     shapes = [Code(shift, 0, 0, min(63, 4 + int(8 * excess / (1 << shift))), b"")]
     if zero > 0.25:
-        longest = max(0, int(np.log2(zero / (1 - zero))))
+        longest = min(9, max(0, int(np.log2(zero / (1 - zero)))))  # the longest runs are as rare as they are cheap
         top = min(63, 3 + int(8 * excess))
         shapes += [Code(0, k, 16, top, b"") for k in range(max(0, longest - 1), min(longest + 1, 9) + 1)]
     fitted = []

@@ -180,7 +180,7 @@ class FeatureDistances:
 
     @torch.inference_mode()
     def __call__(self, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-        """a, b: uint8 (H, W, 3). Returns {"vgg", "vgg_relu3_4", "mobilenet"}. The features of `a` are kept for the next call."""
+        """a, b: uint8 (H, W, 3). Returns {"vgg", "vgg_relu3_4", "mobilenet"}. Keeps the features of `a` for the next call."""
         if self._reference is None or self._reference[0] is not a:
             self._reference = (a, *self._features(a))
         _, vgg_x, mobilenet_x = self._reference
