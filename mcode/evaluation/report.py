@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -220,7 +221,9 @@ def plot_rate_distortion(axes: Any, report: CompareReport, curves: Curves) -> No
     ours = report.rows[0]
     axes.plot(ours.rate_kbps, ours.psnr_db, "*", markersize=15, color=ACCENT, label="MCode")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    plain = matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}")
+    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1.5, 0.5)))
     _plain(axes, "Rate and distortion", "kbit/s", "PSNR, dB")
     axes.legend(frameon=False, fontsize=9)
 
