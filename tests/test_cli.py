@@ -25,7 +25,7 @@ import typer
 from mcode import cli, manifold
 from mcode.errors import FormatError, InputError, ManifoldError
 
-ROOT = Path(cli.__file__).parents[1]
+ROOT = Path(cli.__file__).parents[2]
 ENCODE_KEYS = {
     *("frames", "keyframes", "duration_s", "payload_bytes", "file_bytes", "rate_kbps", "psnr_db", "encode_fps"),
     *("manifold", "manifold_id", "coder", "n", "fit"),

@@ -1,0 +1,89 @@
+"""The command line: options in, one call into the library, a table or one JSON object out. No codec logic.
+
+The library is imported inside the command that uses it, so that `mcode --help` loads neither torch nor PyAV.
+Exit status: 0 done; 1 an unexpected failure, or a check that did not hold; 2 something the user can mend; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from mcode.cli.apps import app
+from mcode.cli.output import one_line
+from mcode.errors import McodeError
+
+UsageError = typer.BadParameter.__base__
+"""Typer's parent of every usage error; it has lived in click and in typer, and both call it this way."""
+MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENAMETOOLONG}
+"""Errors of the operating system which the user can mend (a full disk, no permission): status 2, not 1."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from mcode import __version__
+
+        print(f"mcode {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _commands in ("coding", "training", "measuring", "live"):  # in the order of the help
+    importlib.import_module(f"mcode.cli.{_commands}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (sys.argv's when None) and return the exit status. A fault in mcode itself is raised."""
+
+    def terminate(signum: int, frame: Any) -> None:
+        sys.exit(128 + signum)  # unwinds, so that temporary files are removed
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        status = app(args=arguments, prog_name="mcode", standalone_mode=False) or 0
+    except UsageError as error:  # type: ignore[misc]
+        return _usage(error)
+    except McodeError as error:
+        return _fail(one_line(str(error)), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except BrokenPipeError:
+        # the reader of our pipe has left; the flush at exit must not raise again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{name}{error.strerror or error}", 2 if error.errno in MENDABLE else 1)
+    except MemoryError:
+        return _fail("out of memory: try a smaller --size", 1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return _fail("interrupted", 130) if status == 130 else status
+
+
+def _usage(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help page
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    path = error.ctx.command_path if error.ctx else "mcode"
+    return _fail(f"{error.format_message()}\nTry '{path} --help'.", 2)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"mcode: {'' if status == 130 else 'error: '}{message}", file=sys.stderr)
+    return status

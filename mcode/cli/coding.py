@@ -1,0 +1,378 @@
+"""encode, decode, info, manifolds: files in, files out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from mcode.cli.apps import app, manifolds_app
+from mcode.cli.options import (
+    Audio,
+    CodedSize,
+    Coder,
+    Device,
+    Duration,
+    Force,
+    Interval,
+    Json,
+    Manifold,
+    Quality,
+    Size,
+    Start,
+    Video,
+    output_option,
+    seconds_of,
+    size_of,
+)
+from mcode.cli.output import (
+    bit_rate,
+    byte_count,
+    decibels,
+    minutes,
+    one_line,
+    plain,
+    print_json,
+    print_report,
+    print_table,
+    print_warnings,
+    progress_bar,
+)
+from mcode.errors import InputError, ManifoldError, McodeError
+
+
+@app.command()
+def encode(
+    input: Video,
+    output: Annotated[str, output_option("OUT.mcode", "The file to write.")],
+    n: Interval = 4,
+    manifold: Manifold = "general",
+    coder: Coder = "huffman",
+    quality: Quality = None,
+    refresh: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            parser=seconds_of("--refresh", "the time between refreshes"),
+            help="A keyframe is sent whole this often: there a player can join or seek.",
+        ),
+    ] = 10,
+    device: Device = "auto",
+    size: CodedSize = None,
+    start: Start = 0,
+    duration: Duration = None,
+    audio: Audio = "copy",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Encode a video or image to an .mcode file."""
+    from mcode.transcode import encode_file
+
+    with progress_bar("encoding") as progress:
+        report = encode_file(
+            input,
+            output,
+            n=n,
+            manifold=manifold,
+            coder=coder,
+            quality=quality,
+            refresh_s=refresh,
+            device=device,
+            size=size,
+            start_s=start,
+            duration_s=duration,
+            audio=audio,
+            force=force,
+            progress=progress,
+        )
+    print_warnings(report.warnings)
+    if as_json:
+        print_json(report)
+        return
+    print_report(
+        output,
+        {
+            "frames": f"{report.frames:,} in {minutes(report.duration_s)}: {report.keyframes:,} sent, one in {report.n}",
+            "rate": f"{bit_rate(report.rate_kbps)} ({report.payload_bytes:,} bytes of picture)",
+            "file": f"{byte_count(report.file_bytes)}, container and sound included",
+            "quality": f"{decibels(report.psnr_db)} PSNR",
+            "manifold": f"{report.manifold} {report.manifold_id}, fit {report.fit:.2f}",
+            "coder": report.coder,
+            "speed": f"{report.encode_fps:.1f} frames/s",
+        },
+    )
+
+
+@app.command()
+def decode(
+    input: Annotated[str, typer.Argument(metavar="IN.mcode", help="The file to decode.", show_default=False)],
+    output: Annotated[
+        str, output_option("OUT", "A .mp4, .mkv or .y4m, a .png, images as frames-%05d.png, or - for y4m on standard output.")
+    ],
+    manifold: Annotated[
+        str | None,
+        typer.Option(
+            "--manifold",
+            "-m",
+            metavar="NAME|FILE",
+            help="The manifold it was encoded with; looked up among the installed ones if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    size: Annotated[
+        Size | None,
+        typer.Option(
+            metavar="WxH|native",
+            parser=size_of("--size"),
+            help="Scale to this size; the source's if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    audio: Audio = "copy",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Decode an .mcode file to a video, images or a pipe."""
+    if output == "-" and as_json:
+        raise InputError("-o - and --json both write to standard output: leave one of them out")
+    if output == "-" and sys.stdout.isatty():
+        raise InputError("-o - writes raw video, and standard output is a terminal: pipe it, as in | ffplay -")
+    from mcode.transcode import decode_file
+
+    with progress_bar("decoding") as progress:
+        report = decode_file(
+            input,
+            output,
+            manifold=manifold,
+            device=device,
+            force=force,
+            audio=audio == "copy",
+            size=size,
+            progress=progress,
+        )
+    print_warnings(report.warnings)
+    if as_json:
+        print_json(report)
+    elif output != "-":
+        rows = {
+            "frames": f"{report.frames:,} of {report.width}x{report.height}",
+            "speed": f"{report.decode_fps:.1f} frames/s",
+        }
+        print_report(output, rows)
+
+
+@app.command()
+def info(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="An .mcode file, a manifold (file or name) or a video.", show_default=False),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Tell what is in an .mcode file, a manifold or a video."""
+    if not os.path.exists(file) and os.path.splitext(file)[1] not in ("", ".safetensors"):
+        raise InputError(f"{file}: no such file")
+    if not os.path.exists(file) or _is_safetensors(file):
+        show_manifold(file, as_json)
+    elif file.lower().endswith(".mcode") or _is_stream(file):
+        _show_stream(file, as_json)
+    else:
+        _show_video(file, as_json)
+
+
+@manifolds_app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the installed manifolds."""
+    from mcode.manifold import folders, list_manifolds
+
+    found = list_manifolds()
+    if as_json:
+        print_json({"manifolds": found})
+        return
+    if not found:
+        places = ", ".join(map(str, folders()))
+        print(f"No manifold is installed. Make one with mcode adapt, or put .safetensors files into one of {places}.")
+        return
+    print_table(
+        ("name", "kind", "frame", "parameters", "file", "id", "title"),
+        [(m.name, m.kind, _frame_size(m), f"{m.parameters:,}", byte_count(m.file_bytes), m.id, m.title) for m in found],
+        right=("parameters", "file"),
+    )
+
+
+@manifolds_app.command()
+def show(
+    manifold: Annotated[str, typer.Argument(metavar="NAME|FILE", help="An installed manifold, or a file.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Show one manifold and its card.
+
+    The card tells the data and its licence, the training, the scores, and what the manifold is not for.
+    """
+    show_manifold(manifold, as_json)
+
+
+@manifolds_app.command()
+def verify(
+    manifolds: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME|FILE]...", help="Manifolds; all installed ones if left out.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check manifolds against their hashes.
+
+    Exits with 1 where one is not what it says it is.
+    """
+    from mcode import manifold
+
+    wanted = [manifold.read_info(name) for name in manifolds] if manifolds else manifold.list_manifolds()
+    results = []
+    for known in wanted:
+        try:
+            manifold.verify(known.path)
+            error = None
+        except ManifoldError as mismatch:
+            error = one_line(str(mismatch))
+        results.append({"name": known.name, "path": known.path, "id": known.id, "ok": error is None, "error": error})
+    good = all(result["ok"] for result in results)
+    if as_json:
+        print_json({"ok": good, "manifolds": results})
+    else:
+        for result in results:
+            print(f"{result['name']}  {result['id']}  {'ok' if result['ok'] else 'BAD: ' + str(result['error'])}")
+    if not good:
+        raise typer.Exit(1)
+
+
+def _is_safetensors(path: str) -> bool:
+    """Eight bytes of length, then JSON."""
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder, not a file")
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return path.endswith(".safetensors") or (head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32)
+
+
+def _is_stream(path: str) -> bool:
+    """An .mcode file under another name."""
+    from mcode.container import McodeReader
+
+    try:
+        McodeReader(path)
+    except McodeError:
+        return False
+    return True
+
+
+def _show_stream(path: str, as_json: bool) -> None:
+    import av
+
+    from mcode.container import McodeReader
+    from mcode.manifold import list_manifolds
+
+    reader = McodeReader(path)
+    header = reader.header
+    packets = [(packet.steps, packet.header is not None) for packet in reader]
+    with av.open(path) as container:
+        sound = container.streams.best("audio")
+        audio = sound.codec_context.codec.canonical_name if sound else None
+    manifold_id = header.manifold_id.hex()
+    name = next((m.name for m in list_manifolds() if m.id == manifold_id), None)
+    facts: dict[str, Any] = {
+        "type": "mcode",
+        "path": path,
+        "frames": sum(steps for steps, _ in packets),
+        "keyframes": reader.keyframes,
+        "refreshes": sum(refresh for _, refresh in packets),
+        "duration_s": reader.duration_s,
+        "payload_bytes": reader.payload_bytes,
+        "file_bytes": os.path.getsize(path),
+        "rate_kbps": reader.payload_bytes * 8 / 1000 / reader.duration_s if reader.duration_s else None,
+        "n": header.n,
+        "coder": header.coder,
+        "quality": header.quality,
+        "slices": header.slices,
+        "width": header.display_width,
+        "height": header.display_height,
+        "coded_width": header.width,
+        "coded_height": header.height,
+        "manifold": name,
+        "manifold_id": manifold_id,
+        "manifold_installed": name is not None,
+        "audio": audio,
+        "truncated": reader.truncated,
+        "damaged_keyframes": reader.damaged,
+        "metadata": reader.metadata,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    shown = f"{header.display_width}x{header.display_height}"
+    coded = f"{header.width}x{header.height}"
+    rows = {
+        "picture": shown if shown == coded else f"{shown}, sent as {coded}",
+        "length": f"{minutes(reader.duration_s)}, {facts['frames']:,} frames",
+        "keyframes": f"{reader.keyframes:,}, one frame in {header.n}, {facts['refreshes']:,} of them refreshes",
+        "rate": f"{bit_rate(facts['rate_kbps'])} ({reader.payload_bytes:,} bytes of picture)",
+        "file": f"{byte_count(facts['file_bytes'])}, container and sound included",
+        "manifold": f"{name} {manifold_id}" if name else f"{manifold_id}, not installed: decode with --manifold FILE",
+        "coder": f"{header.coder}, quality {header.quality}" + (f", {header.slices} slices" if header.slices > 1 else ""),
+        "audio": audio or "none",
+    }
+    if reader.truncated:
+        rows["cut off"] = f"{reader.truncated} is there"
+    if reader.damaged:
+        rows["damaged"] = f"{reader.damaged:,} keyframes"
+    rows |= {key: one_line(value) for key, value in reader.metadata.items()}
+    print_report(path, rows)
+
+
+def show_manifold(name: str, as_json: bool) -> None:
+    from mcode.manifold import read_info
+
+    known = read_info(name)
+    if as_json:
+        print_json({"type": "manifold", **plain(known)})
+        return
+    rows = {
+        "kind": known.kind,
+        "id": known.id,
+        "frame": _frame_size(known),
+        "qualities": f"1 to {known.qualities}" if known.qualities > 1 else "1",
+        "parameters": f"{known.parameters:,}",
+        "file": f"{known.path} ({byte_count(known.file_bytes)})",
+    }
+    rows |= {key: _card_text(value) for key, value in known.card.items() if key != "title"}
+    print_report(f"{known.name}: {known.title}" if known.title else known.name, rows)
+
+
+def _frame_size(manifold: Any) -> str:
+    return f"{manifold.frame_size[0]}x{manifold.frame_size[1]}" if manifold.frame_size else "any"
+
+
+def _card_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return one_line(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _show_video(path: str, as_json: bool) -> None:
+    from mcode.video import probe
+
+    found = probe(path)
+    if as_json:
+        print_json({"type": "video", "path": path, **plain(found)})
+        return
+    rate = f"{found.average_fps:.3g} frames/s" if found.average_fps else None
+    length = minutes(found.duration_s) if found.duration_s else None
+    frames = f"{found.frames:,} frames" if found.frames and not found.is_image else None
+    rows = {
+        "picture": f"{found.width}x{found.height}, {found.video_codec}, {found.pixel_format}",
+        "length": ", ".join(part for part in (length, frames, rate) if part),
+        "audio": found.audio_codec or "none",
+    }
+    print_report(f"{path}: {'image' if found.is_image else 'video'}, not encoded by mcode", rows)

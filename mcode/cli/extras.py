@@ -1,0 +1,45 @@
+"""What the commands of optional extras need: a way to say which extra is missing, and an orderly end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mcode.errors import InputError
+
+EXTRAS = {"PyQt6": "player", "pyqtgraph": "player", "reedsolo": "live"}
+"""Packages that a plain `pip install mcode` leaves out, and the extra that brings each."""
+
+
+@contextmanager
+def extras() -> Iterator[None]:
+    """What an extra would bring and is not there becomes one line that says how to get it."""
+    try:
+        yield
+    except ImportError as missing:
+        name = (missing.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise
+        if isinstance(missing, ModuleNotFoundError):
+            wanted = "player,live" if EXTRAS[name] == "player" else "live"
+            raise InputError(f'{name} is not installed: pip install "mcode[{wanted}]"') from missing
+        raise InputError(f"{name} does not load on this machine: {missing}") from missing
+
+
+@contextmanager
+def ctrl_c_ends() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that a stream ends in order; the second one interrupts."""
+    stop = threading.Event()
+
+    def end(signum: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, end)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,223 @@
+"""compare and evaluate: codecs side by side."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from mcode.cli.apps import app, evaluate_app
+from mcode.cli.extras import extras
+from mcode.cli.options import (
+    CODECS,
+    LANES,
+    CodedSize,
+    Coder,
+    Device,
+    Duration,
+    Force,
+    Interval,
+    Json,
+    Manifold,
+    Quality,
+    Start,
+    Video,
+    output_option,
+    some_of,
+    whole,
+)
+from mcode.cli.output import print_json, print_rows, print_table, print_warnings, progress_bar
+
+
+@app.command()
+def compare(
+    input: Video,
+    output: Annotated[str, output_option("REPORT.html", "The page to write; a picture and a video go beside it.")],
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="CODEC,...",
+            parser=some_of("--against", "codec", *CODECS),
+            help=f"Codecs to compare with, from {', '.join(CODECS)}.",
+        ),
+    ] = ",".join(CODECS),
+    n: Interval = 4,
+    manifold: Manifold = "general",
+    coder: Coder = "huffman",
+    quality: Quality = None,
+    device: Device = "auto",
+    size: CodedSize = None,
+    start: Start = 0,
+    duration: Duration = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Compare MCode with other codecs at equal rate and equal PSNR."""
+    from mcode.evaluation.compare import compare as compare_codecs
+
+    with progress_bar("comparing") as progress:
+        report = compare_codecs(
+            input,
+            output,
+            against=tuple(against.split(",")),
+            n=n,
+            manifold=manifold,
+            coder=coder,
+            quality=quality,
+            device=device,
+            size=size,
+            start_s=start,
+            duration_s=duration,
+            force=force,
+            progress=progress,
+        )
+    print_warnings(report.warnings)
+    if as_json:
+        print_json(report)
+        return
+    print_table(
+        ("codec", "at", "setting", "kbit/s", "PSNR dB", "SSIM", "bits"),
+        [
+            (
+                row.codec,
+                "" if row.at == "mcode" else row.at + (" (its floor)" if row.floor else ""),
+                row.setting,
+                f"{row.rate_kbps:.2f}",
+                f"{row.psnr_db:.2f}",
+                "" if row.ssim is None else f"{row.ssim:.4f}",
+                f"{row.bits:.1f}x",
+            )
+            for row in report.rows
+        ],
+        right=("kbit/s", "PSNR dB", "SSIM", "bits"),
+    )
+    print(f"\n{report.frames:,} frames at {report.width}x{report.height}")
+    for name, path in report.files.items():
+        print(f"  {name:<8} {path}")
+
+
+@evaluate_app.command("stills")
+def stills_(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder of images.", show_default=False)],
+    manifold: Manifold = "general",
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of VGG19's and MobileNet's weights, to measure distances too; else $MCODE_PERCEPTUAL.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure MCode beside JPEG, JPEG 2000, WebP, H.265 and AV1 on images."""
+    from mcode.evaluation import stills
+    from mcode.evaluation.features import WEIGHTS_VARIABLE, FeatureDistances
+    from mcode.manifold import load
+
+    images = stills.read_images(folder)
+    model = load(manifold, device)
+    codecs = [_mcode_still(model, quality) for quality in range(1, model.qualities + 1)]
+    given = perceptual or os.environ.get(WEIGHTS_VARIABLE)
+    distances = FeatureDistances(given) if given else None
+    with progress_bar("measuring", "images") as progress:
+        rows = stills.rd_table(images, [*codecs, *stills.standard_codecs()], distances, progress)
+    if as_json:
+        print_json({"manifold": model.name, "manifold_id": model.id, "rows": rows})
+    else:
+        print_rows(rows)
+
+
+def _mcode_still(model: Any, quality: int) -> Any:
+    """MCode as a picture codec: one refresh keyframe, n = 1."""
+    from mcode.codec import Decoder, Encoder
+    from mcode.evaluation.stills import StillCodec
+    from mcode.frame import Frame
+
+    def code(rgb: Any) -> tuple[int, Any]:
+        encoder = Encoder(model, rgb.shape[1], rgb.shape[0], n=1, quality=quality)
+        packets = [*encoder.push(Frame(rgb, 0)), *encoder.flush()]
+        (decoded,) = [frame for decoder in [Decoder(model)] for packet in packets for frame in decoder.push(packet)]
+        return sum(len(packet.to_sample(1)) for packet in packets), decoded.rgb
+
+    return StillCodec(f"MCode {model.name}", f"quality {quality}", code)
+
+
+@evaluate_app.command("channel")
+def channel_(
+    input: Video,
+    output: Annotated[
+        str | None,
+        output_option("FOLDER", "Where to write the report, the curves and the pictures; only the table if left out."),
+    ] = None,
+    manifold: Manifold = "general",
+    n: Interval = 4,
+    quality: Quality = None,
+    lanes: Annotated[
+        str,
+        typer.Option(
+            metavar="LANE,...",
+            parser=some_of("--lanes", "lane", *LANES),
+            help=f"What to send: MCode with a coder, or an ordinary codec; from {', '.join(LANES)}.",
+        ),
+    ] = ",".join(LANES),
+    seeds: Annotated[
+        int,
+        typer.Option(
+            metavar="COUNT",
+            parser=whole("--seeds", "the number of seeds", 1, 1000),
+            help="Damage each lane so many times, and take the mean.",
+        ),
+    ] = 5,
+    size: CodedSize = None,
+    start: Start = 0,
+    duration: Duration = None,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure MCode beside H.264 and H.265 on a noisy channel.
+
+    All lanes at one rate, or at their floor; bit errors from 0 to 5e-2, then losses from 0 to 50 %.
+    """
+    with extras():
+        from mcode.evaluation.channel import LABELS, evaluate_channel
+
+    with progress_bar("measuring", "runs") as progress:
+        report = evaluate_channel(
+            input,
+            output,
+            manifold=manifold,
+            n=n,
+            quality=quality,
+            lanes=tuple(lanes.split(",")),
+            seeds=seeds,
+            size=size,
+            start_s=start,
+            duration_s=duration,
+            device=device,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report)
+        return
+    names = [rate.lane for rate in report.rates]
+    found = {(row.lane, row.bit_error_rate, row.loss): row for row in report.rows}
+    conditions = dict.fromkeys((row.bit_error_rate, row.loss) for row in report.rows)
+    table = [
+        ("kbit/s", *(f"{rate.rate_kbps:.2f}" + (" (its floor)" if rate.at_floor else "") for rate in report.rates)),
+        *(
+            (
+                f"{loss:.0%} lost" if loss else f"bit errors {errors:g}" if errors else "clean",
+                *(f"{row.psnr_db:.2f} ({row.ssim:.3f})" for row in (found[name, errors, loss] for name in names)),
+            )
+            for errors, loss in conditions
+        ),
+    ]
+    print_table(("PSNR dB (SSIM)", *(LABELS[name] for name in names)), table, right=[LABELS[name] for name in names])
+    print(f"\n{report.frames:,} frames at {report.width}x{report.height}, {report.seeds} seeds")
+    for path in report.files:
+        print(f"  {path}")

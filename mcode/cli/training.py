@@ -1,0 +1,105 @@
+"""adapt and train: manifolds made."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from mcode.cli.apps import app
+from mcode.cli.coding import show_manifold
+from mcode.cli.options import SMALL, Device, Force, Json, Seed, Size, one_of, output_option, seconds_of, size_of, whole
+from mcode.cli.output import bit_rate, byte_count, decibels, print_json, print_report, progress_bar
+
+
+@app.command()
+def adapt(
+    videos: Annotated[
+        list[str], typer.Argument(metavar="VIDEO...", help="Footage of the scene or face to learn.", show_default=False)
+    ],
+    output: Annotated[str, output_option("OUT.safetensors", "The manifold to write.")],
+    kind: Annotated[
+        str,
+        typer.Option(metavar="linear", parser=one_of("--kind", "linear"), help="What to learn: principal components."),
+    ] = "linear",
+    m: Annotated[
+        int,
+        typer.Option(
+            "--m",
+            metavar="M",
+            parser=whole("--m", "the number of coordinates", 1, 4096),
+            help="Coordinates of a frame.",
+        ),
+    ] = 50,
+    size: Annotated[
+        Size | None,
+        typer.Option(
+            metavar="WxH|native",
+            parser=size_of("--size"),
+            help="Frame size to learn; the middle is cut to its shape.  [default: 128x128]",
+            show_default=False,
+        ),
+    ] = SMALL,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            parser=seconds_of("--seconds", "the length to learn from"),
+            help="Learn from this much of each video; all of it if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a manifold of one scene or face from footage, in seconds."""
+    from mcode.training.adapt import adapt_linear
+    from mcode.video import probe
+
+    if size is None:
+        first = probe(videos[0])
+        size = Size(first.width, first.height)
+    with progress_bar("learning") as progress:
+        report = adapt_linear(videos, output, m=m, size=size, seconds=seconds, seed=seed, force=force, progress=progress)
+    if as_json:
+        print_json(report)
+        return
+    print_report(
+        output,
+        {
+            "manifold": f"{kind} {report.manifold_id}, {report.m} coordinates",
+            "learned from": f"{report.frames:,} frames",
+            "quality": f"{decibels(report.psnr_db)} PSNR ({report.quantised_loss_db:.2f} dB lost by storing it small)",
+            "rate": f"about {bit_rate(report.kbps_estimate)}",
+            "file": byte_count(report.file_bytes),
+            "use it": f"mcode encode VIDEO -o OUT.mcode --manifold {output}",
+        },
+    )
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.toml", help="What to train: see configs/.", show_default=False)],
+    data: Annotated[str, typer.Option(metavar="DIR", help="Folder of training videos or images.", show_default=False)],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder for checkpoints and the manifold.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a manifold from a configuration."""
+    from mcode.manifold import read_info
+    from mcode.training.train import train
+
+    def report(row: dict[str, float]) -> None:
+        print("  ".join(f"{key} {value:g}" for key, value in row.items()), file=sys.stderr)
+
+    path = train(config, data, out, resume=resume, device=device, report=report)
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun the first process writes and speaks
+    if as_json:
+        print_json({"path": path, "manifold": read_info(path)})
+    else:
+        show_manifold(str(path), as_json=False)
