@@ -1,0 +1,1 @@
+"""bench and study: how fast it is, and what people prefer."""
