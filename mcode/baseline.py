@@ -148,6 +148,78 @@ class BaselineEncoder:
         return packets
 
 
+def live_encoder(
+    codec: str,
+    width: int,
+    height: int,
+    *,
+    crf: float | None = None,
+    rate_kbps: float | None = None,
+    fps: float,
+    gop_s: float,
+    slice_bytes: int = 1150,
+) -> BaselineEncoder:
+    """H.264 or H.265 as a live stream sends it: no delay, no B-frames, slices that fit a packet each (x264).
+
+    At `crf`, or at `rate_kbps` with a buffer of four seconds: the one where quality is compared, the other for a link that
+    takes no more.
+    """
+    # QP 52 to 69 are for emergencies of the rate control: pictures of plain grey. Rather more bits than that.
+    shared = "qpmax=51:scenecut=0"
+    if rate_kbps is not None:
+        rate_kbps = max(1, round(rate_kbps))  # x264 and x265 know whole kbit/s only, and refuse 0
+        shared += f":vbv-maxrate={2 * rate_kbps}:vbv-bufsize={4 * rate_kbps}"
+    options = {"tune": "zerolatency"}
+    if codec == "h264":
+        options["x264-params"] = f"threads=1:sliced-threads=0:slice-max-size={slice_bytes}:{shared}"
+    else:
+        options["x265-params"] = f"frame-threads=1:pools=none:repeat-headers=1:{shared}"
+    return BaselineEncoder(codec, width, height, crf=crf, rate_kbps=rate_kbps, fps=fps, gop_s=gop_s, options=options)
+
+
+class CrfFollower:
+    """The CRF at which a live encoder's rate follows another stream's. Sans-IO: the caller tells time and bytes.
+
+    (x264's own rate control, asked for less than it can do, drops all coefficients: grey. CRF 51 is its floor.)
+    `crf` is to be used from the next picture on; it changes by a step of 1 or more, at most every `period_s` seconds: a
+    change costs a whole picture. at_floor: the codec's highest CRF still takes more than what it follows.
+    """
+
+    FIRST_LOOK_S = 2.0
+    LEAST_CHANGE, MOST_CHANGE = 1.0, 9.0
+    FLOOR_SHARE = 1.1
+
+    def __init__(self, codec: str, period_s: float = 5.0, first_crf: float = 44.0) -> None:
+        self.coder = coder_named(codec)
+        self.period_s, self.crf = period_s, first_crf
+        self.at_floor = False
+        self.sent_kbps: float | None = None
+        self._looked_s: float | None = None
+        self._looked_bytes = 0
+        self._looks = 0
+
+    def look(self, at_s: float, sent_bytes: int, target_kbps: float | None) -> float:
+        """The CRF wanted now. sent_bytes: on the wire since the start, headers and repair included. target_kbps: what to
+        follow; None where it is not known yet. A look comes when the next whole picture is due anyway."""
+        if self._looked_s is None:
+            self._looked_s, self._looked_bytes = at_s, sent_bytes
+        length_s = at_s - self._looked_s
+        if length_s < (self.period_s if self._looks else min(self.FIRST_LOOK_S, self.period_s)) or not target_kbps:
+            return self.crf
+        spent = sent_bytes - self._looked_bytes
+        self._looked_s, self._looked_bytes, self._looks = at_s, sent_bytes, self._looks + 1
+        self.sent_kbps = spent * 8 / 1000 / length_s
+        if not spent:
+            return self.crf
+        self.at_floor = self.crf >= self.coder.crf_floor and self.sent_kbps > self.FLOOR_SHARE * target_kbps
+        off = math.log2(self.sent_kbps / target_kbps) * self.coder.crf_per_halving
+        off = min(self.MOST_CHANGE, max(-self.MOST_CHANGE, off))
+        wanted = min(self.coder.crf_floor, max(_CRF_BEST, self.crf + off))
+        if abs(wanted - self.crf) >= self.LEAST_CHANGE or (wanted == self.coder.crf_floor > self.crf):
+            self.crf = wanted
+        return self.crf
+
+
 class BaselineDecoder:
     """Packets to frames in presentation order. Damaged packets give damaged frames or none, never an exception.
 
@@ -277,29 +349,17 @@ class CrfSearch:
     def _search(
         self, value: Callable[[Encoding], float], wanted: float, tolerance: float, attempts: int, rise_per_halving: float
     ) -> Encoding:
-        """Bracketed interpolation over the CRF, where `value` falls as the CRF rises."""
-        floor = self.at_crf(self.coder.crf_floor)
-        if value(floor) >= wanted - tolerance:
-            return replace(floor, at_floor=value(floor) > wanted + tolerance)
-        slope = -rise_per_halving / self.coder.crf_per_halving
-        for _ in range(attempts):
-            nearest = min(self._found.values(), key=lambda e: abs(value(e) - wanted))
-            if abs(value(nearest) - wanted) <= tolerance:
-                break
-            below = max((e for e in self._found.values() if value(e) < wanted), key=value)
-            above = min((e for e in self._found.values() if value(e) >= wanted), key=value, default=None)
-            if above is None:
-                guess = below.crf + 1.25 * (wanted - value(below)) / slope  # too far rather than too near: it brackets
-            else:
-                share = (wanted - value(below)) / (value(above) - value(below))
-                share = min(max(share, 0.1), 0.9)  # ends in halvings where the curve is too bent for a straight line
-                guess = below.crf + share * (above.crf - below.crf)
-            step = self.coder.crf_step
-            guess = min(max(round(guess / step) * step, _CRF_BEST), self.coder.crf_floor)
-            if guess in self._found:
-                break
-            self.at_crf(guess)
-        return min(self._found.values(), key=lambda e: abs(value(e) - wanted))
+        crf = find_crf(
+            self.codec,
+            lambda crf: value(self.at_crf(crf)),
+            wanted,
+            tolerance,
+            attempts=attempts,
+            rise_per_halving=rise_per_halving,
+            known={crf: value(encoding) for crf, encoding in self._found.items()},
+        )
+        found = self.at_crf(crf)
+        return replace(found, at_floor=crf == self.coder.crf_floor and value(found) > wanted + tolerance)
 
     def _encode(self, crf: float) -> Encoding:
         self._measure()
@@ -327,6 +387,51 @@ class CrfSearch:
         gap = times[-1] - times[-2] if len(times) > 1 else TICKS_PER_S // 25
         self._frames, self._duration_s = len(times), (times[-1] - times[0] + gap) / TICKS_PER_S
         self._fps = len(times) / self._duration_s
+
+
+def find_crf(
+    codec: str,
+    value: Callable[[float], float],
+    wanted: float,
+    tolerance: float,
+    *,
+    attempts: int = 8,
+    rise_per_halving: float = math.log(2),
+    known: dict[float, float] | None = None,
+) -> float:
+    """The CRF at which `value` is nearest to `wanted`, within `tolerance` where so many attempts are enough: bracketed
+    interpolation. The codec's floor where even that gives more.
+
+    value: of an encoding at a CRF; it falls as the CRF rises, by about rise_per_halving (of the rate) in
+    coder.crf_per_halving steps: log(2) for the log of a rate. known: values already found.
+    """
+    coder = coder_named(codec)
+    found = dict(known or {})
+    if coder.crf_floor not in found:
+        found[coder.crf_floor] = value(coder.crf_floor)
+    if found[coder.crf_floor] >= wanted - tolerance:
+        return coder.crf_floor
+    slope = -rise_per_halving / coder.crf_per_halving
+
+    def off(crf: float) -> float:
+        return abs(found[crf] - wanted)
+
+    for _ in range(attempts):
+        if off(min(found, key=off)) <= tolerance:
+            break
+        below = max((crf for crf in found if found[crf] < wanted), key=found.__getitem__)
+        above = min((crf for crf in found if found[crf] >= wanted), key=found.__getitem__, default=None)
+        if above is None:
+            guess = below + 1.25 * (wanted - found[below]) / slope  # too far rather than too near: it brackets
+        else:
+            share = (wanted - found[below]) / (found[above] - found[below])
+            share = min(max(share, 0.1), 0.9)  # ends in halvings where the curve is too bent for a straight line
+            guess = below + share * (above - below)
+        guess = min(max(round(guess / coder.crf_step) * coder.crf_step, _CRF_BEST), coder.crf_floor)
+        if guess in found:
+            break
+        found[guess] = value(guess)
+    return min(found, key=off)
 
 
 def encode_at_rate(frames: Frames, codec: str, kbps: float, **options: object) -> Encoding:

@@ -318,10 +318,12 @@ def _protected(link: _Link, datagram: bytes) -> int:
 
 
 class AudioChunk(NamedTuple):
-    """samples: int16 (n, channels), 48 kHz. due_s: when the first is to be heard, on time.monotonic's clock."""
+    """samples: int16 (n, channels), 48 kHz. due_s: when the first is to be heard, on time.monotonic's clock. pts: its RTP
+    timestamp in 1/48,000 s, unwrapped."""
 
     samples: np.ndarray
     due_s: float
+    pts: int = 0
 
 
 class Delay(NamedTuple):
@@ -607,7 +609,7 @@ class Receiver:
         self.clock.observe("audio", sent, time.monotonic() + 0.02)
         due = self.clock.due_s(sent)
         if due is not None:
-            self.audio.append(AudioChunk(samples, due))
+            self.audio.append(AudioChunk(samples, due, packet.pts))
 
 
 def _opus_decoder() -> Any:

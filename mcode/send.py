@@ -22,14 +22,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import av
 import cv2
 import numpy as np
 
 from mcode import fec
-from mcode.baseline import BaselineEncoder
+from mcode.baseline import BaselineEncoder, CrfFollower, coder_named, live_encoder
 from mcode.channel import Channel, ChannelSettings
 from mcode.codec import CODERS, Encoder, Model
 from mcode.errors import InputError, WireError
@@ -48,9 +48,12 @@ LARGEST_LAG_S = 0.25
 REPORT_S = 1.0
 _LEAST_REFRESH_GAP_S = 0.3
 _RATE_WINDOW_S = 10.0
-_CAMERA_PATIENCE_S = 5.0
+CAMERA_PATIENCE_S = 1.0
+"""A camera without pictures for this long is said to be gone; it is waited for all the same."""
+_CAMERA_RETRY_S = 0.2
 
 Progress = Callable[[int, int | None], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -150,31 +153,35 @@ def send(
     config: SendConfig,
     *,
     progress: Progress | None = None,
+    notify: Notify | None = None,
     stop: threading.Event | None = None,
     model: Model | None = None,
 ) -> SendReport:
-    """Sends until the source ends or `stop` is set. progress(frames_done, frames_total or None). Raises McodeError."""
-    sender = Sender(config, model=model)
-    try:
+    """Sends until the source ends or `stop` is set. Raises McodeError.
+
+    progress(frames_done, frames_total or None). notify(line): what the user should know while it goes on, as a camera that
+    was unplugged.
+    """
+    with Sender(config, model=model, notify=notify) as sender:
         return sender.run(stop or threading.Event(), progress)
-    finally:
-        sender.close()
 
 
 class Sender:
-    """One stream being sent. `update` changes it while it runs; `start` and `stop` run it in a thread of its own.
+    """One stream being sent. `update` changes it while it runs; `start` and `stop` run it in a thread of its own. As a
+    context manager it ends with its block, whatever happens in it.
 
     Everything that can be wrong with the configuration raises in the constructor. `error` is what ended the thread, if
     anything did. The baseline's and the MCode lane's frames are the same: of the size that the manifold sees.
     """
 
-    def __init__(self, config: SendConfig, *, model: Model | None = None) -> None:
+    def __init__(self, config: SendConfig, *, model: Model | None = None, notify: Notify | None = None) -> None:
         self.config = config
         self.host, self.port = sdp.parse_url(config.to, "--to")
         family, address = resolve(self.host, self.port, config.to)
         self.model: Any = model if model is not None else load(config.manifold, config.device)
         frame_size = getattr(self.model, "frame_size", None)
         self.source = open_source(config, frame_size)
+        self.source.notify = notify or self.source.notify
         self.error: Exception | None = None
         self.report: SendReport | None = None
         self._thread: threading.Thread | None = None
@@ -193,7 +200,7 @@ class Sender:
         try:
             self._open_lanes(address)
         except BaseException:
-            self._wire.close()
+            self.close()
             raise
 
     def _open_lanes(self, address: tuple) -> None:
@@ -250,8 +257,18 @@ class Sender:
         return self.report
 
     def close(self) -> None:
+        """End the thread, if there is one, and give sockets and camera back. May be called again."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(10.0)
         self._wire.close()
         self.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def is_running(self) -> bool:
@@ -265,6 +282,7 @@ class Sender:
 
     def run(self, stop: threading.Event, progress: Progress | None = None) -> SendReport:
         """Send in this thread until the source ends or stop is set."""
+        self.source.stop = stop
         self._wire.start()
         self._start_s, self._start_unix_s = time.monotonic(), time.time()
         try:
@@ -278,6 +296,7 @@ class Sender:
                     progress(self._frames, self.source.expected_frames)
             if self._encoder is not None:
                 self._send_mcode(self._encoder.flush())
+            self._send_last_repair()
             self._wire.finish(stop)
             self._wire.goodbye()
         finally:
@@ -308,16 +327,20 @@ class Sender:
         elif changes.keys() & {"n", "coder"}:
             self._send_mcode(self._encoder.flush())
             self._encoder = self._new_encoder(frame)
-        if self.mcode.take_refresh_request():
+        asked = self.mcode.take_refresh_request()
+        if asked:
             self._encoder.request_refresh()
         self._wire.report(self._media_time)  # first of all: the receiver's clock rests on it
         self._send_audio(frame)
         self._newest_pts, self.newest = frame.pts, frame
         self._send_mcode(self._encoder.push(frame))
+        if asked:  # now, rather than up to N frames later
+            self._send_mcode(self._encoder.flush())
         if self._baseline is not None and self.baseline is not None:
             if self.baseline.take_refresh_request():
                 self._baseline.restart()
-            self._baseline.follow(self.mcode.recent_kbps(frame.pts_s) if self._keyframes > 1 else None, frame.pts_s)
+            rate = self.mcode.recent_kbps(frame.pts_s) if self._keyframes > 1 else None
+            self._baseline.follow(rate, self.baseline.wire_bytes, frame.pts_s)
             for packet in self._baseline.push(frame):
                 self._transmit(self.baseline, packet, h264.protected_bytes(packet, self.config.baseline), frame.pts_s)
         self._frames += 1
@@ -359,6 +382,13 @@ class Sender:
         self._wire.transmit(lane, bytes(packet), protected, media_s)
         for repair in lane.protector.push(packet) if lane.protector else []:
             self._wire.transmit(lane, bytes(repair), fec.protected_bytes(repair, protected), media_s, is_repair=True)
+
+    def _send_last_repair(self) -> None:
+        """The parity packets of the groups that the end of the stream cuts short."""
+        for lane in self._wire.lanes:
+            for repair in lane.protector.flush() if lane.protector else []:
+                spared = fec.protected_bytes(repair, HEADER_BYTES)
+                self._wire.transmit(lane, bytes(repair), spared, self._newest_pts / TICKS_PER_S, is_repair=True)
 
     def _media_time(self, lane: _Lane) -> tuple[int, int]:
         """(NTP time, RTP timestamp) of now: a frame is captured, or due, pts after the start."""
@@ -404,10 +434,13 @@ class Sender:
         warnings = list(self._warnings)
         if self.baseline is not None and self._baseline is not None:
             lane, wanted = lanes[self.baseline.name], self._baseline.target_kbps
-            over = wanted is not None and lane.rate_kbps > 1.25 * wanted
+            over = self._baseline.follower.at_floor
+            if self._baseline.fixed_kbps is not None:
+                over = length_s > 3 and lane.rate_kbps > 1.25 * self._baseline.fixed_kbps
             lanes[self.baseline.name] = replace(lane, target_kbps=wanted, at_floor=over)
-            if over and length_s > 3:
-                warnings.append(f"{self.config.baseline} cannot go down to {wanted:.1f} kbit/s: it sends {lane.rate_kbps:.1f}")
+            if over:
+                label = coder_named(self.config.baseline).label
+                warnings.append(f"{label} cannot go down to {wanted:.1f} kbit/s: it sends {lane.rate_kbps:.1f}, its floor")
         if self._dropped:
             warnings.append(f"{self._dropped} frames were left out: this machine is too slow for real time at this size")
         return SendReport(
@@ -631,77 +664,67 @@ class _Wire:
 
 
 class _BaselineSource:
-    """Frames to H.264 or H.265 packets without delay, at a rate that follows the MCode lane's.
+    """Frames to H.264 or H.265 packets without delay, at a rate that follows the MCode lane's, or at rate_kbps.
 
-    x264 and x265 with zerolatency, one thread, slices that fit a packet (x264), rate control by ABR with a one-second
-    buffer. The rate changes by opening the encoder anew (with an IDR), at most every five seconds.
+    It follows by CRF; a rate asked for in kbit/s is kept by the encoder's own rate control. A new CRF, and a refresh asked
+    for, open the encoder anew (with an IDR).
     """
 
     def __init__(self, config: SendConfig, source: Source, packetiser: h264.H264Packetiser, rate_kbps: float | None) -> None:
         self.config, self.source, self.packetiser = config, source, packetiser
         self.fixed_kbps = rate_kbps
         self.target_kbps = rate_kbps
+        self.follower = CrfFollower(config.baseline, config.refresh_s)
         self._encoder: BaselineEncoder | None = None
-        self._changed_s = -math.inf
 
     def sample(self) -> bytes:
         """One access unit with the stream's parameter sets."""
         grey = Frame(np.full((self.source.height, self.source.width, 3), 128, np.uint8), 0)
-        return self._open(self.target_kbps or 50.0).push(grey)[0].data
+        return self._open().push(grey)[0].data
 
     def restart(self) -> None:
         """The next picture is an IDR."""
         self._encoder = None
 
-    def follow(self, mcode_kbps: float | None, at_s: float) -> None:
-        if self.fixed_kbps is not None or mcode_kbps is None:
+    def follow(self, mcode_kbps: float | None, sent_bytes: int, at_s: float) -> None:
+        """mcode_kbps: of the other lane; sent_bytes: on this one's wire so far."""
+        if self.fixed_kbps is not None:
             return
-        known = self.target_kbps
-        if known is None or (at_s - self._changed_s >= 5 and not 0.8 < mcode_kbps / known < 1.25):
-            self.target_kbps, self._changed_s = mcode_kbps, at_s
+        self.target_kbps = mcode_kbps or self.target_kbps
+        before = self.follower.crf
+        if self.follower.look(at_s, sent_bytes, mcode_kbps) != before:
             self._encoder = None
 
     def push(self, frame: Frame) -> list[RtpPacket]:
-        if self.target_kbps is None:  # the MCode lane's rate is not known yet
-            return []
         if self._encoder is None:
-            self._encoder = self._open(self.target_kbps)
+            self._encoder = self._open()
         units = self._encoder.push(frame)
         return [packet for unit in units for packet in self.packetiser.push(unit.data, unit.pts)]
 
-    def _open(self, kbps: float) -> BaselineEncoder:
-        headers_kbps = self.source.fps * (HEADER_BYTES + 2) * 8 / 1000
+    def _open(self) -> BaselineEncoder:
+        options: dict[str, Any] = {"crf": self.follower.crf}
+        if self.fixed_kbps is not None:
+            headers_kbps = self.source.fps * (HEADER_BYTES + 2) * 8 / 1000
+            options = {"rate_kbps": max(self.fixed_kbps - headers_kbps, 0.25 * self.fixed_kbps)}
         return live_encoder(
             self.config.baseline,
             self.source.width,
             self.source.height,
-            rate_kbps=max(kbps - headers_kbps, 0.25 * kbps),
+            **options,
             fps=self.source.fps,
             gop_s=self.config.refresh_s,
             slice_bytes=self.packetiser.mtu - HEADER_BYTES - 20,
         )
 
 
-def live_encoder(
-    codec: str, width: int, height: int, *, rate_kbps: float, fps: float, gop_s: float, slice_bytes: int = 1150
-) -> BaselineEncoder:
-    """H.264 or H.265 as a live stream sends it: no delay, no B-frames, slices that fit a packet each."""
-    rate_kbps = max(1, round(rate_kbps))  # x264 and x265 know whole kbit/s only, and refuse 0
-    # QP 52 to 69 are for emergencies of the rate control: pictures of plain grey. Rather more bits than that.
-    shared = f"qpmax=51:scenecut=0:vbv-maxrate={2 * rate_kbps}:vbv-bufsize={4 * rate_kbps}"
-    options = {"tune": "zerolatency"}
-    if codec == "h264":
-        options["x264-params"] = f"threads=1:sliced-threads=0:slice-max-size={slice_bytes}:{shared}"
-    else:
-        options["x265-params"] = f"frame-threads=1:pools=none:repeat-headers=1:{shared}"
-    return BaselineEncoder(codec, width, height, rate_kbps=rate_kbps, fps=fps, gop_s=gop_s, options=options)
-
-
 # Sources: frames of the coded size, and sound.
 
 
 class Source:
-    """Frames to send, all of one size. is_paced: they wait for their time (a file); a camera sets the pace itself."""
+    """Frames to send, all of one size. is_paced: they wait for their time (a file); a camera sets the pace itself.
+
+    stop: set when no more frames are wanted. notify: hears, in one line, what the user should know while it goes on.
+    """
 
     width: int
     height: int
@@ -710,6 +733,8 @@ class Source:
     is_paced: bool = True
     has_audio: bool = False
     expected_frames: int | None = None
+    stop: threading.Event = threading.Event()
+    notify: Notify = staticmethod(lambda line: None)
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
@@ -799,7 +824,7 @@ def _timed(packets: list[av.Packet], offset_s: float) -> Iterator[tuple[bytes, i
 
 
 class CameraSource(Source):
-    """camera:0. Frames bear the time of their arrival. A camera that stops is waited for, five seconds."""
+    """camera:0. Frames bear the time of their arrival. A camera that stops giving pictures is waited for, and said to be."""
 
     is_paced = False
 
@@ -808,7 +833,9 @@ class CameraSource(Source):
         if not number.isdecimal():
             raise InputError(f"{config.input}: a camera is camera:0, camera:1 ...")
         self._number, self._config = int(number), config
-        self._camera = self._open()
+        self._camera = cv2.VideoCapture(self._number)
+        if not self._camera.isOpened():
+            raise InputError(f"{config.input}: there is no such camera, or it may not be used")
         good, picture = self._camera.read()
         if not good:
             self._camera.release()
@@ -818,30 +845,28 @@ class CameraSource(Source):
         self.width, self.height = coded
         self.fps = self._camera.get(cv2.CAP_PROP_FPS) or 25.0
 
-    def _open(self) -> cv2.VideoCapture:
-        camera = cv2.VideoCapture(self._number)
-        if not camera.isOpened():
-            raise InputError(f"{self._config.input}: there is no such camera, or it may not be used")
-        return camera
-
     def __iter__(self) -> Iterator[Frame]:
         start = last_good = time.monotonic()
         last_pts = -1
-        while True:
+        gone = False
+        while not self.stop.is_set():
             good, picture = self._camera.read()
             now = time.monotonic()
-            if not good:
-                if now - last_good > _CAMERA_PATIENCE_S:
-                    raise InputError(f"{self._config.input}: the camera stopped giving pictures; is it unplugged?")
-                time.sleep(0.2)
-                self._camera.release()
-                self._camera.open(self._number)
-                continue
-            last_good = now
             pts = max(last_pts + 1, round((now - start) * TICKS_PER_S))
             if self._config.duration_s is not None and pts >= self._config.duration_s * TICKS_PER_S:
                 return
-            last_pts = pts
+            if not good:
+                if not gone and now - last_good >= CAMERA_PATIENCE_S:
+                    gone = True
+                    self.notify(f"{self._config.input} gives no more pictures: is it unplugged? It is waited for; Ctrl-C ends")
+                self.stop.wait(_CAMERA_RETRY_S)
+                self._camera.release()
+                self._camera.open(self._number)
+                continue
+            if gone:
+                gone = False
+                self.notify(f"{self._config.input} is back")
+            last_good, last_pts = now, pts
             yield Frame(_fitted(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), self._aspect, self.width, self.height), pts)
 
     def close(self) -> None:

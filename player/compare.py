@@ -17,14 +17,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import mcode.manifold
-from mcode.baseline import BaselineEncoder, EncodedPacket, coder_named
+from mcode.baseline import BaselineEncoder, CrfFollower, EncodedPacket, coder_named
 from mcode.codec import Encoder, Model
 from mcode.errors import ManifoldError, McodeError
 from mcode.evaluation.metrics import luma, psnr, ssim
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.packet import Packet
 from mcode.receive import PLI_GAP_S
-from mcode.rtp.packets import HEADER_BYTES
 from mcode.transcode import geometry
 
 from .clock import Clock
@@ -41,9 +40,6 @@ MOST_PIXELS = 640 * 368
 MARGIN_S = 0.12
 MOST_LATENESS_S = 0.6
 INBOX = 8
-FIRST_CRF, FIRST_LOOK_S = 44.0, 2.0
-LEAST_CRF_CHANGE, MOST_CRF_CHANGE = 1.0, 9.0
-FLOOR_SHARE = 1.1
 MEASURE_S, POLL_S = 0.15, 0.008
 
 Load = Callable[[str | None], Model]
@@ -353,6 +349,7 @@ class _MCodeSide(_Side):
         if encoder is not None and self.link.lane.wants_refresh and frame.pts_s - self._asked_s > PLI_GAP_S:
             self._asked_s = frame.pts_s  # as by RTCP PLI
             encoder.request_refresh()
+            return packets + encoder.push(frame) + encoder.flush()
         return packets + encoder.push(frame) if encoder else packets
 
     def _renewed(self, wanted: Settings, frame: Frame) -> Encoder | None:
@@ -376,30 +373,26 @@ class _MCodeSide(_Side):
 
 
 class _BaselineSide(_Side):
-    """Its rate follows MCode's on the wire, by constant rate factor; it may wait for as many frames as MCode does.
-
-    (x264's own rate control, asked for less than it can do, drops all coefficients: grey. CRF 51 is its floor.)
-    """
+    """Its rate follows MCode's on the wire, by constant rate factor; it may wait for as many frames as MCode does."""
 
     cuts = True
 
     def __init__(self, session: Compare, lane: Lane) -> None:
         super().__init__(session, lane, BaselineLink(session.settings, session.baseline or "h264"))
         self._encoder: BaselineEncoder | None = None
-        self._crf, self._n = FIRST_CRF, 0
-        self._since_s, self._made_s, self._before_bytes = 0.0, 0.0, 0
+        self._follower = CrfFollower(session.baseline or "h264", REFRESH_S)
+        self._crf = self._n = 0.0
 
     def encode(self, frame: Frame) -> list[EncodedPacket]:
         encoder, n, now_s = self._encoder, self.session.settings.n, frame.pts_s
-        crf = self._wanted_crf(now_s)
+        crf = self._follower.look(now_s, self.link.sent_bytes, self.session.lanes[0].counters.rate_kbps)
+        self.lane.note = "its floor" if self._follower.at_floor else ""
         resized = encoder is not None and (frame.width, frame.height) != (encoder.width, encoder.height)
         packets: list[EncodedPacket] = []
-        if encoder is None or resized or n != self._n or abs(crf - self._crf) >= LEAST_CRF_CHANGE:
+        if encoder is None or resized or n != self._n or crf != self._crf:
             if encoder is not None:
                 packets += encoder.flush()
             self._crf, self._n = crf, n
-            self._made_s = self._since_s = now_s
-            self._before_bytes = 0
             self._encoder = encoder = BaselineEncoder(
                 self.session.baseline or "h264",
                 frame.width,
@@ -415,23 +408,3 @@ class _BaselineSide(_Side):
                 },
             )
         return packets + encoder.push(frame)
-
-    def _wanted_crf(self, now_s: float) -> float:
-        """Looked at when the next whole picture is due anyway, and soon after the start."""
-        encoder = self._encoder
-        length_s = now_s - self._since_s
-        first = self._made_s == 0.0 or self._made_s == self._since_s
-        if encoder is None or length_s < (FIRST_LOOK_S if first and self._crf == FIRST_CRF else REFRESH_S):
-            return self._crf
-        spent, self._before_bytes = encoder.payload_bytes - self._before_bytes, encoder.payload_bytes
-        self._since_s = now_s
-        headers_kbps = self.session.feed.fps * HEADER_BYTES * 8 / 1000
-        target = self.session.lanes[0].counters.rate_kbps
-        kbps = spent * 8 / 1000 / length_s + headers_kbps
-        if not target or not spent:
-            return self._crf
-        coder = coder_named(encoder.codec)
-        off = math.log2(kbps / target) * coder.crf_per_halving
-        crf = min(coder.crf_floor, max(1.0, self._crf + min(MOST_CRF_CHANGE, max(-MOST_CRF_CHANGE, off))))
-        self.lane.note = "its floor" if self._crf >= coder.crf_floor and kbps > FLOOR_SHARE * target else ""
-        return crf

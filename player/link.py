@@ -47,6 +47,7 @@ class Link:
         self._lock = threading.Lock()
         self._heap: list[tuple[float, int, bytes]] = []
         self._order = itertools.count()
+        self.sent_bytes = 0
         self._sent: deque[tuple[int, float]] = deque(maxlen=_MOST_IN_FLIGHT)  # pts, when
 
     def configure(self, settings: Settings) -> None:
@@ -67,6 +68,7 @@ class Link:
                 size += len(data)
                 for at_s, received in self.channel.transmit(data, protected, now_s):
                     heapq.heappush(self._heap, (at_s, next(self._order), received))
+            self.sent_bytes += size
         return size
 
     def receive(self, now_s: float) -> list[Unit]:

@@ -16,14 +16,18 @@ from mcode.baseline import (
     CODERS,
     BaselineDecoder,
     BaselineEncoder,
+    CrfFollower,
     CrfSearch,
     EncodedPacket,
     Encoding,
     coder_named,
     encode_at_psnr,
     encode_at_rate,
+    find_crf,
+    live_encoder,
 )
 from mcode.errors import InputError
+from mcode.evaluation.metrics import psnr
 from mcode.frame import Frame
 from mcode.testclip import render_frames
 
@@ -246,3 +250,98 @@ def test_misuse_raises_at_once():
         BaselineEncoder("h264", 64, 48, crf=30, rate_kbps=30)
     with pytest.raises(ValueError, match="frame is 64x48, encoder is 32x32"):
         BaselineEncoder("h264", 32, 32, crf=30).push(FRAMES[0])
+
+
+# Live encoders, and following a rate
+
+
+def rate_of(encoder, frames) -> float:
+    size = sum(len(packet.data) for frame in frames for packet in encoder.push(frame))
+    return size * 8 / 1000 / (len(frames) / 25)
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_a_live_encoder_gives_each_picture_at_once_and_fewer_bits_at_a_higher_crf(codec):
+    rates = []
+    for crf in (30, 45):
+        encoder = live_encoder(codec, 64, 48, crf=crf, fps=25, gop_s=1.0)
+        assert all(len(encoder.push(frame)) == 1 for frame in FRAMES)
+        rates.append(rate_of(live_encoder(codec, 64, 48, crf=crf, fps=25, gop_s=1.0), FRAMES))
+    assert rates[1] < 0.6 * rates[0]
+
+
+def test_a_live_encoder_wants_a_crf_or_a_rate():
+    with pytest.raises(ValueError, match="crf or rate_kbps"):
+        live_encoder("h264", 64, 48, fps=25, gop_s=1.0)
+    with pytest.raises(ValueError, match="crf or rate_kbps"):
+        live_encoder("h264", 64, 48, crf=30, rate_kbps=9, fps=25, gop_s=1.0)
+
+
+def test_by_crf_a_live_encoder_is_better_than_by_average_rate_at_that_rate():
+    frames = list(render_frames("face", 2.0, 25, (128, 96), 1))
+
+    def quality(**rate):
+        encoder, decoder, size, scores = (
+            live_encoder("h264", 128, 96, fps=25, gop_s=5.0, **rate),
+            BaselineDecoder("h264"),
+            0,
+            [],
+        )
+        for frame in frames:
+            for packet in encoder.push(frame):
+                size += len(packet.data)
+                scores += [psnr(frame.rgb, decoded.rgb) for decoded in decoder.push(packet)]
+        return size * 8 / 1000 / 2, sum(scores) / len(scores)
+
+    kbps, by_crf = quality(crf=42)
+    _, by_rate = quality(rate_kbps=kbps)
+    assert by_crf > by_rate - 0.1
+
+
+@pytest.mark.parametrize("wanted", [20.0, 35.5, 48.0])
+def test_the_search_finds_the_crf_of_a_known_curve(wanted):
+    tried = []
+
+    def value(crf):
+        tried.append(crf)
+        return math.log(1000) - math.log(2) * crf / 6 - 0.001 * crf * crf
+
+    assert find_crf("h264", value, value(wanted), 0.01) == pytest.approx(wanted, abs=0.25)
+    assert len(tried) < 9
+
+
+def test_the_search_ends_at_the_floor_and_at_the_best():
+    assert find_crf("h264", lambda crf: -crf, -60.0, 0.1) == 51
+    assert find_crf("av1", lambda crf: -crf, -90.0, 0.1) == 63
+    assert find_crf("h264", lambda crf: -crf, 20.0, 0.1) == 1
+
+
+def follow(follower, target_kbps, kbps_at, seconds):
+    """Rates of a made-up encoder, second by second, whose rate halves every six steps of CRF."""
+    sent, rates = 0.0, []
+    for frame in range(seconds * 25):
+        crf = follower.look(frame / 25, round(sent), target_kbps)
+        rate = kbps_at(crf)
+        sent += rate * 1000 / 8 / 25
+        rates.append(rate)
+    return rates[::25]
+
+
+def test_a_follower_comes_to_the_rate_it_follows_and_stays():
+    follower = CrfFollower("h264", period_s=2.0)
+    rates = follow(follower, 40.0, lambda crf: 400 * 2 ** (-crf / 6), 40)
+    assert rates[-1] == pytest.approx(40, rel=0.13) and len(set(rates[-20:])) == 1
+    assert not follower.at_floor
+
+
+def test_a_follower_says_that_it_is_at_the_floor():
+    follower = CrfFollower("h264", period_s=2.0)
+    rates = follow(follower, 1.0, lambda crf: 400 * 2 ** (-crf / 6), 40)
+    assert follower.crf == 51 and follower.at_floor and rates[-1] > 1.0
+    follow(follower, 1.0, lambda crf: 0.5, 1)
+    assert follower.at_floor  # until the next look
+
+
+def test_a_follower_waits_for_something_to_follow():
+    follower = CrfFollower("h264")
+    assert {follower.look(t, 1000 * t, None) for t in range(30)} == {44.0}

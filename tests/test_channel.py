@@ -157,7 +157,25 @@ def test_the_baselines_get_the_rate_of_the_dearer_mcode_lane_or_say_their_floor(
     rates = {rate.lane: rate for rate in report.rates}
     wanted = max(rates["fixed"].rate_kbps, rates["huffman"].rate_kbps)
     for codec in ("h264", "h265"):
-        assert rates[codec].at_floor or rates[codec].rate_kbps == pytest.approx(wanted, rel=0.5)
+        if rates[codec].at_floor:
+            assert rates[codec].crf == 51 and rates[codec].rate_kbps > wanted
+        else:
+            assert rates[codec].rate_kbps == pytest.approx(wanted, rel=0.05)
+    assert rates["fixed"].crf is None
+
+
+def test_a_baseline_meets_a_rate_it_can_reach_and_names_its_floor_where_it_cannot():
+    from mcode.evaluation.channel import _baseline_at, _sent
+    from mcode.send import test_picture
+
+    from .block_means import TICKS, Frame
+
+    frames = [Frame(test_picture(index, 64, 48), index * TICKS) for index in range(32)]
+    for codec in ("h264", "h265"):
+        reachable = _baseline_at(codec, frames, 60.0, 25.0, 5.0)
+        assert not reachable.at_floor and _sent(reachable, frames)[0] == pytest.approx(60, rel=0.05)
+        floor = _baseline_at(codec, frames, 0.5, 25.0, 5.0)
+        assert floor.at_floor and floor.crf == 51 and _sent(floor, frames)[0] > 0.5
 
 
 def test_table_plot_and_pictures_are_written(report):
@@ -169,7 +187,8 @@ def test_table_plot_and_pictures_are_written(report):
     with open(paths["json"]) as file:
         assert len(json.load(file)["rows"]) == 20
     with open(paths["md"]) as file:
-        assert "| bit errors 0.03 |" in file.read()
+        text = file.read()
+        assert "| bit errors 0.03 |" in text and "H.264: " in text and "CRF" in text
     assert cv2.imread(paths["png"]).shape[0] > 400
     sheet = cv2.imread(paths["pictures"])
     assert sheet.shape[0] > 4 * 150 and sheet.shape[1] > 3 * 200

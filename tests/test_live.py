@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from mcode.baseline import live_encoder
 from mcode.channel import ChannelSettings
 from mcode.codec import Encoder
 from mcode.coders import fixed
@@ -23,7 +24,7 @@ from mcode.lanes import BaselineLane, McodeLane, finder
 from mcode.receive import PlayoutClock, Receiver, receive_to_file
 from mcode.rtp import h264, payload
 from mcode.rtp.packets import RtpPacket
-from mcode.send import SendConfig, Sender, live_encoder, read_stamp, send, test_picture
+from mcode.send import SendConfig, Sender, read_stamp, send, test_picture
 from mcode.video import FrameReader, probe
 
 from .block_means import TICKS, BlockMeans, grey

@@ -134,7 +134,7 @@ def send(
             "--baseline-rate",
             metavar="equal|KBPS",
             parser=baseline_rate,
-            help="The baseline's rate in kbit/s, or equal to MCode's as measured on the way.",
+            help="The baseline's rate in kbit/s, or equal to MCode's as measured on the way (by its CRF).",
         ),
     ] = "equal",
     bit_error_rate: BitErrorRate = 0,
@@ -195,10 +195,18 @@ def send(
         typer.Option(
             metavar="DATA+PARITY",
             parser=fec,
-            help="Add parity packets for every so many, as 8+2: up to that many lost of them come back.",
+            help="Repair: add PARITY packets to every DATA packets of a picture lane, as 8+2; so many lost ones come "
+            "back, as late as the last of their group. Counted in the rate.",
             show_default=False,
         ),
     ] = None,
+    header_twice: Annotated[
+        bool,
+        typer.Option(
+            "--header-twice",
+            help="Send the header in each MCode packet twice: damage to one copy is survived. Counted in the rate.",
+        ),
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -231,10 +239,11 @@ def send(
         loop=loop,
         audio=audio == "opus",
         fec=fec,
+        fec_header=header_twice,
         device=device,
     )
     with ctrl_c_ends() as stop, progress_bar("sending") as progress:
-        report = send_stream(config, progress=progress, stop=stop)
+        report = send_stream(config, progress=progress, stop=stop, notify=lambda line: print_warnings([line]))
     print_warnings(report.warnings)
     if as_json:
         print_json(report)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from mcode.baseline import coder_named, find_crf, live_encoder
 from mcode.channel import Channel, ChannelSettings
 from mcode.codec import Encoder, Model
 from mcode.errors import InputError
@@ -29,7 +30,6 @@ from mcode.lanes import BaselineLane, McodeLane
 from mcode.manifold import load
 from mcode.rtp import h264, payload, sdp
 from mcode.rtp.packets import MTU, RtpPacket
-from mcode.send import live_encoder
 from mcode.transcode import geometry
 from mcode.video import FrameReader
 
@@ -37,6 +37,8 @@ BIT_ERROR_RATES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 5e-2)
 LOSSES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
 LANES = ("fixed", "huffman", "h264", "h265")
 LABELS = {"fixed": "MCode fixed", "huffman": "MCode huffman", "h264": "H.264", "h265": "H.265"}
+RATE_TOLERANCE = 0.02
+"""How far from MCode's rate a baseline's may be."""
 _SHOWN = ((0.0, 0.0), (1e-4, 0.0), (1e-3, 0.0), (1e-2, 0.0), (0.0, 0.05), (0.0, 0.2), (0.0, 0.5))
 _SSRC = 7
 
@@ -60,13 +62,15 @@ class ChannelRow:
 
 @dataclass(frozen=True)
 class LaneRate:
-    """rate_kbps: of RTP packets as sent, IP and UDP headers not counted. at_floor: the codec cannot go lower."""
+    """rate_kbps: of RTP packets as sent, IP and UDP headers not counted. at_floor: the codec cannot go lower. crf: a
+    baseline's constant rate factor."""
 
     lane: str
     rate_kbps: float
     payload_kbps: float
     packets: int
     at_floor: bool
+    crf: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ def evaluate_channel(
     output: a folder for channel.json, channel.md, channel.png (curves) and pictures.png (one frame under each
     condition). feedback_s: a receiver's request for a refresh reaches the sender after so long; None: there is no way
     back. playout_s: a frame that comes later than this after its time is not shown; None: nothing is too late, as in
-    a recording. The baselines get the rate of the dearer MCode lane, or their floor. Raises InputError, ManifoldError.
+    a recording. The baselines get the CRF at which they take the rate of the dearer MCode lane, or their floor. Raises
+    InputError, ManifoldError.
     """
     unknown = [lane for lane in lanes if lane not in LANES]
     if unknown:
@@ -198,9 +203,10 @@ class McodeSender:
         self._packetiser = payload.Packetiser(_SSRC)
 
     def push(self, frame: Frame, refresh: bool) -> list[tuple[RtpPacket, int]]:
-        if refresh:
-            self._encoder.request_refresh()
-        return self._packets(self._encoder.push(frame))
+        if not refresh:
+            return self._packets(self._encoder.push(frame))
+        self._encoder.request_refresh()
+        return self._packets(self._encoder.push(frame) + self._encoder.flush())
 
     def flush(self) -> list[tuple[RtpPacket, int]]:
         return self._packets(self._encoder.flush())
@@ -233,9 +239,9 @@ class _Remembering:
 
 
 class BaselineSender:
-    def __init__(self, codec: str, width: int, height: int, rate_kbps: float, fps: float, refresh_s: float) -> None:
-        self.codec, self._size = codec, (width, height)
-        self._options: dict[str, Any] = {"rate_kbps": rate_kbps, "fps": fps, "gop_s": refresh_s}
+    def __init__(self, codec: str, width: int, height: int, crf: float, fps: float, refresh_s: float) -> None:
+        self.codec, self._size, self.crf = codec, (width, height), crf
+        self._options: dict[str, Any] = {"crf": crf, "fps": fps, "gop_s": refresh_s}
         self.at_floor = False
         self.restart()
 
@@ -341,19 +347,18 @@ def _senders(
 
 
 def _baseline_at(codec: str, frames: list[Frame], rate_kbps: float, fps: float, refresh_s: float) -> BaselineSender:
-    """The encoder whose packets take the wanted rate, by a few trials of its rate control; or its floor."""
+    """The encoder at the CRF whose packets take the wanted rate, or at its floor."""
     width, height = frames[0].width, frames[0].height
-    asked, best, best_rate = max(1.0, rate_kbps), None, math.inf
-    for _ in range(6):
-        sender = BaselineSender(codec, width, height, asked, fps, refresh_s)
-        got = _sent(sender, frames)[0]
-        if best is None or abs(math.log(got / rate_kbps)) < abs(math.log(best_rate / rate_kbps)):
-            best, best_rate = sender, got
-        if abs(got / rate_kbps - 1) < 0.03 or (asked <= 1 and got > rate_kbps):
-            break
-        asked = max(1.0, asked * rate_kbps / got)
-    assert best is not None
-    best.at_floor = best_rate > 1.1 * rate_kbps
+
+    def at(crf: float) -> BaselineSender:
+        return BaselineSender(codec, width, height, crf, fps, refresh_s)
+
+    def log_rate(crf: float) -> float:
+        return math.log(_sent(at(crf), frames)[0])
+
+    wanted, tolerance = math.log(rate_kbps), math.log1p(RATE_TOLERANCE)
+    best = at(find_crf(codec, log_rate, wanted, tolerance))
+    best.at_floor = best.crf == coder_named(codec).crf_floor and log_rate(best.crf) > wanted + tolerance
     return best
 
 
@@ -368,7 +373,7 @@ def _sent(sender: LaneSender, frames: Sequence[Frame]) -> tuple[float, float, in
 
 def _rate(lane: str, sender: LaneSender, frames: Sequence[Frame]) -> LaneRate:
     rate, exposed, packets = _sent(sender, frames)
-    return LaneRate(lane, rate, exposed, packets, getattr(sender, "at_floor", False))
+    return LaneRate(lane, rate, exposed, packets, getattr(sender, "at_floor", False), getattr(sender, "crf", None))
 
 
 # Frames in, numbers and pictures out.
@@ -440,8 +445,8 @@ def table(report: ChannelReport) -> str:
     )
     lines = [title, ""]
     for sent in report.rates:
-        floor = ", its floor" if sent.at_floor else ""
-        lines.append(f"- {LABELS[sent.lane]}: {sent.rate_kbps:.2f} kbit/s in RTP packets{floor}")
+        crf = "" if sent.crf is None else f", CRF {sent.crf:g}" + (": its floor" if sent.at_floor else "")
+        lines.append(f"- {LABELS[sent.lane]}: {sent.rate_kbps:.2f} kbit/s in RTP packets{crf}")
     lanes = [rate.lane for rate in report.rates]
     lines += ["", "| channel | " + " | ".join(LABELS[lane] for lane in lanes) + " |", "|---" * (len(lanes) + 1) + "|"]
     found = {(row.lane, row.bit_error_rate, row.loss): row for row in report.rows}
@@ -464,7 +469,7 @@ def _plot(report: ChannelReport, path: Path) -> None:
     axes = figure.subplots(2, 2, sharey="row")
     rates = {rate.lane: rate for rate in report.rates}
     for lane, rate in rates.items():
-        label = f"{LABELS[lane]}, {rate.rate_kbps:.1f} kbit/s"
+        label = f"{LABELS[lane]}, {rate.rate_kbps:.1f} kbit/s" + (" (its floor)" if rate.at_floor else "")
         rows = [row for row in report.rows if row.lane == lane]
         for row_axes, value in zip(axes, ("psnr_db", "ssim"), strict=True):
             errors = sorted((row.bit_error_rate, getattr(row, value)) for row in rows if row.loss == 0)
