@@ -37,6 +37,8 @@ FLOORS = {
     "receive": 2,
     "testclip": 2,
     "transcode": 2,
+    "fetch": 2,
+    "importing": 3,
     "training": 3,
     "evaluation": 3,
     "cli": 4,

@@ -33,7 +33,8 @@ _HYPER_STRIDE = 4
 @dataclass(frozen=True)
 class PaperConfig:
     """channels: C of y. width: of the outermost convolutions, which four halvings double to 960. blocks: n_R. hyper:
-    channels of z. qualities: quantisers which the manifold holds."""
+    channels of z. qualities: quantisers which the manifold holds. tanh: G ends in one, as in weights of the port that were
+    trained on pictures in [-1, 1]."""
 
     family: Literal["paper"] = "paper"
     channels: int = 220
@@ -41,6 +42,7 @@ class PaperConfig:
     blocks: int = 9
     hyper: int = 320
     qualities: int = 1
+    tanh: bool = False
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "blocks", "hyper", "qualities"):
@@ -262,9 +264,10 @@ class Hific(nn.Module):
 
     def synthesis(self, y: Tensor) -> Tensor:
         """y (B, C, h, w) to (B, 3, 16 h, 16 w), about [-1, 1]."""
-        return self.generator(y)
+        x_hat = self.generator(y)
+        return torch.tanh(x_hat) if self.config.tanh else x_hat
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One training pass: x_hat, y_hat and bits (B,)."""
         y_hat, bits = self.hyperprior(self.encoder(x))
-        return self.generator(y_hat), y_hat, bits
+        return self.synthesis(y_hat), y_hat, bits

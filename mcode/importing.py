@@ -1,0 +1,315 @@
+"""Checkpoints of networks trained elsewhere into manifolds: so far those of the public PyTorch port of HiFiC.
+
+Nothing is downloaded, and nothing in a checkpoint is run: a pickle that asks for more than tensors and plain values is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcode import manifold
+from mcode.coders import CodeTables
+from mcode.config import to_dict
+from mcode.errors import InputError
+from mcode.nets.paper import STRIDE, Hific, PaperConfig
+from mcode.testclip import render_frames
+from mcode.training.crops import load_pictures
+
+REPOSITORY = "https://github.com/Justin-Tan/high-fidelity-generative-compression"
+FORMATS = ("hific-pytorch",)
+MOST_PICTURES, LONGEST = 64, 1024
+_CLIP_SIZE, _CLIP_SEEDS = (384, 256), 3
+_CLIP_FPS, _CLIP_FRAMES = 6, 3  # deltas over 1/6 and 1/3 s: 4 and 8 frames of a usual video
+_PARTS = ("Encoder.", "Generator.", "Hyperprior.")
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """tables_from: what the code tables were fitted to. bits_per_pixel: on those pictures, by their entropy."""
+
+    path: str
+    name: str
+    manifold_id: str
+    parameters: int
+    file_bytes: int
+    tables_from: str
+    bits_per_pixel: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """state: float32, by the names of `mcode.nets.paper.Hific`. facts: plain values about the training, for the card."""
+
+    config: PaperConfig
+    state: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def import_hific_pytorch(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    name: str | None = None,
+    data: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> ImportReport:
+    """A checkpoint of the PyTorch port as a manifold of kind `hific`, family `paper`, in half precision and one quality.
+
+    output: by default NAME.safetensors in the user's folder of manifolds; name: by default that of the output, or of the
+    checkpoint. data: a folder of pictures and videos for the code tables (at most MOST_PICTURES of them); by default scenes
+    which MCode renders. The port's hyperprior is kept in the file, but symbols are coded by the tables. Raises InputError.
+    """
+    path = Path(path)
+    name = name or (Path(output).stem if output else path.stem.lower())
+    if not name or any(c in name for c in "/\\\0"):
+        raise InputError(f"--name {name}: a manifold's name is a file name without folders, as hific-low")
+    target = Path(output) if output else manifold.folders()[-2] / f"{name}.safetensors"
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: a manifold is a .safetensors file; give a name that ends so")
+    if target.exists() and not force:
+        raise InputError(f"{target}: exists; add --force to replace it or choose another name")
+    pictures = _pictures(data)
+    checkpoint = read_hific_pytorch(path)
+    stored = _halved(checkpoint.state, path)
+    net = Hific(checkpoint.config).eval()
+    net.load_state_dict({k: v.float() for k, v in stored.items()}, assign=True)
+    if data is None:
+        tables_from = "scenes rendered by MCode"
+    else:
+        tables_from = f"{len(pictures)} pictures and frames of {Path(data).resolve().name}"
+    whole, deltas = _symbols(net, pictures, progress)
+    tables = CodeTables.fit(whole, deltas)
+    ones = np.ones((1, checkpoint.config.channels), np.float32)
+    tensors = {k: v.contiguous().numpy() for k, v in stored.items()} | {"gain": ones, "inverse": ones}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    manifold_id = manifold.save(
+        target,
+        kind="hific",
+        name=name,
+        config={"frame_size": None, "stride": STRIDE, "qualities": 1, "network": to_dict(checkpoint.config)},
+        tables=[tables],
+        tensors=tensors,
+        card=_card(path, checkpoint, tables_from),
+    )
+    return ImportReport(
+        path=str(target),
+        name=name,
+        manifold_id=manifold_id,
+        parameters=sum(v.numel() for v in stored.values()),
+        file_bytes=target.stat().st_size,
+        tables_from=tables_from,
+        bits_per_pixel=_bits_per_pixel(whole),
+    )
+
+
+def read_hific_pytorch(path: str | os.PathLike[str]) -> Checkpoint:
+    """The port's checkpoint: a `torch.save` dict whose `model_state_dict` holds Encoder, Generator and Hyperprior.
+
+    Sizes are read off the shapes. A model that the port trained on pictures in [0, 1] (its `normalize_input_image` is
+    false, or not there) is rewritten to [-1, 1] in its first and last convolutions, which changes no result; one that it
+    trained on [-1, 1] gets the port's tanh at the end. The discriminator is left out. Raises InputError with the first
+    tensor that is missing, misshapen or not finite.
+    """
+    path = Path(path)
+    content = _load(path)
+    given = content.get("model_state_dict") if isinstance(content, Mapping) else None
+    if not isinstance(given, Mapping):
+        raise InputError(f"{path}: has no model_state_dict; give a checkpoint as the port of {REPOSITORY} writes it")
+    tensors = {k: v for k, v in given.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    arguments = content.get("args")
+    normalised = isinstance(arguments, Mapping) and arguments.get("normalize_input_image") is True
+    config = _config(tensors, path, normalised)
+    names = dict(zip(_port_names(config.blocks), _our_shapes(config).items(), strict=True))
+    for port_name, (_, shape) in names.items():
+        if port_name not in tensors:
+            raise InputError(f"{path}: not HiFiC as the port builds it: {port_name} is missing")
+        if tensors[port_name].shape != shape:
+            found = "x".join(map(str, tensors[port_name].shape)) or "a single number"
+            raise InputError(
+                f"{path}: not HiFiC as the port builds it: {port_name} is {found}, not {'x'.join(map(str, shape))}"
+            )
+    for port_name in tensors:
+        if port_name.startswith(_PARTS[:2]) and port_name not in names:
+            raise InputError(f"{path}: not HiFiC as the port builds it: {port_name} is not a part of it")
+    state = {ours: tensors[port_name].detach().float() for port_name, (ours, _) in names.items()}
+    for port_name, (ours, _) in names.items():
+        if not state[ours].isfinite().all():
+            raise InputError(f"{path}: {port_name} holds values that are not finite; take another checkpoint")
+    if not normalised:
+        state |= _from_unit_range(state)
+    return Checkpoint(config, state, _facts(content, arguments, normalised))
+
+
+def _load(path: Path) -> Any:
+    """torch.load, tensors and plain values only. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; the port's README links its checkpoints: {REPOSITORY}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked is None:
+            raise InputError(f"{path}: no checkpoint of PyTorch, or a damaged one; fetch it again") from error
+        raise InputError(
+            f"{path}: refused, since loading it would run code ({asked[1]}); take it from where {REPOSITORY} links it"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        raise InputError(f"{path}: no checkpoint of PyTorch, or one cut short; fetch it again") from error
+
+
+def _config(tensors: Mapping[str, Tensor], path: Path, normalised: bool) -> PaperConfig:
+    def size(name: str, axis: int) -> int:
+        if name not in tensors:
+            raise InputError(f"{path}: not HiFiC as the port builds it: {name} is missing")
+        if tensors[name].ndim != 4:
+            raise InputError(f"{path}: not HiFiC as the port builds it: {name} is no convolution")
+        return int(tensors[name].shape[axis])
+
+    blocks = 0
+    while f"Generator.resblock_{blocks}.conv1.weight" in tensors:
+        blocks += 1
+    try:
+        return PaperConfig(
+            channels=size("Encoder.conv_block_out.1.weight", 0),
+            width=size("Encoder.conv_block1.1.weight", 0),
+            blocks=blocks,
+            hyper=size("Hyperprior.analysis_net.conv1.weight", 0),
+            tanh=normalised,
+        )
+    except ValueError:
+        raise InputError(f"{path}: not HiFiC as the port builds it: Generator.resblock_0.conv1.weight is missing") from None
+
+
+def _our_shapes(config: PaperConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {k: v.shape for k, v in Hific(config).state_dict().items()}
+
+
+def _port_names(blocks: int) -> Iterator[str]:
+    """The port's names in the order of `Hific`'s."""
+    affine, norm = ("weight", "bias"), ("gamma", "beta")
+    for i in range(1, 6):
+        yield from (f"Encoder.conv_block{i}.{layer}.{k}" for layer, names in ((1, affine), (2, norm)) for k in names)
+    yield from (f"Encoder.conv_block_out.1.{k}" for k in affine)
+    for layer, names in ((0, norm), (2, affine), (3, norm)):
+        yield from (f"Generator.conv_block_init.{layer}.{k}" for k in names)
+    for i in range(blocks):
+        for layer, names in (("conv1", affine), ("conv2", affine), ("norm1", norm), ("norm2", norm)):
+            yield from (f"Generator.resblock_{i}.{layer}.{k}" for k in names)
+    for i in range(1, 5):
+        yield from (f"Generator.upconv_block{i}.{layer}.{k}" for layer, names in ((0, affine), (1, norm)) for k in names)
+    yield from (f"Generator.conv_block_out.1.{k}" for k in affine)
+    for net in ("analysis_net", "synthesis_mu", "synthesis_std"):
+        yield from (f"Hyperprior.{net}.conv{i}.{k}" for i in (1, 2, 3) for k in affine)
+    yield from (f"Hyperprior.hyperlatent_likelihood.{k}_{i}" for i in range(4) for k in "Hab")
+
+
+def _from_unit_range(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first and the last convolution for pictures in [-1, 1], of networks for pictures in [0, 1].
+
+    With x = (x' + 1) / 2, W x + b = (W / 2) x' + (b + sum W / 2), edges included, since they are reflected ones.
+    """
+    first, last = "encoder.0.{}", "generator.last.{}"
+    weight = state[first.format("weight")]
+    return {
+        first.format("weight"): weight / 2,
+        first.format("bias"): state[first.format("bias")] + weight.sum((1, 2, 3)) / 2,
+        last.format("weight"): state[last.format("weight")] * 2,
+        last.format("bias"): state[last.format("bias")] * 2 - 1,
+    }
+
+
+def _halved(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    stored = {k: v.half() for k, v in state.items()}
+    for name, tensor in stored.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} holds values beyond half precision (65504)")
+    return stored
+
+
+def _pictures(data: str | os.PathLike[str] | None) -> list[np.ndarray]:
+    if data is None:
+        return []
+    if not Path(data).is_dir():
+        raise InputError(f"--data {data}: no such folder of pictures")
+    found = load_pictures([Path(data)], longest=LONGEST, frames_per_video=4)
+    if not found:
+        raise InputError(f"--data {data}: no pictures or videos of at least 64x64 in it")
+    return found[:: max(1, len(found) // MOST_PICTURES)][:MOST_PICTURES]
+
+
+def _symbols(
+    net: Hific, pictures: list[np.ndarray], progress: Callable[[int, int | None], None] | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Whole symbols of the pictures (of rendered scenes where there are none), and deltas of rendered scenes."""
+    scenes = [(name, seed) for name in ("arms", "face", "pan") for seed in range(_CLIP_SEEDS)]
+    whole, deltas = [], []
+    total = len(pictures) + len(scenes)
+    with torch.inference_mode():
+        for index, rgb in enumerate(pictures, start=1):
+            whole.append(_rounded(net, rgb))
+            if progress:
+                progress(index, total)
+        for index, (name, seed) in enumerate(scenes, start=len(pictures) + 1):
+            first, *later = (
+                _rounded(net, frame.rgb) for frame in render_frames(name, _CLIP_FRAMES / _CLIP_FPS, _CLIP_FPS, _CLIP_SIZE, seed)
+            )
+            deltas += [symbols - first for symbols in later]
+            if not pictures:
+                whole.append(first)
+            if progress:
+                progress(index, total)
+    return whole, deltas
+
+
+def _rounded(net: Hific, rgb: np.ndarray) -> np.ndarray:
+    """int16 (C, h, w), of the part whose sides are multiples of 16."""
+    height, width = (side // STRIDE * STRIDE for side in rgb.shape[:2])
+    x = torch.from_numpy(np.ascontiguousarray(rgb[:height, :width])).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return net.analysis(x)[0].round().clamp(-16_383, 16_383).to(torch.int16).numpy()
+
+
+def _bits_per_pixel(whole: list[np.ndarray]) -> float:
+    from mcode.coders.tables import entropy_bits
+
+    pixels = sum(symbols[0].size for symbols in whole) * STRIDE**2
+    return entropy_bits(whole) * len(whole) / pixels
+
+
+def _facts(content: Mapping[str, Any], arguments: Any, normalised: bool) -> dict[str, Any]:
+    """Plain numbers and texts alone: the file is from outside."""
+    wanted = {"regime": str, "target_rate": float, "model_type": str, "dataset": str}
+    given = arguments if isinstance(arguments, Mapping) else {}
+    facts: dict[str, Any] = {k: given[k] for k, kind in wanted.items() if isinstance(given.get(k), kind)}
+    facts |= {k: content[k] for k in ("epoch", "steps") if isinstance(content.get(k), int)}
+    return facts | {"pictures_in": "[-1, 1]" if normalised else "[0, 1]"}
+
+
+def _card(path: Path, checkpoint: Checkpoint, tables_from: str) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    regime = checkpoint.facts.get("regime")
+    return {
+        "title": "HiFiC, weights of the public PyTorch port" + (f", regime {regime}" if regime else ""),
+        "source": REPOSITORY,
+        "licence": "Apache-2.0 (the port's)",
+        "checkpoint": {"file": path.name, "sha256": digest} | checkpoint.facts,
+        "tables": f"fitted to {tables_from}; the hyperprior is stored, but not used by these tables",
+        "not_for": "documents, medical pictures, evidence: detail is made up to look right",
+        "imported": date.today().isoformat(),
+    }

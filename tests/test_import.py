@@ -1,0 +1,234 @@
+"""Checkpoints of the PyTorch port of HiFiC: the same numbers after the import, and one line for every file it cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mcode import importing, manifold
+from mcode.cli import main
+from mcode.codec import Decoder, Encoder
+from mcode.errors import InputError
+from mcode.frame import Frame
+from mcode.importing import import_hific_pytorch, read_hific_pytorch
+from mcode.nets import paper
+
+TINY = paper.PaperConfig(channels=6, width=2, blocks=2, hyper=4)
+
+
+def port_names() -> list[str]:
+    """The port's names for TINY, written out from its published layout, not from the code under test."""
+    names = []
+    for i in range(1, 6):
+        names += [f"Encoder.conv_block{i}.{k}" for k in ("1.weight", "1.bias", "2.gamma", "2.beta")]
+    names += ["Encoder.conv_block_out.1.weight", "Encoder.conv_block_out.1.bias"]
+    names += [f"Generator.conv_block_init.{k}" for k in ("0.gamma", "0.beta", "2.weight", "2.bias", "3.gamma", "3.beta")]
+    for i in range(2):
+        for part in ("conv1", "conv2"):
+            names += [f"Generator.resblock_{i}.{part}.{k}" for k in ("weight", "bias")]
+        for part in ("norm1", "norm2"):
+            names += [f"Generator.resblock_{i}.{part}.{k}" for k in ("gamma", "beta")]
+    for i in range(1, 5):
+        names += [f"Generator.upconv_block{i}.{k}" for k in ("0.weight", "0.bias", "1.gamma", "1.beta")]
+    names += ["Generator.conv_block_out.1.weight", "Generator.conv_block_out.1.bias"]
+    for net in ("analysis_net", "synthesis_mu", "synthesis_std"):
+        names += [f"Hyperprior.{net}.conv{i}.{k}" for i in (1, 2, 3) for k in ("weight", "bias")]
+    names += [f"Hyperprior.hyperlatent_likelihood.{k}_{i}" for i in range(4) for k in "Hab"]
+    return names
+
+
+def remade(name: str, shape) -> torch.Tensor:
+    """The weights of which the expected outputs were computed: a standard normal seeded by the tensor's name."""
+    r = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(shape).astype(np.float32)
+    if name.endswith("gamma"):
+        return torch.from_numpy(1 + 0.1 * r)
+    return torch.from_numpy(r / np.float32(np.sqrt(np.prod(shape[1:]))) if r.ndim == 4 else np.float32(0.05) * r)
+
+
+@pytest.fixture(autouse=True)
+def small_scenes(monkeypatch):
+    monkeypatch.setattr(importing, "_CLIP_SIZE", (64, 48))
+    monkeypatch.setattr(importing, "_CLIP_SEEDS", 1)
+
+
+@pytest.fixture
+def tiny() -> tuple[paper.Hific, dict[str, torch.Tensor]]:
+    """Networks as trained on [0, 1], and their tensors by the port's names."""
+    net = paper.Hific(TINY).eval()
+    state = {ours: remade(name, tuple(v.shape)) for name, (ours, v) in zip(port_names(), net.state_dict().items(), strict=True)}
+    net.load_state_dict(state)
+    return net, dict(zip(port_names(), state.values(), strict=True))
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor], **more) -> Path:
+    torch.save({"model_state_dict": tensors, "epoch": 3, "steps": 12, "args": {"regime": "low"}} | more, path)
+    return path
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def test_networks_for_0_to_1_give_the_same_latents_and_pictures_from_minus_1_to_1(tiny, tmp_path):
+    net, tensors = tiny
+    found = read_hific_pytorch(save(tmp_path / "a.pt", tensors))
+    ours = paper.Hific(found.config).eval()
+    ours.load_state_dict(found.state)
+    assert found.config == TINY
+    x = picture(32, 48)
+    with torch.inference_mode():
+        y = net.analysis((x + 1) / 2)
+        assert torch.allclose(ours.analysis(x), y, atol=1e-5)
+        assert torch.allclose((ours.synthesis(y) + 1) / 2, net.synthesis(y), atol=1e-5)
+
+
+def test_networks_for_minus_1_to_1_end_in_the_ports_tanh(tiny, tmp_path):
+    net, tensors = tiny
+    found = read_hific_pytorch(save(tmp_path / "a.pt", tensors, args={"normalize_input_image": True}))
+    ours = paper.Hific(found.config).eval()
+    ours.load_state_dict(found.state)
+    with torch.inference_mode():
+        y = net.analysis(picture(32, 32))
+        assert torch.equal(ours.analysis(picture(32, 32)), y)
+        assert torch.equal(ours.synthesis(y), torch.tanh(net.synthesis(y)))
+
+
+def test_an_imported_manifold_codes_a_picture_as_the_network_does(tiny, tmp_path, monkeypatch):
+    net, tensors = tiny
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    Image.fromarray(rgb).save(pictures / "a.png")
+    tensors["Discriminator.conv1.weight"] = torch.zeros(3)
+    path = save(tmp_path / "HiFiC-low.pt", tensors)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    report = import_hific_pytorch(path, data=pictures)
+    assert report.name == "hific-low" and report.tables_from == "1 pictures and frames of pictures"
+    model = manifold.load("hific-low", "cpu", precision="float32")
+    assert manifold.verify("hific-low") == report.manifold_id == model.id
+    assert (model.kind, model.qualities, model.stride, model.frame_size) == ("hific", 1, 16, None)
+    assert model.card["checkpoint"]["steps"] == 12 and model.card["checkpoint"]["regime"] == "low"
+    with torch.inference_mode():
+        y = net.analysis(torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255)
+        x_hat = net.synthesis(y)
+    assert torch.allclose(model.analyse(rgb[None]), y, atol=0.02)
+    back = model.synthesise(y, 80, 64)
+    expected = (x_hat[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    assert np.abs(back[0].astype(int) - expected).mean() < 0.5  # weights in half precision
+
+    (packet,) = Encoder(model, 80, 64, n=1).push(Frame(rgb, 0))
+    (frame,) = Decoder(model).push(packet)
+    assert np.array_equal(frame.rgb, model.synthesise(model.analyse(rgb[None]).round(), 80, 64)[0])
+
+
+def test_tables_without_data_are_fitted_to_scenes_that_mcode_draws(tiny, tmp_path):
+    report = import_hific_pytorch(save(tmp_path / "a.pt", tiny[1]), tmp_path / "b.safetensors", name="mine")
+    assert (report.name, report.tables_from) == ("mine", "scenes rendered by MCode")
+    assert report.bits_per_pixel > 0 and manifold.load(report.path, "cpu").tables(1).channels == 6
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("echo ran > ran",)
+
+
+def test_checkpoints_that_would_run_code_are_refused_in_one_line(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="refused, since loading it would run code") as error:
+        read_hific_pytorch(save(tmp_path / "a.pt", tiny[1], args=RunsCode()))
+    assert "\n" not in str(error.value) and "system" in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def refused(path: Path, words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        import_hific_pytorch(path, path.with_suffix(".safetensors"))
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert not list(path.parent.glob("*.safetensors*"))
+
+
+def test_checkpoints_of_other_networks_name_the_first_tensor_that_differs(tiny, tmp_path):
+    _, tensors = tiny
+
+    def changed(name, tensor):
+        return save(tmp_path / "a.pt", {k: v for k, v in (tensors | {name: tensor}).items() if v is not None})
+
+    refused(changed("Generator.upconv_block2.0.bias", None), r"Generator.upconv_block2.0.bias is missing")
+    refused(changed("Encoder.conv_block1.1.weight", None), r"Encoder.conv_block1.1.weight is missing")
+    refused(changed("Generator.resblock_0.conv1.weight", None), r"Generator.resblock_0.conv1.weight is missing")
+    refused(changed("Encoder.conv_block3.1.bias", torch.zeros(7)), r"Encoder.conv_block3.1.bias is 7, not 8")
+    refused(changed("Generator.latent_noise_map.0.weight", torch.zeros(1)), r"latent_noise_map.0.weight is not a part")
+    refused(changed("Hyperprior.analysis_net.conv2.bias", torch.full((4,), float("nan"))), r"conv2.bias holds values that")
+    refused(changed("Encoder.conv_block4.2.gamma", torch.full((1, 16, 1, 1), 1e6)), r"beyond half precision")
+
+
+def test_files_that_are_no_checkpoints_are_refused(tiny, tmp_path):
+    whole = save(tmp_path / "a.pt", tiny[1]).read_bytes()
+    cut = tmp_path / "cut.pt"
+    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        cut.write_bytes(whole[:size])
+        refused(cut, "cut short|damaged")
+    cut.write_text("not a checkpoint at all")
+    refused(cut, "cut short|damaged")
+    torch.save({"state_dict": {}}, cut)
+    refused(cut, "has no model_state_dict")
+    torch.save([1, 2], cut)
+    refused(cut, "has no model_state_dict")
+    refused(tmp_path / "absent.pt", "no such file")
+
+
+def test_nothing_is_overwritten_or_written_under_another_kind_of_name(tiny, tmp_path):
+    path = save(tmp_path / "a.pt", tiny[1])
+    there = tmp_path / "there.safetensors"
+    there.write_text("mine")
+    with pytest.raises(InputError, match="exists; add --force"):
+        import_hific_pytorch(path, there)
+    assert there.read_text() == "mine"
+    with pytest.raises(InputError, match="ends so"):
+        import_hific_pytorch(path, tmp_path / "b.pt")
+    with pytest.raises(InputError, match="--data .*no such folder"):
+        import_hific_pytorch(path, tmp_path / "b.safetensors", data=tmp_path / "absent")
+    with pytest.raises(InputError, match="--data .*no pictures"):
+        (tmp_path / "empty").mkdir()
+        import_hific_pytorch(path, tmp_path / "b.safetensors", data=tmp_path / "empty")
+    with pytest.raises(InputError, match="--name a/b"):
+        import_hific_pytorch(path, tmp_path / "b.safetensors", name="a/b")
+
+
+def test_the_command_says_what_it_made_and_fails_in_one_line(tiny, tmp_path, capsys):
+    path, out = save(tmp_path / "a.pt", tiny[1]), tmp_path / "b.safetensors"
+    assert main(["manifolds", "import", str(path), "--format", "hific-pytorch", "-o", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["manifold_id"] == manifold.read_info(out).id
+    assert main(["manifolds", "import", str(path), "-o", str(out), "--force"]) == 0
+    assert f"--manifold {out}" in capsys.readouterr().out
+    path.write_bytes(b"x")
+    assert main(["manifolds", "import", str(path), "-o", str(tmp_path / "c.safetensors")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["manifolds", "import", str(path), "--format", "other"]) == 2
+
+
+@pytest.mark.slow
+def test_full_size_weights_compute_what_the_port_computes(data_dir, tmp_path):
+    folder = data_dir / "hific_pytorch"
+    layout = json.loads((folder / "state_dict_layout.json").read_text())
+    expected = np.load(folder / "expected.npz")
+    path = save(tmp_path / "a.pt", {k: remade(k, s) for k, s in layout.items()}, args={"normalize_input_image": True})
+    found = read_hific_pytorch(path)
+    net = paper.Hific(found.config).eval()
+    net.load_state_dict(found.state, assign=True)
+    x = np.random.Generator(np.random.PCG64(7)).uniform(-1, 1, (1, 3, 128, 192)).astype(np.float32)
+    with torch.inference_mode():
+        y = net.analysis(torch.from_numpy(x))
+        z = net.hyperprior.side(y)
+        mean, scale = net.hyperprior.synthesis_mean(z.round()), net.hyperprior.synthesis_scale(z.round())
+        x_hat = net.synthesis((y - mean).round() + mean)
+    for name, tensor in {"y": y, "z": z, "mu": mean, "scale_raw": scale}.items():
+        np.testing.assert_allclose(tensor.numpy(), expected[name], atol=1e-3)
+    np.testing.assert_allclose(x_hat.numpy(), np.tanh(expected["x_hat"]), atol=1e-3)
