@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import heapq
 import itertools
 import math
@@ -786,6 +787,9 @@ class FileSource(Source):
             if not self._config.loop or end == start:
                 return
             start = end + max(1, gap)
+            # A PyAV container and its streams refer to each other: with their decoders, 1 MB a time, until they are collected.
+            self._sound = None
+            gc.collect(1)
 
     def audio_until(self, time_s: float) -> Iterator[tuple[bytes, int]]:
         while self._next is not None and self._next[1] < time_s * opus.CLOCK_HZ and self._sound is not None:

@@ -97,6 +97,8 @@ def soak(
                 problems.append(f"the sender ended after {now_s:.0f} s: {sender.error}")
                 break
             time.sleep(POLL_S)
+        else:
+            samples.append(_sample(seconds, sender, screen))
         if receiver.error is not None:
             problems.append(f"the receiver: {receiver.error}")
         counters = {name: asdict(view.counters()) for name, view in receiver.lanes.items()}

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+import mcode.send
 from mcode.baseline import live_encoder
 from mcode.channel import ChannelSettings
 from mcode.codec import Encoder
@@ -22,7 +23,7 @@ from mcode.fec import FecSettings, Protector
 from mcode.frame import Frame
 from mcode.lanes import BaselineLane, McodeLane, finder
 from mcode.receive import PlayoutClock, Receiver, receive_to_file
-from mcode.rtp import h264, payload
+from mcode.rtp import h264, payload, rtcp
 from mcode.rtp.packets import RtpPacket
 from mcode.send import SendConfig, Sender, read_stamp, send, test_picture
 from mcode.video import FrameReader, probe
@@ -52,6 +53,24 @@ def port() -> int:
         finally:
             for each in held:
                 each.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running(monkeypatch):
+    """Senders of a test that failed are ended, and none may leave a thread behind."""
+    made = []
+    start = Sender.start
+
+    def noted(sender):
+        made.append(sender)
+        start(sender)
+
+    monkeypatch.setattr(Sender, "start", noted)
+    yield
+    for sender in made:
+        sender.close()
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("mcode-")]
+    assert left == [], left
 
 
 def config(port, **options):
@@ -393,6 +412,41 @@ def test_a_broken_delta_chain_heals_by_a_request(port):
         sender.stop()
 
 
+def test_a_request_is_answered_with_the_next_frame_not_with_the_next_keyframe(port):
+    with Sender(config(port, n=25, refresh_s=1000, duration_s=None), model=MODEL) as sender:
+        sent = []
+        sender._send_mcode = lambda packets: sent.extend(packets)
+        frames = iter(sender.source)
+        for _ in range(5):
+            sender._push(next(frames))
+        sender.mcode.hear(rtcp.Pli(1, sender.mcode.ssrc))
+        frame = next(frames)
+        sender._push(frame)
+        assert [packet.pts for packet in sent] == [0, frame.pts]
+        assert sent[-1].header is not None and sent[-1].steps == 5
+        sender._push(next(frames))
+        assert len(sent) == 2
+
+
+def test_a_broken_chain_freezes_neither_picture_nor_clock(port):
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
+        sender = Sender(config(port, refresh_s=1000, duration_s=None), model=MODEL)
+        sender.mcode.take_refresh_request = lambda: False  # a sender that hears nobody: the chain stays broken
+        sender.start()
+        lane = receiver.lanes["mcode"]
+        # without a description the first refresh must come: until then there is nothing to break
+        wait_for(lambda: lane.shown > 5)
+        receiver.set_channel(ChannelSettings(loss=1.0))
+        lost = receiver.channel_counters()["mcode"]
+        wait_for(lambda: lost.lost > 2)
+        receiver.set_channel(ChannelSettings())
+        wait_for(lambda: lane.counters().broken > 3)
+        shown, picture, pts = lane.shown, lane.frame.rgb.copy(), lane.frame.pts
+        wait_for(lambda: lane.shown > shown + 20)
+        assert lane.frame.pts > pts and np.any(lane.frame.rgb != picture)
+        assert lane.counters().refresh_requests >= 1
+
+
 def test_a_sender_that_dies_and_comes_back_is_shown_again(port):
     with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
         lane = receiver.lanes["mcode"]
@@ -568,6 +622,112 @@ def test_unusable_options_are_named(options, words):
     with pytest.raises(InputError, match=words) as error:
         SendConfig("testsrc", **options)
     assert "\n" not in str(error.value)
+
+
+class FakeCamera:
+    """A capture device: grey pictures, and none while it is unplugged."""
+
+    def __init__(self):
+        self.plugged, self.opened, self.reads = True, 0, 0
+
+    def isOpened(self):
+        return self.plugged
+
+    def read(self):
+        time.sleep(0.01)
+        self.reads += 1
+        return (True, np.full((48, 64, 3), self.reads % 200, np.uint8)) if self.plugged else (False, None)
+
+    def get(self, what):
+        return 25.0
+
+    def open(self, number):
+        self.opened += 1
+        return self.plugged
+
+    def release(self):
+        pass
+
+
+@pytest.fixture
+def camera(monkeypatch):
+    made = FakeCamera()
+    monkeypatch.setattr(mcode.send.cv2, "VideoCapture", lambda number: made)
+    monkeypatch.setattr(mcode.send, "CAMERA_PATIENCE_S", 0.3)
+    return made
+
+
+def camera_sender(port, **options):
+    said = []
+    wanted = SendConfig("camera:0", to=f"rtp://127.0.0.1:{port}", baseline="none", **options)
+    return Sender(wanted, model=MODEL, notify=said.append), said
+
+
+def test_a_camera_that_is_unplugged_is_one_line_and_the_stream_goes_on_when_it_is_back(port, camera):
+    sender, said = camera_sender(port)
+    sender.start()
+    wait_for(lambda: sender.status().frames > 5)
+    camera.plugged = False
+    wait_for(lambda: said)
+    wait_for(lambda: camera.opened > 3)
+    assert len(said) == 1 and "camera:0" in said[0] and "unplugged" in said[0] and "\n" not in said[0]
+    assert sender.is_running
+    frames = sender.status().frames
+    camera.plugged = True
+    wait_for(lambda: sender.status().frames > frames + 5)
+    assert said[1:] == ["camera:0 is back"]
+    assert sender.stop().frames > frames
+
+
+def test_a_sender_waiting_for_its_camera_stops_promptly_and_at_its_end(port, camera):
+    sender, said = camera_sender(port)
+    sender.start()
+    wait_for(lambda: sender.status().frames > 2)
+    camera.plugged = False
+    wait_for(lambda: said)
+    assert sender.stop(timeout_s=5.0) is not None and not sender.is_running
+    camera.plugged = True
+    sender, said = camera_sender(port, duration_s=1.0)
+    sender.start()
+    wait_for(lambda: sender.status().frames > 2)
+    camera.plugged = False
+    wait_for(lambda: not sender.is_running)
+    assert sender.stop().frames > 2
+
+
+def test_a_block_that_fails_leaves_no_thread(port):
+    with pytest.raises(ZeroDivisionError), Sender(config(port, duration_s=None), model=MODEL) as sender:
+        sender.start()
+        wait_for(lambda: sender.status().frames > 1)
+        _ = 1 / 0
+    assert not sender.is_running
+
+
+def test_repair_is_counted_in_the_rate_and_covers_the_end(port):
+    plain = send(config(port, realtime=False, duration_s=4.0), model=MODEL).lanes["mcode"]
+    sent = send(config(port, realtime=False, duration_s=4.0, fec="8+2"), model=MODEL).lanes["mcode"]
+    groups = -(-plain.packets // 8)
+    assert plain.packets % 8, "the last group is to be a short one"
+    assert sent.packets == plain.packets + 2 * groups and plain.fec_bytes == 0
+    assert sent.wire_bytes == plain.wire_bytes + sent.fec_bytes
+    assert sent.rate_kbps == pytest.approx(plain.rate_kbps * sent.wire_bytes / plain.wire_bytes, rel=0.01)
+
+
+def test_headers_sent_twice_survive_damage_to_one_copy_and_are_counted(port):
+    plain = send(config(port, realtime=False, duration_s=2.0), model=MODEL).lanes["mcode"]
+    twice = send(config(port, realtime=False, duration_s=2.0, fec_header=True), model=MODEL).lanes["mcode"]
+    assert plain.packets == twice.packets and plain.wire_bytes < twice.wire_bytes < 2 * plain.wire_bytes
+    shown = {}
+    for copies in (False, True):
+        lane, packetiser = McodeLane(finder(MODEL)), payload.Packetiser(7, twice=copies)
+        units = []
+        for index, packet in enumerate(keyframes(waves(6))):
+            for rtp in packetiser.push(packet):
+                data = bytearray(bytes(rtp))
+                data[13] ^= 0x10 * (index == 3)  # in the first copy
+                units += lane.push(bytes(data), 0.04 * index)
+        shown[copies] = len(units) + len(lane.poll(9))
+    assert shown == {False: 5, True: 6}
 
 
 def test_an_unresolvable_host_is_named():
