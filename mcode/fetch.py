@@ -127,6 +127,7 @@ def download(
             raise InputError(f"{url}: its SHA-256 is {found}, not {sha256.lower()}; do not use this file, or correct --sha256")
         os.replace(part, target)
     except urllib.error.HTTPError as error:
+        error.close()
         raise InputError(f"{url}: the server answers {error.code} {error.reason}; check the address") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error

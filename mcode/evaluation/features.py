@@ -8,6 +8,7 @@ They are not LPIPS, and are named by network and layer.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ WEIGHTS_VARIABLE = "MCODE_PERCEPTUAL"
 """Environment variable naming the folder with the weight files below."""
 VGG_FILE = "vgg19_conv3.safetensors"
 MOBILENET_FILE = "mobilenet_v1_to_pw12.safetensors"
+SQUEEZENET_FILE = "squeezenet_v1.0.safetensors"
 
 VGG_LAYERS = ("relu1_2", "relu2_2", "relu3_4")
 MOBILENET_LAYERS = (1, 3, 5, 11)
@@ -169,6 +171,45 @@ def _normalised_convolution(
     return convolution
 
 
+class SqueezeNetFeatures(nn.Module):
+    """SqueezeNet 1.0 (Iandola et al. 2016) up to fire9, averaged over positions: rgb (B, 3, H, W) in [0, 1] to (B, 512).
+
+    For distances between sets of pictures. H and W at least 32.
+    """
+
+    mean_bgr: Tensor
+
+    def __init__(self, weights: str | os.PathLike[str] | None = None):
+        super().__init__()
+        tensors = _load(weights_path(SQUEEZENET_FILE, weights))
+        self.first = _convolution(tensors, "conv1", stride=2)
+        self.fires = nn.ModuleList(
+            nn.ModuleList(_convolution(tensors, f"fire{i}.{name}") for name in ("conv1x1_1", "conv1x1_2", "conv3x3_2"))
+            for i in range(2, 10)
+        )
+        self.register_buffer("mean_bgr", torch.tensor([104.0, 117.0, 123.0]).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        x = functional.relu(self.first(rgb.flip(1) * 255 - self.mean_bgr))
+        for number, (squeeze, one, three) in enumerate(self.fires, start=2):
+            if number in (2, 5, 9):
+                x = functional.max_pool2d(x, 3, 2, ceil_mode=True)  # as Caffe rounds
+            x = functional.relu(squeeze(x))
+            x = functional.relu(torch.cat([one(x), three(x)], 1))
+        return x.mean((2, 3))
+
+
+def _convolution(tensors: dict[str, Tensor], name: str, stride: int = 1) -> nn.Conv2d:
+    """Padded to keep the size where the stride is 1."""
+    weight, bias = tensors[f"{name}.weight"].float(), tensors[f"{name}.bias"].float()
+    outputs, inputs, size, _ = weight.shape
+    convolution = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2 if stride == 1 else 0)
+    convolution.load_state_dict({"weight": weight, "bias": bias})
+    return convolution
+
+
 class FeatureDistances:
     """The two judges together, on uint8 pictures: VGG19 (3 layers), VGG19-relu3_4, and MobileNet distance."""
 
@@ -199,6 +240,20 @@ class FeatureDistances:
 def to_batch(rgb: np.ndarray) -> Tensor:
     """uint8 (H, W, 3) -> float32 (1, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].float() / 255
+
+
+def load_standard(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """A published file of weights: a `torch.save` state_dict, tensors alone (or safetensors). Raises InputError."""
+    place = Path(path)
+    if not place.is_file():
+        raise InputError(f"{place}: no such weight file")
+    if place.suffix == ".safetensors":
+        return _load(place)
+    try:
+        state = torch.load(place, map_location="cpu", weights_only=True)
+        return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
+        raise InputError(f"{place}: not readable as weights; fetch it again") from error
 
 
 def _load(path: Path) -> dict[str, Tensor]:
