@@ -900,8 +900,9 @@ class TestSource(Source):
 STAMP_BITS = 16
 
 
-def test_picture(index: int, width: int, height: int) -> np.ndarray:
-    """uint8 (height, width, 3): waves of colour, a disc that circles once in four seconds, and the stamp of `index`."""
+def test_picture(index: int, width: int, height: int, stamp: int | None = None) -> np.ndarray:
+    """uint8 (height, width, 3): waves of colour, a disc that circles once in four seconds, and a stamp: `index`, or another
+    number below 65536."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / max(width, height)
     phase = index / 25
     waves = [np.sin(6 * x + k + phase) + np.cos(5 * y - 2 * k + 0.7 * phase) for k in range(3)]
@@ -912,7 +913,8 @@ def test_picture(index: int, width: int, height: int) -> np.ndarray:
     )
     cv2.circle(rgb, centre, max(2, min(width, height) // 8), (250, 220, 60), -1, cv2.LINE_AA)
     rows = _stamp_rows(height)
-    gray = index ^ index >> 1
+    number = index if stamp is None else stamp
+    gray = number ^ number >> 1
     for bit in range(STAMP_BITS):
         left, right = bit * width // STAMP_BITS, (bit + 1) * width // STAMP_BITS
         rgb[:rows, left:right] = 255 * (gray >> (STAMP_BITS - 1 - bit) & 1)
@@ -923,7 +925,7 @@ test_picture.__test__ = False  # type: ignore[attr-defined]
 
 
 def read_stamp(rgb: np.ndarray) -> int | None:
-    """The frame number, modulo 65536, in a decoded test picture; None where it is not clear (between two keyframes)."""
+    """The stamp, modulo 65536, in a decoded test picture; None where it is not clear (between two keyframes)."""
     height, width = rgb.shape[:2]
     rows = _stamp_rows(height)
     gray = 0
