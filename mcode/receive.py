@@ -554,6 +554,12 @@ class Receiver:
         """A sender is being followed; False before the first packet and after its goodbye."""
         return any(link.reception.ssrc is not None for link in self._network.links)
 
+    @property
+    def silent_s(self) -> float | None:
+        """Seconds since anything came from the sender being followed; None while none is."""
+        heard = [link.reception.last_arrival_s for link in self._network.links if link.reception.ssrc is not None]
+        return time.monotonic() - max(heard) if heard else None
+
     def set_channel(self, settings: ChannelSettings) -> None:
         """Damage done at this end, from the next packet on, alike in both picture lanes; the sound is spared."""
         for link in self._network.links:

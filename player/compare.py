@@ -13,13 +13,13 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import mcode.manifold
 from mcode.baseline import BaselineEncoder, CrfFollower, EncodedPacket, coder_named
 from mcode.codec import Encoder, Model
-from mcode.errors import ManifoldError, McodeError
+from mcode.errors import InputError, ManifoldError, McodeError
 from mcode.evaluation.metrics import luma, psnr, ssim
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.packet import Packet
@@ -41,6 +41,7 @@ MARGIN_S = 0.12
 MOST_LATENESS_S = 0.6
 INBOX = 8
 MEASURE_S, POLL_S = 0.15, 0.008
+RETRY_S = 0.5
 
 Load = Callable[[str | None], Model]
 
@@ -79,6 +80,7 @@ class Compare(Session):
         self._anchors: deque[tuple[int, int]] = deque([(0, 0)], maxlen=16)  # stream ticks where source ticks begin
         self._lateness_s = 0.0
         self._one_step = threading.Event()
+        self._complaint: str | None = None  # of a camera, told once
         self._sides: list[_Side] = []
 
     # What the window does
@@ -186,7 +188,7 @@ class Compare(Session):
             self._anchors.append((begin, round(start_s * TICKS_PER_S)))
             came = False
             size, crop = self._size, self._crop
-            for frame in self.feed.frames(start_s, size, crop):
+            for frame in self._frames(start_s, size, crop):
                 stamped = Frame(frame.rgb, begin + frame.pts)
                 if not self._wait_for(stamped.pts):
                     break
@@ -203,6 +205,21 @@ class Compare(Session):
                 self._target_s = 0.0
             elif not came and self._target_s is None:
                 self._closing.wait(0.2)
+
+    def _frames(self, start_s: float, size: tuple[int, int], crop: tuple[int, int] | None) -> Iterator[Frame]:
+        """The feed's; a camera that is unplugged is waited for, and said to be."""
+        try:
+            for frame in self.feed.frames(start_s, size, crop):
+                self._complaint = None
+                yield frame
+        except InputError as error:
+            if not self.live:
+                raise
+            line = f"{' '.join(str(error).split())} It is waited for."
+            if line != self._complaint:
+                self.notices.append(line)
+            self._complaint = line
+            self._closing.wait(RETRY_S)
 
     def _rest(self, last_pts: int) -> None:
         """The source is at its end and shall not loop: show what is under way, then wait for a seek."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -46,7 +47,9 @@ class VideoFeed:
             raise InputError(f"{path} is an image; mcode encode {path} -o OUT.mcode compresses it")
 
     def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
-        return iter(FrameReader(self.path, start_s=start_s, size=size, crop_to=crop_to))
+        yield from FrameReader(self.path, start_s=start_s, size=size, crop_to=crop_to)
+        # In a loop: PyAV's containers and streams refer to each other, decoders and all, until they are collected.
+        gc.collect(1)
 
 
 class PaintedFeed:

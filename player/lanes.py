@@ -24,6 +24,7 @@ class Lane:
     def __init__(self, name: str, title: str) -> None:
         self.name, self.title = name, title
         self.note = ""  # a word on its rate, for the caption
+        self.has_original = True  # to measure against; where it is elsewhere, quality is unknown
         self.counters = LaneCounters()
         self.newest: Frame | None = None
         self.serial = 0  # counts the frames shown

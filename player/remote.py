@@ -13,6 +13,9 @@ from .lanes import Lane
 from .link import channel_settings
 from .session import CHANNEL_FIELDS, Rows, Session, Settings
 
+SILENT_S = 3.0
+"""A sender that sends nothing for this long is said to have fallen silent. (A link this bad still brings a packet.)"""
+
 
 class Remote(Session):
     """source: an SDP file or rtp://HOST:PORT. Frames are shown as the receiver gives them; pause holds the picture.
@@ -41,13 +44,15 @@ class Remote(Session):
         lanes = [Lane("mcode", "MCode")] if "mcode" in views else []
         if "baseline" in views:
             lanes.append(Lane("baseline", "H.264"))
+        for lane in lanes:
+            lane.has_original = False
         super().__init__(os.path.basename(os.fspath(source)), lanes, settings, clock)
         self.source = os.fspath(source)
         self.busy = f"Waiting for a sender at {self.source}"
         self._bytes = {lane.name: 0 for lane in lanes}
         self._seen = {lane.name: 0 for lane in lanes}
         self._problem: str | None = None
-        self._heard = False
+        self._heard = self._silent = False
 
     def start(self) -> None:
         self.clock.paused = False
@@ -107,6 +112,11 @@ class Remote(Session):
         if self._heard and not receiving:
             self.notices.append("The sender said goodbye; waiting for the next one")
         self._heard = receiving
+        silent_s = self.receiver.silent_s
+        silent = silent_s is not None and silent_s > SILENT_S
+        if silent and not self._silent:
+            self.notices.append("The sender fell silent; waiting for it to come back")
+        self._silent = silent
 
     def stats(self) -> Rows:
         rows: Rows = []
@@ -121,6 +131,7 @@ class Remote(Session):
         for lane in self.lanes:
             c = lane.counters
             rows.append((lane.title, f"{c.decoded.per_s:.1f} decoded, {c.shown.per_s:.1f} shown frames/s"))
+        rows.append(("PSNR", "unknown: the original is with the sender"))
         for lane in self.lanes:
             counted = self.receiver.lanes[lane.name].counters()
             rows.append((f"  {lane.title}", f"{counted.lost:,} lost, {counted.damaged:,} damaged, {counted.late:,} late"))

@@ -301,6 +301,8 @@ def caption_values(lane: Lane, notes: bool = True) -> list[str]:
             values.append(f"{rate_text(kbps)} kbit/s" + (f", {lane.note}" if lane.note and notes else ""))
         if math.isfinite(c.psnr_db):
             values.append(f"{c.psnr_db:.1f} dB")
+        elif not lane.has_original:
+            values.append("PSNR unknown")
     return values
 
 

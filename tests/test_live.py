@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
+import subprocess
 import threading
 import time
 
@@ -536,6 +538,30 @@ def test_other_players_open_the_h264_lane(tmp_path, port):
         assert [s for s in stamps if s is not None] == sorted(s for s in stamps if s is not None)
     finally:
         sender.stop()
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg command to receive with")
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_the_ffmpeg_command_decodes_five_seconds_of_the_baseline_from_its_description(tmp_path, port, codec):
+    path = tmp_path / "out.sdp"
+    wanted = config(port, baseline=codec, duration_s=None, sdp=path, refresh_s=1.0)
+    with Sender(wanted, model=MODEL) as sender:
+        sender.start()
+        alone = wait_for(lambda: (p := tmp_path / f"out.{codec}.sdp").exists() and p.stat().st_size and p)
+        command = ["ffmpeg", "-v", "error", "-nostdin", "-protocol_whitelist", "file,udp,rtp", "-i", os.fspath(alone)]
+        command += ["-t", "5", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        run = subprocess.run(command, capture_output=True, timeout=PATIENCE_S)
+    assert run.returncode == 0, run.stderr
+    frames = np.frombuffer(run.stdout, np.uint8).reshape(-1, 48, 64, 3)
+    stamps = [read_stamp(frame) for frame in frames]
+    clear = [stamp for stamp in stamps if stamp is not None]
+    assert len(frames) > 90 and len(clear) > 0.8 * len(frames)
+    assert clear == sorted(set(clear)) and clear[-1] - clear[0] <= 130
+    assert all(
+        np.abs(frame.astype(int) - test_picture(stamp, 64, 48)).mean() < 25
+        for stamp, frame in zip(stamps, frames, strict=True)
+        if stamp
+    )
 
 
 def test_a_session_description_opens_all_lanes_and_tells_the_header(tmp_path, port):

@@ -71,6 +71,50 @@ def test_channel_here_acts_at_once(stream):
     wait_until(session, lambda: session.lanes[0].serial > before + 3)
 
 
+def test_quality_of_a_network_stream_is_said_to_be_unknown(stream):
+    from player.view import caption_values
+
+    session, sender = stream
+    sender.start()
+    wait_until(session, lambda: all(lane.counters.rate_kbps > 0 and lane.newest is not None for lane in session.lanes))
+    for lane in session.lanes:
+        assert caption_values(lane)[-1] == "PSNR unknown" and "kbit/s" in caption_values(lane)[0]
+    assert dict(session.stats())["PSNR"].startswith("unknown")
+
+
+def test_a_sender_that_dies_is_one_line_and_comes_back(stream, monkeypatch):
+    monkeypatch.setattr("player.remote.SILENT_S", 0.4)
+    session, first = stream
+    first._wire.goodbye = lambda: None
+    first.start()
+    wait_until(session, lambda: session.lanes[0].serial > 3)
+    session.notices.clear()
+    first.stop()
+    wait_until(session, lambda: len(session.notices) > 0)
+    assert list(session.notices) == ["The sender fell silent; waiting for it to come back"]
+    serial = session.lanes[0].serial
+    with Sender(first.config, model=BlockMeans()) as second:
+        second.start()
+        wait_until(session, lambda: session.lanes[0].serial > serial + 5)
+    assert session.failed is None
+
+
+def test_general_comes_over_the_network():
+    url = f"rtp://127.0.0.1:{free_port()}"
+    session = Remote(url)
+    session.start()
+    try:
+        config = SendConfig("testsrc", url, manifold="general", size=(128, 96), baseline="none", duration_s=120.0)
+        with Sender(config) as sender:
+            sender.start()
+            wait_until(session, lambda: session.lanes[0].serial > 20)
+            shown = session.lanes[0].newest.rgb
+            assert shown.shape == (96, 128, 3) and shown.std() > 20
+            assert session.receiver.error is None and dict(session.stats())["Picture"] == "128 × 96"
+    finally:
+        session.close()
+
+
 def test_port_in_use_is_one_clear_line():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))

@@ -292,3 +292,38 @@ def test_seek_while_paused_shows_the_new_place(compare):
     wait_until(compare, lambda: compare.position_s >= 2.9)
     assert compare.clock.paused
     wait_until(compare, lambda: abs(compare.lanes[0].newest.pts - compare.lanes[-1].newest.pts) <= 6 * TICKS)
+
+
+class Unplugged:
+    """A camera that gives ten frames, then stops until it is plugged in again."""
+
+    title, fps, size, duration_s, audio_path = "Camera 0", 25.0, (64, 48), None, None
+
+    def __init__(self) -> None:
+        self.plugged, self.tries = True, 0
+
+    def frames(self, start_s, size, crop_to):
+        index = 0
+        self.tries += 1
+        while self.plugged:
+            yield grey(100 + index % 50, index, 64, 48)
+            index += 1
+        raise InputError("camera 0 stopped; is it still plugged in?")
+
+
+def test_an_unplugged_camera_is_one_line_and_is_taken_up_again(monkeypatch):
+    monkeypatch.setattr("player.compare.RETRY_S", 0.05)
+    feed = Unplugged()
+    session = Compare(feed, load=lambda name: BlockMeans(), baseline=None)
+    session.start()
+    try:
+        wait_until(session, lambda: session.lanes[0].serial > 3)
+        feed.plugged = False
+        wait_until(session, lambda: feed.tries > 4)
+        assert list(session.notices) == ["camera 0 stopped; is it still plugged in? It is waited for."]
+        serial = session.lanes[0].serial
+        feed.plugged = True
+        wait_until(session, lambda: session.lanes[0].serial > serial + 5)
+        assert session.failed is None
+    finally:
+        session.close()

@@ -44,7 +44,7 @@ class Reception:
     goodbye, or is silent for two seconds, or five packets of one other came with none of it between: a sender that
     died and came back. A gap is waited for as long as the network reorders, at most a quarter of a second: at first 5
     ms, then twice the jitter (RFC 3550 6.4.1), or by how much the latest packets came too late. extra_hold_s: waited
-    beyond that, for repair.
+    beyond that, for repair. last_arrival_s: when the last packet of the followed source came.
     """
 
     def __init__(self, clock_hz: int) -> None:
@@ -55,7 +55,7 @@ class Reception:
         self.ssrc: int | None = None
         self.switches = 0
         self._challenge: list[tuple[RtpPacket, float]] = []  # of one other source, with none of ours between
-        self._last_arrival_s = 0.0
+        self.last_arrival_s = 0.0
         self._late_by_s = 0.0
         self._start(None)
 
@@ -108,7 +108,7 @@ class Reception:
     def _take(self, number: int, packet: RtpPacket, now_s: float) -> list[Arrived]:
         assert self._next is not None
         self._jumped_to = None
-        self._last_arrival_s = now_s
+        self.last_arrival_s = now_s
         if number < self._next:
             given_up_s = self._recent.get(number)
             if number in self._pending or given_up_s is None or given_up_s < 0:
@@ -169,7 +169,7 @@ class Reception:
         if self._challenge and self._challenge[0][0].ssrc != packet.ssrc:
             self._challenge = []
         self._challenge.append((packet, now_s))
-        silent = now_s - self._last_arrival_s > SILENCE_S
+        silent = now_s - self.last_arrival_s > SILENCE_S
         if self.ssrc is not None and not silent and len(self._challenge) < _CHALLENGE:
             self.counters.foreign += 1
             return []
