@@ -427,7 +427,8 @@ def _write(
     report: ChannelReport, pictures: dict[tuple[str, float, float], np.ndarray], source: np.ndarray, folder: Path
 ) -> ChannelReport:
     report = ChannelReport(**{**report.__dict__, "files": tuple(os.fspath(folder / name) for name in _FILES)})
-    (folder / "channel.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+    named = {**asdict(report), "input": Path(report.input).name, "files": _FILES}  # wherever they lie
+    (folder / "channel.json").write_text(json.dumps(named, indent=1) + "\n")
     (folder / "channel.md").write_text(table(report))
     _plot(report, folder / "channel.png")
     sheet = _contact_sheet(report, pictures, source)
