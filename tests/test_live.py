@@ -817,3 +817,48 @@ def test_channels_of_both_lanes_damage_alike(port):
     patterns = [[not lane.channel.transmit(b"x") for _ in range(50)] for lane in (sender.mcode, sender.baseline)]
     assert patterns[0] == patterns[1] and any(patterns[0])
     sender.close()
+
+
+def test_the_baseline_comes_to_the_rate_of_the_mcode_lane(port):
+    with Sender(config(port, baseline="h264", realtime=False, duration_s=12.0, refresh_s=1.0), model=MODEL) as sender:
+        report = sender.run(threading.Event())
+        lane, follower = report.lanes["h264"], sender._baseline.follower
+    assert lane.target_kbps == pytest.approx(report.lanes["mcode"].rate_kbps, rel=0.15)
+    assert not lane.at_floor and not report.warnings
+    assert follower.sent_kbps == pytest.approx(lane.target_kbps, rel=0.25)
+
+
+def test_a_baseline_that_cannot_go_so_low_says_its_floor(port):
+    wanted = config(port, baseline="h264", realtime=False, duration_s=8.0, refresh_s=1.0, n=25)
+    with Sender(wanted, model=MODEL) as sender:
+        report = sender.run(threading.Event())
+    lane = report.lanes["h264"]
+    assert lane.at_floor and sender._baseline.follower.crf == 51 and lane.rate_kbps > lane.target_kbps
+    assert any("its floor" in warning and "H.264" in warning for warning in report.warnings)
+
+
+def test_repair_rebuilds_lost_packets_on_the_way_to_a_file(tmp_path, port):
+    join = in_thread(lambda: receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mp4", manifold=MODEL))
+    time.sleep(0.3)
+    channel = ChannelSettings(loss=0.15, seed=4)
+    sent = send(config(port, n=1, fec="4+2", channel=channel, duration_s=3.0), model=MODEL).lanes["mcode"]
+    counters = join().counters
+    assert sent.channel_lost > 3 and counters.fec_recovered > 3
+    assert counters.lost < sent.channel_lost and counters.fec_packets > 10
+
+
+def test_repair_and_headers_sent_twice_are_options_of_the_command(monkeypatch):
+    from typer.testing import CliRunner
+
+    from mcode.cli import app
+
+    asked = []
+
+    def capture(config, **_):
+        asked.append(config)
+        raise InputError("enough")
+
+    monkeypatch.setattr(mcode.send, "send", capture)
+    CliRunner().invoke(app, ["send", "testsrc", "--fec", "8+2", "--header-twice"])
+    CliRunner().invoke(app, ["send", "testsrc"])
+    assert [(c.fec, c.fec_header) for c in asked] == [("8+2", True), (None, False)]
