@@ -2,13 +2,102 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
-from mcode.cli.apps import manifolds_app
-from mcode.cli.options import Force, Json, one_of, output_option
-from mcode.cli.output import byte_count, print_json, print_report, progress_bar
+from mcode.cli.apps import evaluate_app, manifolds_app
+from mcode.cli.options import Device, Force, Json, one_of, output_option, some_of, whole
+from mcode.cli.output import byte_count, plain, print_json, print_report, print_table, print_warnings, progress_bar
+
+IMAGE_CODECS = ("mcode", "jpeg", "jpeg2000", "webp", "h265", "av1")
+
+
+@evaluate_app.command("images")
+def images_(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder of images.", show_default=False)],
+    output: Annotated[str, output_option("OUT", "Folder for the report; what is measured is kept in OUT/cache.")],
+    codecs: Annotated[
+        str,
+        typer.Option(
+            metavar="CODEC,...",
+            parser=some_of("--codecs", "codec", *IMAGE_CODECS),
+            help=f"What to measure, from {', '.join(IMAGE_CODECS)}; h265 is what BD-rates compare with.",
+        ),
+    ] = ",".join(IMAGE_CODECS),
+    manifold: Annotated[
+        str,
+        typer.Option("--manifold", "-m", metavar="NAME|FILE,...", help="MCode's manifolds, installed ones or files."),
+    ] = "general",
+    qualities: Annotated[
+        str | None,
+        typer.Option(metavar="Q,...", help="Qualities of each manifold; all if left out.", show_default=False),
+    ] = None,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the metrics' weights; each metric whose weights are there is measured. Else $MCODE_PERCEPTUAL.",
+            show_default=False,
+        ),
+    ] = None,
+    crops: Annotated[
+        int,
+        typer.Option(
+            metavar="COUNT", parser=whole("--crops", "the number of pictures", 0, 1000), help="Pictures to show close up."
+        ),
+    ] = 4,
+    device: Device = "auto",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Draw rate against distortion and perception of MCode and picture codecs.
+
+    Writes OUT/index.html, crops.html, a PNG for each metric and results.json. An evaluation that was interrupted goes on
+    where it stopped. PSNR and MS-SSIM need no weights; VGG19, MobileNet, SqueezeNet, NIQE, LPIPS (alexnet-owt-7be5be79.pth
+    and alex.pth) and FID (weights-inception-2015-12-05-6726825d.pth) do.
+    """
+    from mcode.evaluation.features import WEIGHTS_VARIABLE
+    from mcode.evaluation.images import ANCHOR, evaluate_images, to_json
+    from mcode.evaluation.images_report import bd_text, value_text
+
+    parse = whole("--qualities", "a quality", 1, 8)
+    wanted = tuple(dict.fromkeys(parse(text.strip()) for text in qualities.split(","))) if qualities else None
+    with progress_bar("measuring", "images") as progress:
+        report = evaluate_images(
+            folder,
+            output,
+            codecs=tuple(codecs.split(",")),
+            manifolds=tuple(dict.fromkeys(name.strip() for name in manifold.split(","))),
+            qualities=wanted,
+            perceptual=perceptual or os.environ.get(WEIGHTS_VARIABLE) or None,
+            crops=crops,
+            device=device,
+            force=force,
+            progress=progress,
+        )
+    print_warnings(report.warnings)
+    if as_json:
+        print_json(plain(to_json(report)) | {"files": report.files})
+        return
+    labels = [metric.label for metric in report.metrics]
+    print_table(
+        ("codec", "setting", "bit/pixel", *labels),
+        [
+            (row.codec, row.setting, f"{row.bpp:.3f}", *(value_text(m.key, row.scores.get(m.key)) for m in report.metrics))
+            for row in report.rows
+        ],
+        right=("bit/pixel", *labels),
+    )
+    by_codec: dict[str, list[str]] = {}
+    for row in report.bd_rates:
+        by_codec.setdefault(row.codec, []).append(bd_text(row))
+    if by_codec:
+        print(f"\nbits for the same value, against {ANCHOR}")
+        print_table(("codec", *labels), [(name, *cells) for name, cells in by_codec.items()], right=labels)
+    print(f"\n{report.images} images, {report.measured} of {report.total} measured now, the others kept from before")
+    print(f"  {report.files[0]}")
 
 
 @manifolds_app.command("import")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -119,7 +119,7 @@ def stills_(
 
     images = stills.read_images(folder)
     model = load(manifold, device)
-    codecs = [_mcode_still(model, quality) for quality in range(1, model.qualities + 1)]
+    codecs = [stills.mcode_still(model, quality) for quality in range(1, model.qualities + 1)]
     given = perceptual or os.environ.get(WEIGHTS_VARIABLE)
     distances = FeatureDistances(given) if given else None
     with progress_bar("measuring", "images") as progress:
@@ -128,21 +128,6 @@ def stills_(
         print_json({"manifold": model.name, "manifold_id": model.id, "rows": rows})
     else:
         print_rows(rows)
-
-
-def _mcode_still(model: Any, quality: int) -> Any:
-    """MCode as a picture codec: one refresh keyframe, n = 1."""
-    from mcode.codec import Decoder, Encoder
-    from mcode.evaluation.stills import StillCodec
-    from mcode.frame import Frame
-
-    def code(rgb: Any) -> tuple[int, Any]:
-        encoder = Encoder(model, rgb.shape[1], rgb.shape[0], n=1, quality=quality)
-        packets = [*encoder.push(Frame(rgb, 0)), *encoder.flush()]
-        (decoded,) = [frame for decoder in [Decoder(model)] for packet in packets for frame in decoder.push(packet)]
-        return sum(len(packet.to_sample(1)) for packet in packets), decoded.rgb
-
-    return StillCodec(f"MCode {model.name}", f"quality {quality}", code)
 
 
 @evaluate_app.command("channel")

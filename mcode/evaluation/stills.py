@@ -15,9 +15,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mcode.baseline import CODERS, BaselineDecoder, BaselineEncoder
+from mcode.codec import Decoder, Encoder
 from mcode.errors import InputError
 from mcode.evaluation.metrics import psnr
 from mcode.frame import Frame
+from mcode.manifold import Manifold
 
 Code = Callable[[np.ndarray], tuple[int, np.ndarray]]
 """rgb uint8 (H, W, 3) -> (bytes of the coded picture, decoded rgb of the same shape)."""
@@ -95,22 +97,35 @@ def at_bpp(rows: Sequence[StillRow], codec: str, bpp: float, metric: str) -> flo
 
 def read_images(folder: str | Path) -> list[np.ndarray]:
     """Every picture in a folder (or the one file given), by name, as uint8 RGB. InputError where there is none."""
+    return [read_image(path) for path in image_paths(folder)]
+
+
+def image_paths(folder: str | Path) -> list[Path]:
+    """The pictures in a folder (or the one file given), by name; other files are passed over. InputError where none is."""
     place = Path(folder)
     if not place.exists():
         raise InputError(f"{place}: no such file or folder")
-    paths = sorted(place.iterdir()) if place.is_dir() else [place]
-    images = []
-    for path in paths:
+    paths = []
+    for path in sorted(place.iterdir()) if place.is_dir() else [place]:
         try:
-            with Image.open(path) as image:
-                images.append(np.array(image.convert("RGB")))
+            with Image.open(path):
+                paths.append(path)
         except (UnidentifiedImageError, IsADirectoryError):
             continue
         except OSError as error:
             raise InputError(f"{path}: {error}") from error
-    if not images:
+    if not paths:
         raise InputError(f"{place}: no pictures in it")
-    return images
+    return paths
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """uint8 RGB (H, W, 3). Raises InputError."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except OSError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def standard_codecs() -> list[StillCodec]:
@@ -122,6 +137,18 @@ def standard_codecs() -> list[StillCodec]:
         *(intra("h265", crf, "medium") for crf in (46, 40, 36, 33)),
         *(intra("av1", crf, "4") for crf in (60, 50, 40)),
     ]
+
+
+def mcode_still(model: Manifold, quality: int) -> StillCodec:
+    """MCode as a picture codec: one refresh keyframe, n = 1, coder huffman, counted as a whole sample of a file."""
+
+    def code(rgb: np.ndarray) -> tuple[int, np.ndarray]:
+        encoder = Encoder(model, rgb.shape[1], rgb.shape[0], n=1, quality=quality)
+        packets = [*encoder.push(Frame(rgb, 0)), *encoder.flush()]
+        (decoded,) = [frame for decoder in [Decoder(model)] for packet in packets for frame in decoder.push(packet)]
+        return sum(len(packet.to_sample(1)) for packet in packets), decoded.rgb
+
+    return StillCodec(f"MCode {model.name}", f"quality {quality}", code)
 
 
 def jpeg(quality: int) -> StillCodec:

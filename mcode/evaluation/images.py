@@ -1,0 +1,375 @@
+"""`mcode evaluate images`: rate against distortion and rate against perception of picture codecs, over a folder.
+
+It measures; `images_report` makes the pages. What is measured is kept in OUT/cache, one file for each codec, setting and
+picture, so that an evaluation that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import PIL
+
+from mcode.errors import InputError
+from mcode.evaluation import stills
+from mcode.evaluation.bd import BdRate, bd_rate, require_bjontegaard
+from mcode.evaluation.judges import Judges, Metric
+from mcode.evaluation.stills import StillCodec
+from mcode.manifold import Manifold, load
+
+CODECS = ("mcode", "jpeg", "jpeg2000", "webp", "h265", "av1")
+ANCHOR = "H.265 intra 4:4:4"
+CACHE_FORMAT = 1
+ABOUT_EQUAL = 1.1
+"""Rates within this factor of each other are called equal."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A codec at any setting: make(value); settings: those of the curves; worst, best, step: for searching a rate."""
+
+    make: Callable[[float], StillCodec]
+    settings: tuple[float, ...]
+    worst: float
+    best: float
+    step: float
+
+
+FAMILIES: dict[str, Family] = {
+    "jpeg": Family(lambda q: stills.jpeg(round(q)), (5, 10, 20, 35, 50), 1, 95, 1),
+    "jpeg2000": Family(stills.jpeg2000, (167, 83, 50, 33), 240, 8, 1),
+    "webp": Family(lambda q: stills.webp(round(q)), (1, 5, 15, 40, 60), 0, 100, 1),
+    "h265": Family(lambda crf: stills.intra("h265", crf, "medium"), (50, 46, 42, 38, 34, 31), 51, 10, 0.5),
+    "av1": Family(lambda crf: stills.intra("av1", crf, "4"), (63, 57, 50, 43, 36), 63, 10, 1),
+}
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One codec at one setting: means over pictures, and the metrics of sets. None: some picture was too small."""
+
+    codec: str
+    setting: str
+    bpp: float
+    scores: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class BdRow:
+    """bits against ANCHOR at equal values of `metric`; None where the curves do not allow it."""
+
+    codec: str
+    metric: str
+    bd: BdRate | None
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One codec in the page of close-ups. floor: the codec cannot go as low as the others. decoded: uint8 (H, W, 3)."""
+
+    codec: str
+    setting: str
+    bpp: float
+    floor: bool
+    scores: dict[str, float | None]
+    decoded: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class CropRow:
+    name: str
+    original: np.ndarray = field(repr=False)
+    crops: tuple[Crop, ...]
+
+
+@dataclass(frozen=True)
+class ImagesReport:
+    """originals: scores of the pictures themselves, where a metric needs no reference. patches: 256x256, of all pictures.
+
+    measured: pictures coded in this run, of `total`; the others came from the cache.
+    """
+
+    folder: str
+    images: int
+    patches: int
+    metrics: tuple[Metric, ...]
+    rows: tuple[ImageRow, ...]
+    bd_rates: tuple[BdRow, ...]
+    originals: dict[str, float | None]
+    manifolds: dict[str, str]
+    measured: int
+    total: int
+    warnings: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """From the cache: of one picture by one codec at one setting."""
+
+    bpp: float
+    scores: dict[str, float | None]
+    features: dict[str, np.ndarray]
+
+
+def evaluate_images(
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    codecs: Sequence[str] = CODECS,
+    manifolds: Sequence[str | os.PathLike[str] | Manifold] = ("general",),
+    qualities: Sequence[int] | None = None,
+    perceptual: str | os.PathLike[str] | None = None,
+    crops: int = 4,
+    device: str = "auto",
+    force: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> ImagesReport:
+    """Measures codecs on the pictures of a folder and writes OUT/results.json, a PNG for each metric, index.html, crops.html.
+
+    codecs: from CODECS. qualities: of each manifold, all if None. perceptual: the folder of `Judges`' weights. crops: so
+    many pictures, evenly spaced, go into the page of close-ups, each by every codec at about the rate of the first codec's
+    middle setting. progress(pictures coded, of how many). Raises InputError, ManifoldError.
+    """
+    from mcode.evaluation import images_report
+
+    if unknown := [name for name in codecs if name not in CODECS]:
+        raise InputError(f"unknown codec {unknown[0]!r}; choose from {', '.join(CODECS)}")
+    require_bjontegaard()
+    out = Path(output)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; give a folder for the report")
+    results = out / "results.json"
+    if results.exists() and not force:
+        raise InputError(f"{results}: exists; add --force to write the report anew (what is measured stays measured)")
+    paths = stills.image_paths(folder)
+    families = _families(codecs, manifolds, qualities, device)
+    judges = Judges(perceptual, "cpu" if device == "auto" else device)
+    cache = _Cache(out / "cache", judges, {name: model.id for name, (_, model) in families.items() if model})
+    listed = [family.make(value) for family, _ in families.values() for value in family.settings]
+    total, done, measured = len(paths) * len(listed), 0, 0
+    digests = []
+    for path in paths:
+        rgb = stills.read_image(path)
+        digests.append(_digest(rgb))
+        if cache.get(None, digests[-1]) is None:
+            scores = {m.key: judges.score(rgb, rgb).get(m.key) for m in judges.metrics if m.key == "niqe"}
+            cache.put(None, digests[-1], _Measured(0.0, scores, judges.patch_features(rgb)))
+        for codec in listed:
+            if cache.get(codec, digests[-1]) is None:
+                cache.put(codec, digests[-1], _measure(codec, rgb, judges))
+                measured += 1
+            done += 1
+            if progress:
+                progress(done, total)
+    originals, features = _mean([cache.read(None, digest) for digest in digests])
+    rows = []
+    for codec in listed:
+        mean, decoded = _mean([cache.read(codec, digest) for digest in digests])
+        mean.scores.update(judges.compare_sets(features, decoded))
+        rows.append(ImageRow(codec.name, codec.setting, mean.bpp, mean.scores))
+    close_ups = list(_close_ups(paths, families, judges, crops))
+    warnings = [f"not measured: {label} (no {file})" for label, file in judges.missing.items()]
+    report = ImagesReport(
+        folder=os.fspath(folder),
+        images=len(paths),
+        patches=max((len(v) for v in features.values()), default=0),
+        metrics=judges.metrics,
+        rows=tuple(rows),
+        bd_rates=tuple(_bd_rates(rows, judges.metrics)),
+        originals={k: v for k, v in originals.scores.items() if v is not None},
+        manifolds={model.name: model.id for _, model in families.values() if model},
+        measured=measured,
+        total=total,
+        warnings=tuple(warnings),
+        files=(),
+    )
+    files = images_report.write(out, report, close_ups)
+    return ImagesReport(**(vars(report) | {"files": tuple(map(str, files))}))
+
+
+def _families(
+    codecs: Sequence[str],
+    manifolds: Sequence[str | os.PathLike[str] | Manifold],
+    qualities: Sequence[int] | None,
+    device: str,
+) -> dict[str, tuple[Family, Manifold | None]]:
+    """By codec name, MCode's by "MCode NAME"; in the order of the report."""
+    found: dict[str, tuple[Family, Manifold | None]] = {}
+    for name in dict.fromkeys(codecs):
+        if name != "mcode":
+            family = FAMILIES[name]
+            found[family.make(family.settings[0]).name] = family, None
+            continue
+        for given in manifolds:
+            model = given if isinstance(given, Manifold) else load(given, device)
+            if model.frame_size is not None:
+                width, height = model.frame_size
+                raise InputError(f"manifold {model.name} holds {width}x{height} alone; give one for pictures of any size")
+            if bad := [q for q in qualities or () if not 1 <= q <= model.qualities]:
+                raise InputError(f"--qualities {bad[0]}: manifold {model.name} has qualities 1 to {model.qualities}")
+            label = f"MCode {model.name}"
+            if label in found:
+                raise InputError(f"--manifold: two manifolds are named {model.name}; give each once")
+            settings = tuple(qualities or range(1, model.qualities + 1))
+            make = _mcode_maker(model)
+            found[label] = Family(make, settings, 1, model.qualities, 1), model
+    return found
+
+
+def _mcode_maker(model: Manifold) -> Callable[[float], StillCodec]:
+    return lambda quality: stills.mcode_still(model, round(quality))
+
+
+def _measure(codec: StillCodec, rgb: np.ndarray, judges: Judges) -> _Measured:
+    size, decoded = codec.code(rgb)
+    scores = judges.score(rgb, decoded)
+    return _Measured(size * 8 / (rgb.shape[0] * rgb.shape[1]), scores, judges.patch_features(decoded))
+
+
+def _mean(found: Sequence[_Measured]) -> tuple[_Measured, dict[str, np.ndarray]]:
+    """Means over pictures (None where one is missing), and each network's features of all patches."""
+    scores: dict[str, float | None] = {}
+    for key in found[0].scores:
+        values = [f.scores[key] for f in found]
+        known = [v for v in values if v is not None]
+        scores[key] = math.fsum(known) / len(known) if len(known) == len(values) else None
+    bpp = math.fsum(f.bpp for f in found) / len(found)
+    features = {}
+    for name in found[0].features:
+        parts = [f.features[name] for f in found if len(f.features[name])]
+        features[name] = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+    return _Measured(bpp, scores, {}), features
+
+
+def _bd_rates(rows: Sequence[ImageRow], metrics: Sequence[Metric]) -> Iterator[BdRow]:
+    names = list(dict.fromkeys(row.codec for row in rows))
+    if ANCHOR not in names:
+        return
+    for name in names:
+        for metric in metrics if name != ANCHOR else ():
+            curves = [
+                [(row.bpp, value) for row in rows if row.codec == codec and (value := row.scores.get(metric.key)) is not None]
+                for codec in (ANCHOR, name)
+            ]
+            yield BdRow(name, metric.key, bd_rate(*curves, higher_is_better=metric.higher_is_better))
+
+
+def _close_ups(
+    paths: Sequence[Path], families: dict[str, tuple[Family, Manifold | None]], judges: Judges, count: int
+) -> Iterator[CropRow]:
+    first, model = next(iter(families.values()))
+    middle = first.settings[len(first.settings) // 2]
+    if model is not None and model.default_quality in first.settings:
+        middle = model.default_quality
+    for path in paths[:: max(1, -(-len(paths) // count))][:count] if count else []:
+        rgb = stills.read_image(path)
+        pixels = rgb.shape[0] * rgb.shape[1]
+        target = first.make(middle).code(rgb)[0] * 8 / pixels
+        found = []
+        for family, _ in families.values():
+            codec, size, decoded = at_rate(family, rgb, target, middle if family is first else None)
+            bpp = size * 8 / pixels
+            found.append(Crop(codec.name, codec.setting, bpp, bpp > target * ABOUT_EQUAL, judges.score(rgb, decoded), decoded))
+        yield CropRow(path.stem, rgb, tuple(found))
+
+
+def at_rate(family: Family, rgb: np.ndarray, bpp: float, setting: float | None = None) -> tuple[StillCodec, int, np.ndarray]:
+    """The codec at the setting whose rate is nearest to bpp on this picture, its bytes, and the decoded picture.
+
+    By halving: rates must rise from family.worst to family.best. setting: no search, just this one.
+    """
+    coded: dict[int, tuple[StillCodec, int, np.ndarray]] = {}
+    sign = 1 if family.best > family.worst else -1
+
+    def at(index: int) -> tuple[StillCodec, int, np.ndarray]:
+        if index not in coded:
+            codec = family.make(family.worst + sign * index * family.step)
+            coded[index] = (codec, *codec.code(rgb))
+        return coded[index]
+
+    if setting is not None:
+        codec = family.make(setting)
+        return (codec, *codec.code(rgb))
+    wanted = bpp * rgb.shape[0] * rgb.shape[1] / 8
+    low, high = 0, round(abs(family.best - family.worst) / family.step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if at(middle)[1] <= wanted else (low, middle)
+    return min((at(low), at(high)), key=lambda found: abs(math.log(found[1] / wanted)))
+
+
+def _digest(rgb: np.ndarray) -> str:
+    return hashlib.sha256(f"{rgb.shape}".encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
+
+
+class _Cache:
+    """Measurements by codec, setting and picture. Named by all that they depend on, so that nothing stale is read."""
+
+    def __init__(self, folder: Path, judges: Judges, manifolds: dict[str, str]) -> None:
+        self.folder, self.manifolds = folder, manifolds
+        self._names = set(judges.patch_features(np.zeros((256, 256, 3), np.uint8)))
+        self._identity = [CACHE_FORMAT, judges.identity]
+        self._libraries = [PIL.__version__, av.__version__]
+
+    def _path(self, codec: StillCodec | None, picture: str) -> Path:
+        made_by = [codec.name, codec.setting, self.manifolds.get(codec.name, self._libraries)] if codec else ["original"]
+        key = hashlib.sha256(json.dumps([*self._identity, made_by, picture]).encode()).hexdigest()[:32]
+        slug = re.sub(r"[^a-z0-9]+", "-", codec.name.lower()).strip("-") if codec else "original"
+        return self.folder / slug / f"{key}.npz"
+
+    def get(self, codec: StillCodec | None, picture: str) -> _Measured | None:
+        """None where it was not measured, or where the file is damaged."""
+        try:
+            with np.load(self._path(codec, picture)) as file:
+                known = json.loads(str(file["scores"]))
+                return _Measured(known["bpp"], known["scores"], {name: file[name] for name in self._names})
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def read(self, codec: StillCodec | None, picture: str) -> _Measured:
+        found = self.get(codec, picture)
+        if found is None:
+            raise InputError(f"{self._path(codec, picture)}: gone or damaged while evaluating; start again, it will go on")
+        return found
+
+    def put(self, codec: StillCodec | None, picture: str, found: _Measured) -> None:
+        path = self._path(codec, picture)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            with open(part, "wb") as file:
+                np.savez(file, scores=json.dumps({"bpp": found.bpp, "scores": found.scores}), **found.features)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def to_json(report: ImagesReport) -> dict[str, Any]:
+    """results.json: plain values, labels included."""
+    return {
+        **{k: v for k, v in asdict(report).items() if k not in ("metrics", "rows", "bd_rates", "files")},
+        "anchor": ANCHOR,
+        "metrics": [asdict(metric) for metric in report.metrics],
+        "rows": [{"codec": r.codec, "setting": r.setting, "bpp": r.bpp, **r.scores} for r in report.rows],
+        "bd_rates": [
+            {
+                "codec": row.codec,
+                "metric": row.metric,
+                "percent": row.bd.percent if row.bd else None,
+                "overlap": row.bd.overlap if row.bd else None,
+            }
+            for row in report.bd_rates
+        ],
+    }

@@ -1,0 +1,153 @@
+"""What pictures are judged by in `mcode evaluate images`: every metric whose weights are at hand, under its own name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcode.errors import InputError
+from mcode.evaluation import inception, lpips
+from mcode.evaluation.features import (
+    MOBILENET_FILE,
+    SQUEEZENET_FILE,
+    VGG_FILE,
+    VGG_LAYERS,
+    MobileNetFeatures,
+    SqueezeNetFeatures,
+    VggFeatures,
+    to_batch,
+    unit_distance,
+)
+from mcode.evaluation.frechet import frechet_distance, kernel_distance, patches
+from mcode.evaluation.metrics import ms_ssim, psnr
+from mcode.evaluation.niqe import NIQE_FILE, Niqe
+
+MS_SSIM_SIDE = 176
+LPIPS_SIDE = 64
+_LAST_BLOCK = 12
+
+
+@dataclass(frozen=True)
+class Metric:
+    """of_sets: of all pictures together, by features of `network`; else a mean over pictures. needs: weight files."""
+
+    key: str
+    label: str
+    higher_is_better: bool
+    needs: tuple[str, ...] = ()
+    network: str | None = None
+
+    @property
+    def of_sets(self) -> bool:
+        return self.network is not None
+
+
+METRICS = (
+    Metric("psnr_db", "PSNR, dB", True),
+    Metric("ms_ssim", "MS-SSIM", True),
+    Metric("lpips", "LPIPS (AlexNet)", False, (lpips.ALEXNET_FILE, lpips.LINEAR_FILE)),
+    Metric("vgg19", "VGG19 distance", False, (VGG_FILE,)),
+    Metric("mobilenet", "MobileNet distance", False, (MOBILENET_FILE,)),
+    Metric("niqe", "NIQE", False, (NIQE_FILE,)),
+    Metric("fid256", "FID/256", False, (inception.INCEPTION_FILE,), "inception"),
+    Metric("kid256", "KID/256", False, (inception.INCEPTION_FILE,), "inception"),
+    Metric("squeezenet_fid256", "SqueezeNet FID/256", False, (SQUEEZENET_FILE,), "squeezenet"),
+    Metric("mobilenet_kid256", "MobileNet KID/256", False, (MOBILENET_FILE,), "mobilenet"),
+)
+_SET_DISTANCES = {
+    "fid256": frechet_distance,
+    "kid256": kernel_distance,
+    "squeezenet_fid256": frechet_distance,
+    "mobilenet_kid256": kernel_distance,
+}
+
+
+class Judges:
+    """Scores pictures by every metric whose weight files lie in the folder; PSNR and MS-SSIM need none.
+
+    metrics: those at hand; missing: the labels of the others, with the first file that each lacks. Raises InputError for a
+    folder that is not there or a damaged file.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str] | None, device: str = "cpu") -> None:
+        folder = Path(weights) if weights is not None else None
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"{folder}: no such folder of weights; give the folder with --perceptual")
+        self.device = torch.device(device)
+
+        def lacks(metric: Metric) -> str | None:
+            return next((name for name in metric.needs if folder is None or not (folder / name).is_file()), None)
+
+        self.metrics = tuple(metric for metric in METRICS if lacks(metric) is None)
+        self.missing = {metric.label: file for metric in METRICS if (file := lacks(metric)) is not None}
+        used = sorted({name for metric in self.metrics for name in metric.needs})
+        self.identity = ",".join(
+            [m.key for m in self.metrics] + [f"{n}:{(folder or Path()).joinpath(n).stat().st_size}" for n in used]
+        )
+        here = {metric.key for metric in self.metrics}
+        self._vgg = VggFeatures(folder, VGG_LAYERS).to(self.device) if "vgg19" in here else None
+        self._mobilenet = MobileNetFeatures(folder).to(self.device) if "mobilenet" in here else None
+        self._niqe = Niqe(folder / NIQE_FILE) if folder and "niqe" in here else None
+        self._lpips = (
+            lpips.Lpips(folder / lpips.ALEXNET_FILE, folder / lpips.LINEAR_FILE, device) if folder and "lpips" in here else None
+        )
+        self._networks: dict[str, Callable[[Tensor], Tensor]] = {}
+        if folder and "fid256" in here:
+            incept = inception.InceptionFeatures(folder / inception.INCEPTION_FILE).to(self.device)
+            self._networks["inception"] = lambda x: incept(x * 255)
+        if folder and "squeezenet_fid256" in here:
+            self._networks["squeezenet"] = SqueezeNetFeatures(folder).to(self.device)
+        if folder and "mobilenet_kid256" in here:
+            deep = MobileNetFeatures(folder, (_LAST_BLOCK,)).to(self.device)
+            self._networks["mobilenet"] = lambda x: deep(x)[0].mean((2, 3))
+        self._reference: tuple[np.ndarray, dict[str, list[Tensor]]] | None = None
+
+    @torch.inference_mode()
+    def score(self, original: np.ndarray, decoded: np.ndarray) -> dict[str, float | None]:
+        """Every metric of single pictures; None where the picture is too small for it. uint8 (H, W, 3) both.
+
+        The original's features are kept for the next call.
+        """
+        side = min(original.shape[:2])
+        scores: dict[str, float | None] = {
+            "psnr_db": psnr(original, decoded),
+            "ms_ssim": ms_ssim(original, decoded) if side >= MS_SSIM_SIDE else None,
+        }
+        if self._lpips:
+            scores["lpips"] = self._lpips(original, decoded) if side >= LPIPS_SIDE else None
+        if self._reference is None or self._reference[0] is not original:
+            self._reference = original, self._activations(original)
+        found = self._activations(decoded)
+        scores |= {key: unit_distance(self._reference[1][key], found[key]).item() for key in found}
+        if self._niqe:
+            scores["niqe"] = self._niqe(decoded)
+        return scores
+
+    def _activations(self, rgb: np.ndarray) -> dict[str, list[Tensor]]:
+        x = to_batch(rgb).to(self.device)
+        nets = {"vgg19": self._vgg, "mobilenet": self._mobilenet}
+        return {key: net(x) for key, net in nets.items() if net is not None}
+
+    @torch.inference_mode()
+    def patch_features(self, rgb: np.ndarray) -> dict[str, np.ndarray]:
+        """For each network, float32 (patches, d): the features of a picture's patches of 256x256; (0, 0) without any."""
+        batches = [to_batch(patch).to(self.device) for patch in patches(rgb)]
+        return {
+            name: torch.cat([net(x) for x in batches]).cpu().numpy() if batches else np.zeros((0, 0), np.float32)
+            for name, net in self._networks.items()
+        }
+
+    def compare_sets(self, originals: Mapping[str, np.ndarray], decoded: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+        """The metrics of sets, from each network's features of all patches; None where there are fewer than two."""
+        scores: dict[str, float | None] = {}
+        for metric in self.metrics:
+            if metric.network is not None:
+                a, b = originals[metric.network], decoded[metric.network]
+                scores[metric.key] = _SET_DISTANCES[metric.key](a, b) if len(a) > 1 and len(b) > 1 else None
+        return scores
