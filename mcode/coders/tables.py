@@ -90,10 +90,18 @@ class CodeTables:
         return len(self.centres)
 
     @classmethod
-    def fit(cls, whole: Sequence[np.ndarray], delta: Sequence[np.ndarray] = ()) -> CodeTables:
+    def fit(
+        cls,
+        whole: Sequence[np.ndarray],
+        delta: Sequence[np.ndarray] = (),
+        *,
+        centre: int | None = None,
+        bits: int | None = None,
+    ) -> CodeTables:
         """Tables for symbols like these: int16 (C, h, w) each, sizes may differ. Few samples give smooth, wide tables.
 
-        Without deltas theirs are those for whole symbols. Raises ValueError without whole samples or where C differs.
+        Without deltas theirs are those for whole symbols. centre, bits: of every channel, for a quantiser whose levels are
+        known; measured on the samples if left out. Raises ValueError without whole samples or where C differs.
         """
         if not whole or len({len(sample) for sample in (*whole, *delta)}) != 1:
             raise ValueError("code tables need at least one sample of whole symbols, and all samples with the same channels")
@@ -101,11 +109,15 @@ class CodeTables:
         joined = np.concatenate(flat, axis=1)
         middle = joined.shape[1] // 2
         centres = np.partition(joined, middle, axis=1)[:, middle]
+        if centre is not None:
+            centres = np.full_like(centres, centre)
         residuals = [sample - centres[:, None] for sample in flat]
         deltas = [np.ascontiguousarray(sample, np.int16).reshape(len(sample), -1) for sample in delta]
-        bits = _fixed_bits(np.concatenate(residuals, axis=1))
+        widths = _fixed_bits(np.concatenate(residuals, axis=1))
+        if bits is not None:
+            widths = np.full_like(widths, bits)
         groups = _fit_mode(_stacks(residuals))
-        return cls(centres, bits, groups, _fit_mode(_stacks(deltas)) if deltas else groups)
+        return cls(centres, widths, groups, _fit_mode(_stacks(deltas)) if deltas else groups)
 
     def to_bytes(self) -> bytes:
         """Compact and the same for the same tables; `from_bytes` reads it."""

@@ -39,6 +39,8 @@ def _linear(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.d
 
 
 def _ncode(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    if config["network"].get("family") == "residual":
+        return _residual(config, state, device)
     from ..config import from_dict
     from .ncode import NCode, NCodeConfig, levels
 
@@ -49,6 +51,17 @@ def _ncode(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.de
     net.load_state_dict({k: v.float() for k, v in state.items()} | counters)
     net.to(device, memory_format=torch.channels_last).eval()
     gain = levels()[: int(config["qualities"])].unsqueeze(1).expand(-1, network.m).contiguous().to(device)
+    return net, gain, 1 / gain
+
+
+def _residual(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    from ..config import from_dict
+    from .residual import Residual, ResidualConfig
+
+    net = Residual(from_dict(config["network"], ResidualConfig, source="manifold"))
+    gain = state.pop("gain").float().to(device)
+    net.load_state_dict({k: v if k == "basis" else v.float() for k, v in state.items()})
+    net.to(device, memory_format=torch.channels_last).eval().prepare()
     return net, gain, 1 / gain
 
 

@@ -1,4 +1,4 @@
-"""Whole pictures at one square size, from folders, archives and videos: what fixed-size manifolds learn from."""
+"""Whole pictures at one size, from folders, archives and videos: what fixed-size manifolds learn from."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ class Squares:
         return drawn
 
 
-def load_squares(places: list[Path], *, size: int, channels: int, every: int) -> Squares:
-    """The centred squares of all pictures and of every `every`-th video frame under `places`, sorted by path.
+def load_squares(places: list[Path], *, size: int | tuple[int, int], channels: int, every: int) -> Squares:
+    """The centres of all pictures and of every `every`-th video frame under `places`, sorted by path.
 
-    A place is a folder, a .tar archive (compressed or not) of pictures, or a folder inside an archive:
-    "faces.tar/train". Raises InputError where a place is missing or holds nothing.
+    size: of the square, or (width, height). A place is a folder, a video or picture, a .tar archive (compressed or not)
+    of pictures, or a folder inside an archive: "faces.tar/train". "clip.avi@0:0.5" is a video's first half.
+    Raises InputError where a place is missing or holds nothing.
     """
     squares, clips = [], []
+    width, height = (size, size) if isinstance(size, int) else size
     for place in places:
         before = len(clips)
-        for clip in _clips(place, size, every):
+        for clip in _clips(place, (width, height), every):
             clips.append(len(clip))
             squares += [_channels(rgb, channels) for rgb in clip]
         if len(clips) == before:
@@ -49,26 +51,46 @@ def load_squares(places: list[Path], *, size: int, channels: int, every: int) ->
     return Squares(np.stack(squares), tuple(clips))
 
 
-def _clips(place: Path, size: int, every: int) -> Iterator[list[np.ndarray]]:
+def _clips(place: Path, size: tuple[int, int], every: int) -> Iterator[list[np.ndarray]]:
     archive = next((p for p in (place, *place.parents) if ".tar" in p.suffixes and p.is_file()), None)
     if archive is not None:
         for data in _archived(archive, place.relative_to(archive).as_posix()):
             picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
             if picture is not None:
-                yield [_square(picture[..., ::-1], size)]
+                yield [_cut(picture[..., ::-1], size)]
         return
-    if not place.is_dir():
+    name, _, part = place.name.partition("@")
+    since, until = _share(place, part)
+    place = place.with_name(name)
+    if place.is_file():
+        paths = [place]
+    elif place.is_dir() and not part:
+        paths = sorted(place.rglob("*"))
+    else:
         raise InputError(f"{place}: no such folder of pictures or videos")
-    for path in sorted(place.rglob("*")):
+    for path in paths:
         if path.suffix.lower() in PICTURES:
             picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if picture is not None:
-                yield [_square(picture[..., ::-1], size)]
+                yield [_cut(picture[..., ::-1], size)]
         elif path.suffix.lower() in VIDEOS:
-            frames = FrameReader(path, size=(size, size), crop_to=(size, size))
-            clip = [frame.rgb for i, frame in enumerate(frames) if i % every == 0]
+            frames = [frame.rgb for frame in FrameReader(path, size=size, crop_to=size)]
+            clip = frames[round(since * len(frames)) : round(until * len(frames)) : every]
             if clip:
                 yield clip
+
+
+def _share(place: Path, text: str) -> tuple[float, float]:
+    """From "0:0.5" the part of a video, as shares of its frames; all of it from ""."""
+    if not text:
+        return 0.0, 1.0
+    try:
+        since, until = (float(number) for number in text.split(":"))
+    except ValueError:
+        since = until = 0.0
+    if not 0 <= since < until <= 1:
+        raise InputError(f"{place}: a part of a video is @FROM:UNTIL with both from 0 to 1, as @0:0.5")
+    return since, until
 
 
 def _archived(archive: Path, inside: str) -> Iterator[bytes]:
@@ -83,8 +105,8 @@ def _archived(archive: Path, inside: str) -> Iterator[bytes]:
         raise InputError(f"{archive}: cannot be read as an archive ({error})") from error
 
 
-def _square(rgb: np.ndarray, size: int) -> np.ndarray:
-    return resize(centre_crop(rgb, (1, 1)), size, size)
+def _cut(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return resize(centre_crop(rgb, size), *size)
 
 
 def _channels(rgb: np.ndarray, channels: int) -> np.ndarray:

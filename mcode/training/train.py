@@ -12,13 +12,14 @@ from typing import Any
 from ..config import from_dict, load
 from ..errors import ConfigError, InputError
 from ..latents import choose_device
-from . import compact, hific, loop, ncode
+from . import compact, hific, loop, ncode, residual
 from .compact import CompactTraining
 from .export import export_compact
 from .hific import HificTraining
 from .ncode import NCodeTraining
+from .residual import ResidualTraining
 
-Training = CompactTraining | HificTraining | NCodeTraining
+Training = CompactTraining | HificTraining | NCodeTraining | ResidualTraining
 
 
 def train(
@@ -42,7 +43,12 @@ def train(
     if not data.is_dir():
         raise InputError(f"{data}: no such folder of training data")
     where = choose_device(device).type
-    rooms = {CompactTraining: compact.train, HificTraining: hific.train, NCodeTraining: ncode.train}
+    rooms = {
+        CompactTraining: compact.train,
+        HificTraining: hific.train,
+        NCodeTraining: ncode.train,
+        ResidualTraining: residual.train,
+    }
     try:
         _, worker = loop.join_workers(where)
         checkpoint = rooms[type(config)](config, data, out, resume=resume, device=where, report=report)
@@ -64,6 +70,8 @@ def export(checkpoint: str | os.PathLike[str], data: str | os.PathLike[str], out
     schema = _schema(values, str(checkpoint))
     if schema is NCodeTraining:
         return ncode.export(checkpoint, data, output)
+    if schema is ResidualTraining:
+        return residual.export(checkpoint, data, output)
     if schema is HificTraining:
         return hific.export(checkpoint, data, output)
     card = {
@@ -80,7 +88,7 @@ def read_config(path: str | os.PathLike[str]) -> Training:
     except (OSError, ValueError):
         return load(Path(path), CompactTraining)  # says what is wrong with the file
     schema = _schema(values, str(path))
-    if schema is CompactTraining and isinstance(values.get("network"), dict):
+    if schema in (CompactTraining, NCodeTraining) and isinstance(values.get("network"), dict):
         values["network"].pop("family", None)
     return from_dict(values, schema, source=str(path))
 
@@ -88,7 +96,10 @@ def read_config(path: str | os.PathLike[str]) -> Training:
 def _schema(values: Mapping[str, Any], source: str) -> type[Training]:
     kind, network = values.get("kind"), values.get("network")
     if kind == "ncode":
-        return NCodeTraining
+        family = network.get("family", "dcgan") if isinstance(network, dict) else "dcgan"
+        if family not in ("dcgan", "residual"):
+            raise ConfigError(f'{source}: network.family = "{family}" is not one of "dcgan", "residual"')
+        return ResidualTraining if family == "residual" else NCodeTraining
     if kind == "hific":
         family = network.get("family", "compact") if isinstance(network, dict) else "compact"
         if family not in ("compact", "paper"):

@@ -1,0 +1,187 @@
+"""The `ncode` kind's family "residual": principal components, and a network that adds to their picture what they miss.
+
+    x - linear analysis (+ encoder) - y - linear synthesis - base --+------------ + - x_hat
+                                                                    +- U-Net ---- |
+
+The U-Net's last layer starts at zero, so training starts from the linear solution. It sees the base alone, which holds
+all that y does: a picture from components learned without it looks as one of an unseen scene will (see
+mcode/training/residual.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import Down, ResidualBlock, Up
+
+LUMA = (0.299, 0.587, 0.114)
+_HALVINGS = 2
+_PLACE = 8
+"""Learned maps beside the picture: what stands where in a fixed scene."""
+
+
+@dataclass(frozen=True)
+class ResidualConfig:
+    """frame_size: (width, height). channels: 1 (grey) or 3. m: coordinates. patch: pixels along one side of the
+    outermost positions. width: channels there, which double with each of two halvings. blocks: at every size. encoder:
+    a network adds to the linear coordinates."""
+
+    frame_size: tuple[int, ...]
+    family: Literal["residual"] = "residual"
+    channels: Literal[1, 3] = 3
+    m: int = 100
+    patch: Literal[1, 2, 4] = 2
+    width: int = 64
+    blocks: int = 2
+    encoder: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.frame_size) != 2 or min(self.frame_size) < 1:
+            raise ValueError(f"frame_size = {list(self.frame_size)} is not a width and a height")
+        for name in ("m", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} is not 1 or more")
+        if self.blocks < 0:
+            raise ValueError(f"blocks = {self.blocks} is negative")
+
+    @property
+    def pixels(self) -> int:
+        """Values in a picture."""
+        return self.frame_size[0] * self.frame_size[1] * self.channels
+
+
+class UNet(nn.Module):
+    """(B, channels, H, W), about [-1, 1], to what is to be added to it, the same shape."""
+
+    def __init__(self, config: ResidualConfig) -> None:
+        super().__init__()
+        width, blocks = config.width, config.blocks
+        values = config.channels * config.patch**2
+        self.patch, self.stride = config.patch, config.patch << _HALVINGS
+        columns, rows = (-(-side // self.stride) << _HALVINGS for side in config.frame_size)
+        self.place = nn.Parameter(torch.zeros(1, _PLACE, rows, columns))
+        self.first = nn.Conv2d(values + _PLACE, width, 3, padding=1)
+        widths = [width << i for i in range(_HALVINGS + 1)]
+        self.before = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
+        self.down = nn.ModuleList(Down(a, b) for a, b in pairwise(widths))
+        self.middle = _blocks(widths[-1], 2 * blocks)
+        self.up = nn.ModuleList(Up(b, a) for a, b in pairwise(widths))
+        self.after = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
+        self.last = nn.Conv2d(width, values, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, base: Tensor) -> Tensor:
+        _, _, height, width = base.shape
+        x = F.pad(base, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        x = F.pixel_unshuffle(x, self.patch)
+        x = self.first(torch.cat([x, self.place.expand(len(x), -1, -1, -1).to(x.dtype)], 1))
+        kept = []
+        for before, down in zip(self.before, self.down, strict=True):
+            x = before(x)
+            kept.append(x)
+            x = down(x)
+        x = self.middle(x)
+        for up, after, skipped in zip(reversed(self.up), reversed(self.after), reversed(kept), strict=True):
+            x = after(up(x) + skipped)
+        return F.pixel_shuffle(self.last(torch.relu(x)), self.patch)[..., :height, :width]
+
+
+class LatentEncoder(nn.Module):
+    """(B, channels, H, W) in [-1, 1] to (B, M), to be added to the coordinates in units of their deviation."""
+
+    def __init__(self, config: ResidualConfig) -> None:
+        super().__init__()
+        self.patch, self.stride = config.patch, config.patch << _HALVINGS
+        widths = [config.width << i for i in range(_HALVINGS + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(config.channels * config.patch**2, widths[0], 3, padding=1)]
+        for a, b in pairwise(widths):
+            layers += [*_blocks(a, config.blocks), Down(a, b)]
+        self.net = nn.Sequential(*layers, *_blocks(widths[-1], config.blocks), nn.Conv2d(widths[-1], 32, 1))
+        columns, rows = (-(-side // self.stride) for side in config.frame_size)
+        self.last = nn.Linear(32 * rows * columns, config.m)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, _, height, width = x.shape
+        x = F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        features = self.net(F.pixel_unshuffle(x, self.patch)).flatten(1)
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16's 8 bits are too few for coordinates
+            return self.last(features.float())
+
+
+class Residual(nn.Module):
+    """As a manifold uses it: RGB on both sides, latents y + offset.
+
+    basis: int8 (M, D) times basis_scale (M,) are the rows, D values of a picture, channel by channel; mean: (D,);
+    deviation: (M,), of the coordinates; offset: (M,), which centres a quantiser of an even number of levels.
+    """
+
+    def __init__(self, config: ResidualConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("basis", torch.zeros(config.m, config.pixels, dtype=torch.int8))
+        self.register_buffer("basis_scale", torch.ones(config.m))
+        self.register_buffer("mean", torch.zeros(config.pixels))
+        self.register_buffer("deviation", torch.ones(config.m))
+        self.register_buffer("offset", torch.zeros(config.m))
+        self.unet = UNet(config)
+        self.encoder = LatentEncoder(config) if config.encoder else None
+        self._rows: Tensor | None = None
+        self._solve: Tensor | None = None
+
+    def set_basis(self, rows: Tensor, mean: Tensor) -> None:
+        """rows: orthonormal (M, D); mean: (D,), of pictures in [-1, 1]. Keeps them rounded, as the file will."""
+        scale = (rows.abs().amax(1) / 127).clamp_min(1e-9)
+        self.basis.copy_((rows / scale.unsqueeze(1)).round().to(torch.int8))
+        self.basis_scale.copy_(scale)
+        self.mean.copy_(mean.half().float())
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Computes the rows and the least squares solver from the buffers; call after loading or moving."""
+        self._rows = self.basis.float() * self.basis_scale.float().unsqueeze(1)
+        gram = (self._rows.double() @ self._rows.double().T).cpu()
+        self._solve = torch.linalg.pinv(gram, hermitian=True).float().to(self._rows.device)
+
+    def linear_analysis(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to y (B, M)."""
+        return (x.reshape(len(x), -1).float() - self.mean) @ self._rows.T @ self._solve
+
+    def linear_synthesis(self, y: Tensor) -> Tensor:
+        """y (B, M) to (B, channels, H, W)."""
+        width, height = self.config.frame_size
+        return (y.float() @ self._rows + self.mean).view(len(y), self.config.channels, height, width)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to y (B, M), the encoder's part included."""
+        with torch.autocast(x.device.type, enabled=False):
+            y = self.linear_analysis(x)
+        return y if self.encoder is None else y + self.encoder(x).float() * self.deviation
+
+    def decode(self, y: Tensor) -> Tensor:
+        """y (B, M) to (B, channels, H, W), float32."""
+        with torch.autocast(y.device.type, enabled=False):
+            base = self.linear_synthesis(y)
+        return base + self.unet(base.contiguous(memory_format=torch.channels_last)).float()
+
+    def analysis(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to y + offset (B, M, 1, 1)."""
+        if self.config.channels == 1:
+            x = (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        return (self.encode(x) + self.offset)[..., None, None]
+
+    def synthesis(self, y: Tensor) -> Tensor:
+        """y + offset (B, M, 1, 1) to (B, 3, H, W), about [-1, 1]."""
+        return self.decode(y.flatten(1).float() - self.offset).repeat(1, 3 // self.config.channels, 1, 1)
+
+
+def _blocks(channels: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(count)))

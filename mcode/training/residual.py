@@ -1,0 +1,384 @@
+"""Trains an `ncode` manifold of family "residual": principal components first, then the network that adds to them.
+
+Components fit the pictures they were learned from better than any others, so a network that learns from those sees too
+little of what it is for. The training pictures are therefore parted into folds, by clips, and each is seen through
+components learned from the other folds; the manifold gets components learned from all.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import manifold
+from ..coders import CodeTables
+from ..config import from_dict, to_dict
+from ..errors import InputError
+from ..nets.residual import Residual, ResidualConfig
+from . import loop
+from .adapt import BLOCK, LAGS, principal_components
+from .ncode import NCodeData, grid
+from .squares import Squares, load_squares
+
+QUALITIES = 8
+DEFAULT_QUALITY = 5
+MOST_FITTED = 40_000
+MOST_DELTAS = 8_000
+LEVELS_PER_DEVIATION = (0.6, 1.0, 5 / 3, 3.0, 5.0, 9.0, 17.0, 33.0)
+"""Quantiser steps per standard deviation for 1 to 8 bits: close to what is best for normal values (Max 1960, table 1),
+and odd from 4 bits up and for 2, so that one offset of half a deviation centres them all between two levels."""
+OFFSET = 0.5
+WARM_UP = 100
+
+
+@dataclass(frozen=True)
+class ResidualTraining:
+    """What configs/talking-head.toml holds.
+
+    steps, batch: updates, and pictures in each. quantiser "bits": each coordinate in 1 to 8 bits, one of `bits` drawn
+    for each picture; "step": `step` grey levels at quality 5, a factor of sqrt(2) from one quality to the next.
+    intervals: the network sees frames interpolated between keyframes so far apart (videos only; 1: keyframes alone).
+    folds: 1 uses the same components in training as later. l1: weight of the squared error of values in [-1, 1], summed
+    as 100 times the mean; l2: of the VGG19 distance of vgg_layers, on one random square of at most `feature_crop`.
+    """
+
+    kind: Literal["ncode"]
+    name: str
+    data: NCodeData
+    network: ResidualConfig
+    steps: int
+    quantiser: Literal["bits", "step"] = "bits"
+    bits: tuple[int, ...] = (2, 4, 5)
+    step: float = 160.0
+    intervals: tuple[int, ...] = (1,)
+    folds: int = 1
+    l1: float = 1.0
+    l2: float = 0.0
+    vgg_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_4")
+    feature_crop: int = 64
+    perceptual_file: str | None = None
+    learning_rate: float = 4e-4
+    clip: float = 1.0
+    ema: float = 0.998
+    checkpoint_every: int = 500
+    bfloat16: bool = True
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.folds, self.checkpoint_every, *self.intervals) < 1:
+            raise ValueError("steps, folds, checkpoint_every and intervals are 1 or more")
+        if not self.bits or not set(self.bits) <= set(range(1, QUALITIES + 1)):
+            raise ValueError(f"bits are some of 1..{QUALITIES}")
+        if self.folds > 1 and self.network.encoder:
+            raise ValueError("encoder = true needs folds = 1: its coordinates belong to one set of components")
+
+
+def train(
+    config: ResidualTraining,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    report: loop.Report | None = None,
+) -> Path:
+    """Writes checkpoint.safetensors, log.jsonl and samples in `out`; returns the checkpoint's path.
+
+    With resume it goes on from the checkpoint as if it had not stopped. Raises McodeError when a loss is not finite.
+    """
+    workers, worker = loop.join_workers(device)
+    torch.manual_seed(config.seed)
+    squares = load(config, data)
+    where = torch.device(device)
+    model = Residual(config.network)
+    learn_components(model, squares.pixels)
+    first, saved = loop.begin(out, resume, model)
+    model.prepare()
+    model.to(where, memory_format=torch.channels_last).prepare()
+    samples = Samples(config, model, squares, where)
+    features = _features(config, where)
+    parameters = dict(model.named_parameters())
+    optimiser = torch.optim.Adam(model.parameters(), config.learning_rate, (0.9, 0.99))
+    loop.load_moments([optimiser], model, saved, first)
+    ema = loop.averages(parameters, saved)
+    log, started = loop.Log(out, first, worker, report), time.monotonic()
+    for step in range(first, config.steps):
+        loop.seed_step(config.seed, step, worker)
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * _schedule(step, config.steps)
+        x, base = samples.batch(step, worker)
+        with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
+            back = base + model.unet(base.contiguous(memory_format=torch.channels_last)).float()
+        squared = (back - x).square().mean()
+        loss = config.l1 * 100 * squared
+        losses = {"psnr": 10 * math.log10(4 / max(squared.item(), 1e-9))}
+        losses["psnr_linear"] = 10 * math.log10(4 / max((base.detach() - x).square().mean().item(), 1e-9))
+        if features is not None:
+            with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
+                distance = features(*_same_crop(x, back, config.feature_crop)).mean()
+            loss = loss + config.l2 * distance
+            losses["feature"] = distance.item()
+        loop.update(optimiser, loss, step=step, workers=workers, clip=config.clip)
+        loop.smooth(ema, parameters, config.ema, step)
+        log.add(**losses, loss=loss.item())
+        done = step + 1
+        if worker == 0 and (done % config.checkpoint_every == 0 or done == config.steps):
+            speed = (done - first) * config.data.batch * workers / (time.monotonic() - started)
+            loop.save_checkpoint(out / loop.CHECKPOINT, model, ema, [optimiser], done, config)
+            log.write(done, pictures_per_s=round(speed, 1))
+            log.picture(done, grid(torch.stack([x[:16], base[:16], back[:16]], 1).flatten(0, 1), columns=6))
+    return out / loop.CHECKPOINT
+
+
+class Samples:
+    """Pictures, and what the linear part makes of them as a receiver would have it."""
+
+    def __init__(self, config: ResidualTraining, model: Residual, squares: Squares, device: torch.device) -> None:
+        self.config, self.model, self.squares, self.device = config, model, squares, device
+        count = len(squares.clips)
+        owner = np.repeat(np.arange(count), squares.clips)
+        self.starts = np.repeat(np.cumsum(squares.clips) - squares.clips, squares.clips)
+        self.ends = self.starts + np.repeat(squares.clips, squares.clips)
+        self.fold = owner % config.folds
+        self.parts: list[Residual] = []
+        if config.folds > 1:
+            for f in range(config.folds):
+                part = Residual(_without_network(config.network))
+                learn_components(part, squares.pixels[self.fold != f])
+                self.parts.append(part.to(device))
+                self.parts[-1].prepare()
+        else:
+            self.parts.append(model)
+        self.y = torch.cat([self._coordinates(start) for start in range(0, len(squares.pixels), BLOCK)])
+
+    @torch.no_grad()
+    def _coordinates(self, start: int) -> Tensor:
+        pixels = self.squares.pixels[start : start + BLOCK]
+        x = pictures(pixels, self.device)
+        y = torch.zeros(len(x), self.config.network.m, device=self.device)
+        for f, part in enumerate(self.parts):
+            mine = torch.from_numpy(self.fold[start : start + BLOCK] == f).to(self.device)
+            if mine.any():
+                y[mine] = part.linear_analysis(x[mine])
+        return y
+
+    def batch(self, step: int, worker: int) -> tuple[Tensor, Tensor]:
+        """x and base, (batch, channels, H, W) each; depends on (seed, step, worker) alone."""
+        config = self.config
+        rng = np.random.default_rng((config.seed * 1000 + worker, step))
+        at = rng.integers(len(self.squares.pixels), size=config.data.batch)
+        flips = rng.random(len(at)) < (0.5 if config.data.mirror else 0)
+        pixels = self.squares.pixels[at]
+        pixels[flips] = pixels[flips, :, ::-1]
+        x = pictures(pixels, self.device)
+        if self.model.encoder is not None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16):
+                y = self.model.encode(x)
+            bits = torch.from_numpy(rng.choice(config.bits, size=len(x))).to(self.device)
+            return x, self.model.linear_synthesis(quantise_bits(y, self.model.deviation, bits))
+        base = torch.empty_like(x)
+        y = self._received(at, rng, x if flips.any() else None)
+        for f, part in enumerate(self.parts):
+            mine = torch.from_numpy(self.fold[at] == f).to(self.device)
+            if mine.any():
+                base[mine] = part.linear_synthesis(self._rounded(y[mine], part, rng))
+        return x, base
+
+    def _received(self, at: np.ndarray, rng: np.random.Generator, x: Tensor | None) -> Tensor:
+        """Coordinates as interpolated between keyframes, in `step` rounded at those."""
+        config = self.config
+        if config.quantiser == "bits":
+            if x is None:
+                return self.y[torch.from_numpy(at)]
+            y = torch.empty(len(x), config.network.m, device=self.device)
+            for f, part in enumerate(self.parts):
+                mine = torch.from_numpy(self.fold[at] == f).to(self.device)
+                if mine.any():
+                    y[mine] = part.linear_analysis(x[mine])
+            return y
+        gap = rng.choice(config.intervals, size=len(at))
+        before = np.maximum(at - rng.integers(0, gap), self.starts[at])
+        after = np.minimum(before + gap, self.ends[at] - 1)
+        share = np.where(after > before, (at - before) / np.maximum(after - before, 1), 0.0)
+        size = config.step * 2.0 ** ((DEFAULT_QUALITY - rng.integers(4, 8, size=len(at))) / 2) / 127.5
+        step = torch.from_numpy(size).float().to(self.device).unsqueeze(1)
+        a, b = (torch.round(self.y[torch.from_numpy(i)] / step) * step for i in (before, after))
+        return torch.lerp(a, b, torch.from_numpy(share).float().to(self.device).unsqueeze(1))
+
+    def _rounded(self, y: Tensor, part: Residual, rng: np.random.Generator) -> Tensor:
+        if self.config.quantiser == "step":
+            return y
+        bits = torch.from_numpy(rng.choice(self.config.bits, size=len(y))).to(self.device)
+        return quantise_bits(y, part.deviation, bits)
+
+
+def quantise_bits(y: Tensor, deviation: Tensor, bits: Tensor) -> Tensor:
+    """y (B, M) at bits (B,), rounded straight-through to what the other end will hold."""
+    gain = torch.tensor(LEVELS_PER_DEVIATION, device=y.device)[bits - 1].unsqueeze(1) / deviation
+    half = (2 ** (bits - 1)).unsqueeze(1).float()
+    symbols = ((y + OFFSET * deviation) * gain).round().clamp(1 - half, half)
+    return y + (symbols / gain - OFFSET * deviation - y).detach()
+
+
+def learn_components(model: Residual, pixels: np.ndarray) -> None:
+    """Principal components of uint8 (N, H, W, channels), their mean and deviations, into the model's buffers."""
+    if len(pixels) <= model.config.m:
+        raise InputError(f"{len(pixels)} pictures are too few for {model.config.m} coordinates; give more or a smaller m")
+    mean, rows, _ = principal_components((x.flatten(1) for x in _blocks(pixels)), model.config.m)
+    model.set_basis(rows, mean)
+    with torch.no_grad():
+        y = torch.cat([model.linear_analysis(x) for x in _blocks(pixels)])
+    model.deviation.copy_(y.std(0).clamp_min(1e-6))
+
+
+def pictures(pixels: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (B, H, W, channels) to (B, channels, H, W) in [-1, 1]."""
+    return (
+        torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+    )
+
+
+def load(config: ResidualTraining, data: Path) -> Squares:
+    """The training's pictures."""
+    network = config.network
+    size = (network.frame_size[0], network.frame_size[1])
+    return load_squares([data / f for f in config.data.folders], size=size, channels=network.channels, every=config.data.every)
+
+
+def _blocks(pixels: np.ndarray) -> Iterator[Tensor]:
+    return (pictures(pixels[start : start + BLOCK]) for start in range(0, len(pixels), BLOCK))
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Warm-up, then half a cosine down to a twentieth."""
+    share = step / max(steps, 1)
+    return min(1.0, (step + 1) / WARM_UP) * (0.05 + 0.95 * (0.5 + 0.5 * math.cos(math.pi * share)))
+
+
+def _same_crop(a: Tensor, b: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The same random square of both, as RGB in [0, 1]."""
+    height, width = a.shape[2:]
+    h, w = min(size, height), min(size, width)
+    top, left = (int(torch.randint(0, (full - part) // 4 + 1, ()).item()) * 4 for full, part in ((height, h), (width, w)))
+    crops = (t[:, :, top : top + h, left : left + w].expand(-1, 3, -1, -1) / 2 + 0.5 for t in (a, b))
+    first, second = (c.contiguous(memory_format=torch.channels_last) for c in crops)
+    return first, second
+
+
+def _features(config: ResidualTraining, device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:
+    if config.l2 == 0:
+        return None
+    from ..evaluation.features import VggFeatures
+
+    vgg = VggFeatures(config.perceptual_file, layers=config.vgg_layers).to(device, memory_format=torch.channels_last)
+    return vgg.distance
+
+
+def _without_network(config: ResidualConfig) -> ResidualConfig:
+    """The same linear part with the smallest of networks: only the former is used."""
+    return replace(config, width=1, blocks=0, encoder=False)
+
+
+def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
+    """A training's checkpoint as a manifold file; returns its id. data: as in `train`, for the code tables."""
+    step, values, tensors = loop.read_checkpoint(checkpoint)
+    config = from_dict(values, ResidualTraining, source=str(checkpoint))
+    net = Residual(config.network)
+    state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    net.load_state_dict(state | {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
+    squares = load(config, data)
+    return save(net.eval(), config, squares, output, card={"steps": step} | dict(card or {}))
+
+
+@torch.inference_mode()
+def save(
+    net: Residual,
+    config: ResidualTraining,
+    squares: Squares,
+    output: Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+) -> str:
+    """Writes net as a manifold, with code tables for the symbols of `squares`; returns its id."""
+    net = copy.deepcopy(net).float()
+    if config.quantiser == "bits":
+        net.offset.copy_(OFFSET * net.deviation)
+        gains = [g / net.deviation for g in LEVELS_PER_DEVIATION]
+    else:
+        steps = [config.step * 2 ** ((DEFAULT_QUALITY - q) / 2) / 127.5 for q in range(1, QUALITIES + 1)]
+        gains = [torch.full((config.network.m,), 1 / s) for s in steps]
+    net.prepare()
+    clips, y, squared = _encode(net, squares, gains[DEFAULT_QUALITY - 1])
+    tables = []
+    for bits, gain in enumerate(gains, start=1):
+        symbols = np.clip(np.rint(y * gain.numpy()), -32767, 32767).astype(np.int16)
+        if config.quantiser == "bits":
+            symbols = symbols.clip(1 - 2 ** (bits - 1), 2 ** (bits - 1))
+        tables.append(_fit(symbols, clips, bits if config.quantiser == "bits" else None))
+    facts = {
+        "title": f"{config.network.m} principal components and a residual network, from {', '.join(config.data.folders)}",
+        "data": f"{len(squares.clips)} pictures and videos, {len(squares.pixels)} frames",
+        "made": date.today().isoformat(),
+        "training_config": to_dict(config),
+        "scores": {"training_psnr_db": round(10 * math.log10(4 / max(squared, 1e-9)), 2)},
+        "not_for": "pictures of another kind than those it learned from",
+    }
+    exact = {"basis", "basis_scale", "deviation", "offset"}
+    return manifold.save(
+        output,
+        kind="ncode",
+        name=config.name,
+        config={
+            "frame_size": list(config.network.frame_size),
+            "stride": None,
+            "qualities": QUALITIES,
+            "default_quality": DEFAULT_QUALITY,
+            "network": to_dict(config.network),
+        },
+        tables=tables,
+        tensors={k: (v if k in exact else v.half()).contiguous().numpy() for k, v in net.state_dict().items()}
+        | {"gain": torch.stack(gains).numpy()},
+        card=facts | dict(card or {}),
+    )
+
+
+def _encode(net: Residual, squares: Squares, gain: Tensor) -> tuple[list[int], np.ndarray, float]:
+    """Frames of each clip used, their latents (frames, M), and the mean squared error of values at the default quality."""
+    clips, total = [], 0
+    for clip in squares.clips:
+        if total and total + clip > MOST_FITTED:
+            break
+        clips.append(clip)
+        total += clip
+    latents, squared = [], 0.0
+    for start in range(0, total, 64):
+        x = pictures(squares.pixels[start : min(start + 64, total)])
+        y = net.encode(x) + net.offset
+        back = net.decode((y * gain).round() / gain - net.offset)
+        squared += (back.clamp(-1, 1) - x).square().mean((1, 2, 3)).sum().item()
+        latents.append(y.numpy())
+    return clips, np.concatenate(latents), squared / total
+
+
+def _fit(symbols: np.ndarray, clips: list[int], bits: int | None) -> CodeTables:
+    """symbols: int16 (frames, M), clip after clip. bits: of each coordinate with the coder `fixed`, where they are given."""
+    delta, start = [], 0
+    thin = max(1, len(symbols) * len(LAGS) // MOST_DELTAS)
+    for frames in clips:
+        clip = symbols[start : start + frames]
+        delta += [(clip[lag:] - clip[:-lag])[::thin].T[:, :, None] for lag in LAGS if frames > lag]
+        start += frames
+    whole = symbols.T[:, :, None]
+    if bits is None:
+        return CodeTables.fit([whole], delta)
+    return CodeTables.fit([whole], delta, centre=1, bits=bits)
