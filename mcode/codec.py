@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from .coders import CodeTables, fixed, huffman, slices
-from .errors import ManifoldError, WireError
+from .coders import range as ranges
+from .errors import InputError, ManifoldError, WireError
 from .frame import TICKS_PER_S, Frame
 from .latents import dequantise, interpolate, quantise
 from .packet import Packet, StreamHeader
@@ -25,7 +26,7 @@ from .packet import Packet, StreamHeader
 if TYPE_CHECKING:
     from torch import Tensor
 
-CODERS = ("huffman", "fixed")
+CODERS = ("huffman", "fixed", "range")
 BATCH_PIXELS = 2_000_000
 """Frames between keyframes are synthesised in batches of at most about this many pixels: memory stays bounded."""
 CUT_THRESHOLD = 30.0
@@ -38,6 +39,7 @@ class Model(Protocol):
 
     id: str
     default_quality: int
+    hyper: ranges.RangeModel | None
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]: ...
     def analyse(self, rgb: np.ndarray) -> Tensor: ...
@@ -75,6 +77,9 @@ class Encoder:
             raise ValueError(f"n is {n}; the keyframe interval is 1 to 65535 frames")
         if coder not in CODERS:
             raise ValueError(f"coder {coder!r} is not one of {', '.join(CODERS)}")
+        if coder == "range" and model.hyper is None:
+            name = getattr(model, "name", model.id)
+            raise InputError(f"--coder range: manifold {name} has no hyperprior; its coders are huffman and fixed")
         quality = model.default_quality if quality is None else quality
         self.model, self.width, self.height = model, width, height
         self.shape = model.latent_shape(width, height)
@@ -139,6 +144,10 @@ class Encoder:
         if self.header.coder == "fixed":
             symbols = fixed.clip(symbols, self.tables)
             parts = [fixed.encode(part, self.tables) for part in slices.split(symbols, self.header.slices)]
+        elif self.header.coder == "range":
+            assert self.model.hyper is not None
+            previous = None if refresh else self._symbols
+            parts = ranges.encode(symbols, previous, self.header.slices, self.header.quality, self.model.hyper)
         else:
             delta = None if refresh or self._symbols is None else symbols - self._symbols
             parts = self._huffman(symbols, delta)
@@ -173,6 +182,7 @@ class Decoder:
         self.missing_slices = self.broken_deltas = 0
         self._symbols: np.ndarray | None = None
         self._latent: Tensor | None = None
+        self._strange: set[int] = set()  # slices of `range` whose symbols are not those the encoder had
         self._pts = self._frame_ticks = 0
         if header is not None:
             self._start(header)
@@ -206,6 +216,8 @@ class Decoder:
             raise ManifoldError(f"this stream needs manifold {header.manifold_id.hex()}, not {self.model.id}")
         if header.coder not in CODERS:
             raise WireError(f"coder {header.coder} is not known")
+        if header.coder == "range" and self.model.hyper is None:
+            raise WireError(f"the stream is coded by range, for which manifold {self.model.id} has no hyperprior")
         try:
             shape = self.model.latent_shape(header.width, header.height)
             self.model.tables(header.quality)
@@ -213,6 +225,8 @@ class Decoder:
             raise WireError(str(error)) from error
         if self._symbols is not None and self._symbols.shape != shape:
             self._symbols = self._latent = None
+        if self.header is not None and self.header.slices != header.slices:
+            self._strange = set()
         self.header, self._shape = header, shape
 
     def _decode(self, packet: Packet, after_loss: bool) -> np.ndarray:
@@ -229,15 +243,33 @@ class Decoder:
             positions = len(slices.positions(index, count, h, w))
             if data is None:
                 self.missing_slices += 1
+                self._strange.add(index)
                 kept = previous[index]
                 parts.append(kept if kept is not None else fixed.decode(b"", positions, tables))
             elif self.header.coder == "fixed":
                 parts.append(fixed.decode(data, positions, tables))
+            elif self.header.coder == "range":
+                parts.append(self._range(data, index, previous[index], after_loss))
             else:
                 decoded = huffman.decode(data, previous[index], positions, tables)
                 self.broken_deltas += decoded.needs_previous
                 parts.append(decoded.symbols)
         return slices.join(parts, h, w)
+
+    def _range(self, data: bytes, index: int, previous: np.ndarray | None, after_loss: bool) -> np.ndarray:
+        """Symbols of a slice of `range`. A delta around other symbols than the encoder's would be noise: until the slice
+        comes whole again, what was there stays."""
+        assert self.header is not None and self.model.hyper is not None
+        if after_loss:
+            self._strange.add(index)
+        known = None if index in self._strange else previous
+        _, h, w = self._shape
+        found = ranges.decode(data, known, index, self.header.slices, (h, w), self.header.quality, self.model.hyper)
+        if not found.needs_previous:
+            self._strange.discard(index)
+            return found.symbols
+        self.broken_deltas += 1
+        return found.symbols if previous is None else previous
 
     def _times(self, packet: Packet, since: int, after_loss: bool) -> list[int]:
         """Times of the frames from the previous keyframe (excluded) to this one (included).

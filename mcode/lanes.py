@@ -70,8 +70,8 @@ class McodeLane:
     """Datagrams of an MCode lane to keyframes (`push`, `poll`), keyframes to frames (`decode`). Sans-IO.
 
     A keyframe lost is a longer gap. With the coder `fixed` damaged slices are repaired (conceal.py) and decoded; with
-    `huffman` the rest of a damaged slice is noise, so the picture before is kept at its positions, and the chain of
-    deltas is broken: `wants_refresh` until a refresh came whole. push and poll are for one thread, decode may be for
+    `huffman` or `range` the rest of a damaged slice is noise, so the picture before is kept at its positions, and the
+    chain of deltas is broken: `wants_refresh` until a refresh came whole. push and poll are for one thread, decode may be for
     another.
     """
 
@@ -133,7 +133,7 @@ class McodeLane:
         slices = list(packet.slices)
         self.missing_slices += slices.count(None)
         whole = None not in slices and not any(received.damaged)
-        if stream.coder == "huffman":
+        if stream.coder in ("huffman", "range"):
             if self._has_picture:
                 for index, damaged in enumerate(received.damaged):
                     if damaged and slices[index] is not None:

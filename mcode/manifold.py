@@ -19,25 +19,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import ManifoldError
+from .errors import FormatError, ManifoldError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from .coders import CodeTables
+    from .coders.range import RangeModel
 
 FORMAT = "1"
 KINDS = ("linear", "ncode", "hific")
 SEARCH_VARIABLE = "MCODE_MANIFOLDS"
 """Environment variable with further folders of manifolds, separated as PATH is."""
+HYPER = "hyper."
+"""What the names of the hyperprior's tensors begin with."""
 _LARGEST_HEADER = 64 << 20
 
 
 @dataclass(frozen=True)
 class ManifoldInfo:
     """What a manifold's header says. frame_size: (width, height) or None for any size; stride: pixels per latent position
-    (None for fixed sizes); qualities: number of quality steps; id: first 16 hex digits of the content's SHA-256."""
+    (None for fixed sizes); qualities: number of quality steps; coders: which of mcode.packet.CODERS it has what it takes
+    for; id: first 16 hex digits of the content's SHA-256."""
 
     name: str
     path: Path
@@ -49,6 +53,7 @@ class ManifoldInfo:
     frame_size: tuple[int, int] | None
     stride: int | None
     qualities: int
+    coders: tuple[str, ...]
     card: dict[str, Any]
     config: dict[str, Any]
 
@@ -124,6 +129,7 @@ def read_info(name_or_path: str | os.PathLike[str]) -> ManifoldInfo:
         frame_size=(int(size[0]), int(size[1])) if size else None,
         stride=config.get("stride"),
         qualities=int(config["qualities"]),
+        coders=("huffman", "fixed", "range") if config.get("hyper") else ("huffman", "fixed"),
         card=card,
         config=config,
     )
@@ -195,18 +201,52 @@ def save(
     card: Mapping[str, Any],
 ) -> str:
     """Writes a manifold file, whole or not at all; returns its id. tables: one for each quality."""
+    tables_text = json.dumps([base64.b64encode(t.to_bytes()).decode() for t in tables])
+    return _write(path, kind, name, config, tables_text, tensors, card)
+
+
+def rewrite(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    hyper: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    card: Mapping[str, Any],
+) -> str:
+    """Writes the manifold `path` with a hyperprior (see coders.range) in place of the one it has, if any; returns its id.
+
+    hyper: the hyperprior's config, tensors: named `hyper.*`. card: what is added to the card. Networks and code tables
+    stay as they are.
+    """
+    source = find(path)
+    metadata, _ = _read_header(source)
+    kept = {name: array for name, array in _read_tensors(source).items() if not name.startswith(HYPER)}
+    config = json.loads(metadata["config"]) | {"hyper": dict(hyper)}
+    full_card = json.loads(metadata.get("card", "{}")) | dict(card)
+    name = metadata.get("name") or source.stem
+    return _write(output, metadata["kind"], name, config, metadata["tables"], kept | dict(tensors), full_card)
+
+
+def _write(
+    path: str | os.PathLike[str],
+    kind: str,
+    name: str,
+    config: Mapping[str, Any],
+    tables: str,
+    tensors: Mapping[str, np.ndarray],
+    card: Mapping[str, Any],
+) -> str:
     from safetensors.numpy import save_file
 
     config_text = json.dumps(config, sort_keys=True)
-    tables_text = json.dumps([base64.b64encode(t.to_bytes()).decode() for t in tables])
-    manifold_id = content_id(kind, config_text, tables_text, tensors)
+    manifold_id = content_id(kind, config_text, tables, tensors)
     metadata = {
         "mcode": FORMAT,
         "id": manifold_id,
         "kind": kind,
         "name": name,
         "config": config_text,
-        "tables": tables_text,
+        "tables": tables,
         "card": json.dumps(card),
     }
     temporary = Path(f"{os.fspath(path)}.part")
@@ -236,7 +276,8 @@ def load(name_or_path: str | os.PathLike[str], device: str = "auto", *, precisio
 class Manifold:
     """A loaded manifold: pixels to latents and back, and the numbers which the coders need.
 
-    The codec uses only `latent_shape`, `analyse`, `synthesise`, `gain`, `inverse`, `tables` and `id`.
+    The codec uses only `latent_shape`, `analyse`, `synthesise`, `gain`, `inverse`, `tables`, `hyper` and `id`. hyper: what
+    the coder `range` needs, None where the manifold has none.
     """
 
     def __init__(
@@ -255,15 +296,28 @@ class Manifold:
         self._tables = json.loads(tables)
         self.dtype = fast_dtype(device) if precision == "auto" else getattr(torch, precision)
         try:
-            self.net, self._gain, self._inverse = build(info.kind, info.config, tensors, device)
+            own = {name: array for name, array in tensors.items() if not name.startswith(HYPER)}
+            self.net, self._gain, self._inverse = build(info.kind, info.config, own, device)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise ManifoldError(f"{info.path}: weights do not fit the manifold's config ({error})") from error
         self.channels = int(self._gain.shape[1])
         if len(self._tables) != self.qualities:
             raise ManifoldError(f"{info.path}: {len(self._tables)} code tables for {self.qualities} qualities")
+        self.hyper = self._hyper(tensors)
 
     def __repr__(self) -> str:
         return f"Manifold({self.name} {self.id}, {self.kind}, {self.device.type} {self.dtype})"
+
+    def _hyper(self, tensors: Mapping[str, np.ndarray]) -> RangeModel | None:
+        config = self.config.get("hyper")
+        if not config:
+            return None
+        from .coders.range import RangeModel
+
+        try:
+            return RangeModel.from_tensors(config, tensors, self.channels, self.qualities)
+        except FormatError as error:
+            raise ManifoldError(f"{self.info.path}: {error}") from error
 
     @cached_property
     def _parsed(self) -> dict[int, CodeTables]:

@@ -17,6 +17,7 @@ class BlockMeans:
 
     id = "00112233445566ff"
     default_quality = 1
+    hyper = None
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)

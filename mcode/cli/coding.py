@@ -343,6 +343,7 @@ def show_manifold(name: str, as_json: bool) -> None:
         "id": known.id,
         "frame": _frame_size(known),
         "qualities": f"1 to {known.qualities}" if known.qualities > 1 else "1",
+        "coders": ", ".join(known.coders),
         "parameters": f"{known.parameters:,}",
         "file": f"{known.path} ({byte_count(known.file_bytes)})",
     }

@@ -11,7 +11,7 @@ import typer
 
 from mcode.errors import InputError
 
-CODERS = ("huffman", "fixed")
+CODERS = ("huffman", "fixed", "range")
 CODECS = ("h264", "h265", "av1")
 LANES = ("fixed", "huffman", "h264", "h265")
 
@@ -170,9 +170,9 @@ Manifold = Annotated[str, typer.Option("--manifold", "-m", metavar="NAME|FILE", 
 Coder = Annotated[
     str,
     typer.Option(
-        metavar="huffman|fixed",
+        metavar="huffman|fixed|range",
         parser=one_of("--coder", *CODERS),
-        help="huffman is the smallest; fixed survives bit errors best.",
+        help="range is the smallest, for manifolds that have a hyperprior; huffman is for all; fixed survives bit errors best.",
     ),
 ]
 Quality = Annotated[

@@ -83,14 +83,14 @@ def _latents(
             for rgb in every[:: max(1, len(every) // count)]:
                 stills.append(model.analyse(rgb[None])[0].cpu())
         for video in (f for f in files if f.suffix.lower() in VIDEOS):
-            for frames in _places(video, 3, max(LAGS) + 1):
+            for frames in frame_runs(video, 3, max(LAGS) + 1):
                 first = model.analyse(frames[0][None])[0].cpu()
                 stills.append(first)
                 moves += [(first, model.analyse(frames[lag][None])[0].cpu()) for lag in LAGS if lag < len(frames)]
     return stills, moves
 
 
-def _places(video: Path, places: int, length: int) -> Iterator[list[np.ndarray]]:
+def frame_runs(video: Path, places: int, length: int) -> Iterator[list[np.ndarray]]:
     """Runs of `length` consecutive frames at evenly spaced places of a video."""
     with av.open(str(video)) as container:
         stream = container.streams.video[0]

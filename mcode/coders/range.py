@@ -1,0 +1,643 @@
+"""The coder `range`: symbols under a hyperprior, by asymmetric numeral systems. The densest; not robust.
+
+What a symbol costs depends on the quality, on a small hyper-latent z sent with the slice or on the previous keyframe,
+and on the symbols coded before it. All of it is integers: weights, activations, and the frequency tables looked up. The
+sums are computed in float32, whose integers below 2^24 are exact in any order, so every machine comes to the same
+tables (Ballé, Johnston, Minnen 2019). The training's double is mcode.nets.hyper; entropy coding is constriction's
+(Bamler 2022).
+
+A slice, in the order of decoding:
+
+    1 symbol           0: whole symbols, 1: the same, the hyper-latent follows, 2: a delta to the previous keyframe
+    Z x hz x wz        hyper-latent (after 1), channel by channel, hz = ceil(h / 4), wz = ceil(w / 4)
+    for each pass      its symbols, sorted by table, then by channel, then by position; then what escaped, 16 bits each
+
+The alphabet of a table begins with the likeliest value, which is also what is read behind the end of a slice: one that was
+cut goes on with predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import constriction
+import numpy as np
+
+from mcode.coders import slices as slicing
+from mcode.coders.huffman import Decoded
+from mcode.errors import FormatError
+
+AnsCoder = constriction.stream.stack.AnsCoder
+Categorical, Uniform = constriction.stream.model.Categorical, constriction.stream.model.Uniform
+
+SHIFT, HEAD_SHIFT = 6, 8
+"""Sums are divided by 2^6 for an activation, by 2^8 for a scale, a mean or a hyper-latent; halves round upwards."""
+TOP = 255
+"""Activations are 0..TOP."""
+Z_MIN, Z_MAX = -8, 7
+Z_VALUES = Z_MAX - Z_MIN + 1
+Z_FACTOR = 16
+LOG_TABLE = np.rint(16 * np.log2(1 + np.arange(4096))).astype(np.int16)
+"""A symbol's size as the network sees it."""
+PRECISION = 24
+"""Frequencies of a table sum to 2^24."""
+WHOLE, WITH_Z, DELTA = 0, 1, 2
+KINDS = 3
+"""Kinds of slice, as its first symbol tells. A delta is coded around the previous keyframe's symbols and knows them."""
+FRACTIONS = 3
+"""Means are in quarters: tables for a mean at 0, 1/4 and 1/2 of a step; 3/4 is 1/4 mirrored."""
+Z_RATIO = 4
+"""Positions of the map, along a side, to one of the hyper-latent."""
+BOTH_WAYS = 512
+"""Whole slices of fewer positions are tried with and without the hyper-latent; larger ones always have it."""
+
+_SIZES = ("hidden", "wide", "latents", "scales", "signed", "mean_limit")
+_EXACT = 1 << 24
+_ESCAPE_BITS = 16
+
+
+class Pass(NamedTuple):
+    """Channels start..stop-1 at all positions, or at those where (x + y) % 2 is `parity`."""
+
+    start: int
+    stop: int
+    parity: int | None = None
+
+
+@dataclass(frozen=True)
+class HyperConfig:
+    """passes: in coding order; together they hold each channel and position once, a pass of parity 1 right after that of
+    parity 0. hidden, wide: channels of the networks. latents: channels of z. scales: number of scale indices.
+    signed: the first channels, whose signs the network sees."""
+
+    channels: int
+    qualities: int
+    passes: tuple[Pass, ...]
+    hidden: int = 48
+    wide: int = 32
+    latents: int = 6
+    scales: int = 48
+    signed: int = 4
+    mean_limit: int = 1023
+
+    def signed_of(self, p: Pass) -> int:
+        """How many of the pass's channels the network sees with their sign."""
+        return min(p.stop, self.signed) - min(p.start, self.signed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the manifold's config holds; channels and qualities stand there already."""
+        return {"format": 1, "passes": [list(p) for p in self.passes]} | {name: getattr(self, name) for name in _SIZES}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], channels: int, qualities: int) -> HyperConfig:
+        """Raises FormatError where the values are not those of a hyperprior for so many channels."""
+        if values.get("format") != 1:
+            raise FormatError(f"the hyperprior is of format {values.get('format')}; this version reads 1")
+        try:
+            passes = tuple(Pass(*p) for p in values["passes"])
+            sizes = {k: int(values[k]) for k in _SIZES}
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"the hyperprior's config is damaged ({error})") from None
+        at, parity, last = 0, None, (0, 0)
+        for p in passes:
+            at, good = (p.stop, p.start == at) if p.parity != 1 else (at, parity == 0 and (p.start, p.stop) == last)
+            if not good or p.stop <= p.start or p.parity not in (None, 0, 1) or (parity == 0 and p.parity != 1):
+                raise FormatError("the hyperprior's passes are not in order")
+            parity, last = p.parity, (p.start, p.stop)
+        if at != channels or parity == 0 or min(sizes.values()) < 1 or max(sizes.values()) > 4096 or sizes["signed"] > channels:
+            raise FormatError(f"the hyperprior does not fit {channels} channels")
+        return cls(channels, qualities, passes, **sizes)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weights (int8; out, in, k, k) and offsets (int32; one row for each quality or one for all)."""
+        c, q, wide, hidden, z = self.channels, self.qualities, self.wide, self.hidden, self.latents
+        found: dict[str, tuple[int, ...]] = {
+            "a1": (wide, c + self.signed, 1, 1),
+            "a1_bias": (q, wide),
+            "a2": (wide, 4 * wide, 1, 1),
+            "a2_bias": (1, wide),
+            "a3": (z, 4 * wide, 1, 1),
+            "a3_bias": (1, z),
+            "s1": (wide, z, 3, 3),
+            "s1_bias": (1, wide),
+            "s2": (Z_RATIO**2 * hidden, wide, 1, 1),
+            "before": (hidden, c + self.signed, 1, 1),
+            "start": (2 * KINDS * q, hidden),
+        }
+        for i, p in enumerate(self.passes):
+            n = p.stop - p.start
+            found |= {f"inner.{i}": (hidden, hidden, 1, 1), f"inner_bias.{i}": (1, hidden)}
+            found |= {f"head.{i}": (2 * n, hidden, 1, 1), f"head_bias.{i}": (2 * q, 2 * n)}
+            if i < len(self.passes) - 1:
+                found[f"context.{i}"] = (hidden, n + self.signed_of(p), 3, 3)
+        return found
+
+
+class Estimate(NamedTuple):
+    """Bits of a keyframe by the tables' frequencies: all of them, and those of the hyper-latent among them."""
+
+    bits: float
+    z_bits: float
+
+
+@dataclass(frozen=True, eq=False)
+class RangeModel:
+    """The hyperprior of a manifold: weights as HyperConfig.shapes has them, and frequency tables.
+
+    sizes: uint16 (scales * FRACTIONS,), entries of each table: 2 L + 2 for the values 0, -1, 1 .. -L, L and the escape.
+    tables: uint32, all tables end to end. z_tables: uint32 (qualities, Z, Z_VALUES), by value from Z_MIN. Frequencies are
+    1 or more and sum to 2^PRECISION in each table. Raises FormatError for anything else, and where a sum could reach 2^24.
+    """
+
+    config: HyperConfig
+    weights: Mapping[str, np.ndarray]
+    sizes: np.ndarray
+    tables: np.ndarray
+    z_tables: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, shape in self.config.shapes().items():
+            found = self.weights.get(name)
+            kind = np.int32 if "bias" in name or name == "start" else np.int8
+            if found is None or found.shape != shape or found.dtype != kind:
+                raise FormatError(f"the hyperprior's {name} is missing or not {np.dtype(kind)} {shape}")
+        sizes = self.sizes.astype(np.int64)
+        good = sizes.shape == (self.config.scales * FRACTIONS,) and self.tables.dtype == self.z_tables.dtype == np.uint32
+        good = good and bool((sizes % 2 == 0).all() and sizes.min() >= 4 and sizes.sum() == self.tables.size)
+        good = good and self.z_tables.shape == (self.config.qualities, self.config.latents, Z_VALUES)
+        if not good or not self.tables.all() or not self.z_tables.all():
+            raise FormatError("the hyperprior's tables are damaged")
+        sums = np.add.reduceat(self.tables.astype(np.uint64), self._starts)
+        if (sums != 1 << PRECISION).any() or (self.z_tables.sum(axis=2, dtype=np.uint64) != 1 << PRECISION).any():
+            raise FormatError("the hyperprior's tables do not sum to 2^24")
+        if self._largest_sum() >= _EXACT:
+            raise FormatError("the hyperprior's weights are too large: sums could reach 2^24 and be rounded")
+
+    def __repr__(self) -> str:
+        count = sum(w.size for w in self.weights.values())
+        return f"RangeModel({self.config.channels} channels, {count:,} weights, {len(self.sizes)} tables)"
+
+    @classmethod
+    def from_tensors(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], channels: int, qualities: int
+    ) -> RangeModel:
+        """From a manifold's config["hyper"] and its tensors `hyper.*`. Raises FormatError."""
+        own = {name.removeprefix("hyper."): array for name, array in tensors.items() if name.startswith("hyper.")}
+        try:
+            sizes, tables, z_tables = (own.pop(f"tables.{name}") for name in ("sizes", "symbols", "z"))
+        except KeyError as error:
+            raise FormatError(f"the hyperprior has no {error}") from None
+        return cls(HyperConfig.from_dict(config, channels, qualities), own, sizes, tables, z_tables)
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        found = {f"hyper.{name}": array for name, array in self.weights.items()}
+        return found | {
+            "hyper.tables.sizes": self.sizes,
+            "hyper.tables.symbols": self.tables,
+            "hyper.tables.z": self.z_tables,
+        }
+
+    def count(
+        self,
+        symbols: np.ndarray,
+        previous: np.ndarray | None,
+        quality: int,
+        joined: bool,
+        counts: np.ndarray,
+        z_counts: np.ndarray,
+    ) -> None:
+        """Adds to `counts` and `z_counts` (int64, as tables and z_tables) what int16 (C, h, w) would use of them, as a delta
+        where there is a previous keyframe."""
+        size = symbols.shape[1], symbols.shape[2]
+        flat, from_z, base = symbols.reshape(len(symbols), -1), None, None
+        if previous is None:
+            z = _analysis(symbols, quality, self)
+            from_z = _synthesis(z, size, self)
+            rows = z.reshape(len(z), -1).astype(np.int64) - Z_MIN
+            np.add.at(z_counts[quality - 1], (np.arange(len(z))[:, None], rows), 1)
+        else:
+            base = previous.reshape(len(previous), -1)
+        walk = _Walk(self, quality, size, np.arange(size[0] * size[1]), joined, from_z, base)
+        for i, p in enumerate(self.config.passes):
+            plan = walk.plan(i)
+            wanted = np.ascontiguousarray(flat[p.start : p.stop, plan.columns])
+            counts += np.bincount(self._starts[plan.table] + _indices(wanted, plan), minlength=len(counts))
+            walk.tell(i, wanted, plan.columns)
+
+    def _largest_sum(self) -> float:
+        """The largest magnitude that any sum can have, whatever the symbols."""
+        w = {name: np.abs(array.astype(np.int64)) for name, array in self.weights.items()}
+
+        def reach(name: str, largest: int) -> np.ndarray:
+            return largest * w[name].reshape(len(w[name]), -1).sum(axis=1)
+
+        def offset(name: str) -> np.ndarray:
+            return w[name].max(axis=0)
+
+        feature = int(LOG_TABLE.max())
+        found = [reach("a1", feature) + offset("a1_bias"), reach("a2", TOP) + offset("a2_bias")]
+        found += [reach("a3", TOP) + offset("a3_bias"), reach("s1", Z_FACTOR * -Z_MIN) + offset("s1_bias")]
+        total = offset("start") + np.maximum(reach("s2", TOP).reshape(-1, Z_RATIO**2).max(axis=1), reach("before", feature))
+        for i in range(len(self.config.passes)):
+            if f"context.{i}" in w:
+                total = total + reach(f"context.{i}", feature)
+            found += [reach(f"inner.{i}", TOP) + offset(f"inner_bias.{i}")]
+            found += [reach(f"head.{i}", TOP) + offset(f"head_bias.{i}")]
+        return float(max(map(np.max, [*found, total]))) + (1 << HEAD_SHIFT)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Where each table begins in `tables`."""
+        ends = np.cumsum(self.sizes, dtype=np.int64)
+        return ends - self.sizes
+
+    @cached_property
+    def _costs(self) -> np.ndarray:
+        """int64, as `tables`: bits in 1024ths."""
+        return _cost(self.tables)
+
+    @cached_property
+    def _models(self) -> list[Any]:
+        return [_categorical(table) for table in np.split(self.tables, self._starts[1:])]
+
+    @cached_property
+    def _z_models(self) -> dict[int, list[tuple[int, Any]]]:
+        """By quality - 1: each channel's likeliest value, which the alphabet begins with, and its model."""
+        found = {}
+        for quality, rows in enumerate(self.z_tables):
+            first = rows.argmax(axis=1)
+            found[quality] = [(int(f), _categorical(np.roll(row, -f))) for f, row in zip(first, rows, strict=True)]
+        return found
+
+    @cached_property
+    def _floats(self) -> dict[str, np.ndarray]:
+        """Weights as float32 (out, in), of 3x3 as (out, 9 in), the position fastest; offsets as columns (rows, out, 1)."""
+        found = {}
+        for name, array in self.weights.items():
+            if array.ndim == 2:
+                found[name] = array.astype(np.float32)[..., None]
+            else:
+                found[name] = array.reshape(len(array), -1).astype(np.float32)
+                if array.shape[2] == 3:
+                    found[f"{name}.centre"] = np.ascontiguousarray(found[name][:, 4::9])
+        return found
+
+
+def encode(symbols: np.ndarray, previous: np.ndarray | None, slices: int, quality: int, model: RangeModel) -> list[bytes]:
+    """The slices of int16 (C, h, w), in order. previous: the last keyframe's symbols, or None for a refresh. quality: 1 to
+    the model's qualities.
+
+    A slice decodes alone: what it tells of the hyper-latent it tells itself, and neighbours in other slices are unknown.
+    Up to three zero bytes at its end are left out. Raises ValueError for another number of channels or another quality.
+    """
+    return [_code(choice.told) for choice in _choose(symbols, previous, slices, quality, model)]
+
+
+def estimate(symbols: np.ndarray, previous: np.ndarray | None, slices: int, quality: int, model: RangeModel) -> Estimate:
+    """What `encode` should take by the tables' frequencies, before whole words and bytes."""
+    chosen = _choose(symbols, previous, slices, quality, model)
+    return Estimate(sum(c.cost for c in chosen) / 1024, sum(c.z_cost for c in chosen) / 1024)
+
+
+def decode(
+    data: bytes,
+    previous: np.ndarray | None,
+    slice_index: int,
+    slices: int,
+    size: tuple[int, int],
+    quality: int,
+    model: RangeModel,
+) -> Decoded:
+    """The symbols of a slice, int16 (C, P), of a map of `size` (h, w). previous: the slice's symbols in the previous
+    keyframe, (C, P), where they are what the encoder had.
+
+    Never raises on `data`: what is damaged gives symbols of the right number, what is missing reads as predicted. The
+    work is bounded by the size alone. A delta without `previous` cannot be read: the symbols are then those predicted
+    from nothing.
+    """
+    _check(model, model.config.channels, quality)
+    h, w = size
+    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)[::-1]
+    if len(words) and not words[-1]:
+        words = np.append(words[:-1], np.uint32(1))  # constriction takes no zero there, nor does it write one
+    coder = AnsCoder(np.ascontiguousarray(words)) if len(words) else AnsCoder()
+    kind = int(coder.decode(_KIND, 1)[0])
+    needs_previous = kind == DELTA and previous is None
+    if needs_previous:
+        coder, kind = AnsCoder(), WHOLE
+    from_z = None
+    if kind == WITH_Z:
+        hz, wz = _z_size(h, w)
+        channels = [coder.decode(m, hz * wz) + first for first, m in model._z_models[quality - 1]]
+        z = (np.stack(channels) % Z_VALUES + Z_MIN).astype(np.float32).reshape(-1, hz, wz)
+        from_z = _synthesis(z, size, model)
+    positions = slicing.positions(slice_index, slices, h, w)
+    walk = _Walk(model, quality, size, positions, slices == 1, from_z, previous if kind == DELTA else None)
+    symbols = np.zeros((model.config.channels, len(positions)), np.int16)
+    for i, p in enumerate(model.config.passes):
+        plan = walk.plan(i)
+        ordered = [coder.decode(model._models[table], count) for table, count in plan.counts()]
+        index = np.empty(plan.order.size, np.int32)
+        if ordered:
+            index[plan.order] = np.concatenate(ordered)
+        value = unzigzag(index)
+        np.negative(value, out=value, where=plan.mirrored)
+        value += plan.mean
+        escaped = np.flatnonzero(index == plan.last)
+        if escaped.size:
+            value[escaped] = coder.decode(_RAW, len(escaped)).astype(np.uint16).view(np.int16)
+        part = value.astype(np.int16).reshape(p.stop - p.start, -1)
+        symbols[p.start : p.stop, plan.columns] = part
+        walk.tell(i, part, plan.columns)
+    return Decoded(symbols, needs_previous)
+
+
+class _Told(NamedTuple):
+    """Symbols of one alphabet to be coded, int32, under one model."""
+
+    index: np.ndarray
+    model: Any
+
+
+class _Choice(NamedTuple):
+    """A slice to be coded: what to tell, in the order of decoding, and its cost in 1024ths of a bit."""
+
+    told: list[_Told]
+    cost: int
+    z_cost: int
+
+
+class _Plan(NamedTuple):
+    """A pass, flat over (channels, columns): each symbol's table, the last entry of that table (the escape), its whole mean
+    and whether it is mirrored; the symbols in coding order; the columns of the slice which the pass covers."""
+
+    table: np.ndarray
+    last: np.ndarray
+    mean: np.ndarray
+    mirrored: np.ndarray
+    order: np.ndarray
+    columns: np.ndarray | slice
+
+    def counts(self) -> list[tuple[int, int]]:
+        """(table, symbols) of the tables in use, ascending."""
+        found = np.bincount(self.table)
+        used = np.flatnonzero(found)
+        return list(zip(used.tolist(), found[used].tolist(), strict=True))
+
+
+class _Walk:
+    """The passes of one slice, one after the other: what is predicted from what is known so far."""
+
+    def __init__(
+        self,
+        model: RangeModel,
+        quality: int,
+        size: tuple[int, int],
+        positions: np.ndarray,
+        joined: bool,
+        from_z: np.ndarray | None,
+        previous: np.ndarray | None,
+    ) -> None:
+        """from_z: of _synthesis, for the whole map; previous: int16 (C, P), of the slice; at most one of the two."""
+        self.model, self.size, self.joined, self.previous = model, size, joined, previous
+        kind = DELTA if previous is not None else WHOLE if from_z is None else WITH_Z
+        self.row = 2 * (quality - 1) + (kind == DELTA)
+        self.count = len(positions)
+        w = model._floats
+        start = w["start"][2 * KINDS * (quality - 1) + KINDS * joined + kind]
+        if previous is not None:
+            self.total = w["before"] @ _features(previous, model.config.signed) + start
+        elif from_z is not None:
+            self.total = from_z.reshape(len(start), -1)[:, positions] + start
+        else:
+            self.total = np.repeat(start, self.count, axis=1)
+        y, x = np.divmod(positions, size[1])
+        self.odd = (x + y) % 2 == 1
+
+    def plan(self, i: int) -> _Plan:
+        config, w = self.model.config, self.model._floats
+        p = config.passes[i]
+        columns: np.ndarray | slice = slice(None)
+        if p.parity is not None:
+            columns = np.flatnonzero(self.odd == bool(p.parity))
+        x = _activate(self.total[:, columns])
+        x = _activate(w[f"inner.{i}"] @ x + w[f"inner_bias.{i}"][0])
+        x = _shifted(w[f"head.{i}"] @ x + w[f"head_bias.{i}"][self.row])
+        half = p.stop - p.start
+        scale = np.clip(x[:half], 0, config.scales - 1).astype(np.int16)
+        quarters = np.clip(x[half:], -config.mean_limit, config.mean_limit).astype(np.int32)
+        whole = (quarters + 1) >> 2
+        fraction = (quarters - (whole << 2)).astype(np.int16)  # -1..2
+        table = (scale * np.int16(FRACTIONS) + np.abs(fraction)).reshape(-1)
+        if self.previous is not None:
+            whole = whole + self.previous[p.start : p.stop, columns]
+        last = (self.model.sizes.astype(np.int32) - 1)[table]
+        order = np.argsort(table, kind="stable")
+        return _Plan(table, last, whole.reshape(-1), fraction.reshape(-1) < 0, order, columns)
+
+    def tell(self, i: int, part: np.ndarray, columns: np.ndarray | slice) -> None:
+        """The symbols of pass i, int16 (channels, columns), for the passes behind it."""
+        w, p = self.model._floats, self.model.config.passes[i]
+        if f"context.{i}" not in w:
+            return
+        if self.previous is not None:
+            part = part.astype(np.int32) - self.previous[p.start : p.stop, columns]
+        found = _features(part, self.model.config.signed_of(p))
+        if not self.joined:
+            self.total[:, columns] += w[f"context.{i}.centre"] @ found
+            return
+        every = found
+        if not isinstance(columns, slice):
+            every = np.zeros((len(found), self.count), np.float32)
+            every[:, columns] = found
+        self.total += _convolve(w[f"context.{i}"], every.reshape(-1, *self.size))
+
+
+def _choose(symbols: np.ndarray, previous: np.ndarray | None, slices: int, quality: int, model: RangeModel) -> list[_Choice]:
+    _check(model, len(symbols), quality)
+    size = symbols.shape[1], symbols.shape[2]
+    before = slicing.split(previous, slices) if previous is not None else [None] * slices
+    z: np.ndarray | None = None
+    from_z = None
+    chosen = []
+    for index, (part, base) in enumerate(zip(slicing.split(symbols, slices), before, strict=True)):
+        positions = slicing.positions(index, slices, *size)
+        tried = []
+        for kind in _kinds(part, base):
+            if kind == WITH_Z and z is None:
+                z = _analysis(symbols, quality, model)
+                from_z = _synthesis(z, size, model)
+            tell = _Teller(model, quality, size, positions, slices == 1)
+            told_z, known = (z, from_z) if kind == WITH_Z else (None, None)
+            tried.append(tell(part, kind, told_z, known, base if kind == DELTA else None))
+        chosen.append(min(tried, key=lambda choice: choice.cost))
+    return chosen
+
+
+def _kinds(part: np.ndarray, base: np.ndarray | None) -> tuple[int, ...]:
+    """Which kinds of slice to try, for their cost: what is clearly worse is not."""
+    whole = (WITH_Z, WHOLE) if part.shape[1] < BOTH_WAYS else (WITH_Z,)
+    if base is None:
+        return whole
+    size, change = _size_of(part), _size_of(part.astype(np.int32) - base)
+    return (DELTA,) if 8 * change < 7 * size else whole if 7 * change > 8 * size else (DELTA, *whole)
+
+
+def _size_of(values: np.ndarray) -> int:
+    """A guess at what values cost: the sum of their logarithms."""
+    return int(np.take(LOG_TABLE, np.abs(values.astype(np.int32)), mode="clip").sum(dtype=np.int64))
+
+
+class _Teller(NamedTuple):
+    """How a slice would be coded."""
+
+    model: RangeModel
+    quality: int
+    size: tuple[int, int]
+    positions: np.ndarray
+    joined: bool
+
+    def __call__(
+        self, part: np.ndarray, kind: int, z: np.ndarray | None, from_z: np.ndarray | None, previous: np.ndarray | None
+    ) -> _Choice:
+        model = self.model
+        told = [_Told(np.array([kind], np.int32), _KIND)]
+        z_cost = 0
+        if z is not None:
+            costs = _cost(model.z_tables[self.quality - 1])
+            models = model._z_models[self.quality - 1]
+            for (first, m), row, cost in zip(models, z.reshape(len(z), -1), costs, strict=True):
+                value = row.astype(np.int32) - Z_MIN
+                told.append(_Told((value - first) % Z_VALUES, m))
+                z_cost += int(cost[value].sum())
+        walk = _Walk(model, self.quality, self.size, self.positions, self.joined, from_z, previous)
+        cost = z_cost + _KIND_COST
+        for i, p in enumerate(model.config.passes):
+            plan = walk.plan(i)
+            wanted = np.ascontiguousarray(part[p.start : p.stop, plan.columns])
+            index = _indices(wanted, plan)
+            cost += int(model._costs[model._starts[plan.table] + index].sum())
+            ordered, at = index[plan.order], 0
+            for table, count in plan.counts():
+                told.append(_Told(ordered[at : at + count], model._models[table]))
+                at += count
+            escaped = index == plan.last
+            if escaped.any():
+                raw = wanted.reshape(-1)[escaped].view(np.uint16).astype(np.int32)
+                told.append(_Told(raw, _RAW))
+                cost += 1024 * _ESCAPE_BITS * len(raw)
+            walk.tell(i, wanted, plan.columns)
+        return _Choice(told, cost, z_cost)
+
+
+def _indices(wanted: np.ndarray, plan: _Plan) -> np.ndarray:
+    """int32, flat: the place of each symbol in its table's alphabet."""
+    value = wanted.reshape(-1).astype(np.int32)
+    value -= plan.mean
+    np.negative(value, out=value, where=plan.mirrored)
+    return np.minimum(_zigzag(value), plan.last)
+
+
+def _code(told: Sequence[_Told]) -> bytes:
+    """The words of a stack on which all is put, the last of it first; the top word first, so that a cut takes the end."""
+    coder = AnsCoder()
+    for index, model in reversed(told):
+        coder.encode_reverse(index, model)
+    data = coder.get_compressed()[::-1].astype(">u4").tobytes()
+    return data[:-3] + data[-3:].rstrip(b"\0")  # a whole word of zeros stays: without it the stack would be another
+
+
+def _categorical(frequencies: np.ndarray) -> Any:
+    """A model whose intervals are `frequencies`, exactly: constriction gives every symbol 1 of 2^24 and shares the rest by
+    weights, and weights which are whole numbers with that very sum need no rounding."""
+    return Categorical((frequencies.astype(np.int64) - 1).astype(np.float64), perfect=False)
+
+
+_KIND = _categorical(np.array([5 << 20, 5 << 20, 6 << 20]))
+_LOG_FLOATS = LOG_TABLE.astype(np.float32)
+_KIND_COST = 1500
+_RAW = Uniform(1 << _ESCAPE_BITS)
+
+
+def _cost(frequencies: np.ndarray) -> np.ndarray:
+    return np.rint(1024 * (PRECISION - np.log2(frequencies.astype(np.float64)))).astype(np.int64)
+
+
+def _check(model: RangeModel, channels: int, quality: int) -> None:
+    if channels != model.config.channels:
+        raise ValueError(f"expected {model.config.channels} channels of symbols, not {channels}")
+    if not 1 <= quality <= model.config.qualities:
+        raise ValueError(f"quality {quality} is outside 1..{model.config.qualities}")
+
+
+def _z_size(h: int, w: int) -> tuple[int, int]:
+    return -(-h // Z_RATIO), -(-w // Z_RATIO)
+
+
+def _analysis(symbols: np.ndarray, quality: int, model: RangeModel) -> np.ndarray:
+    """z, float32 (Z, hz, wz) of integers, from int16 (C, h, w)."""
+    w = model._floats
+    high, wide = symbols.shape[1:]
+    padded = np.pad(symbols, ((0, 0), (0, -high % Z_RATIO), (0, -wide % Z_RATIO)))
+    hz, wz = _z_size(high, wide)
+    x = _features(padded.reshape(len(symbols), -1), model.config.signed)
+    x = _activate(w["a1"] @ x + w["a1_bias"][quality - 1]).reshape(-1, 4 * hz, 4 * wz)
+    x = _activate(w["a2"] @ _unshuffled(x) + w["a2_bias"][0]).reshape(-1, 2 * hz, 2 * wz)
+    z = _shifted(w["a3"] @ _unshuffled(x) + w["a3_bias"][0])
+    return np.clip(z, Z_MIN, Z_MAX).reshape(-1, hz, wz)
+
+
+def _synthesis(z: np.ndarray, size: tuple[int, int], model: RangeModel) -> np.ndarray:
+    """What z adds to the sums, float32 (hidden, h, w)."""
+    w = model._floats
+    _, hz, wz = z.shape
+    x = w["s2"] @ _activate(_convolve(w["s1"], z * np.float32(Z_FACTOR)) + w["s1_bias"][0])
+    x = x.reshape(-1, Z_RATIO, Z_RATIO, hz, wz).transpose(0, 3, 1, 4, 2).reshape(-1, Z_RATIO * hz, Z_RATIO * wz)
+    return x[:, : size[0], : size[1]]
+
+
+def _features(symbols: np.ndarray, signed: int) -> np.ndarray:
+    """Integers (C, P) to float32 (C + signed, P): LOG_TABLE of their size; of the first `signed` also with the sign."""
+    size = np.empty((len(symbols) + signed, symbols.shape[1]), np.float32)
+    np.take(_LOG_FLOATS, np.abs(symbols.astype(np.int32)), out=size[: len(symbols)], mode="clip")
+    np.multiply(size[:signed], np.sign(symbols[:signed]), out=size[len(symbols) :])
+    return size
+
+
+def _activate(x: np.ndarray) -> np.ndarray:
+    return np.clip(np.floor((x + np.float32(1 << SHIFT - 1)) * np.float32(2.0**-SHIFT)), 0, TOP)
+
+
+def _shifted(x: np.ndarray) -> np.ndarray:
+    return np.floor((x + np.float32(1 << HEAD_SHIFT - 1)) * np.float32(2.0**-HEAD_SHIFT))
+
+
+def _unshuffled(x: np.ndarray) -> np.ndarray:
+    """(C, 2 h, 2 w) to (4 C, h * w): space to depth."""
+    c, h, w = x.shape
+    return np.ascontiguousarray(x.reshape(c, h // 2, 2, w // 2, 2).transpose(0, 2, 4, 1, 3).reshape(4 * c, -1))
+
+
+def _convolve(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """(out, h * w): the 3x3 convolution of x (in, h, w), zeros around it; weight: (out, 9 in)."""
+    n, h, w = x.shape
+    padded = np.zeros((n, h + 2, w + 2), np.float32)
+    padded[:, 1:-1, 1:-1] = x
+    columns = np.empty((n, 3, 3, h, w), np.float32)
+    for row in range(3):
+        for column in range(3):
+            columns[:, row, column] = padded[:, row : row + h, column : column + w]
+    return weight @ columns.reshape(9 * n, h * w)
+
+
+def _zigzag(value: np.ndarray) -> np.ndarray:
+    """0, -1, 1, -2, 2 ... to 0, 1, 2, 3, 4 ..."""
+    return value << 1 ^ value >> 31
+
+
+def unzigzag(index: np.ndarray) -> np.ndarray:
+    """0, 1, 2, 3, 4 ... to 0, -1, 1, -2, 2 ..."""
+    return index >> 1 ^ -(index & 1)

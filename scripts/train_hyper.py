@@ -1,0 +1,63 @@
+"""Trains the hyperprior of the coder `range` for a manifold, and writes the manifold with it. Not needed to use MCode.
+
+    python scripts/train_hyper.py general --data DIR --output general-range.safetensors
+
+DIR holds the folders --stills and --videos name. Latents are drawn once (some minutes), training takes about ten minutes of
+one core; OUT.checkpoint keeps the newest weights. Pixels stay what they were; the manifold's id changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mcode import manifold
+from mcode.coders.range import HyperConfig
+from mcode.training.hyper import HyperTraining, attach, draw_latents, draw_moves, fit, passes, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifold")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--stills", nargs="+", default=["stills/train", "video/train"])
+    parser.add_argument("--videos", nargs="+", default=["video/train"])
+    parser.add_argument("--crops", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=HyperTraining.steps)
+    parser.add_argument("--seed", type=int, default=HyperTraining.seed)
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    if given.output.exists():
+        parser.error(f"{given.output} exists; name another file")
+    model = manifold.load(given.manifold, given.device)
+    gain = torch.stack([model.gain(q).float().cpu() for q in range(1, model.qualities + 1)])
+    latents = draw_latents(model, [given.data / f for f in given.stills], given.crops, seed=given.seed)
+    moves = draw_moves(model, [given.data / f for f in given.videos], seed=given.seed)
+    print(f"{len(latents)} crops, {len(moves)} places of videos", flush=True)
+    config = HyperConfig(model.channels, model.qualities, passes(model.channels))
+    checkpoint = given.output.with_suffix(".checkpoint")
+    training = replace(HyperTraining(), steps=given.steps, seed=given.seed)
+    net = train(
+        latents,
+        moves,
+        gain,
+        config,
+        training,
+        report=lambda numbers: print(json.dumps(dict(numbers)), flush=True),
+        save=lambda net: torch.save(net.state_dict(), checkpoint),
+    )
+    every = np.linspace(0, len(latents) - 1, min(400, len(latents))).astype(int)
+    ready = fit(net, latents[every], moves, gain, limit=400)
+    note = f"{sum(w.size for w in ready.weights.values()):,} integer weights, {given.steps} steps on {len(latents)} crops"
+    print(attach(model.info.path, ready, given.output, note=note))
+    checkpoint.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
