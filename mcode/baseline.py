@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import cv2
@@ -96,7 +96,7 @@ class BaselineEncoder:
         if min(width, height) < coder.side_min:  # SVT-AV1 4.0 hangs on 16x512
             raise InputError(f"{coder.label} cannot encode {width}x{height}: {coder.side_min} pixels a side at least")
         os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 writes its settings and errors to stderr past FFmpeg's logging
-        context = av.CodecContext.create(coder.encoder, "w")
+        context: Any = av.CodecContext.create(coder.encoder, "w")
         context.width, context.height = width + width % 2, height + height % 2
         context.pix_fmt = pixel_format
         context.time_base = Fraction(1, TICKS_PER_S)
@@ -231,7 +231,7 @@ class BaselineDecoder:
         self.width, self.height = width, height
         self.damaged_packets = 0
         self._sizes = {(width, height), (width + width % 2, height + height % 2)} if width and height else None
-        self._context = av.CodecContext.create(coder_named(codec).decoder, "r")
+        self._context: Any = av.CodecContext.create(coder_named(codec).decoder, "r")
         if codec == "av1":
             self._context.options = {"max_frame_delay": "1"}  # dav1d's frame threads wait for ever after some damage
 
@@ -371,7 +371,7 @@ class CrfSearch:
                 encoder = BaselineEncoder(self.codec, *size, crf=crf, fps=self._fps, preset=self.preset, gop_s=self.gop_s)
             packets += encoder.push(frame)
             self._progress(done, self._frames)
-        assert encoder is not None
+        assert encoder is not None and self._frames is not None
         packets += encoder.flush()
         made = Encoding(self.codec, crf, tuple(packets), *size, self._frames, self._duration_s, math.nan)
         scores = [_psnr_db(a.rgb, b.rgb) for a, b in zip(self._open(), made.decode(), strict=True)]
@@ -434,12 +434,12 @@ def find_crf(
     return min(found, key=off)
 
 
-def encode_at_rate(frames: Frames, codec: str, kbps: float, **options: object) -> Encoding:
+def encode_at_rate(frames: Frames, codec: str, kbps: float, **options: Any) -> Encoding:
     """The clip at the reachable rate nearest to `kbps`, or at the codec's floor (`at_floor`). Options as CrfSearch."""
     return CrfSearch(frames, codec, **options).at_rate(kbps)
 
 
-def encode_at_psnr(frames: Frames, codec: str, psnr_db: float, **options: object) -> Encoding:
+def encode_at_psnr(frames: Frames, codec: str, psnr_db: float, **options: Any) -> Encoding:
     """The clip at the rate where its mean PSNR is nearest to `psnr_db`. Options as CrfSearch."""
     return CrfSearch(frames, codec, **options).at_psnr(psnr_db)
 

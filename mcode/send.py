@@ -787,14 +787,23 @@ class FileSource(Source):
             if not self._config.loop or end == start:
                 return
             start = end + max(1, gap)
-            # A PyAV container and its streams refer to each other: with their decoders, 1 MB a time, until they are collected.
             self._sound = None
-            gc.collect(1)
+            release_decoders()
 
     def audio_until(self, time_s: float) -> Iterator[tuple[bytes, int]]:
         while self._next is not None and self._next[1] < time_s * opus.CLOCK_HZ and self._sound is not None:
             packet, self._next = self._next, next(self._sound, None)
             yield packet
+
+
+def release_decoders() -> None:
+    """Free what going through a file once left behind: PyAV's containers and streams refer to each other, so that they
+    and their decoders, a megabyte or more, stay until Python looks for such circles, which it does rarely. What was loaded
+    before the first call is passed over from then on (gc.freeze): looking through the networks would take 0.1 s."""
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
+    gc.collect()
 
 
 def opus_packets(config: SendConfig, offset_s: float) -> Iterator[tuple[bytes, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import av
 
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
+from mcode.send import release_decoders
 from mcode.video import FrameReader, centre_crop, probe, resize
 
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
@@ -48,8 +48,7 @@ class VideoFeed:
 
     def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
         yield from FrameReader(self.path, start_s=start_s, size=size, crop_to=crop_to)
-        # In a loop: PyAV's containers and streams refer to each other, decoders and all, until they are collected.
-        gc.collect(1)
+        release_decoders()  # a clip in a loop
 
 
 class PaintedFeed:
