@@ -26,6 +26,7 @@ from mcode.evaluation import stills
 from mcode.evaluation.bd import BdRate, bd_rate, require_bjontegaard
 from mcode.evaluation.judges import Judges, Metric
 from mcode.evaluation.stills import StillCodec
+from mcode.latents import choose_device
 from mcode.manifold import Manifold, load
 
 CODECS = ("mcode", "jpeg", "jpeg2000", "webp", "h265", "av1")
@@ -155,7 +156,7 @@ def evaluate_images(
         raise InputError(f"{results}: exists; add --force to write the report anew (what is measured stays measured)")
     paths = stills.image_paths(folder)
     families = _families(codecs, manifolds, qualities, device)
-    judges = Judges(perceptual, "cpu" if device == "auto" else device)
+    judges = Judges(perceptual, choose_device(device).type)
     cache = _Cache(out / "cache", judges, {name: model.id for name, (_, model) in families.items() if model})
     listed = [family.make(value) for family, _ in families.values() for value in family.settings]
     total, done, measured = len(paths) * len(listed), 0, 0
@@ -332,7 +333,7 @@ class _Cache:
     def get(self, codec: StillCodec | None, picture: str) -> _Measured | None:
         """None where it was not measured, or where the file is damaged."""
         try:
-            with np.load(self._path(codec, picture)) as file:
+            with open(self._path(codec, picture), "rb") as opened, np.load(opened) as file:
                 known = json.loads(str(file["scores"]))
                 return _Measured(known["bpp"], known["scores"], {name: file[name] for name in self._names})
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):

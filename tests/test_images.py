@@ -1,0 +1,242 @@
+"""`mcode evaluate images`: means, sets, BD-rates, rates found, an interrupted evaluation going on, and the pages."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mcode import manifold
+from mcode.cli import main
+from mcode.coders import CodeTables
+from mcode.config import to_dict
+from mcode.errors import InputError
+from mcode.evaluation import images, stills
+from mcode.evaluation.images import Family, at_rate, evaluate_images
+from mcode.evaluation.judges import METRICS, Judges
+from mcode.evaluation.metrics import psnr
+from mcode.evaluation.stills import StillCodec
+from mcode.nets.hific import CompactConfig, CompactHific
+from mcode.testclip import render_frames
+
+CODED: list[str] = []
+"""What the stand-in codecs below were asked to code, one entry a picture."""
+
+
+def coarse(name: str, factor: float):
+    """A stand-in codec: setting s rounds to multiples of s and takes 40000 / s * factor bytes a picture."""
+
+    def make(step: float) -> StillCodec:
+        def code(rgb: np.ndarray) -> tuple[int, np.ndarray]:
+            CODED.append(f"{name} {step:g}")
+            decoded = np.clip(np.rint(rgb / step) * step, 0, 255).astype(np.uint8)
+            return round(40_000 / step * factor), decoded
+
+        return StillCodec(name, f"step {step:g}", code)
+
+    return make
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """The anchor, and a codec that takes 30 % more bits for the same pictures."""
+    monkeypatch.setitem(images.FAMILIES, "h265", Family(coarse(images.ANCHOR, 1.0), (64, 32, 16, 8), 100, 1, 1))
+    monkeypatch.setitem(images.FAMILIES, "jpeg", Family(coarse("JPEG", 1.3), (64, 32, 16, 8), 100, 1, 1))
+    CODED.clear()
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed, name in enumerate(("b", "a")):
+        frame = next(iter(render_frames("pan", 0.04, 25, (208, 180), seed)))
+        Image.fromarray(frame.rgb).save(folder / f"{name}.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    """A manifold for pictures of any size, of two qualities, untrained."""
+    torch.manual_seed(0)
+    config = CompactConfig(8, (4, 4, 4), (1, 1, 1), (4, 4, 4, 4), (1, 1, 1, 1), (0, 8), 2)
+    tensors = {k: v.numpy() for k, v in CompactHific(config).net.state_dict().items()}
+    tensors |= {"gain": np.array([[1.0] * 8, [4.0] * 8], np.float32)}
+    tensors |= {"inverse": 1 / tensors["gain"]}
+    path = tmp_path / "tiny.safetensors"
+    rng = np.random.default_rng(0)
+    manifold.save(
+        path,
+        kind="hific",
+        name="tiny",
+        config={"frame_size": None, "stride": 16, "qualities": 2, "network": to_dict(config)},
+        tables=[CodeTables.fit([rng.integers(-9, 9, (8, 4, 4)).astype(np.int16)])] * 2,
+        tensors=tensors,
+        card={},
+    )
+    return path
+
+
+def test_rows_are_means_and_bd_rates_are_against_the_anchor(stand_ins, pictures, tmp_path):
+    report = evaluate_images(pictures, tmp_path / "out", codecs=("jpeg", "h265"), crops=0)
+    assert [(row.codec, row.setting) for row in report.rows[:2]] == [("JPEG", "step 64"), ("JPEG", "step 32")]
+    first = stills.read_images(pictures)
+    expected = np.mean([psnr(rgb, coarse("x", 1)(64).code(rgb)[1]) for rgb in first])
+    assert report.rows[0].scores["psnr_db"] == pytest.approx(expected)
+    assert report.rows[0].bpp == pytest.approx(round(40_000 / 64 * 1.3) * 8 / (208 * 180))
+    assert [metric.key for metric in report.metrics] == ["psnr_db", "ms_ssim"]  # what needs no weights
+    found = {row.metric: row.bd for row in report.bd_rates}
+    assert {row.codec for row in report.bd_rates} == {"JPEG"}
+    assert found["psnr_db"].percent == pytest.approx(30, abs=0.2) and found["psnr_db"].overlap == 1
+    assert (report.images, report.measured, report.total) == (2, 16, 16)
+    assert len(report.warnings) == len(METRICS) - 2
+
+
+def test_an_interrupted_evaluation_goes_on(stand_ins, pictures, tmp_path, monkeypatch):
+    out, told = tmp_path / "out", []
+
+    def interrupt(done: int, total: int | None) -> None:
+        told.append((done, total))
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=0, progress=interrupt)
+    assert told[-1] == (5, 16) and not (out / "results.json").exists()
+    before = len(CODED)
+    report = evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=0)
+    assert before == 5 and len(CODED) == 16 and (report.measured, report.total) == (11, 16)
+    with pytest.raises(InputError, match="results.json: exists; add --force"):
+        evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=0)
+    again = evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=0, force=True)
+    assert again.measured == 0 and again.rows == report.rows
+    (victim, *_) = (out / "cache" / "jpeg").iterdir()
+    victim.write_bytes(victim.read_bytes()[:50])  # damaged: measured again
+    assert evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True).measured == 1
+    Image.fromarray(np.zeros((180, 200, 3), np.uint8)).save(pictures / "b.png")  # another picture under an old name
+    assert evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True).measured == 4
+
+
+def test_another_manifold_under_an_old_name_is_measured_anew(pictures, tiny, tmp_path):
+    first = evaluate_images(pictures, tmp_path / "out", codecs=("mcode",), manifolds=(tiny,), qualities=(2,), crops=0)
+    assert first.measured == 2 and [row.setting for row in first.rows] == ["quality 2"]
+    assert first.bd_rates == ()  # no anchor
+    again = evaluate_images(pictures, tmp_path / "out", codecs=("mcode",), manifolds=(tiny,), crops=0, force=True)
+    assert again.measured == 2 and [row.setting for row in again.rows] == ["quality 1", "quality 2"]
+    tensors = manifold._read_tensors(tiny)
+    info = manifold.read_info(tiny)
+    tables = [manifold.load(tiny, "cpu").tables(q) for q in (1, 2)]
+    tensors["gain"] = tensors["gain"] * 2
+    manifold.save(tiny, kind="hific", name="tiny", config=info.config, tables=tables, tensors=tensors, card={})
+    assert evaluate_images(pictures, tmp_path / "out", codecs=("mcode",), manifolds=(tiny,), crops=0, force=True).measured == 4
+
+
+@pytest.mark.parametrize(("wanted", "setting"), [(1.0, "step 9"), (0.5, "step 17"), (1e-3, "step 100"), (50.0, "step 1")])
+def test_the_setting_nearest_to_a_rate_is_found_by_halving(wanted, setting):
+    rgb = np.zeros((180, 208, 3), np.uint8)
+    family = Family(coarse("x", 1.0), (), 100, 1, 1)
+    CODED.clear()
+    codec, size, decoded = at_rate(family, rgb, wanted)
+    assert codec.setting == setting and len(CODED) <= 9 and decoded.shape == rgb.shape
+    rates = [round(40_000 / step) * 8 / rgb[..., 0].size for step in range(1, 101)]
+    best = min(rates, key=lambda rate: abs(np.log(rate / wanted)))
+    assert size * 8 / rgb[..., 0].size == pytest.approx(best)
+
+
+class Links(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for key, value in attrs if key in ("href", "src")]
+
+
+def test_the_pages_hold_curves_tables_and_close_ups_at_about_equal_rate(stand_ins, pictures, tmp_path):
+    out = tmp_path / "out"
+    report = evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=1)
+    assert all(Path(path).is_file() for path in report.files)
+    names = {Path(path).relative_to(out).as_posix() for path in report.files}
+    assert names == {
+        "index.html", "crops.html", "results.json", "psnr_db.png", "ms_ssim.png",
+        "crops/a-original.png", "crops/a-JPEG.png", "crops/a-H.265-intra-4-4-4.png",
+    }  # fmt: skip
+    for page in ("index.html", "crops.html"):
+        text = (out / page).read_text(encoding="utf-8")
+        for link in Links(text).found:
+            assert link.startswith(("data:", "#")) or (out / link).exists(), link
+    index = (out / "index.html").read_text(encoding="utf-8")
+    assert index.count("<svg") == 2 and "+30." in index and "step 64" in index
+    rates = [float(word) for word in re.findall(r"([0-9.]+) bit/pixel", (out / "crops.html").read_text())]
+    assert len(rates) == 2 and rates[0] == pytest.approx(rates[1], rel=0.1)
+    written = json.loads((out / "results.json").read_text())
+    assert written["rows"][0]["codec"] == "JPEG" and written["bd_rates"][0]["percent"] == pytest.approx(30, abs=0.2)
+    with Image.open(out / "psnr_db.png") as plot:
+        assert plot.size[0] > 500
+    assert not list(out.rglob("*.part"))
+
+
+def test_small_pictures_have_no_score_where_a_metric_needs_more(stand_ins, tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(folder / "a.png")
+    report = evaluate_images(folder, tmp_path / "out", codecs=("jpeg", "h265"), crops=1)
+    assert report.rows[0].scores["ms_ssim"] is None and report.rows[0].scores["psnr_db"] is not None
+    assert next(row.bd for row in report.bd_rates if row.metric == "ms_ssim") is None
+    assert not (tmp_path / "out" / "ms_ssim.png").exists()
+
+
+def test_what_cannot_be_evaluated_is_one_line(pictures, tiny, tmp_path):
+    def refused(words: str, **options) -> None:
+        with pytest.raises(InputError, match=words) as error:
+            evaluate_images(options.pop("folder", pictures), options.pop("out", tmp_path / "out"), **options)
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+    refused("unknown codec 'gif'", codecs=("gif",))
+    refused("no such file or folder", folder=tmp_path / "absent")
+    refused("is a file; give a folder", out=pictures / "notes.txt")
+    refused("--qualities 3: manifold tiny has qualities 1 to 2", manifolds=(tiny,), qualities=(1, 3))
+    refused("two manifolds are named tiny", manifolds=(tiny, tiny))
+    refused("holds 128x128 alone", manifolds=("talking-head",))
+    refused("no such folder of weights", codecs=("jpeg",), perceptual=tmp_path / "absent")
+
+
+def test_the_command_prints_tables_or_json(stand_ins, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
+    call = ["evaluate", "images", str(pictures), "-o", str(tmp_path / "out"), "--codecs", "jpeg,h265", "--crops", "0"]
+    assert main(call) == 0
+    out, err = capsys.readouterr()
+    assert "bit/pixel" in out and "+30." in out and "index.html" in out
+    assert "not measured: FID/256 (no weights-inception-2015-12-05-6726825d.pth)" in err
+    assert main(call) == 2
+    assert "add --force" in capsys.readouterr().err
+    assert main([*call, "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["measured"] == 0
+    assert main([*call, "--force", "--qualities", "1,x"]) == 2
+    assert "--qualities x" in capsys.readouterr().err
+
+
+def test_judges_tell_little_damage_from_much_and_sets_from_other_sets(data_dir):
+    folder = data_dir / "perceptual"
+    judges = Judges(folder)
+    keys = {metric.key for metric in judges.metrics}
+    if not {"vgg19", "mobilenet", "niqe", "squeezenet_fid256", "mobilenet_kid256"} <= keys:
+        pytest.skip(f"no weights in {folder}")
+    rgb = next(iter(render_frames("pan", 0.04, 25, (512, 256), 1))).rgb
+    near, far = (coarse("x", 1)(step).code(rgb)[1] for step in (8, 64))
+    a, b = judges.score(rgb, near), judges.score(rgb, far)
+    assert a["psnr_db"] > b["psnr_db"] and a["ms_ssim"] > b["ms_ssim"]
+    assert 0 < a["vgg19"] < b["vgg19"] and 0 < a["mobilenet"] < b["mobilenet"] and a["niqe"] > 0
+    own, one, other = (judges.patch_features(x) for x in (rgb, near, far))
+    assert own["squeezenet"].shape == (2, 512) and own["mobilenet"].shape == (2, 1024)
+    close, wide = judges.compare_sets(own, one), judges.compare_sets(own, other)
+    assert close["squeezenet_fid256"] < wide["squeezenet_fid256"] and close["mobilenet_kid256"] < wide["mobilenet_kid256"]
+    assert judges.compare_sets(own, own)["squeezenet_fid256"] == pytest.approx(0, abs=1e-3)
