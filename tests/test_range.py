@@ -168,7 +168,7 @@ def test_constriction_codes_with_these_very_frequencies(size):
         state = (state // share << 24) + state % share + int(below[symbol])
     words += [state & 0xFFFFFFFF, state >> 32]
     coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(symbols, ranges._categorical(table))
+    coder.encode_reverse(symbols, ranges._alphabet(table).model)
     assert coder.get_compressed().tolist() == words
 
 

@@ -255,22 +255,18 @@ class RangeModel:
         return ends - self.sizes
 
     @cached_property
-    def _costs(self) -> np.ndarray:
-        """int64, as `tables`: bits in 1024ths."""
-        return _cost(self.tables)
+    def _last(self) -> np.ndarray:
+        """int32 by table: its last entry, the escape."""
+        return self.sizes.astype(np.int32) - 1
 
     @cached_property
-    def _models(self) -> list[Any]:
-        return [_categorical(table) for table in np.split(self.tables, self._starts[1:])]
+    def _alphabets(self) -> list[_Alphabet]:
+        return [_alphabet(table) for table in np.split(self.tables, self._starts[1:])]
 
     @cached_property
-    def _z_models(self) -> dict[int, list[tuple[int, Any]]]:
-        """By quality - 1: each channel's likeliest value, which the alphabet begins with, and its model."""
-        found = {}
-        for quality, rows in enumerate(self.z_tables):
-            first = rows.argmax(axis=1)
-            found[quality] = [(int(f), _categorical(np.roll(row, -f))) for f, row in zip(first, rows, strict=True)]
-        return found
+    def _z_alphabets(self) -> list[list[tuple[int, _Alphabet]]]:
+        """By quality - 1 and channel: the likeliest value, counted from Z_MIN, with which the alphabet begins, and that."""
+        return [[(int(row.argmax()), _alphabet(np.roll(row, -row.argmax()))) for row in rows] for rows in self.z_tables]
 
     @cached_property
     def _floats(self) -> dict[str, np.ndarray]:
@@ -293,13 +289,14 @@ def encode(symbols: np.ndarray, previous: np.ndarray | None, slices: int, qualit
     A slice decodes alone: what it tells of the hyper-latent it tells itself, and neighbours in other slices are unknown.
     Up to three zero bytes at its end are left out. Raises ValueError for another number of channels or another quality.
     """
-    return [_code(choice.told) for choice in _choose(symbols, previous, slices, quality, model)]
+    return [_code(told) for told in _choose(symbols, previous, slices, quality, model)]
 
 
 def estimate(symbols: np.ndarray, previous: np.ndarray | None, slices: int, quality: int, model: RangeModel) -> Estimate:
     """What `encode` should take by the tables' frequencies, before whole words and bytes."""
     chosen = _choose(symbols, previous, slices, quality, model)
-    return Estimate(sum(c.cost for c in chosen) / 1024, sum(c.z_cost for c in chosen) / 1024)
+    z_bits = [_price(told[1 : 1 + model.config.latents]) for told in chosen if told[0].index[0] == WITH_Z]
+    return Estimate(sum(map(_price, chosen)) / 1024, sum(z_bits) / 1024)
 
 
 def decode(
@@ -324,14 +321,14 @@ def decode(
     if len(words) and not words[-1]:
         words = np.append(words[:-1], np.uint32(1))  # constriction takes no zero there, nor does it write one
     coder = AnsCoder(np.ascontiguousarray(words)) if len(words) else AnsCoder()
-    kind = int(coder.decode(_KIND, 1)[0])
+    kind = int(coder.decode(_KIND.model, 1)[0])
     needs_previous = kind == DELTA and previous is None
     if needs_previous:
         coder, kind = AnsCoder(), WHOLE
     from_z = None
     if kind == WITH_Z:
         hz, wz = _z_size(h, w)
-        channels = [coder.decode(m, hz * wz) + first for first, m in model._z_models[quality - 1]]
+        channels = [coder.decode(a.model, hz * wz) + first for first, a in model._z_alphabets[quality - 1]]
         z = (np.stack(channels) % Z_VALUES + Z_MIN).astype(np.float32).reshape(-1, hz, wz)
         from_z = _synthesis(z, size, model)
     positions = slicing.positions(slice_index, slices, h, w)
@@ -339,7 +336,7 @@ def decode(
     symbols = np.zeros((model.config.channels, len(positions)), np.int16)
     for i, p in enumerate(model.config.passes):
         plan = walk.plan(i)
-        ordered = [coder.decode(model._models[table], count) for table, count in plan.counts()]
+        ordered = [coder.decode(model._alphabets[table].model, count) for table, count in plan.counts()]
         index = np.empty(plan.order.size, np.int32)
         if ordered:
             index[plan.order] = np.concatenate(ordered)
@@ -348,26 +345,25 @@ def decode(
         value += plan.mean
         escaped = np.flatnonzero(index == plan.last)
         if escaped.size:
-            value[escaped] = coder.decode(_RAW, len(escaped)).astype(np.uint16).view(np.int16)
+            value[escaped] = coder.decode(_RAW.model, len(escaped)).astype(np.uint16).view(np.int16)
         part = value.astype(np.int16).reshape(p.stop - p.start, -1)
         symbols[p.start : p.stop, plan.columns] = part
         walk.tell(i, part, plan.columns)
     return Decoded(symbols, needs_previous)
 
 
+class _Alphabet(NamedTuple):
+    """A model of constriction's, and what each symbol costs under it, int64 in 1024ths of a bit."""
+
+    model: Any
+    costs: np.ndarray
+
+
 class _Told(NamedTuple):
-    """Symbols of one alphabet to be coded, int32, under one model."""
+    """Symbols of one alphabet to be coded, int32."""
 
     index: np.ndarray
-    model: Any
-
-
-class _Choice(NamedTuple):
-    """A slice to be coded: what to tell, in the order of decoding, and its cost in 1024ths of a bit."""
-
-    told: list[_Told]
-    cost: int
-    z_cost: int
+    alphabet: _Alphabet
 
 
 class _Plan(NamedTuple):
@@ -425,16 +421,17 @@ class _Walk:
             columns = np.flatnonzero(self.odd == bool(p.parity))
         x = _activate(self.total[:, columns])
         x = _activate(w[f"inner.{i}"] @ x + w[f"inner_bias.{i}"][0])
-        x = _shifted(w[f"head.{i}"] @ x + w[f"head_bias.{i}"][self.row])
+        x = _divided(w[f"head.{i}"] @ x + w[f"head_bias.{i}"][self.row], HEAD_SHIFT)
         half = p.stop - p.start
-        scale = np.clip(x[:half], 0, config.scales - 1).astype(np.int16)
-        quarters = np.clip(x[half:], -config.mean_limit, config.mean_limit).astype(np.int32)
-        whole = (quarters + 1) >> 2
-        fraction = (quarters - (whole << 2)).astype(np.int16)  # -1..2
+        scale = np.minimum(np.maximum(x[:half], np.float32(0)), np.float32(config.scales - 1)).astype(np.int16)
+        limit = np.float32(config.mean_limit)
+        quarters = np.minimum(np.maximum(x[half:], -limit), limit).astype(np.int16)
+        whole = (quarters + np.int16(1)) >> np.int16(2)
+        fraction = quarters - (whole << np.int16(2))  # -1..2
         table = (scale * np.int16(FRACTIONS) + np.abs(fraction)).reshape(-1)
         if self.previous is not None:
-            whole = whole + self.previous[p.start : p.stop, columns]
-        last = (self.model.sizes.astype(np.int32) - 1)[table]
+            whole = whole.astype(np.int32) + self.previous[p.start : p.stop, columns]
+        last = self.model._last[table]
         order = np.argsort(table, kind="stable")
         return _Plan(table, last, whole.reshape(-1), fraction.reshape(-1) < 0, order, columns)
 
@@ -456,24 +453,26 @@ class _Walk:
         self.total += _convolve(w[f"context.{i}"], every.reshape(-1, *self.size))
 
 
-def _choose(symbols: np.ndarray, previous: np.ndarray | None, slices: int, quality: int, model: RangeModel) -> list[_Choice]:
+def _choose(
+    symbols: np.ndarray, previous: np.ndarray | None, slices: int, quality: int, model: RangeModel
+) -> list[list[_Told]]:
+    """What to tell of each slice, in the order of decoding: of the kinds tried, the cheapest."""
     _check(model, len(symbols), quality)
     size = symbols.shape[1], symbols.shape[2]
     before = slicing.split(previous, slices) if previous is not None else [None] * slices
-    z: np.ndarray | None = None
-    from_z = None
+    latent: tuple[list[_Told], np.ndarray] | None = None
     chosen = []
     for index, (part, base) in enumerate(zip(slicing.split(symbols, slices), before, strict=True)):
-        positions = slicing.positions(index, slices, *size)
         tried = []
         for kind in _kinds(part, base):
-            if kind == WITH_Z and z is None:
-                z = _analysis(symbols, quality, model)
-                from_z = _synthesis(z, size, model)
-            tell = _Teller(model, quality, size, positions, slices == 1)
-            told_z, known = (z, from_z) if kind == WITH_Z else (None, None)
-            tried.append(tell(part, kind, told_z, known, base if kind == DELTA else None))
-        chosen.append(min(tried, key=lambda choice: choice.cost))
+            told, from_z = [_Told(np.array([kind], np.int32), _KIND)], None
+            if kind == WITH_Z:
+                latent = latent or _latent(symbols, quality, model)
+                told, from_z = told + latent[0], latent[1]
+            positions = slicing.positions(index, slices, *size)
+            walk = _Walk(model, quality, size, positions, slices == 1, from_z, base if kind == DELTA else None)
+            tried.append(told + _tell(part, walk))
+        chosen.append(min(tried, key=_price) if len(tried) > 1 else tried[0])
     return chosen
 
 
@@ -491,46 +490,36 @@ def _size_of(values: np.ndarray) -> int:
     return int(np.take(LOG_TABLE, np.abs(values.astype(np.int32)), mode="clip").sum(dtype=np.int64))
 
 
-class _Teller(NamedTuple):
-    """How a slice would be coded."""
+def _latent(symbols: np.ndarray, quality: int, model: RangeModel) -> tuple[list[_Told], np.ndarray]:
+    """The hyper-latent to be told, and what it adds to the sums."""
+    z = _analysis(symbols, quality, model)
+    alphabets = model._z_alphabets[quality - 1]
+    rows = z.reshape(len(z), -1).astype(np.int32) - Z_MIN
+    told = [_Told((row - first) % Z_VALUES, alphabet) for row, (first, alphabet) in zip(rows, alphabets, strict=True)]
+    return told, _synthesis(z, (symbols.shape[1], symbols.shape[2]), model)
 
-    model: RangeModel
-    quality: int
-    size: tuple[int, int]
-    positions: np.ndarray
-    joined: bool
 
-    def __call__(
-        self, part: np.ndarray, kind: int, z: np.ndarray | None, from_z: np.ndarray | None, previous: np.ndarray | None
-    ) -> _Choice:
-        model = self.model
-        told = [_Told(np.array([kind], np.int32), _KIND)]
-        z_cost = 0
-        if z is not None:
-            costs = _cost(model.z_tables[self.quality - 1])
-            models = model._z_models[self.quality - 1]
-            for (first, m), row, cost in zip(models, z.reshape(len(z), -1), costs, strict=True):
-                value = row.astype(np.int32) - Z_MIN
-                told.append(_Told((value - first) % Z_VALUES, m))
-                z_cost += int(cost[value].sum())
-        walk = _Walk(model, self.quality, self.size, self.positions, self.joined, from_z, previous)
-        cost = z_cost + _KIND_COST
-        for i, p in enumerate(model.config.passes):
-            plan = walk.plan(i)
-            wanted = np.ascontiguousarray(part[p.start : p.stop, plan.columns])
-            index = _indices(wanted, plan)
-            cost += int(model._costs[model._starts[plan.table] + index].sum())
-            ordered, at = index[plan.order], 0
-            for table, count in plan.counts():
-                told.append(_Told(ordered[at : at + count], model._models[table]))
-                at += count
-            escaped = index == plan.last
-            if escaped.any():
-                raw = wanted.reshape(-1)[escaped].view(np.uint16).astype(np.int32)
-                told.append(_Told(raw, _RAW))
-                cost += 1024 * _ESCAPE_BITS * len(raw)
-            walk.tell(i, wanted, plan.columns)
-        return _Choice(told, cost, z_cost)
+def _tell(part: np.ndarray, walk: _Walk) -> list[_Told]:
+    """The passes of a slice, int16 (C, P), to be told."""
+    model, told = walk.model, []
+    for i, p in enumerate(model.config.passes):
+        plan = walk.plan(i)
+        wanted = np.ascontiguousarray(part[p.start : p.stop, plan.columns])
+        index = _indices(wanted, plan)
+        ordered, at = index[plan.order], 0
+        for table, count in plan.counts():
+            told.append(_Told(ordered[at : at + count], model._alphabets[table]))
+            at += count
+        escaped = index == plan.last
+        if escaped.any():
+            told.append(_Told(wanted.reshape(-1)[escaped].view(np.uint16).astype(np.int32), _RAW))
+        walk.tell(i, wanted, plan.columns)
+    return told
+
+
+def _price(told: Sequence[_Told]) -> int:
+    """Its cost in 1024ths of a bit."""
+    return sum(int(alphabet.costs[index].sum()) for index, alphabet in told)
 
 
 def _indices(wanted: np.ndarray, plan: _Plan) -> np.ndarray:
@@ -544,26 +533,22 @@ def _indices(wanted: np.ndarray, plan: _Plan) -> np.ndarray:
 def _code(told: Sequence[_Told]) -> bytes:
     """The words of a stack on which all is put, the last of it first; the top word first, so that a cut takes the end."""
     coder = AnsCoder()
-    for index, model in reversed(told):
-        coder.encode_reverse(index, model)
+    for index, alphabet in reversed(told):
+        coder.encode_reverse(index, alphabet.model)
     data = coder.get_compressed()[::-1].astype(">u4").tobytes()
     return data[:-3] + data[-3:].rstrip(b"\0")  # a whole word of zeros stays: without it the stack would be another
 
 
-def _categorical(frequencies: np.ndarray) -> Any:
+def _alphabet(frequencies: np.ndarray) -> _Alphabet:
     """A model whose intervals are `frequencies`, exactly: constriction gives every symbol 1 of 2^24 and shares the rest by
     weights, and weights which are whole numbers with that very sum need no rounding."""
-    return Categorical((frequencies.astype(np.int64) - 1).astype(np.float64), perfect=False)
+    model = Categorical((frequencies.astype(np.int64) - 1).astype(np.float64), perfect=False)
+    return _Alphabet(model, np.rint(1024 * (PRECISION - np.log2(frequencies.astype(np.float64)))).astype(np.int64))
 
 
-_KIND = _categorical(np.array([5 << 20, 5 << 20, 6 << 20]))
+_KIND = _alphabet(np.array([5 << 20, 5 << 20, 6 << 20]))
+_RAW = _Alphabet(Uniform(1 << _ESCAPE_BITS), np.full(1 << _ESCAPE_BITS, 1024 * _ESCAPE_BITS))
 _LOG_FLOATS = LOG_TABLE.astype(np.float32)
-_KIND_COST = 1500
-_RAW = Uniform(1 << _ESCAPE_BITS)
-
-
-def _cost(frequencies: np.ndarray) -> np.ndarray:
-    return np.rint(1024 * (PRECISION - np.log2(frequencies.astype(np.float64)))).astype(np.int64)
 
 
 def _check(model: RangeModel, channels: int, quality: int) -> None:
@@ -586,7 +571,7 @@ def _analysis(symbols: np.ndarray, quality: int, model: RangeModel) -> np.ndarra
     x = _features(padded.reshape(len(symbols), -1), model.config.signed)
     x = _activate(w["a1"] @ x + w["a1_bias"][quality - 1]).reshape(-1, 4 * hz, 4 * wz)
     x = _activate(w["a2"] @ _unshuffled(x) + w["a2_bias"][0]).reshape(-1, 2 * hz, 2 * wz)
-    z = _shifted(w["a3"] @ _unshuffled(x) + w["a3_bias"][0])
+    z = _divided(w["a3"] @ _unshuffled(x) + w["a3_bias"][0], HEAD_SHIFT)
     return np.clip(z, Z_MIN, Z_MAX).reshape(-1, hz, wz)
 
 
@@ -608,11 +593,16 @@ def _features(symbols: np.ndarray, signed: int) -> np.ndarray:
 
 
 def _activate(x: np.ndarray) -> np.ndarray:
-    return np.clip(np.floor((x + np.float32(1 << SHIFT - 1)) * np.float32(2.0**-SHIFT)), 0, TOP)
+    found = _divided(x, SHIFT)
+    np.maximum(found, np.float32(0), out=found)
+    return np.minimum(found, np.float32(TOP), out=found)
 
 
-def _shifted(x: np.ndarray) -> np.ndarray:
-    return np.floor((x + np.float32(1 << HEAD_SHIFT - 1)) * np.float32(2.0**-HEAD_SHIFT))
+def _divided(x: np.ndarray, shift: int) -> np.ndarray:
+    """x / 2^shift, halves upwards."""
+    found = x + np.float32(1 << shift - 1)
+    found *= np.float32(2.0**-shift)
+    return np.floor(found, out=found)
 
 
 def _unshuffled(x: np.ndarray) -> np.ndarray:
