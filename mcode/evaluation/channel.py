@@ -508,13 +508,13 @@ def _contact_sheet(
         write(_name(*condition), edge + index * (tile_w + edge), 16)
     write("source", edge, 16)
     for number, rate in enumerate(report.rates):
-        top = head + number * (tile_h + head + edge)
+        top = 2 * head + number * (tile_h + head + edge)
         if number == 0:
             place(source, edge, top)
         write(
             f"{LABELS[rate.lane]}, {rate.rate_kbps:.1f} kbit/s" + (" (floor)" if rate.at_floor else ""),
             edge,
-            top + tile_h + 16,
+            top - 6,
         )
         for index, condition in enumerate(columns, 1):
             if (rate.lane, *condition) in pictures:
