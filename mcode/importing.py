@@ -265,9 +265,9 @@ def _symbols(
             whole.append(_rounded(net, rgb))
             if progress:
                 progress(index, total)
-        for index, (name, seed) in enumerate(scenes, start=len(pictures) + 1):
+        for index, (scene, seed) in enumerate(scenes, start=len(pictures) + 1):
             first, *later = (
-                _rounded(net, frame.rgb) for frame in render_frames(name, _CLIP_FRAMES / _CLIP_FPS, _CLIP_FPS, _CLIP_SIZE, seed)
+                _rounded(net, frame.rgb) for frame in render_frames(scene, _CLIP_FRAMES / _CLIP_FPS, _CLIP_FPS, _CLIP_SIZE, seed)
             )
             deltas += [symbols - first for symbols in later]
             if not pictures:

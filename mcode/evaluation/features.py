@@ -193,11 +193,12 @@ class SqueezeNetFeatures(nn.Module):
 
     def forward(self, rgb: Tensor) -> Tensor:
         x = functional.relu(self.first(rgb.flip(1) * 255 - self.mean_bgr))
-        for number, (squeeze, one, three) in enumerate(self.fires, start=2):
+        for number, fire in enumerate(self.fires, start=2):
+            assert isinstance(fire, nn.ModuleList)
             if number in (2, 5, 9):
                 x = functional.max_pool2d(x, 3, 2, ceil_mode=True)  # as Caffe rounds
-            x = functional.relu(squeeze(x))
-            x = functional.relu(torch.cat([one(x), three(x)], 1))
+            x = functional.relu(fire[0](x))
+            x = functional.relu(torch.cat([fire[1](x), fire[2](x)], 1))
         return x.mean((2, 3))
 
 

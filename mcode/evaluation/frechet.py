@@ -35,7 +35,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     a, b = _checked(a, b)
     mean = a.mean(0) - b.mean(0)
     # With C = R'R, tr (C_a C_b)^(1/2) is the sum of the singular values of R_a R_b', also where no covariance has full rank.
-    x, y = (np.linalg.qr((v - v.mean(0)) / np.sqrt(len(v) - 1), mode="r") for v in (a, b))
+    x, y = (np.asarray(np.linalg.qr((v - v.mean(0)) / np.sqrt(len(v) - 1), mode="r")) for v in (a, b))
     cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
     return float(max(mean @ mean + (x * x).sum() + (y * y).sum() - 2 * cross, 0))
 

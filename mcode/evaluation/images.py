@@ -154,7 +154,7 @@ def evaluate_images(
     results = out / "results.json"
     if results.exists() and not force:
         raise InputError(f"{results}: exists; add --force to write the report anew (what is measured stays measured)")
-    paths = stills.image_paths(folder)
+    paths = stills.image_paths(Path(folder))
     families = _families(codecs, manifolds, qualities, device)
     judges = Judges(perceptual, choose_device(device).type)
     cache = _Cache(out / "cache", judges, {name: model.id for name, (_, model) in families.items() if model})
@@ -351,7 +351,8 @@ class _Cache:
         part = path.with_suffix(f".{os.getpid()}.part")
         try:
             with open(part, "wb") as file:
-                np.savez(file, scores=json.dumps({"bpp": found.bpp, "scores": found.scores}), **found.features)
+                arrays: dict[str, Any] = {"scores": json.dumps({"bpp": found.bpp, "scores": found.scores}), **found.features}
+                np.savez(file, **arrays)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
