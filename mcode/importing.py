@@ -209,8 +209,8 @@ def _port_names(blocks: int) -> Iterator[str]:
     for layer, names in ((0, norm), (2, affine), (3, norm)):
         yield from (f"Generator.conv_block_init.{layer}.{k}" for k in names)
     for i in range(blocks):
-        for layer, names in (("conv1", affine), ("conv2", affine), ("norm1", norm), ("norm2", norm)):
-            yield from (f"Generator.resblock_{i}.{layer}.{k}" for k in names)
+        for part, names in (("conv1", affine), ("conv2", affine), ("norm1", norm), ("norm2", norm)):
+            yield from (f"Generator.resblock_{i}.{part}.{k}" for k in names)
     for i in range(1, 5):
         yield from (f"Generator.upconv_block{i}.{layer}.{k}" for layer, names in ((0, affine), (1, norm)) for k in names)
     yield from (f"Generator.conv_block_out.1.{k}" for k in affine)
@@ -267,7 +267,8 @@ def _symbols(
                 progress(index, total)
         for index, (scene, seed) in enumerate(scenes, start=len(pictures) + 1):
             first, *later = (
-                _rounded(net, frame.rgb) for frame in render_frames(scene, _CLIP_FRAMES / _CLIP_FPS, _CLIP_FPS, _CLIP_SIZE, seed)
+                _rounded(net, frame.rgb)
+                for frame in render_frames(scene, _CLIP_FRAMES / _CLIP_FPS, _CLIP_FPS, _CLIP_SIZE, seed)
             )
             deltas += [symbols - first for symbols in later]
             if not pictures:
