@@ -29,10 +29,11 @@ def stream():
     session = Remote(url, manifold=BlockMeans())
     session.start()
     config = SendConfig("testsrc", url, size=(64, 48), coder="fixed", refresh_s=0.5, duration_s=120.0, audio=False)
-    sender = Sender(config, model=BlockMeans())
-    yield session, sender
-    sender.stop()
-    session.close()
+    try:
+        with Sender(config, model=BlockMeans()) as sender:
+            yield session, sender
+    finally:
+        session.close()
 
 
 def test_both_lanes_arrive_over_the_network(stream):
