@@ -541,10 +541,10 @@ def test_other_players_open_the_h264_lane(tmp_path, port):
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg command to receive with")
-@pytest.mark.parametrize("codec", ["h264", "h265"])
-def test_the_ffmpeg_command_decodes_five_seconds_of_the_baseline_from_its_description(tmp_path, port, codec):
+@pytest.mark.parametrize(("codec", "repair"), [("h264", None), ("h265", None), ("h264", "4+1")])
+def test_the_ffmpeg_command_decodes_five_seconds_of_the_baseline_from_its_description(tmp_path, port, codec, repair):
     path = tmp_path / "out.sdp"
-    wanted = config(port, baseline=codec, duration_s=None, sdp=path, refresh_s=1.0)
+    wanted = config(port, baseline=codec, duration_s=None, sdp=path, refresh_s=1.0, fec=repair)
     with Sender(wanted, model=MODEL) as sender:
         sender.start()
         alone = wait_for(lambda: (p := tmp_path / f"out.{codec}.sdp").exists() and p.stat().st_size and p)
@@ -555,7 +555,7 @@ def test_the_ffmpeg_command_decodes_five_seconds_of_the_baseline_from_its_descri
     frames = np.frombuffer(run.stdout, np.uint8).reshape(-1, 48, 64, 3)
     stamps = [read_stamp(frame) for frame in frames]
     clear = [stamp for stamp in stamps if stamp is not None]
-    assert len(frames) > 90 and len(clear) > 0.8 * len(frames)
+    assert len(frames) > 60 and len(clear) > 0.8 * len(frames)
     assert clear == sorted(set(clear)) and clear[-1] - clear[0] <= 130
     assert all(
         np.abs(frame.astype(int) - test_picture(stamp, 64, 48)).mean() < 25
