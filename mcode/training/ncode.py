@@ -31,7 +31,9 @@ from .squares import Squares, load_squares
 DEFAULT_BITS = 5
 LAGS = (1, 2, 4, 8, 16)
 """Keyframe intervals, in frames kept, whose deltas the code tables are fitted to."""
-MOST_FITTED = 40_000
+MOST_FITTED = 10_000
+MOST_DELTAS = 8_000
+"""Pictures, and differences between pictures, to which the code tables are fitted."""
 STATISTICS_BATCHES = 50
 """Over which batch norm's statistics are measured for the weights that are kept."""
 _PERCEPTUAL = Literal["none", "vgg19", "alexnet"]
@@ -39,12 +41,14 @@ _PERCEPTUAL = Literal["none", "vgg19", "alexnet"]
 
 @dataclass(frozen=True)
 class NCodeData:
-    """Folders or archives, relative to --data. every: of a video, take every so many frames. batch: of each process."""
+    """Folders or archives, relative to --data. every: of a video, take every so many frames. batch: of each process.
+    without: names of files that are left out."""
 
     folders: tuple[str, ...]
     batch: int = 64
     every: int = 1
     mirror: bool = False
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.folders or self.batch < 2 or self.every < 1:
@@ -340,6 +344,7 @@ def _load(config: NCodeTraining, data: Path) -> Squares:
         size=config.network.size,
         channels=config.network.channels,
         every=config.data.every,
+        without=config.data.without,
     )
 
 
@@ -377,7 +382,7 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
     measure_statistics(net.f, (_tensor(pixels) for pixels in batches))
     clips, z, squared = _encode(net.eval(), squares)
     psnr_db = 10 * math.log10(4 / max(squared, 1e-9))
-    tables = [_fit(np.rint((z + 1) * gain).astype(np.int16), clips) for gain in levels().tolist()]
+    tables = [_fit(np.rint((z + 1) * gain).astype(np.int16), clips, b) for b, gain in zip(BITS, levels().tolist(), strict=True)]
     state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     facts = {
         "title": f"NCode of {config.network.m} coordinates from {', '.join(config.data.folders)}",
@@ -429,11 +434,12 @@ def _encode(net: NCode, squares: Squares) -> tuple[list[int], np.ndarray, float]
     return clips, np.concatenate(latents), squared / total
 
 
-def _fit(symbols: np.ndarray, clips: list[int]) -> CodeTables:
-    """symbols: int16 (frames, M), clip after clip."""
+def _fit(symbols: np.ndarray, clips: list[int], bits: int) -> CodeTables:
+    """symbols: int16 (frames, M), clip after clip. bits: of each coordinate with the coder `fixed`."""
     delta, start = [], 0
+    thin = max(1, len(symbols) * len(LAGS) // MOST_DELTAS)
     for frames in clips:
         clip = symbols[start : start + frames]
-        delta += [(clip[lag:] - clip[:-lag]).T[:, :, None] for lag in LAGS if frames > lag]
+        delta += [(clip[lag:] - clip[:-lag])[::thin].T[:, :, None] for lag in LAGS if frames > lag]
         start += frames
-    return CodeTables.fit([symbols.T[:, :, None]], delta)
+    return CodeTables.fit([symbols.T[:, :, None]], delta, centre=1 << bits - 1, bits=bits)

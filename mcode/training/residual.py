@@ -32,7 +32,7 @@ from .squares import Squares, load_squares
 
 QUALITIES = 8
 DEFAULT_QUALITY = 5
-MOST_FITTED = 40_000
+MOST_FITTED = 10_000
 MOST_DELTAS = 8_000
 LEVELS_PER_DEVIATION = (0.6, 1.0, 5 / 3, 3.0, 5.0, 9.0, 17.0, 33.0)
 """Quantiser steps per standard deviation for 1 to 8 bits: close to what is best for normal values (Max 1960, table 1),
@@ -48,8 +48,8 @@ class ResidualTraining:
     steps, batch: updates, and pictures in each. quantiser "bits": each coordinate in 1 to 8 bits, one of `bits` drawn
     for each picture; "step": `step` grey levels at quality 5, a factor of sqrt(2) from one quality to the next.
     intervals: the network sees frames interpolated between keyframes so far apart (videos only; 1: keyframes alone).
-    folds: 1 uses the same components in training as later. l1: weight of the squared error of values in [-1, 1], summed
-    as 100 times the mean; l2: of the VGG19 distance of vgg_layers, on one random square of at most `feature_crop`.
+    folds: 1 uses the same components in training as later. l1: weight of each picture's squared error, as a share of the
+    linear part's; l2: of the VGG19 distance of vgg_layers, on one random square of at most `feature_crop`.
     """
 
     kind: Literal["ncode"]
@@ -119,10 +119,10 @@ def train(
         x, base = samples.batch(step, worker)
         with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
             back = base + model.unet(base.contiguous(memory_format=torch.channels_last)).float()
-        squared = (back - x).square().mean()
-        loss = config.l1 * 100 * squared
-        losses = {"psnr": 10 * math.log10(4 / max(squared.item(), 1e-9))}
-        losses["psnr_linear"] = 10 * math.log10(4 / max((base.detach() - x).square().mean().item(), 1e-9))
+        squared = (back - x).square().mean((1, 2, 3))
+        linear = (base.detach() - x).square().mean((1, 2, 3)).clamp_min(1e-5)
+        loss = config.l1 * (squared / linear).mean()
+        losses = {"psnr": _mean_db(squared.detach()), "psnr_linear": _mean_db(linear)}
         if features is not None:
             with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
                 distance = features(*_same_crop(x, back, config.feature_crop)).mean()
@@ -252,11 +252,17 @@ def load(config: ResidualTraining, data: Path) -> Squares:
     """The training's pictures."""
     network = config.network
     size = (network.frame_size[0], network.frame_size[1])
-    return load_squares([data / f for f in config.data.folders], size=size, channels=network.channels, every=config.data.every)
+    folders, every = [data / f for f in config.data.folders], config.data.every
+    return load_squares(folders, size=size, channels=network.channels, every=every, without=config.data.without)
 
 
 def _blocks(pixels: np.ndarray) -> Iterator[Tensor]:
     return (pictures(pixels[start : start + BLOCK]) for start in range(0, len(pixels), BLOCK))
+
+
+def _mean_db(squared: Tensor) -> float:
+    """Mean PSNR from mean squared errors (B,) of values in [-1, 1]."""
+    return float((10 * torch.log10(4 / squared.clamp_min(1e-9))).mean())
 
 
 def _schedule(step: int, steps: int) -> float:

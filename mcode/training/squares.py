@@ -32,18 +32,20 @@ class Squares:
         return drawn
 
 
-def load_squares(places: list[Path], *, size: int | tuple[int, int], channels: int, every: int) -> Squares:
+def load_squares(
+    places: list[Path], *, size: int | tuple[int, int], channels: int, every: int, without: tuple[str, ...] = ()
+) -> Squares:
     """The centres of all pictures and of every `every`-th video frame under `places`, sorted by path.
 
     size: of the square, or (width, height). A place is a folder, a video or picture, a .tar archive (compressed or not)
     of pictures, or a folder inside an archive: "faces.tar/train". "clip.avi@0:0.5" is a video's first half.
-    Raises InputError where a place is missing or holds nothing.
+    without: names of files in folders to pass over. Raises InputError where a place is missing or holds nothing.
     """
     squares, clips = [], []
     width, height = (size, size) if isinstance(size, int) else size
     for place in places:
         before = len(clips)
-        for clip in _clips(place, (width, height), every):
+        for clip in _clips(place, (width, height), every, without):
             clips.append(len(clip))
             squares += [_channels(rgb, channels) for rgb in clip]
         if len(clips) == before:
@@ -51,7 +53,7 @@ def load_squares(places: list[Path], *, size: int | tuple[int, int], channels: i
     return Squares(np.stack(squares), tuple(clips))
 
 
-def _clips(place: Path, size: tuple[int, int], every: int) -> Iterator[list[np.ndarray]]:
+def _clips(place: Path, size: tuple[int, int], every: int, without: tuple[str, ...]) -> Iterator[list[np.ndarray]]:
     archive = next((p for p in (place, *place.parents) if ".tar" in p.suffixes and p.is_file()), None)
     if archive is not None:
         for data in _archived(archive, place.relative_to(archive).as_posix()):
@@ -65,7 +67,7 @@ def _clips(place: Path, size: tuple[int, int], every: int) -> Iterator[list[np.n
     if place.is_file():
         paths = [place]
     elif place.is_dir() and not part:
-        paths = sorted(place.rglob("*"))
+        paths = [path for path in sorted(place.rglob("*")) if path.name not in without]
     else:
         raise InputError(f"{place}: no such folder of pictures or videos")
     for path in paths:
