@@ -317,15 +317,6 @@ def _protected(link: _Link, datagram: bytes) -> int:
 # For a player: threads, and the newest frame only.
 
 
-class AudioChunk(NamedTuple):
-    """samples: int16 (n, channels), 48 kHz. due_s: when the first is to be heard, on time.monotonic's clock. pts: its RTP
-    timestamp in 1/48,000 s, unwrapped."""
-
-    samples: np.ndarray
-    due_s: float
-    pts: int = 0
-
-
 class Delay(NamedTuple):
     """From capture to screen, in ms: frames in between waiting for their keyframe, the way here, decoding."""
 
@@ -382,6 +373,24 @@ class PlayoutClock:
     def delay_s(self) -> float | None:
         """Between the sender's clock and the screen, as far as the two machines' clocks agree."""
         return None if self._offset_s is None else self._offset_s + time.time() - time.monotonic()
+
+
+@dataclass(frozen=True)
+class AudioChunk:
+    """samples: int16 (n, channels), 48 kHz. sent_unix_s: the sender's time of the first. pts: its RTP timestamp in 1/48,000 s,
+    unwrapped."""
+
+    samples: np.ndarray
+    sent_unix_s: float
+    clock: PlayoutClock
+    pts: int = 0
+
+    @property
+    def due_s(self) -> float:
+        """When the first is to be heard, on time.monotonic's clock. It moves with the clock, as the pictures' times do; long
+        past where the sender it came from is gone."""
+        due = self.clock.due_s(self.sent_unix_s)
+        return -math.inf if due is None else due
 
 
 class LaneView:
@@ -613,9 +622,7 @@ class Receiver:
         if sent is None or samples is None:
             return
         self.clock.observe("audio", sent, time.monotonic() + 0.02)
-        due = self.clock.due_s(sent)
-        if due is not None:
-            self.audio.append(AudioChunk(samples, due, packet.pts))
+        self.audio.append(AudioChunk(samples, sent, self.clock, packet.pts))
 
 
 def _opus_decoder() -> Any:

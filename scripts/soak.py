@@ -20,7 +20,6 @@ import statistics
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,13 +125,12 @@ class _Screen:
         self.shown = dict.fromkeys(receiver.lanes, 0)
         self.ahead_ms: list[float] = []
         self._serials = dict.fromkeys(receiver.lanes, 0)
-        self._heard: deque[tuple[float, int]] = deque(maxlen=256)
+        self._heard: tuple[float, int] | None = None  # when a piece of sound was due, its RTP timestamp
 
     def look(self) -> None:
         now_s = time.monotonic()
-        while self.receiver.audio:
-            chunk = self.receiver.audio.popleft()
-            self._heard.append((chunk.due_s, chunk.pts))
+        while self.receiver.audio and (due_s := self.receiver.audio[0].due_s) <= now_s:
+            self._heard = due_s, self.receiver.audio.popleft().pts
         for name, view in self.receiver.lanes.items():
             newest = view.newest
             if newest is None or newest[2] == self._serials[name]:
@@ -144,10 +142,9 @@ class _Screen:
                 self.ahead_ms.append((seen_s - heard_s) * 1000)
 
     def _heard_s(self, now_s: float) -> float | None:
-        due = [(due_s, pts) for due_s, pts in self._heard if now_s - 0.1 < due_s <= now_s]
-        if not due or self.sender.audio is None:
-            return None
-        due_s, pts = max(due)
+        if self._heard is None or now_s - self._heard[0] > 0.1 or self.sender.audio is None:
+            return None  # nothing, or a gap
+        due_s, pts = self._heard
         return self._media_s(pts, self.sender.audio, opus.CLOCK_HZ) + now_s - due_s
 
     @staticmethod

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("PyQt6.QtMultimedia")
 
-from mcode.receive import AudioChunk
+from mcode.receive import AudioChunk, PlayoutClock
 from player import audio
 from player.audio import RATE, Audio, LiveAudio, open_audio
 
@@ -74,9 +74,26 @@ def test_no_path_is_no_sound():
     assert open_audio(None) is None
 
 
-def test_live_pieces_play_when_due_and_late_ones_are_left_out(card):
+@pytest.fixture
+def clock():
+    """Shows a moment of the sender's at the same number of seconds here."""
+    made = PlayoutClock()
+    made.observe("audio", 0.0, -made.MARGIN_S)
+    return made
+
+
+def test_sound_moves_with_the_pictures_when_the_clock_does(clock):
+    chunk = AudioChunk(np.zeros((960, 2), np.int16), 10.0, clock)
+    assert chunk.due_s == pytest.approx(10.0)
+    clock.observe("mcode", 5.0, 5.3)
+    assert chunk.due_s == clock.due_s(10.0) == pytest.approx(10.308)
+    clock.restart()  # another sender: what the one before said is over
+    assert chunk.due_s < 0
+
+
+def test_live_pieces_play_when_due_and_late_ones_are_left_out(card, clock):
     def piece(due_s: float, value: int) -> AudioChunk:
-        return AudioChunk(np.full((960, 2), value, np.int16), due_s)
+        return AudioChunk(np.full((960, 2), value, np.int16), due_s, clock)
 
     pieces = deque([piece(9.0, 1), piece(10.0, 2), piece(10.02, 3), piece(11.0, 4)])
     live = LiveAudio(pieces)
