@@ -51,8 +51,8 @@ FAMILIES: dict[str, Family] = {
     "jpeg": Family(lambda q: stills.jpeg(round(q)), (5, 10, 20, 35, 50), 1, 95, 1),
     "jpeg2000": Family(stills.jpeg2000, (167, 83, 50, 33), 240, 8, 1),
     "webp": Family(lambda q: stills.webp(round(q)), (1, 5, 15, 40, 60), 0, 100, 1),
-    "h265": Family(lambda crf: stills.intra("h265", crf, "medium"), (50, 46, 42, 38, 34, 31), 51, 10, 0.5),
-    "av1": Family(lambda crf: stills.intra("av1", crf, "4"), (63, 57, 50, 43, 36), 63, 10, 1),
+    "h265": Family(lambda crf: stills.intra("h265", crf, "medium"), (46, 42, 38, 34, 30, 26), 51, 10, 0.5),
+    "av1": Family(lambda crf: stills.intra("av1", crf, "4"), (60, 52, 44, 37, 31), 63, 10, 1),
 }
 
 
@@ -181,7 +181,9 @@ def evaluate_images(
         mean.scores.update(judges.compare_sets(features, decoded))
         rows.append(ImageRow(codec.name, codec.setting, mean.bpp, mean.scores))
     close_ups = list(_close_ups(paths, families, judges, crops))
-    warnings = [f"not measured: {label} (no {file})" for label, file in judges.missing.items()]
+    missing = ", ".join(f"{label} (no {file})" for label, file in judges.missing.items())
+    if perceptual is None:
+        missing = "all that need weights; give their folder with --perceptual"
     report = ImagesReport(
         folder=os.fspath(folder),
         images=len(paths),
@@ -193,7 +195,7 @@ def evaluate_images(
         manifolds={model.name: model.id for _, model in families.values() if model},
         measured=measured,
         total=total,
-        warnings=tuple(warnings),
+        warnings=(f"not measured: {missing}",) if missing else (),
         files=(),
     )
     files = images_report.write(out, report, close_ups)

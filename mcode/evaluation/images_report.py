@@ -91,7 +91,7 @@ def verdict(report: ImagesReport) -> list[str]:
             amount = (
                 f"{share:.0f} % {'fewer' if row.bd.percent < 0 else 'more'} bits than x265 for the same {labels[row.metric]}"
             )
-            lines.append(f"{row.codec} takes {amount} (over {row.bd.overlap:.0%} of the range of both).")
+            lines.append(f"{row.codec} takes {amount} (over {100 * row.bd.overlap:.0f} % of the range of both).")
     return lines
 
 
@@ -121,7 +121,7 @@ def bd_text(row: BdRow) -> str:
     """+12.3 %, with the overlap where it is less than half; a dash where it is not defined."""
     if row.bd is None:
         return "–"
-    note = f" ({row.bd.overlap:.0%})" if row.bd.overlap < 0.5 else ""
+    note = f" ({100 * row.bd.overlap:.0f} %)" if row.bd.overlap < 0.5 else ""
     return f"{row.bd.percent:+.1f} %{note}"
 
 
@@ -159,9 +159,9 @@ def _drawn(report: ImagesReport, metric: Metric, kind: str) -> bytes:
         axes.annotate("the pictures themselves", (0.99, own), xycoords=("axes fraction", "data"), fontsize=8, color="#666666",
                       ha="right", va="bottom")  # fmt: skip
     axes.set_xscale("log")
-    ticks = matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}")
-    axes.xaxis.set_major_formatter(ticks)
-    axes.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, which="both")
     axes.set_xlabel("bit/pixel")
