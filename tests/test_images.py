@@ -18,6 +18,7 @@ from mcode.coders import CodeTables
 from mcode.config import to_dict
 from mcode.errors import InputError
 from mcode.evaluation import images, images_report, stills
+from mcode.evaluation import judges as judges_module
 from mcode.evaluation.images import Family, at_rate, evaluate_images
 from mcode.evaluation.judges import Judges
 from mcode.evaluation.metrics import psnr
@@ -234,6 +235,29 @@ def test_the_command_prints_tables_or_json(stand_ins, pictures, tmp_path, capsys
     assert "--qualities x" in capsys.readouterr().err
 
 
+def test_standard_weights_are_fetched_once_each_against_its_hash(tmp_path, monkeypatch, pictures, capsys):
+    asked = []
+
+    def download(url, target, *, sha256, progress=None):
+        asked.append((target.name, url, sha256))
+        target.write_bytes(b"")
+
+    monkeypatch.setattr(judges_module, "download", download)
+    monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "alex.pth").write_bytes(b"")
+    assert [path.name for path in judges_module.fetch_standard_weights(tmp_path / "w")] == [
+        "alexnet-owt-7be5be79.pth",
+        "weights-inception-2015-12-05-6726825d.pth",
+    ]
+    for name, url, sha256 in asked:
+        assert url.startswith("https://") and url.endswith(name)
+        assert len(sha256) == 64 and sha256.startswith(name.removesuffix(".pth")[-8:])  # as their authors name them
+    assert judges_module.fetch_standard_weights(tmp_path / "w") == []
+    assert main(["evaluate", "images", str(pictures), "-o", str(tmp_path / "out"), "--fetch-weights"]) == 2
+    assert "give the folder for them with --perceptual" in capsys.readouterr().err
+
+
 def test_judges_tell_little_damage_from_much_and_sets_from_other_sets(data_dir):
     folder = data_dir / "perceptual"
     judges = Judges(folder)
@@ -242,7 +266,8 @@ def test_judges_tell_little_damage_from_much_and_sets_from_other_sets(data_dir):
         pytest.skip(f"no weights in {folder}")
     rgb = next(iter(render_frames("pan", 0.04, 25, (512, 256), 1))).rgb
     near, far = (coarse("x", 1)(step).code(rgb)[1] for step in (8, 64))
-    a, b = judges.score(rgb, near), judges.score(rgb, far)
+    small = rgb[:180, :208].copy()
+    a, b = (judges.score(small, x[:180, :208]) for x in (near, far))
     assert a["psnr_db"] > b["psnr_db"] and a["ms_ssim"] > b["ms_ssim"]
     assert 0 < a["vgg19"] < b["vgg19"] and 0 < a["mobilenet"] < b["mobilenet"] and a["niqe"] > 0
     own, one, other = (judges.patch_features(x) for x in (rgb, near, far))

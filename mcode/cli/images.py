@@ -10,6 +10,7 @@ import typer
 from mcode.cli.apps import evaluate_app, manifolds_app
 from mcode.cli.options import Device, Force, Json, one_of, output_option, some_of, whole
 from mcode.cli.output import byte_count, plain, print_json, print_report, print_table, print_warnings, progress_bar
+from mcode.errors import InputError
 
 IMAGE_CODECS = ("mcode", "jpeg", "jpeg2000", "webp", "h265", "av1")
 
@@ -42,6 +43,9 @@ def images_(
             show_default=False,
         ),
     ] = None,
+    fetch_weights: Annotated[
+        bool, typer.Option("--fetch-weights", help="Download what LPIPS and FID need (330 MB) into that folder first.")
+    ] = False,
     crops: Annotated[
         int,
         typer.Option(
@@ -55,8 +59,8 @@ def images_(
     """Draw rate against distortion and perception of MCode and picture codecs.
 
     Writes OUT/index.html, crops.html, a PNG for each metric and results.json. An evaluation that was interrupted goes on
-    where it stopped. PSNR and MS-SSIM need no weights; VGG19, MobileNet, SqueezeNet, NIQE, LPIPS (alexnet-owt-7be5be79.pth
-    and alex.pth) and FID (weights-inception-2015-12-05-6726825d.pth) do.
+    where it stopped. PSNR and MS-SSIM need no weights; VGG19, MobileNet, SqueezeNet, NIQE, LPIPS and FID do. Only FID of
+    Inception's features is called FID.
     """
     from mcode.evaluation.features import WEIGHTS_VARIABLE
     from mcode.evaluation.images import ANCHOR, evaluate_images, to_json
@@ -64,6 +68,14 @@ def images_(
 
     parse = whole("--qualities", "a quality", 1, 8)
     wanted = tuple(dict.fromkeys(parse(text.strip()) for text in qualities.split(","))) if qualities else None
+    weights = perceptual or os.environ.get(WEIGHTS_VARIABLE) or None
+    if fetch_weights:
+        from mcode.evaluation.judges import fetch_standard_weights
+
+        if weights is None:
+            raise InputError("--fetch-weights: give the folder for them with --perceptual")
+        with progress_bar("fetching weights", "bytes") as progress:
+            fetch_standard_weights(weights, progress)
     with progress_bar("measuring", "images") as progress:
         report = evaluate_images(
             folder,
@@ -71,7 +83,7 @@ def images_(
             codecs=tuple(codecs.split(",")),
             manifolds=tuple(dict.fromkeys(name.strip() for name in manifold.split(","))),
             qualities=wanted,
-            perceptual=perceptual or os.environ.get(WEIGHTS_VARIABLE) or None,
+            perceptual=weights,
             crops=crops,
             device=device,
             force=force,

@@ -27,6 +27,7 @@ from mcode.evaluation.features import (
 from mcode.evaluation.frechet import frechet_distance, kernel_distance, patches
 from mcode.evaluation.metrics import ms_ssim, psnr
 from mcode.evaluation.niqe import NIQE_FILE, Niqe
+from mcode.fetch import Pinned, download
 
 MS_SSIM_SIDE = 176
 LPIPS_SIDE = 64
@@ -66,6 +67,29 @@ _SET_DISTANCES = {
     "squeezenet_fid256": frechet_distance,
     "mobilenet_kid256": kernel_distance,
 }
+
+
+STANDARD_WEIGHTS = {
+    lpips.ALEXNET_FILE: Pinned(lpips.ALEXNET_URL, lpips.ALEXNET_SHA256),
+    lpips.LINEAR_FILE: Pinned(lpips.LINEAR_URL, lpips.LINEAR_SHA256),
+    inception.INCEPTION_FILE: Pinned(inception.INCEPTION_URL, inception.INCEPTION_SHA256),
+}
+"""What LPIPS and FID need, where their authors publish it."""
+
+
+def fetch_standard_weights(
+    folder: str | os.PathLike[str], progress: Callable[[int, int | None], None] | None = None
+) -> list[Path]:
+    """Downloads those of STANDARD_WEIGHTS (330 MB) that are not in the folder, each checked against its SHA-256; returns them.
+
+    Raises InputError, where there is no network with what to do.
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    wanted = [(place / name, pinned) for name, pinned in STANDARD_WEIGHTS.items() if not (place / name).is_file()]
+    for path, pinned in wanted:
+        download(pinned.url, path, sha256=pinned.sha256, progress=progress)
+    return [path for path, _ in wanted]
 
 
 class Judges:
