@@ -24,6 +24,7 @@ from mcode.evaluation.metrics import luma, psnr, ssim
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.packet import Packet
 from mcode.receive import PLI_GAP_S
+from mcode.rtp.payload import Received
 from mcode.transcode import geometry
 
 from .clock import Clock
@@ -326,13 +327,19 @@ class _Side:
     def receive_all(self) -> None:
         closing, clock, counters = self.session._closing, self.session.clock, self.lane.counters
         while not closing.wait(POLL_S):
-            for unit in self.link.receive(clock.time_s):
+            units = self.link.receive(clock.time_s)
+            for index, unit in enumerate(units):
                 started = time.perf_counter()
                 sent_s = self.link.sent_s(unit_pts(unit))
                 if sent_s is not None:
                     counters.network_ms = smoothed(counters.network_ms, 1000 * (clock.time_s - sent_s))
                 width, height = self.session.coded or (1, 1)
-                for frame in self.link.lane.decode(unit):
+                frames = self.link.lane.decode(unit)
+                if index < len(units) - 1 and unit_pts(unit) / TICKS_PER_S < self.session.due_s:
+                    # Behind: its time is over and the next is at hand. It is decoded, as that needs it, and not synthesised.
+                    counters.dropped += unit.packet.steps if isinstance(unit, Received) else 1
+                    continue
+                for frame in frames:
                     self.lane.offer(cut_to(frame, width, height) if self.cuts else frame)
                     if closing.is_set():
                         return

@@ -327,3 +327,24 @@ def test_an_unplugged_camera_is_one_line_and_is_taken_up_again(monkeypatch):
         assert session.failed is None
     finally:
         session.close()
+
+
+class Slow(BlockMeans):
+    """Takes twice as long for a gap of four frames as they last."""
+
+    def synthesise(self, latents, width, height):
+        time.sleep(0.32)
+        return super().synthesise(latents, width, height)
+
+
+def test_a_decoder_too_slow_for_the_clip_drops_frames_and_does_not_lag():
+    feed = PaintedFeed("grey", lambda t: np.full((48, 64, 3), 100, np.uint8), (64, 48))
+    session = Compare(feed, load=lambda name: Slow(), baseline=None)
+    session.start()
+    try:
+        wait_until(session, lambda: session.clock.time_s > 6.0)
+        lane = session.lanes[0]
+        wait_until(session, lambda: lane.counters.dropped > 20)
+        assert session.due_s - lane.newest.pts_s < 2.0
+    finally:
+        session.close()
