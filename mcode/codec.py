@@ -172,14 +172,14 @@ class Encoder:
 class Decoder:
     """Packets to frames. What is damaged or missing costs picture quality, never the stream.
 
-    model: the manifold the stream names (`ManifoldError` otherwise). Counters: damaged_slices, missing_slices and
-    broken_deltas (deltas that came without the keyframe they refer to).
+    model: the manifold the stream names (`ManifoldError` otherwise). Counters: damaged_slices (known only of `range`),
+    missing_slices and broken_deltas (deltas that came without the keyframe they refer to).
     """
 
     def __init__(self, model: Model, header: StreamHeader | None = None) -> None:
         self.model = model
         self.header: StreamHeader | None = None
-        self.missing_slices = self.broken_deltas = 0
+        self.damaged_slices = self.missing_slices = self.broken_deltas = 0
         self._symbols: np.ndarray | None = None
         self._latent: Tensor | None = None
         self._strange: set[int] = set()  # slices of `range` whose symbols are not those the encoder had
@@ -257,18 +257,20 @@ class Decoder:
         return slices.join(parts, h, w)
 
     def _range(self, data: bytes, index: int, previous: np.ndarray | None, after_loss: bool) -> np.ndarray:
-        """Symbols of a slice of `range`. A delta around other symbols than the encoder's would be noise: until the slice
-        comes whole again, what was there stays."""
+        """Symbols of a slice of `range`. Damage makes noise of it, and so does a delta around other symbols than the
+        encoder's: then what was there stays, until the slice comes whole again."""
         assert self.header is not None and self.model.hyper is not None
         if after_loss:
             self._strange.add(index)
         known = None if index in self._strange else previous
         _, h, w = self._shape
         found = ranges.decode(data, known, index, self.header.slices, (h, w), self.header.quality, self.model.hyper)
-        if not found.needs_previous:
+        self.broken_deltas += found.needs_previous
+        self.damaged_slices += found.damaged
+        if not found.needs_previous and not found.damaged:
             self._strange.discard(index)
             return found.symbols
-        self.broken_deltas += 1
+        self._strange.add(index)
         return found.symbols if previous is None else previous
 
     def _times(self, packet: Packet, since: int, after_loss: bool) -> list[int]:

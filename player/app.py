@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--demo", action="store_true", help="show the built-in comparison; needs no camera and no network")
     made.add_argument("--manifold", metavar="NAME|PATH", help="manifold to encode with (default: general)")
     made.add_argument("--n", type=int, default=4, metavar="N", help="every N-th frame is a keyframe (default: 4)")
-    made.add_argument("--coder", choices=("huffman", "fixed"), default="huffman")
+    made.add_argument("--coder", choices=("huffman", "fixed", "range"), default="huffman")
     made.add_argument("--bit-error-rate", type=float, default=0.0, metavar="RATE", help="as 1e-3")
     made.add_argument("--loss", type=float, default=0.0, metavar="SHARE", help="of packets, as 0.05")
     made.add_argument("--seed", type=int, default=0, help="of the channel's damage (default: 0)")

@@ -127,6 +127,30 @@ def test_bytes_come_within_one_percent_of_the_estimate(trained):
     assert size * 8 == pytest.approx(ranges.estimate(wide, None, 1, 1, model).bits, rel=0.01)
 
 
+def test_flipped_bits_are_known_without_a_checksum(trained):
+    model, latents, _ = trained
+    wide = np.rint(np.concatenate(list(latents[:20].astype(np.float32)), axis=2)).astype(np.int16)
+    (data,) = ranges.encode(wide, None, 1, 1, model)
+    rng = np.random.default_rng(0)
+    known = 0
+    for _ in range(60):
+        flipped = bytearray(data)
+        flipped[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        found = ranges.decode(bytes(flipped), None, 0, 1, wide.shape[1:], 1, model)
+        known += found.damaged or found.needs_previous
+    assert known >= 55  # at the end of the stream fewer symbols are left to show it
+
+
+def test_a_cut_and_another_previous_keyframe_are_known_too(trained):
+    model, _, moves = trained
+    before, after = np.rint(moves[0].astype(np.float32)).astype(np.int16)
+    (data,) = ranges.encode(after, before, 1, 1, model)
+    flat = before.reshape(6, -1)
+    assert not ranges.decode(data, flat, 0, 1, (8, 8), 1, model).damaged
+    for spoilt, previous in ((data[: len(data) // 2], flat), (data + b"1234", flat), (data, flat + np.int16(1))):
+        assert ranges.decode(spoilt, previous, 0, 1, (8, 8), 1, model).damaged
+
+
 # A manifold that carries one.
 
 

@@ -33,7 +33,7 @@ def decode(parts, previous, h, w, quality=1, model=MODEL):
         ranges.decode(data, last, index, count, (h, w), quality, model)
         for index, (data, last) in enumerate(zip(parts, before, strict=True))
     ]
-    assert not any(part.needs_previous for part in found)
+    assert not any(part.needs_previous or part.damaged for part in found)
     return slicing.join([part.symbols for part in found], h, w)
 
 
@@ -315,6 +315,16 @@ def test_after_a_loss_the_picture_stays_until_a_slice_comes_whole():
     assert decoder.broken_deltas > 0
     assert set(shown[4 : 4 + decoder.broken_deltas]) == {shown[3]}
     assert shown[refresh:] == [100 + 4 * ((i + 1) % 3) for i in range(refresh, 59)]
+
+
+def test_a_damaged_slice_keeps_what_was_there():
+    packets = stream([grey(100, 0), grey(150, 1)], n=1, slices=2, cuts=False)
+    decoder = Decoder(WithHyper())
+    list(decoder.push(packets[0]))
+    flipped = bytes([packets[1].slices[1][0] ^ 4]) + packets[1].slices[1][1:]
+    (frame,) = decoder.push(replace(packets[1], slices=(packets[1].slices[0], flipped)))
+    assert set(np.unique(frame.rgb)) == {100, 150}
+    assert decoder.damaged_slices + decoder.broken_deltas == 1
 
 
 def test_a_missing_slice_keeps_what_was_there():

@@ -13,7 +13,7 @@
 | `fixed.decode(data, count, tables)` | bytes, P | int16 (C, P) |
 | `fixed.clip(whole, tables)` | int16 (C, ...) | what the other end of `fixed` will hold |
 | `range.encode(symbols, previous, slices, quality, model)` | int16 (C, h, w), the last keyframe's or None | bytes by slice |
-| `range.decode(data, previous, s, slices, (h, w), quality, model)` | bytes, the slice's last (C, P) or None | `Decoded` |
+| `range.decode(data, previous, s, slices, (h, w), quality, model)` | bytes, the last (C, P) or None | `range.Decoded` |
 | `entropy_bits(samples)` | sequence of int16 (C, h, w) | ideal bits per sample, channel-wise and memoryless |
 
 `delta` is `whole - previous` in int16 arithmetic, which wraps and so loses nothing. `decode` never raises on bytes:

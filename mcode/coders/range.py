@@ -27,7 +27,6 @@ import constriction
 import numpy as np
 
 from mcode.coders import slices as slicing
-from mcode.coders.huffman import Decoded
 from mcode.errors import FormatError
 
 AnsCoder = constriction.stream.stack.AnsCoder
@@ -134,6 +133,16 @@ class HyperConfig:
             if i < len(self.passes) - 1:
                 found[f"context.{i}"] = (hidden, n + self.signed_of(p), 3, 3)
         return found
+
+
+class Decoded(NamedTuple):
+    """symbols: int16 (C, P). needs_previous: it is a delta, and the previous keyframe is not known. damaged: bytes were
+    changed, cut off or added, or `previous` was not what the encoder had: a stack that was read right ends empty. Damage to
+    the last few bytes and to escaped symbols goes unseen."""
+
+    symbols: np.ndarray
+    needs_previous: bool
+    damaged: bool
 
 
 class Estimate(NamedTuple):
@@ -324,7 +333,7 @@ def decode(
     kind = int(coder.decode(_KIND.model, 1)[0])
     needs_previous = kind == DELTA and previous is None
     if needs_previous:
-        coder, kind = AnsCoder(), WHOLE
+        coder, kind = AnsCoder(), WHOLE  # an empty stack: what is predicted from nothing
     from_z = None
     if kind == WITH_Z:
         hz, wz = _z_size(h, w)
@@ -349,7 +358,7 @@ def decode(
         part = value.astype(np.int16).reshape(p.stop - p.start, -1)
         symbols[p.start : p.stop, plan.columns] = part
         walk.tell(i, part, plan.columns)
-    return Decoded(symbols, needs_previous)
+    return Decoded(symbols, needs_previous, not coder.is_empty())
 
 
 class _Alphabet(NamedTuple):

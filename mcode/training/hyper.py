@@ -216,7 +216,7 @@ def _first_tables(net: Hyper) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     sizes, parts = [], []
     for index in range(net.config.scales):
         scale = SCALE_LOW * math.exp(SCALE_STEP * index)
-        limit = min(255, 2 + math.ceil(10 * scale))
+        limit = 4 + math.ceil(16 * scale)  # so wide that noise, of a damaged slice, hardly ever meets an escape
         for fraction in range(FRACTIONS):
             value = unzigzag(np.arange(2 * limit + 1)) - fraction / 4
             upper, lower = _laplace(value + 0.5, scale), _laplace(value - 0.5, scale)
