@@ -328,6 +328,10 @@ def test_bd_rate_integrates_piecewise_cubics_over_the_common_range():
     assert found.overlap == pytest.approx(8 / 11)
 
 
+def test_settings_that_a_cheaper_one_beats_are_left_out_of_the_bd_rate():
+    assert bd_rate(ANCHOR, [*ANCHOR, (0.3, 30.0), (0.2, 29.0), (0.9, 37.0)]).percent == pytest.approx(0)
+
+
 def test_bd_rate_is_not_defined_without_a_common_range_or_a_rising_curve():
     assert bd_rate(ANCHOR, [(r, q + 20) for r, q in ANCHOR]) is None
     assert bd_rate(ANCHOR, [(r, q + 8.9) for r, q in ANCHOR]) is None  # hardly any

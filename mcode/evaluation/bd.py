@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from mcode.errors import InputError
 
@@ -34,17 +33,16 @@ def bd_rate(
 ) -> BdRate | None:
     """Bjontegaard 2001 with piecewise cubic interpolation of the logarithm of the rate (JCT-VC's common test conditions).
 
-    anchor, test: (rate, quality) at several settings, in any order. None where it is not defined: fewer than three points, a
-    quality that does not improve with the rate, or less than a tenth of the range of quality in common.
+    anchor, test: (rate, quality) at several settings, in any order. A setting that another of the same codec beats at no
+    more bits is left out. None where it is not defined: fewer than three settings remain, or less than a tenth of the range
+    of quality is in common.
     """
     import bjontegaard
 
     sign = 1.0 if higher_is_better else -1.0
-    curves = [sorted((rate, sign * quality) for rate, quality in curve) for curve in (anchor, test)]
-    for curve in curves:
-        rises = all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(curve))
-        if len(curve) < LEAST_POINTS or not rises or curve[0][0] <= 0:
-            return None
+    curves = [_rising([(rate, sign * quality) for rate, quality in curve]) for curve in (anchor, test)]
+    if min(map(len, curves)) < LEAST_POINTS:
+        return None
     (low_a, high_a), (low_t, high_t) = ((curve[0][1], curve[-1][1]) for curve in curves)
     overlap = (min(high_a, high_t) - max(low_a, low_t)) / (max(high_a, high_t) - min(low_a, low_t))
     if overlap < LEAST_OVERLAP:
@@ -56,3 +54,12 @@ def bd_rate(
             rate_a, quality_a, rate_t, quality_t, method="pchip", require_matching_points=False, min_overlap=0
         )
     return BdRate(float(percent), overlap)
+
+
+def _rising(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Sorted by rate, without the points that have no more quality than a cheaper one."""
+    kept: list[tuple[float, float]] = []
+    for rate, quality in sorted(curve, key=lambda point: (point[0], -point[1])):
+        if rate > 0 and (not kept or quality > kept[-1][1]):
+            kept.append((rate, quality))
+    return kept

@@ -43,9 +43,11 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 def kernel_distance(
     a: np.ndarray, b: np.ndarray, *, subset: int = KID_SUBSET, subsets: int = KID_SUBSETS, seed: int = 0
 ) -> float:
-    """Unbiased squared maximum mean discrepancy under the kernel (x.y / d + 1)^3, about 0 for sets of one kind; it may be
-    negative (Binkowski et al. 2018). The mean over `subsets` draws of `subset` features; of all at once where fewer are
-    there. a: (n, d), b: (m, d). Raises ValueError for fewer than two of either, or other widths.
+    """Unbiased squared maximum mean discrepancy under the kernel (x.y / d + 1)^3 (Binkowski et al. 2018).
+
+    About 0 for sets of one kind; it may be negative, the more so for few pictures and their own coded versions. The mean
+    over `subsets` draws of `subset` features; of all at once where fewer are there. a: (n, d), b: (m, d). Raises
+    ValueError for fewer than two of either, or other widths.
     """
     a, b = _checked(a, b)
     n = min(subset, len(a), len(b))

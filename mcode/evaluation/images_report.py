@@ -111,10 +111,8 @@ def value_text(key: str, value: float | None) -> str:
     """A score with the digits that mean something."""
     if value is None:
         return "–"
-    digits = {"psnr_db": 2, "ms_ssim": 4, "niqe": 2, "fid256": 2, "kid256": 5}.get(key, 3)
-    if key == "mobilenet_kid256":
-        digits = 5
-    return f"{value:.{digits}f}"
+    digits = {"psnr_db": 2, "ms_ssim": 4, "niqe": 2, "fid256": 2, "squeezenet_fid256": 2, "kid256": 5, "mobilenet_kid256": 5}
+    return f"{value:.{digits.get(key, 3)}f}"
 
 
 def bd_text(row: BdRow) -> str:
@@ -156,8 +154,8 @@ def _drawn(report: ImagesReport, metric: Metric, kind: str) -> bytes:
             axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, linewidth=width, label=name)
     if (own := report.originals.get(metric.key)) is not None:
         axes.axhline(own, color="#666666", linewidth=1, linestyle=":")
-        axes.annotate("the pictures themselves", (0.99, own), xycoords=("axes fraction", "data"), fontsize=8, color="#666666",
-                      ha="right", va="bottom")  # fmt: skip
+        axes.annotate("the pictures themselves", (0.01, own), xycoords=("axes fraction", "data"), fontsize=8, color="#666666",
+                      ha="left", va="top")  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
@@ -203,7 +201,7 @@ def _crop_rows(rows: Sequence[CropRow]) -> list[list[dict[str, Any]]]:
             return _data_uri(np.ascontiguousarray(rgb[y : y + s, x : x + s]))
 
         cells: list[dict[str, Any]] = [
-            {"label": "Original", "note": row.name, "scores": "", "uri": cut(row.original), "ours": False, "floor": False}
+            {"label": "Original", "note": row.name, "scores": [], "uri": cut(row.original), "ours": False, "floor": False}
         ]
         cells[0]["file"] = _picture_name(row.name, "original")
         for crop in row.crops:
@@ -217,7 +215,7 @@ def _crop_rows(rows: Sequence[CropRow]) -> list[list[dict[str, Any]]]:
                     "label": crop.codec,
                     "note": f"{crop.bpp:.3f} bit/pixel",
                     "setting": crop.setting,
-                    "scores": ", ".join(scores),
+                    "scores": scores,
                     "uri": cut(crop.decoded),
                     "ours": crop.codec.startswith("MCode"),
                     "floor": crop.floor,
