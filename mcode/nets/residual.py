@@ -22,8 +22,6 @@ from .layers import Down, ResidualBlock, Up
 
 LUMA = (0.299, 0.587, 0.114)
 _HALVINGS = 2
-_PLACE = 8
-"""Learned maps beside the picture: what stands where in a fixed scene."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,7 @@ class UNet(nn.Module):
         width, blocks = config.width, config.blocks
         values = config.channels * config.patch**2
         self.patch, self.stride = config.patch, config.patch << _HALVINGS
-        columns, rows = (-(-side // self.stride) << _HALVINGS for side in config.frame_size)
-        self.place = nn.Parameter(torch.zeros(1, _PLACE, rows, columns))
-        self.first = nn.Conv2d(values + _PLACE, width, 3, padding=1)
+        self.first = nn.Conv2d(values, width, 3, padding=1)
         widths = [width << i for i in range(_HALVINGS + 1)]
         self.before = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
         self.down = nn.ModuleList(Down(a, b) for a, b in pairwise(widths))
@@ -80,8 +76,7 @@ class UNet(nn.Module):
     def forward(self, base: Tensor) -> Tensor:
         _, _, height, width = base.shape
         x = F.pad(base, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        x = F.pixel_unshuffle(x, self.patch)
-        x = self.first(torch.cat([x, self.place.expand(len(x), -1, -1, -1).to(x.dtype)], 1))
+        x = self.first(F.pixel_unshuffle(x, self.patch))
         kept = []
         for before, down in zip(self.before, self.down, strict=True):
             x = before(x)

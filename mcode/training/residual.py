@@ -39,6 +39,8 @@ LEVELS_PER_DEVIATION = (0.6, 1.0, 5 / 3, 3.0, 5.0, 9.0, 17.0, 33.0)
 and odd from 4 bits up and for 2, so that one offset of half a deviation centres them all between two levels."""
 OFFSET = 0.5
 WARM_UP = 100
+LEAST_ERROR = 4e-4
+"""Pictures whose linear part is better than this (40 dB) count no more in the loss."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,15 @@ class ResidualTraining:
     steps, batch: updates, and pictures in each. quantiser "bits": each coordinate in 1 to 8 bits, one of `bits` drawn
     for each picture; "step": `step` grey levels at quality 5, a factor of sqrt(2) from one quality to the next.
     intervals: the network sees frames interpolated between keyframes so far apart (videos only; 1: keyframes alone).
-    folds: 1 uses the same components in training as later. l1: weight of each picture's squared error, as a share of the
-    linear part's; l2: of the VGG19 distance of vgg_layers, on one random square of at most `feature_crop`.
+
+    folds: 1 uses the same components in training as later. held_out: every so many clips one is kept from the network,
+    and tells in the log what it does for unseen ones; 0 for none.
+
+    crop: the network sees random squares of at most this side, 0 for whole pictures; mirror_pairs: half of them
+    mirrored, after the linear part; colour: their values are scaled and shifted by up to this share, channel by channel.
+
+    l1: weight of each picture's squared error, as a share of the linear part's; l2: of the VGG19 distance of vgg_layers,
+    on one random square of at most `feature_crop`.
     """
 
     kind: Literal["ncode"]
@@ -62,6 +71,10 @@ class ResidualTraining:
     step: float = 160.0
     intervals: tuple[int, ...] = (1,)
     folds: int = 1
+    held_out: int = 0
+    crop: int = 0
+    mirror_pairs: bool = False
+    colour: float = 0.0
     l1: float = 1.0
     l2: float = 0.0
     vgg_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_4")
@@ -116,11 +129,11 @@ def train(
         loop.seed_step(config.seed, step, worker)
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
-        x, base = samples.batch(step, worker)
+        x, base = augment(*samples.batch(step, worker), config)
         with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
             back = base + model.unet(base.contiguous(memory_format=torch.channels_last)).float()
         squared = (back - x).square().mean((1, 2, 3))
-        linear = (base.detach() - x).square().mean((1, 2, 3)).clamp_min(1e-5)
+        linear = (base.detach() - x).square().mean((1, 2, 3)).clamp_min(LEAST_ERROR)
         loss = config.l1 * (squared / linear).mean()
         losses = {"psnr": _mean_db(squared.detach()), "psnr_linear": _mean_db(linear)}
         if features is not None:
@@ -135,9 +148,52 @@ def train(
         if worker == 0 and (done % config.checkpoint_every == 0 or done == config.steps):
             speed = (done - first) * config.data.batch * workers / (time.monotonic() - started)
             loop.save_checkpoint(out / loop.CHECKPOINT, model, ema, [optimiser], done, config)
-            log.write(done, pictures_per_s=round(speed, 1))
-            log.picture(done, grid(torch.stack([x[:16], base[:16], back[:16]], 1).flatten(0, 1), columns=6))
+            unseen, shown = _unseen(model, ema, samples, features, config)
+            log.write(done, pictures_per_s=round(speed, 1), **unseen)
+            shown = shown or (x[:16], base[:16], back[:16])
+            log.picture(done, grid(torch.stack(shown, 1).flatten(0, 1), columns=6))
     return out / loop.CHECKPOINT
+
+
+def augment(x: Tensor, base: Tensor, config: ResidualTraining) -> tuple[Tensor, Tensor]:
+    """The same random square of both, and the same change of colour. Drawn from torch's generator."""
+    if config.crop:
+        stride = config.network.patch << 2
+        sides = [min(config.crop, side) for side in x.shape[2:]]
+        top, left = (
+            int(torch.randint(0, (full - side) // stride + 1, ()).item()) * stride
+            for full, side in zip(x.shape[2:], sides, strict=True)
+        )
+        x, base = (t[:, :, top : top + sides[0], left : left + sides[1]] for t in (x, base))
+    if config.colour:
+        scale, shift = (torch.empty(len(x), x.shape[1], 1, 1, device=x.device).uniform_(-1, 1) for _ in range(2))
+        x, base = (t * (1 + config.colour * scale) + config.colour * shift for t in (x, base))
+    return x.contiguous(), base.contiguous()
+
+
+@torch.no_grad()
+def _unseen(
+    model: Residual, ema: Mapping[str, Tensor], samples: Samples, features: Any, config: ResidualTraining
+) -> tuple[dict[str, float], tuple[Tensor, Tensor, Tensor] | None]:
+    """Scores of the averaged network on frames of the clips held out, and some of them; nothing where none is."""
+    at = samples.held_out
+    if not len(at):
+        return {}, None
+    at = at[np.linspace(0, len(at) - 1, min(len(at), 48)).round().astype(int)]
+    twin = copy.deepcopy(model.unet)
+    for name, parameter in twin.named_parameters():
+        parameter.copy_(ema[f"unet.{name}"])
+    x, base = samples.at(at, np.random.default_rng(0), mirror=False)
+    with torch.autocast(samples.device.type, torch.bfloat16, enabled=config.bfloat16):
+        back = base + twin(base.contiguous(memory_format=torch.channels_last)).float()
+    scores = {}
+    for key, picture in (("linear", base), ("network", back)):
+        scores[f"unseen_psnr_{key}"] = round(_mean_db((picture.clamp(-1, 1) - x).square().mean((1, 2, 3))), 3)
+        if features is not None:
+            with torch.autocast(samples.device.type, torch.bfloat16, enabled=config.bfloat16):
+                distances = features(*(t.expand(-1, 3, -1, -1) / 2 + 0.5 for t in (x, picture)))
+            scores[f"unseen_feature_{key}"] = round(float(distances.mean()), 5)
+    return scores, (x[:16], base[:16], back[:16])
 
 
 class Samples:
@@ -150,6 +206,8 @@ class Samples:
         self.starts = np.repeat(np.cumsum(squares.clips) - squares.clips, squares.clips)
         self.ends = self.starts + np.repeat(squares.clips, squares.clips)
         self.fold = owner % config.folds
+        kept_out = owner % config.held_out == config.held_out - 1 if config.held_out else np.zeros(len(owner), bool)
+        self.held_out, self.seen = np.flatnonzero(kept_out), np.flatnonzero(~kept_out)
         self.parts: list[Residual] = []
         if config.folds > 1:
             for f in range(config.folds):
@@ -176,8 +234,17 @@ class Samples:
         """x and base, (batch, channels, H, W) each; depends on (seed, step, worker) alone."""
         config = self.config
         rng = np.random.default_rng((config.seed * 1000 + worker, step))
-        at = rng.integers(len(self.squares.pixels), size=config.data.batch)
-        flips = rng.random(len(at)) < (0.5 if config.data.mirror else 0)
+        at = self.seen[rng.integers(len(self.seen), size=config.data.batch)]
+        x, base = self.at(at, rng, mirror=config.data.mirror)
+        if config.mirror_pairs:
+            flips = torch.from_numpy(rng.random(len(at)) < 0.5).to(self.device)
+            x, base = (torch.where(flips.view(-1, 1, 1, 1), t.flip(3), t) for t in (x, base))
+        return x, base
+
+    def at(self, at: np.ndarray, rng: np.random.Generator, *, mirror: bool) -> tuple[Tensor, Tensor]:
+        """x and base of the frames numbered `at`. mirror: half of them seen in a mirror by the linear part, too."""
+        config = self.config
+        flips = rng.random(len(at)) < (0.5 if mirror else 0)
         pixels = self.squares.pixels[at]
         pixels[flips] = pixels[flips, :, ::-1]
         x = pictures(pixels, self.device)
