@@ -304,7 +304,7 @@ def encode(symbols: np.ndarray, previous: np.ndarray | None, slices: int, qualit
 def estimate(symbols: np.ndarray, previous: np.ndarray | None, slices: int, quality: int, model: RangeModel) -> Estimate:
     """What `encode` should take by the tables' frequencies, before whole words and bytes."""
     chosen = _choose(symbols, previous, slices, quality, model)
-    z_bits = [_price(told[1 : 1 + model.config.latents]) for told in chosen if told[0].index[0] == WITH_Z]
+    z_bits = [_price(told[1 : 1 + model.config.latents]) for told in chosen if told[0].places[0] == WITH_Z]
     return Estimate(sum(map(_price, chosen)) / 1024, sum(z_bits) / 1024)
 
 
@@ -369,9 +369,9 @@ class _Alphabet(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """Symbols of one alphabet to be coded, int32."""
+    """Symbols to be coded, int32, by their places in one alphabet."""
 
-    index: np.ndarray
+    places: np.ndarray
     alphabet: _Alphabet
 
 
