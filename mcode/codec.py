@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 CODERS = ("huffman", "fixed", "range")
 BATCH_PIXELS = 2_000_000
 """Frames between keyframes are synthesised in batches of at most about this many pixels: memory stays bounded."""
+DEAD_ZONE = 0.6
+"""Quantiser steps by which a latent must leave the last keyframe's symbol before another is sent; 0.5 is plain rounding. 0.6
+saves 9 % of the bits of feature maps at equal PSNR (docs/log.md), and still pictures stay still."""
 CUT_THRESHOLD = 30.0
 """Grey levels: two frames whose 16x16 thumbnails differ more on average have a cut between them."""
 _EVEN_TOLERANCE = TICKS_PER_S // 1000
@@ -56,7 +59,7 @@ class Encoder:
     since nothing lies between two scenes. n = 1 is the image codec.
 
     width, height: of the frames pushed. display: the size a decoder shows, when another. refresh_s: a keyframe is sent
-    whole at least this often. slices: parts of a keyframe that decode alone.
+    whole at least this often. slices: parts of a keyframe that decode alone. dead_zone: see DEAD_ZONE; of deltas.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Encoder:
         slices: int = 1,
         display: tuple[int, int] | None = None,
         cuts: bool = True,
+        dead_zone: float = DEAD_ZONE,
     ) -> None:
         if not 1 <= n <= 65_535:
             raise ValueError(f"n is {n}; the keyframe interval is 1 to 65535 frames")
@@ -84,7 +88,7 @@ class Encoder:
         self.model, self.width, self.height = model, width, height
         self.shape = model.latent_shape(width, height)
         self.tables = model.tables(quality)
-        self.cuts = cuts
+        self.cuts, self.dead_zone = cuts, dead_zone
         self.refresh_ticks = round(refresh_s * TICKS_PER_S)
         self.header = StreamHeader(
             manifold_id=bytes.fromhex(model.id),
@@ -141,6 +145,8 @@ class Encoder:
         latent = self.model.analyse(frame.rgb[None])[0]
         symbols = quantise(latent, self.model.gain(self.header.quality))
         refresh = self._symbols is None or self._want_refresh or frame.pts - self._last_refresh >= self.refresh_ticks
+        if not refresh and self.header.coder != "fixed":
+            symbols = self._held(latent, symbols)
         if self.header.coder == "fixed":
             symbols = fixed.clip(symbols, self.tables)
             parts = [fixed.encode(part, self.tables) for part in slices.split(symbols, self.header.slices)]
@@ -162,6 +168,13 @@ class Encoder:
             self._last_refresh, self._want_refresh = frame.pts, False
         self._symbols, self._last_pts = symbols, frame.pts
         return packet
+
+    def _held(self, latent: Tensor, symbols: np.ndarray) -> np.ndarray:
+        """The symbols, but the last keyframe's where the latent lies within the dead zone around them."""
+        assert self._symbols is not None
+        scaled = latent.float() * self.model.gain(self.header.quality).view(-1, 1, 1)
+        moved = np.abs(scaled.cpu().numpy() - self._symbols)
+        return np.where(moved < self.dead_zone, self._symbols, symbols)
 
     def _huffman(self, symbols: np.ndarray, delta: np.ndarray | None) -> list[bytes]:
         whole = slices.split(symbols, self.header.slices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -199,3 +200,29 @@ def test_same_frames_same_packets():
     frames = ramp(20, step=3)
     assert encode(frames, n=3) == encode(frames, n=3)
     assert all(isinstance(p, Packet) for p in encode(frames, n=3))
+
+
+@pytest.mark.parametrize("coder", ["huffman", "fixed"])
+def test_small_moves_within_the_dead_zone_keep_the_last_symbols_and_do_not_pile_up(coder):
+    """Grey 101 rounds to symbol -13 or -14 of step 2 (-13.5): it lies half a step from both, inside a dead zone of 0.8.
+    Whole keyframes, and the coder `fixed`, which has no deltas, know no dead zone."""
+    frames = [grey(100, 0), grey(101, 1), grey(102, 2), grey(104, 3)]
+    held = levels(decode(encode(frames, n=1, coder=coder, dead_zone=0.8)))
+    assert held == ([100, 100, 102, 104] if coder == "huffman" else levels(decode(encode(frames, n=1, coder="fixed"))))
+    drift = [grey(100 + i // 2, i) for i in range(40)]
+    for shown, sent in zip(levels(decode(encode(drift, n=1, coder=coder, dead_zone=1.4))), drift, strict=True):
+        assert abs(shown - int(sent.rgb[0, 0, 0])) <= 2 * 1.4
+    refreshed = encode(frames, n=1, dead_zone=1.4, refresh_s=0.0)
+    assert levels(decode(refreshed)) == levels(decode(encode(frames, n=1, dead_zone=0.5)))
+
+
+def test_a_dead_zone_stills_a_noisy_scene():
+    rng = np.random.default_rng(3)
+    scene = rng.integers(20, 230, (32, 32, 3))
+    frames = [Frame(np.clip(scene + rng.normal(0, 3, scene.shape), 0, 255).astype(np.uint8), i * TICKS) for i in range(12)]
+
+    def moved(zone: float) -> int:
+        shown = [frame.rgb for frame in decode(encode(frames, width=32, height=32, n=1, dead_zone=zone))]
+        return sum(int((a != b).sum()) for a, b in pairwise(shown))
+
+    assert moved(0.8) < 0.5 * moved(0.5)
