@@ -203,7 +203,7 @@ def _figure5(room: _Room) -> None:
     clips = sets.load_clips(room.data, sets.KTH_TEST, (64, 64), 1)
     named = _named(room, (("NCode", "kth-100", 8), ("NCode residual", "kth-residual", None)))
     rows, pictures = video.compare(named, clips, (1, 2, 4, 8), room.say)
-    chosen = [(key, np.stack([c[40] for c in value] + [c[80] for c in value])) for key, value in pictures.items()]
+    chosen = [(key, np.stack([c[len(c) * k // 5] for k in (1, 3) for c in value])) for key, value in pictures.items()]
     page.save_picture(room.out / "figure5-frames.png", page.sheet([k for k in chosen if _in_strip(k[0])], 2))
     results = {"rows": video.as_dicts(rows), "paper": list(video.PAPER_FIGURE5), "clips": len(clips)}
     room.write("figure5", {**results, "frames": sum(map(len, clips))})
@@ -244,7 +244,7 @@ class LinearPart:
         with torch.inference_mode():
             x = net.linear_synthesis(latents.flatten(1).float() - net.offset)
             x = x.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        return np.ascontiguousarray(np.broadcast_to(x.cpu().numpy(), (*x.shape[:-1], 3)))
+        return np.array(np.broadcast_to(x.cpu().numpy(), (*x.shape[:-1], 3)))
 
 
 def _figure6(room: _Room) -> None:
@@ -306,7 +306,7 @@ def _talking_head(room: _Room) -> None:
     rows, pictures = video.compare(named, clips, (1, 2, 4, 8, 16), room.say, room.features)
     room.write("talking-head", {"rows": video.as_dicts(rows), "clips": len(clips)})
     chosen = [
-        (key.replace(", N", "\nN"), np.stack([value[i][30] for i in (0, 2, 4, 6)] + [value[i][51] for i in (1, 3)]))
+        (key.replace(", N", "\nN"), np.stack([clip[len(clip) * (2 + i % 2) // 5] for i, clip in enumerate(value[:6])]))
         for key, value in pictures.items()
         if key == "original" or key.endswith("N = 8") or "floor" in key
     ]

@@ -103,7 +103,7 @@ def _allot(deviation: np.ndarray, step: float) -> np.ndarray:
 
 def _to_rgb(x: torch.Tensor) -> np.ndarray:
     grey = x.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return np.ascontiguousarray(np.broadcast_to(grey.numpy(), (*grey.shape[:-1], 3)))
+    return np.array(np.broadcast_to(grey.numpy(), (*grey.shape[:-1], 3)))
 
 
 Still = Callable[[np.ndarray], tuple[int, np.ndarray]]

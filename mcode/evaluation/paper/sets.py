@@ -63,7 +63,7 @@ def load_clips(data: Path, places: Sequence[str], size: tuple[int, int], channel
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
     """(..., channels) to (..., 3)."""
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)))
+    return np.array(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)))
 
 
 def check(data: Path) -> None:
