@@ -19,6 +19,7 @@ from ..coders import CodeTables, huffman
 from ..errors import InputError
 from ..nets.linear import Linear
 from ..video import FrameReader
+from .deltas import keyframe_deltas
 
 QUALITIES, DEFAULT_QUALITY = 8, 5
 QUANTISER_SHARE = 0.05
@@ -28,8 +29,6 @@ BLOCK = 256
 """Frames per update of the components."""
 SPARE = 48
 """Components carried beyond m while streaming, which keeps the first m close to those of one large decomposition."""
-LAGS = (1, 2, 4, 8, 16)
-"""Keyframe intervals whose deltas the code tables are fitted to."""
 MOST_KEPT = 40_000
 """Frames whose coordinates are kept for the tables: memory stays bounded whatever the footage's length."""
 
@@ -221,12 +220,7 @@ def _tables(steps: np.ndarray, coordinates: np.ndarray, clips: list[int], fps: f
     tables, kbps = [], 0.0
     for quality, step in enumerate(steps, start=1):
         symbols = np.clip(np.rint(coordinates / step), -32767, 32767).astype(np.int16)
-        whole, delta, start = [symbols.T[:, :, None]], [], 0
-        for frames in clips:
-            clip = symbols[start : start + frames]
-            delta += [(clip[lag:] - clip[:-lag]).T[:, :, None] for lag in LAGS if frames > lag]
-            start += frames
-        tables.append(CodeTables.fit(whole, delta))
+        tables.append(CodeTables.fit([symbols.T[:, :, None]], keyframe_deltas(coordinates / step, clips)))
         if quality == DEFAULT_QUALITY:
             ends = np.cumsum(clips)
             rates = [_rate(symbols[end - frames : end], tables[-1], fps) for frames, end in zip(clips, ends, strict=True)]

@@ -26,14 +26,13 @@ from ..config import from_dict, to_dict
 from ..errors import InputError
 from ..nets.ncode import BITS, Discriminator, Encoder, Generator, NCode, NCodeConfig, levels, quantise
 from . import loop
+from .deltas import keyframe_deltas
 from .squares import Squares, load_squares
 
 DEFAULT_BITS = 5
-LAGS = (1, 2, 4, 8, 16)
-"""Keyframe intervals, in frames kept, whose deltas the code tables are fitted to."""
 MOST_FITTED = 10_000
-MOST_DELTAS = 8_000
-"""Pictures, and differences between pictures, to which the code tables are fitted."""
+MOST_CLIPS = 60
+"""Clips whose deltas the code tables are fitted to."""
 STATISTICS_BATCHES = 50
 """Over which batch norm's statistics are measured for the weights that are kept."""
 _PERCEPTUAL = Literal["none", "vgg19", "alexnet"]
@@ -382,7 +381,7 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
     measure_statistics(net.f, (_tensor(pixels) for pixels in batches))
     clips, z, squared = _encode(net.eval(), squares)
     psnr_db = 10 * math.log10(4 / max(squared, 1e-9))
-    tables = [_fit(np.rint((z + 1) * gain).astype(np.int16), clips, b) for b, gain in zip(BITS, levels().tolist(), strict=True)]
+    tables = [_fit((z + 1) * gain, clips, b) for b, gain in zip(BITS, levels().tolist(), strict=True)]
     state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     facts = {
         "title": f"NCode of {config.network.m} coordinates from {', '.join(config.data.folders)}",
@@ -434,12 +433,8 @@ def _encode(net: NCode, squares: Squares) -> tuple[list[int], np.ndarray, float]
     return clips, np.concatenate(latents), squared / total
 
 
-def _fit(symbols: np.ndarray, clips: list[int], bits: int) -> CodeTables:
-    """symbols: int16 (frames, M), clip after clip. bits: of each coordinate with the coder `fixed`."""
-    delta, start = [], 0
-    thin = max(1, len(symbols) * len(LAGS) // MOST_DELTAS)
-    for frames in clips:
-        clip = symbols[start : start + frames]
-        delta += [(clip[lag:] - clip[:-lag])[::thin].T[:, :, None] for lag in LAGS if frames > lag]
-        start += frames
-    return CodeTables.fit([symbols.T[:, :, None]], delta, centre=1 << bits - 1, bits=bits)
+def _fit(scaled: np.ndarray, clips: list[int], bits: int) -> CodeTables:
+    """scaled: coordinates in quantiser steps, (frames, M), clip after clip. bits: of each with the coder `fixed`."""
+    whole = np.rint(scaled).astype(np.int16).T[:, :, None]
+    deltas = keyframe_deltas(scaled, clips[:MOST_CLIPS], low=0, high=2**bits - 1) if max(clips) > 1 else []
+    return CodeTables.fit([whole], deltas, centre=1 << bits - 1, bits=bits)

@@ -26,14 +26,16 @@ from ..config import from_dict, to_dict
 from ..errors import InputError
 from ..nets.residual import Residual, ResidualConfig
 from . import loop
-from .adapt import BLOCK, LAGS, principal_components
+from .adapt import BLOCK, principal_components
+from .deltas import keyframe_deltas
 from .ncode import NCodeData, grid
 from .squares import Squares, load_squares
 
 QUALITIES = 8
 DEFAULT_QUALITY = 5
 MOST_FITTED = 10_000
-MOST_DELTAS = 8_000
+MOST_CLIPS = 60
+"""Clips whose deltas the code tables are fitted to."""
 LEVELS_PER_DEVIATION = (0.6, 1.0, 5 / 3, 3.0, 5.0, 9.0, 17.0, 33.0)
 """Quantiser steps per standard deviation for 1 to 8 bits: close to what is best for normal values (Max 1960, table 1),
 and odd from 4 bits up and for 2, so that one offset of half a deviation centres them all between two levels."""
@@ -394,10 +396,7 @@ def save(
     clips, y, squared = _encode(net, squares, gains[DEFAULT_QUALITY - 1])
     tables = []
     for bits, gain in enumerate(gains, start=1):
-        symbols = np.clip(np.rint(y * gain.numpy()), -32767, 32767).astype(np.int16)
-        if config.quantiser == "bits":
-            symbols = symbols.clip(1 - 2 ** (bits - 1), 2 ** (bits - 1))
-        tables.append(_fit(symbols, clips, bits if config.quantiser == "bits" else None))
+        tables.append(_fit(y * gain.numpy(), clips, bits if config.quantiser == "bits" else None))
     facts = {
         "title": f"{config.network.m} principal components and a residual network, from {', '.join(config.data.folders)}",
         "data": f"{len(squares.clips)} pictures and videos, {len(squares.pixels)} frames",
@@ -443,15 +442,11 @@ def _encode(net: Residual, squares: Squares, gain: Tensor) -> tuple[list[int], n
     return clips, np.concatenate(latents), squared / total
 
 
-def _fit(symbols: np.ndarray, clips: list[int], bits: int | None) -> CodeTables:
-    """symbols: int16 (frames, M), clip after clip. bits: of each coordinate with the coder `fixed`, where they are given."""
-    delta, start = [], 0
-    thin = max(1, len(symbols) * len(LAGS) // MOST_DELTAS)
-    for frames in clips:
-        clip = symbols[start : start + frames]
-        delta += [(clip[lag:] - clip[:-lag])[::thin].T[:, :, None] for lag in LAGS if frames > lag]
-        start += frames
-    whole = symbols.T[:, :, None]
+def _fit(scaled: np.ndarray, clips: list[int], bits: int | None) -> CodeTables:
+    """scaled: coordinates in quantiser steps, (frames, M), clip after clip. bits: of each with `fixed`, where given."""
+    low, high = (-32767, 32767) if bits is None else (1 - 2 ** (bits - 1), 2 ** (bits - 1))
+    whole = np.clip(np.rint(scaled), low, high).astype(np.int16).T[:, :, None]
+    deltas = keyframe_deltas(scaled, clips[:MOST_CLIPS], low=low, high=high) if max(clips) > 1 else []
     if bits is None:
-        return CodeTables.fit([whole], delta)
-    return CodeTables.fit([whole], delta, centre=1, bits=bits)
+        return CodeTables.fit([whole], deltas)
+    return CodeTables.fit([whole], deltas, centre=1, bits=bits)
