@@ -125,6 +125,7 @@ def test_the_commands_are_those_of_the_readme():
         "manifolds fetch",
         "evaluate stills",
         "evaluate images",
+        "evaluate paper",
         "evaluate channel",
         "send",
         "receive",
@@ -375,10 +376,11 @@ class Row(NamedTuple):
 def test_every_option_of_train_arrives(mcode, monkeypatch, tiny):
     train = Library(monkeypatch, "mcode.training.train", "train")
     train.result, train.row = tiny, {"step": 100, "loss": 0.25}
-    status, out, err = mcode("train", "c.toml", "--data", "d", "--out", "o", "--resume", "--device", "cpu")
+    more = "--resume --device cpu --perceptual weights"
+    status, out, err = mcode("train", "c.toml", "--data", "d", "--out", "o", *more.split())
     assert status == 0 and out.startswith("tiny: Three numbers\n")
     assert err == "step 100  loss 0.25\n"
-    assert (train.args, train.options) == (("c.toml", "d", "o"), {"resume": True, "device": "cpu"})
+    assert (train.args, train.options) == (("c.toml", "d", "o"), {"resume": True, "device": "cpu", "perceptual": "weights"})
     monkeypatch.setenv("RANK", "1")
     assert mcode("train", "c.toml", "--data", "d", "--out", "o")[1] == ""
 

@@ -354,6 +354,27 @@ def test_perceptual_losses_train(tmp_path, run, data_dir, monkeypatch):
         assert rows[-1]["feature"] > 0
 
 
+def test_any_exported_network_serves_as_the_perceptual_loss(tmp_path, data, monkeypatch):
+    """--perceptual FILE.pt2: here the mean over 4x4 blocks, so that the distance can be computed by hand."""
+    network = tmp_path / "blocks.pt2"
+    example, batch = torch.zeros(2, 3, 32, 32), torch.export.Dim("batch", min=1, max=512)
+    torch.export.save(torch.export.export(torch.nn.AvgPool2d(4), (example,), dynamic_shapes=({0: batch},)), network)
+    distance = ncode._feature_distance(
+        ncode.EncodingConfig(1, perceptual="vgg19", perceptual_file=str(network)), torch.device("cpu")
+    )
+    a, b = torch.rand(3, 3, 32, 32), torch.rand(3, 3, 32, 32)
+    blocks = (a - b).reshape(3, 3, 8, 4, 8, 4).mean((3, 5))
+    torch.testing.assert_close(distance(a, b), blocks.square().sum((1, 2, 3)))
+    (tmp_path / "c.toml").write_text(changed(NCODE, perceptual__encoding="vgg19"))
+    rows: list[dict[str, float]] = []
+    train(tmp_path / "c.toml", data, tmp_path / "run", device="cpu", perceptual=network, report=rows.append)
+    assert rows[-1]["feature"] > 0
+    (tmp_path / "bad.pt2").write_bytes(b"junk")
+    for path, message in ((tmp_path / "bad.pt2", "no network of torch.export"), (tmp_path / "none", "no such file or folder")):
+        with pytest.raises(InputError, match=message):
+            train(tmp_path / "c.toml", data, tmp_path / "other", device="cpu", perceptual=path)
+
+
 def test_shipped_configurations_are_of_the_papers_size():
     small, hific, general = (read_config(CONFIGS / f"{name}.toml") for name in ("ncode", "hific", "general"))
     assert (small.network.size, small.network.m) == (64, 100)

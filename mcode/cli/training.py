@@ -86,6 +86,14 @@ def train(
     data: Annotated[str, typer.Option(metavar="DIR", help="Folder of training videos or images.", show_default=False)],
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder for checkpoints and the manifold.", show_default=False)],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="Weights of the feature network in the loss, or any network of torch.export (.pt2); else $MCODE_PERCEPTUAL.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -96,7 +104,7 @@ def train(
     def report(row: dict[str, float]) -> None:
         print("  ".join(f"{key} {value:g}" for key, value in row.items()), file=sys.stderr)
 
-    path = train(config, data, out, resume=resume, device=device, report=report)
+    path = train(config, data, out, resume=resume, device=device, perceptual=perceptual, report=report)
     if os.environ.get("RANK", "0") != "0":
         return  # under torchrun the first process writes and speaks
     if as_json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -82,7 +83,8 @@ class EncodingConfig:
     """Stage 2: l1 ||x - x_hat||^2 + l2 ||features(x) - features(x_hat)||^2, summed over a picture in [-1, 1].
 
     perceptual: "alexnet" is the paper's conv4; "vgg19" the distance of relu3_4's unit vectors, summed over positions;
-    their weights come from perceptual_file or the usual places. aware_bits: the quantiser takes part, at one of these
+    their weights come from perceptual_file or the usual places, and a perceptual_file ending in .pt2 is a feature network
+    by itself (see load_network), compared as the paper compares conv4. aware_bits: the quantiser takes part, at one of these
     depths for each picture.
     """
 
@@ -351,6 +353,9 @@ def _feature_distance(config: EncodingConfig, device: torch.device) -> Callable[
     """From RGB pictures in [0, 1] to their distances (B,); None for perceptual = "none" or l2 = 0."""
     if config.perceptual == "none" or config.l2 == 0:
         return None
+    if config.perceptual_file is not None and config.perceptual_file.endswith(".pt2"):
+        network = load_network(config.perceptual_file).to(device)
+        return lambda a, b: (network(a) - network(b)).float().square().flatten(1).sum(1)
     if config.perceptual == "alexnet":
         from .alexnet import AlexNetConv4
 
@@ -360,6 +365,17 @@ def _feature_distance(config: EncodingConfig, device: torch.device) -> Callable[
 
     vgg = VggFeatures(config.perceptual_file, layers=("relu3_4",)).to(device, memory_format=torch.channels_last)
     return lambda a, b: vgg.distance(a, b) * (a.shape[2] // 4) * (a.shape[3] // 4)
+
+
+def load_network(path: str) -> nn.Module:
+    """A feature network of torch.export (.pt2): rgb (B, 3, H, W) in [0, 1] to features (B, ...). Raises InputError."""
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("not a .pt2 archive")
+        network = torch.export.load(path).module()
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: no network of torch.export that can be read ({error})") from error
+    return network.requires_grad_(False)
 
 
 def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,20 @@ def train(
     *,
     resume: bool = False,
     device: str = "auto",
+    perceptual: str | os.PathLike[str] | None = None,
     report: loop.Report | None = None,
 ) -> Path:
     """Trains what the TOML file at config_path says and writes the manifold; returns its path, OUT/NAME.safetensors.
 
     data: the folder which the configuration's `data.folders` are relative to. resume: go on from the checkpoint in
-    `out`, exactly. report: called with each row of OUT/log.jsonl. Under torchrun all processes train together and the
-    first one writes. Raises ConfigError, InputError for data or checkpoints that cannot be used, McodeError when the
+    `out`, exactly. perceptual: file of the feature network's weights, or a folder of such files, in place of the
+    configuration's and $MCODE_PERCEPTUAL. report: called with each row of OUT/log.jsonl. Under torchrun all processes train
+    together and the first one writes. Raises ConfigError, InputError for data or checkpoints that cannot be used, McodeError when the
     loss is not finite.
     """
     config = read_config(config_path)
+    if perceptual is not None:
+        config = _with_perceptual(config, Path(perceptual))
     data, out = Path(data), Path(out)
     if not data.is_dir():
         raise InputError(f"{data}: no such folder of training data")
@@ -58,6 +63,20 @@ def train(
     finally:
         loop.leave_workers()
     return output
+
+
+def _with_perceptual(config: Training, path: Path) -> Training:
+    """config with the weights of its feature network, or a feature network, taken from path. Raises InputError."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder of a feature network")
+    if isinstance(config, NCodeTraining):
+        return replace(config, encoding=replace(config.encoding, perceptual_file=str(path)))
+    if isinstance(config, ResidualTraining):
+        return replace(config, perceptual_file=str(path))
+    from ..evaluation.features import WEIGHTS_VARIABLE
+
+    os.environ[WEIGHTS_VARIABLE] = str(path)
+    return config
 
 
 def export(checkpoint: str | os.PathLike[str], data: str | os.PathLike[str], output: str | os.PathLike[str]) -> str:
