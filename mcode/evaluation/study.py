@@ -1,0 +1,707 @@
+"""A user study by two-alternative forced choice: its folder of pictures, a rater's way through it, the Elo scores.
+
+After Mentzer, Toderici, Tschannen, Agustsson 2020 (HiFiC), section 3.4. No window here: `player.study` shows what `Session`
+asks and tells it the answers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import zlib
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mcode.errors import InputError
+
+ORIGINAL = "original"
+"""The name of the folder with the uncoded pictures."""
+NOTE = "study.json"
+"""What `prepare` notes beside the folders: each method's codec, setting and bits per pixel."""
+CROP = 768
+"""Pixels of the crop's side at most, as in the paper: two of them stand side by side on a screen without scaling."""
+K, SPREAD, START = 30.0, 400.0, 1500.0
+"""Elo's step and scale as in the paper, and the score at which every method starts."""
+SHUFFLES = 10_000
+MOST_GAMES = 300_000_000
+"""Answers times shuffles at most (about half a minute); beyond that there are fewer shuffles, and the report says so."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """The pictures of a study. methods: without the original. sizes: (width, height) of each picture by its name."""
+
+    folder: Path
+    methods: tuple[str, ...]
+    pictures: tuple[str, ...]
+    sizes: dict[str, tuple[int, int]]
+    files: dict[tuple[str, str], Path]
+
+    def read(self, method: str, picture: str) -> np.ndarray:
+        """uint8 (H, W, 3); InputError where the file has changed since and is no picture any more."""
+        return _read(self.files[method, picture])
+
+
+def open_material(folder: str | os.PathLike[str]) -> Material:
+    """DIR/METHOD/PICTURE.*, one METHOD being `original`. Raises InputError where methods or pictures do not match."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; `mcode study prepare` makes one")
+    found = {place.name: _pictures_in(place) for place in sorted(folder.iterdir()) if place.is_dir() and place.name[:1] != "."}
+    if ORIGINAL not in found:
+        raise InputError(f"{folder}: no folder named {ORIGINAL} in it; one folder for each method, and that one, are needed")
+    originals = found.pop(ORIGINAL)
+    if len(found) < 2:
+        raise InputError(f"{folder}: {len(found)} method{'' if len(found) == 1 else 's'} beside {ORIGINAL}; two at least")
+    if not originals:
+        raise InputError(f"{folder / ORIGINAL}: no pictures in it")
+    sizes = {name: _size(path) for name, path in originals.items()}
+    files = {(ORIGINAL, name): path for name, path in originals.items()}
+    for method, pictures in found.items():
+        if pictures.keys() != originals.keys():
+            name = min(pictures.keys() ^ originals.keys())
+            lacking, other = (ORIGINAL, method) if name in pictures else (method, ORIGINAL)
+            raise InputError(f"{folder / lacking}: no picture named {name}, which {other} has; all methods need the same ones")
+        for name, path in pictures.items():
+            if (size := _size(path)) != sizes[name]:
+                raise InputError(f"{path}: {size[0]}x{size[1]}, but the original is {sizes[name][0]}x{sizes[name][1]}")
+            files[method, name] = path
+    return Material(folder, tuple(found), tuple(originals), sizes, files)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One comparison, a line of the file of answers. left: the method shown left. x, y, width, height: the crop, in pixels.
+    looks: how often the rater looked at the original before answering. seconds: until the answer."""
+
+    rater: str
+    seed: int
+    picture: str
+    better: str
+    worse: str
+    left: str
+    x: int
+    y: int
+    width: int
+    height: int
+    looks: int
+    seconds: float
+
+
+_COLUMNS = tuple(field.name for field in fields(Answer))
+_KINDS = {"int": int, "float": float, "str": str}
+
+
+def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
+    """A file of answers, in the order given. A last line cut off in writing is left out; InputError for any other fault."""
+    try:
+        text = Path(path).read_text(encoding="utf-8", newline="")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a file of answers (not text)") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    rows = csv.reader(io.StringIO(text))
+    if text and tuple(next(rows, ())) != _COLUMNS:
+        raise InputError(f"{path}: not a file of answers; its first line should be {','.join(_COLUMNS)}")
+    answers = []
+    lines = [row for row in rows if row]
+    for number, row in enumerate(lines, start=2):
+        try:
+            answer = _answer(row)
+        except ValueError as error:
+            if number == len(lines) + 1 and not text.endswith("\n"):
+                break
+            raise InputError(f"{path}: line {number} is no answer ({error})") from error
+        answers.append(answer)
+    return answers
+
+
+def _answer(row: list[str]) -> Answer:
+    if len(row) != len(_COLUMNS):
+        raise ValueError(f"{len(row)} columns, not {len(_COLUMNS)}")
+    answer = Answer(*(_KINDS[str(field.type)](cell) for field, cell in zip(fields(Answer), row, strict=True)))
+    if answer.better == answer.worse or answer.left not in (answer.better, answer.worse):
+        raise ValueError(f"{answer.better}, {answer.worse} and {answer.left} are no two methods")
+    return answer
+
+
+class Ranking:
+    """Methods sorted by comparisons, each put in its place by binary search (binary insertion; the paper's choice of pairs).
+
+    ranked: those placed so far, the best first. Nine methods take 18.8 answers on average and 21 at most, all pairs 36.
+    """
+
+    def __init__(self, order: Sequence[str]) -> None:
+        self.ranked, self._waiting = [order[0]], list(order[1:])
+        self._low, self._high = 0, 1
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """What to compare next; None when all are in their places."""
+        return (self._waiting[0], self.ranked[(self._low + self._high) // 2]) if self._waiting else None
+
+    @property
+    def most_left(self) -> int:
+        """Answers that are still needed at most."""
+        if not self._waiting:
+            return 0
+        placed = len(self.ranked)
+        return (self._high - self._low).bit_length() + sum((placed + i).bit_length() for i in range(1, len(self._waiting)))
+
+    def answer(self, better: str) -> None:
+        """better: one of `pair`."""
+        assert self.pair is not None and better in self.pair
+        middle = (self._low + self._high) // 2
+        if better == self._waiting[0]:
+            self._high = middle
+        else:
+            self._low = middle + 1
+        if self._low == self._high:
+            self.ranked.insert(self._low, self._waiting.pop(0))
+            self._low, self._high = 0, len(self.ranked)
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which of left and right is closer to the original, within the crop (x, y, width, height) of a picture?"""
+
+    picture: str
+    left: str
+    right: str
+    crop: tuple[int, int, int, int]
+
+
+class Session:
+    """One rater's way through a study: what to ask next, and every answer into the file at once.
+
+    The seed and the rater's name decide the order of pictures and methods, the sides and the crops, so that a session goes on
+    where it stopped. Answers of other raters may stand in the same file. crop: the side of a crop at most. Raises InputError.
+    """
+
+    def __init__(
+        self, material: Material, output: str | os.PathLike[str], rater: str, *, seed: int = 0, crop: int = CROP
+    ) -> None:
+        if not rater.strip() or any(ord(letter) < 32 for letter in rater):
+            raise InputError(f"--rater {rater!r}: give a name of at least one letter, on one line")
+        self.material, self.output, self.rater, self.seed = material, Path(output), rater, seed
+        self._side = crop
+        self._rankings = {name: Ranking(self._shuffled(material.methods, name)) for name in material.pictures}
+        self._order = self._shuffled(material.pictures, "")
+        self._crops: dict[str, tuple[int, int, int, int]] = {}
+        self._drawn: dict[str, int] = {}
+        self.answered = 0
+        earlier = read_answers(self.output) if self.output.exists() else []
+        for number, answer in enumerate(earlier, start=2):
+            if answer.rater == rater:
+                self._replay(answer, number)
+        self._mend()
+
+    @property
+    def most_left(self) -> int:
+        """Answers that are still needed at most, over all pictures."""
+        return sum(ranking.most_left for ranking in self._rankings.values())
+
+    @property
+    def question(self) -> Question | None:
+        """What to ask next; None at the end."""
+        for name in self._order:
+            if pair := self._rankings[name].pair:
+                left, right = pair if self._random("side", name, self.answered).random() < 0.5 else pair[::-1]
+                return Question(name, left, right, self._crop(name))
+        return None
+
+    @property
+    def may_recrop(self) -> bool:
+        """Whether the rater may still ask for another crop: only before the first answer to a picture (section 3.4)."""
+        question = self.question
+        return question is not None and question.picture not in self._crops
+
+    def recrop(self) -> None:
+        """Another random crop of the picture asked about, where `may_recrop`."""
+        if self.may_recrop and (question := self.question):
+            self._drawn[question.picture] = self._drawn.get(question.picture, 0) + 1
+
+    def answer(self, *, left: bool, looks: int = 0, seconds: float = 0.0) -> None:
+        """The left one is closer to the original, or the right one. Written and synced before it counts."""
+        question = self.question
+        assert question is not None
+        better, worse = (question.left, question.right) if left else (question.right, question.left)
+        answer = Answer(
+            self.rater, self.seed, question.picture, better, worse, question.left, *question.crop, looks, round(seconds, 2)
+        )
+        self._append(answer)
+        self._count(answer)
+
+    def _count(self, answer: Answer) -> None:
+        self._rankings[answer.picture].answer(answer.better)
+        self._crops[answer.picture] = (answer.x, answer.y, answer.width, answer.height)
+        self.answered += 1
+
+    def _replay(self, answer: Answer, line: int) -> None:
+        ranking = self._rankings.get(answer.picture)
+        if answer.seed != self.seed:
+            raise InputError(f"{self.output}: {self.rater} began with --seed {answer.seed}; use that, or another output")
+        if ranking is None or ranking.pair is None or {answer.better, answer.worse} != set(ranking.pair):
+            raise InputError(
+                f"{self.output}: line {line} ({answer.picture}, {answer.better} and {answer.worse}) belongs to another study "
+                f"than {self.material.folder}; choose another output, or another --rater"
+            )
+        self._count(answer)
+
+    def _crop(self, picture: str) -> tuple[int, int, int, int]:
+        if picture in self._crops:
+            return self._crops[picture]
+        width, height = self.material.sizes[picture]
+        w, h = min(self._side, width), min(self._side, height)
+        rng = self._random("crop", picture, self._drawn.get(picture, 0))
+        return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+
+    def _shuffled(self, names: Sequence[str], purpose: str) -> list[str]:
+        return [names[i] for i in self._random("order", purpose).permutation(len(names))]
+
+    def _random(self, *purpose: object) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(repr((self.rater, *purpose)).encode())])
+
+    def _mend(self) -> None:
+        """Ends the file with a whole line, which a crash while writing may have left cut off."""
+        if not self.output.exists():
+            return
+        data = self.output.read_bytes()
+        if not data or data.endswith(b"\n"):
+            return
+        whole, _, tail = data.rpartition(b"\n")
+        try:
+            _answer(next(csv.reader([tail.decode()])))
+            self._write(b"\n")
+        except (ValueError, StopIteration):
+            os.truncate(self.output, len(whole) + 1 if whole else 0)
+
+    def _append(self, answer: Answer) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not self.output.exists() or not self.output.stat().st_size:
+            writer.writerow(_COLUMNS)
+        writer.writerow(astuple(answer))
+        self._write(text.getvalue().encode())
+
+    def _write(self, data: bytes) -> None:
+        file = os.open(self.output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, data)
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+@dataclass(frozen=True)
+class MethodScore:
+    """elo, low, high: median and 95 % interval over the shuffled orders of the answers, as in the paper. strength,
+    strength_low, strength_high: the Bradley-Terry model's, on Elo's scale, with the interval that the number of answers
+    allows (the shuffles' does not shrink with it). wins of games."""
+
+    method: str
+    elo: float
+    low: float
+    high: float
+    strength: float
+    strength_low: float
+    strength_high: float
+    wins: int
+    games: int
+
+
+@dataclass(frozen=True)
+class StudyScore:
+    """The best method first, over all raters and for each. shuffles: orders tried for the smallest of them."""
+
+    answers: int
+    pictures: int
+    shuffles: int
+    methods: tuple[MethodScore, ...]
+    raters: dict[str, tuple[MethodScore, ...]]
+
+
+def score(answers: Sequence[Answer], *, shuffles: int = SHUFFLES, seed: int = 0) -> StudyScore:
+    """Scores of all methods that were compared. InputError where there are no answers."""
+    if not answers:
+        raise InputError("no answers to score")
+    shuffles = max(1, min(shuffles, MOST_GAMES // (2 * len(answers))))
+    by_rater: dict[str, list[Answer]] = {}
+    for answer in answers:
+        by_rater.setdefault(answer.rater, []).append(answer)
+    rng = np.random.default_rng(seed)
+    return StudyScore(
+        answers=len(answers),
+        pictures=len({answer.picture for answer in answers}),
+        shuffles=shuffles,
+        methods=_scores(answers, shuffles, rng),
+        raters={rater: _scores(given, shuffles, rng) for rater, given in sorted(by_rater.items())},
+    )
+
+
+def _scores(answers: Sequence[Answer], shuffles: int, rng: np.random.Generator) -> tuple[MethodScore, ...]:
+    names = sorted({name for answer in answers for name in (answer.better, answer.worse)})
+    index = {name: i for i, name in enumerate(names)}
+    games = np.array([(index[answer.better], index[answer.worse]) for answer in answers])
+    low, median, high = np.percentile(elo(games, len(names), shuffles=shuffles, rng=rng), (2.5, 50, 97.5), axis=0)
+    strength, error = bradley_terry(games, len(names))
+    wins = np.bincount(games[:, 0], minlength=len(names))
+    played = np.bincount(games.ravel(), minlength=len(names))
+    scores = [
+        MethodScore(
+            name,
+            *(float(values[i]) for values in (median, low, high, strength, strength - 1.96 * error, strength + 1.96 * error)),
+            int(wins[i]),
+            int(played[i]),
+        )
+        for name, i in index.items()
+    ]
+    return tuple(sorted(scores, key=lambda each: -each.elo))
+
+
+def elo(games: np.ndarray, methods: int, *, shuffles: int, rng: np.random.Generator) -> np.ndarray:
+    """Elo scores (shuffles, methods) after all games, each time in another random order (section 3.4; Elo 1978).
+
+    games: int (n, 2), winner and loser. The winner gains K times the loser's expected share, and the loser loses as much.
+    """
+    scores = np.full((shuffles, methods), START)
+    count = len(games)
+    part = max(1, min(2500, 10_000_000 // max(1, count)))  # bounds the memory, and stays in the processor's caches
+    for first in range(0, shuffles, part):
+        block = scores[first : first + part]
+        flat, rows = block.reshape(-1), np.arange(len(block)) * methods
+        order = rng.permuted(np.tile(np.arange(count, dtype=np.int32), (len(block), 1)), axis=1).T
+        for step in order:
+            winner, loser = rows + games[step, 0], rows + games[step, 1]
+            a, b = flat[winner], flat[loser]
+            gain = K / (1 + np.exp((a - b) * (math.log(10) / SPREAD)))
+            flat[winner], flat[loser] = a + gain, b - gain
+    return scores
+
+
+def bradley_terry(games: np.ndarray, methods: int) -> tuple[np.ndarray, np.ndarray]:
+    """Strengths on Elo's scale and their standard errors, both (methods,), the mean at START (Bradley, Terry 1952).
+
+    The most probable strengths under the same logistic law as Elo's and a normal prior of 3 logits (521 points), which keeps
+    a method that always wins finite. By Newton's method.
+    """
+    prior, theta = 1 / 9, np.zeros(methods)
+    winner, loser = games.T
+    for _ in range(50):
+        share = 1 / (1 + np.exp(theta[winner] - theta[loser]))
+        gradient = np.bincount(winner, share, methods) - np.bincount(loser, share, methods) - prior * theta
+        weight = share * (1 - share)
+        hessian = np.diag(np.bincount(winner, weight, methods) + np.bincount(loser, weight, methods) + prior)
+        np.subtract.at(hessian, (winner, loser), weight)
+        np.subtract.at(hessian, (loser, winner), weight)
+        step = np.linalg.solve(hessian, gradient)
+        theta += step
+        if np.abs(step).max() < 1e-9:
+            break
+    centre = np.eye(methods) - 1 / methods
+    covariance = centre @ np.linalg.inv(hessian) @ centre
+    scale = SPREAD / math.log(10)
+    return START + scale * (theta - theta.mean()), scale * np.sqrt(np.diag(covariance))
+
+
+def plot(result: StudyScore, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """The scores as a picture: all raters with their interval, each rater as a small point beside it."""
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InputError(f"{path}: a plot is written as .png, .svg or .pdf")
+    if path.exists() and not force:
+        raise InputError(f"{path}: exists; add --force to replace it or choose another name")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.7 + 0.48 * len(result.methods)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    rows = {each.method: row for row, each in enumerate(reversed(result.methods))}
+    single = [(each.elo, rows[each.method]) for scores in result.raters.values() for each in scores]
+    axes.plot([x for x, _ in single], [y - 0.2 for _, y in single], "|", color="#8c96a6", markersize=7, label="one rater")
+    for each in result.methods:
+        axes.plot([each.low, each.high], [rows[each.method]] * 2, "-", color="#0b8f75", linewidth=2.2, alpha=0.55)
+    axes.plot(
+        [each.elo for each in result.methods],
+        [rows[each.method] for each in result.methods],
+        "o",
+        color="#0b8f75",
+        label="all raters: median and 95 % over orders of the answers",
+    )
+    axes.plot(
+        [each.strength for each in result.methods],
+        [rows[each.method] + 0.22 for each in result.methods],
+        "D",
+        color="#d08a1d",
+        markersize=4,
+        label="all raters: Bradley-Terry",
+    )
+    axes.set_yticks(list(rows.values()), list(rows))
+    axes.set_ylim(-0.7, len(rows) - 0.4)
+    axes.set_xlabel("Elo score (more is closer to the original)")
+    axes.grid(axis="x", alpha=0.3)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower left", ncols=3)
+    raters = len(result.raters)
+    title = f"{result.answers:,} answers of {raters} rater{'s' * (raters > 1)} on {result.pictures} pictures"
+    axes.set_title(title, loc="left", fontsize=11)
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(partial, dpi=130)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A codec to prepare: at a `setting`, or at a rate: `bpp` bits per pixel, or `times` the first method's on each picture."""
+
+    name: str
+    codec: str
+    setting: int | None = None
+    bpp: float | None = None
+    times: float | None = None
+
+
+@dataclass(frozen=True)
+class PreparedMethod:
+    """bpp, psnr_db: means over the pictures. reached: of how many pictures the wanted rate could be reached."""
+
+    method: str
+    codec: str
+    setting: str
+    bpp: float
+    psnr_db: float
+    reached: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    folder: str
+    pictures: int
+    methods: tuple[PreparedMethod, ...]
+
+
+SETTINGS: dict[str, tuple[int, ...]] = {
+    "jpeg": tuple(range(1, 96)),
+    "webp": tuple(range(101)),
+    "jpeg2000": tuple(sorted({round(400 / 1.02**i) for i in range(268)} | set(range(2, 25)), reverse=True)),
+    "h264": tuple(range(51, -1, -1)),
+    "h265": tuple(range(51, -1, -1)),
+    "av1": tuple(range(63, 0, -1)),
+}
+"""Each codec's settings, the fewest bits first: JPEG's and WebP's quality, JPEG 2000's ratio, the others' CRF (intra)."""
+_METHOD = re.compile(r"(?P<codec>[a-z0-9]+)(?::q?(?P<setting>\d+)|@(?P<rate>\d*\.?\d+)(?P<times>x?))")
+
+
+def parse_methods(text: Sequence[str]) -> list[Method]:
+    """`mcode:q3`, `jpeg:10` (a setting), `h265@0.2` (bit/pixel), `h265@1.5x` (times the first method's rate)."""
+    methods: list[Method] = []
+    for one in text:
+        match = _METHOD.fullmatch(one.strip())
+        known = ("mcode", *SETTINGS)
+        if match is None or match["codec"] not in known:
+            raise InputError(
+                f"--codecs {one}: give CODEC:SETTING, CODEC@BIT_PER_PIXEL or CODEC@TIMESx with a codec of {', '.join(known)}, "
+                "as mcode:q3, h265@0.2 or jpeg@2x"
+            )
+        codec, setting = match["codec"], match["setting"]
+        if setting is not None and codec in SETTINGS and int(setting) not in SETTINGS[codec] and codec != "jpeg2000":
+            low, high = min(SETTINGS[codec]), max(SETTINGS[codec])
+            raise InputError(f"--codecs {one}: {codec}'s setting is {low} to {high}")
+        if codec == "jpeg2000" and setting is not None and not 1 <= int(setting) <= 2000:
+            raise InputError(f"--codecs {one}: jpeg2000's setting is the compression ratio, 1 to 2000")
+        rate = None if match["rate"] is None else float(match["rate"])
+        if rate is not None and not 0 < rate <= 24:
+            raise InputError(f"--codecs {one}: a rate is more than 0 and at most 24")
+        if match["times"] and not methods:
+            raise InputError(f"--codecs {one}: the first method has none before it to be {rate:g} times of")
+        name = f"{codec}-{int(setting)}" if setting is not None else f"{codec}-at-{rate:g}{match['times']}"
+        if name in {method.name for method in methods}:
+            raise InputError(f"--codecs {one}: named twice")
+        methods.append(
+            Method(
+                name,
+                codec,
+                None if setting is None else int(setting),
+                None if match["times"] else rate,
+                rate if match["times"] else None,
+            )
+        )
+    if len(methods) < 2:
+        raise InputError("--codecs: two methods at least, as --codecs mcode:q3,jpeg@1x")
+    return methods
+
+
+Code = Callable[[int], tuple[int, np.ndarray]]
+"""A picture at a setting: (bytes, decoded)."""
+
+
+def prepare(
+    images: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    methods: Sequence[Method],
+    *,
+    model: Any = None,
+    force: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Prepared:
+    """Writes the folder of a study: the original and every method's pictures as PNG, and their bits per pixel in NOTE.
+
+    model: the manifold for the codec mcode. At a rate, each picture gets the cheapest setting with at least that many bits,
+    as the paper gives the methods compared with (section 5, User Study), or the codec's best. The folder appears whole or
+    not at all. Raises InputError.
+    """
+    from mcode.evaluation.metrics import psnr
+
+    output = Path(output)
+    _check_replaceable(output, force)
+    source = Path(images)
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder of pictures")
+    pictures = _pictures_in(source)
+    if not pictures:
+        raise InputError(f"{source}: no pictures in it")
+    if any(method.codec == "mcode" for method in methods):
+        for method in methods:
+            if method.codec == "mcode" and method.setting is not None and not 1 <= method.setting <= model.qualities:
+                raise InputError(f"mcode:q{method.setting}: manifold {model.name} has the qualities 1 to {model.qualities}")
+    notes: dict[str, dict[str, Any]] = {method.name: {} for method in methods}
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        for name in (ORIGINAL, *notes):
+            (partial / name).mkdir(parents=True)
+        for done, (picture, path) in enumerate(pictures.items()):
+            rgb = _read(path)
+            Image.fromarray(rgb).save(partial / ORIGINAL / f"{picture}.png")
+            first_bpp = 0.0
+            for number, method in enumerate(methods):
+                wanted = method.bpp if method.times is None else method.times * first_bpp
+                setting, size, decoded = _at(method, _coder(method.codec, rgb, model), wanted, rgb, model)
+                bpp = size * 8 / (rgb.shape[0] * rgb.shape[1])
+                first_bpp = first_bpp or bpp
+                reached = wanted is None or bpp >= wanted
+                notes[method.name][picture] = {
+                    "setting": setting,
+                    "bytes": size,
+                    "bpp": bpp,
+                    "psnr_db": psnr(rgb, decoded),
+                    "reached": reached,
+                }
+                Image.fromarray(decoded).save(partial / method.name / f"{picture}.png")
+                if progress:
+                    progress(done * len(methods) + number + 1, len(pictures) * len(methods))
+        prepared = Prepared(str(output), len(pictures), tuple(_prepared(method, notes[method.name]) for method in methods))
+        record = {each.method: {**each.__dict__, "pictures": notes[each.method]} for each in prepared.methods}
+        manifold = None if model is None else {"name": model.name, "id": model.id}
+        note = {"pictures": len(pictures), "manifold": manifold, "methods": record}
+        (partial / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return prepared
+
+
+def _check_replaceable(output: Path, force: bool) -> None:
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not force:
+        raise InputError(f"{output}: exists; add --force to replace it or choose another name")
+    if not (output / NOTE).is_file():
+        raise InputError(f"{output}: has no {NOTE}, so it is no study and is not replaced; choose another name")
+
+
+def _prepared(method: Method, note: dict[str, Any]) -> PreparedMethod:
+    settings = sorted({each["setting"] for each in note.values()})
+    text = str(settings[0]) if len(settings) == 1 else f"{settings[0]}-{settings[-1]}"
+    mean = {key: sum(each[key] for each in note.values()) / len(note) for key in ("bpp", "psnr_db")}
+    return PreparedMethod(method.name, method.codec, text, **mean, reached=sum(each["reached"] for each in note.values()))
+
+
+def _at(method: Method, code: Code, wanted: float | None, rgb: np.ndarray, model: Any) -> tuple[int, int, np.ndarray]:
+    """(setting, bytes, decoded) at the method's setting, or at the cheapest with at least `wanted` bits per pixel."""
+    if wanted is None:
+        assert method.setting is not None
+        return (method.setting, *code(method.setting))
+    settings = SETTINGS.get(method.codec) or tuple(range(1, model.qualities + 1))
+    made: dict[int, tuple[int, np.ndarray]] = {}
+
+    def bpp(setting: int) -> float:
+        made[setting] = made.get(setting) or code(setting)
+        return made[setting][0] * 8 / (rgb.shape[0] * rgb.shape[1])
+
+    index = min(bisect_left(settings, wanted, key=bpp), len(settings) - 1)
+    bpp(settings[index])
+    return (settings[index], *made[settings[index]])
+
+
+def _coder(codec: str, rgb: np.ndarray, model: Any) -> Code:
+    from mcode.evaluation import stills
+
+    def code(setting: int) -> tuple[int, np.ndarray]:
+        if codec == "mcode":
+            return _mcode(model, rgb, setting)
+        if codec in ("h264", "h265", "av1"):
+            return stills.intra(codec, setting, "4" if codec == "av1" else "medium").code(rgb)
+        return {"jpeg": stills.jpeg, "webp": stills.webp, "jpeg2000": stills.jpeg2000}[codec](setting).code(rgb)
+
+    return code
+
+
+def _mcode(model: Any, rgb: np.ndarray, quality: int) -> tuple[int, np.ndarray]:
+    """One refresh keyframe, n = 1: its bytes with all headers, and the decoded picture."""
+    from mcode.codec import Decoder, Encoder
+    from mcode.frame import Frame
+
+    packets = Encoder(model, rgb.shape[1], rgb.shape[0], n=1, quality=quality).push(Frame(rgb, 0))
+    decoder = Decoder(model)
+    (decoded,) = [frame for packet in packets for frame in decoder.push(packet)]
+    return sum(len(packet.to_sample(1)) for packet in packets), decoded.rgb
+
+
+def _pictures_in(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by their names without suffix, in order."""
+    found: dict[str, Path] = {}
+    for path in _images(folder):
+        if path.stem in found:
+            raise InputError(f"{path}: {found[path.stem].name} has the same name; keep one of them")
+        found[path.stem] = path
+    return found
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix.lower() in Image.registered_extensions() and path.name[:1] != ".":
+            yield path
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a picture ({error})") from error
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a picture ({error})") from error
