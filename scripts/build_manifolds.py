@@ -1,6 +1,7 @@
 """Makes the manifolds that ship in the package, from the training data. Not needed to use MCode.
 
-    python scripts/build_manifolds.py talking-head --data DIR
+    mcode train configs/talking-head.toml --data DIR --out runs/talking-head
+    python scripts/build_manifolds.py talking-head --data DIR --checkpoint runs/talking-head/checkpoint.safetensors
     mcode train configs/general.toml --data DIR --out runs/general
     python scripts/build_manifolds.py general --data DIR --checkpoint runs/general/checkpoint.safetensors
 
@@ -19,10 +20,10 @@ SHIPPED = Path(__file__).parent.parent / "mcode" / "manifolds"
 
 TALKING_HEAD = {
     "title": "one speaker before a plain background, head and shoulders, 128x128",
-    "data": "GRID audiovisual sentence corpus, speaker s1, 60 clips of 3 s, centred 288x288 scaled to 128x128",
+    "data": "GRID audiovisual sentence corpus, speaker s1, 59 clips of 3 s, centred 288x288 scaled to 128x128",
     "data_licence": "CC BY 4.0 (Cooke, Barker, Cunningham, Shao 2006)",
     "licence": "CC BY 4.0",
-    "training_command": "mcode adapt grid_s1/train/*.mpg -o talking-head.safetensors --kind linear --m 50 --size 128x128",
+    "training_command": "mcode train configs/talking-head.toml --data DIR --out runs/talking-head",
     "not_for": "any other speaker, scene or camera position: it holds this speaker alone. Learn yours with mcode adapt",
 }
 GENERAL = {
@@ -48,11 +49,10 @@ def main() -> None:
     output = given.output or SHIPPED / f"{given.manifold}.safetensors"
     output.parent.mkdir(parents=True, exist_ok=True)
     if given.manifold == "talking-head":
-        from mcode.training.adapt import adapt_linear
+        from mcode.training.residual import export
 
-        clips = sorted((given.data / "grid_s1" / "train").glob("*.mpg"))
-        card = TALKING_HEAD | ({"scores": given.scores} if given.scores else {})
-        print(adapt_linear(clips, output, m=50, size=(128, 128), force=True, card=card, name="talking-head"))
+        card = TALKING_HEAD | {"made": date.today().isoformat()} | ({"scores": given.scores} if given.scores else {})
+        print(export(given.checkpoint, given.data, output, card=card))
     else:
         from mcode.training.export import export_compact
 

@@ -82,6 +82,7 @@ class ResidualTraining:
     vgg_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_4")
     feature_crop: int = 64
     perceptual_file: str | None = None
+    default_quality: int = DEFAULT_QUALITY
     learning_rate: float = 4e-4
     clip: float = 1.0
     ema: float = 0.998
@@ -92,6 +93,8 @@ class ResidualTraining:
     def __post_init__(self) -> None:
         if min(self.steps, self.folds, self.checkpoint_every, *self.intervals) < 1:
             raise ValueError("steps, folds, checkpoint_every and intervals are 1 or more")
+        if not 1 <= self.default_quality <= QUALITIES:
+            raise ValueError(f"default_quality is 1..{QUALITIES}")
         if not self.bits or not set(self.bits) <= set(range(1, QUALITIES + 1)):
             raise ValueError(f"bits are some of 1..{QUALITIES}")
         if self.folds > 1 and self.network.encoder:
@@ -393,7 +396,7 @@ def save(
         steps = [config.step * 2 ** ((DEFAULT_QUALITY - q) / 2) / 127.5 for q in range(1, QUALITIES + 1)]
         gains = [torch.full((config.network.m,), 1 / s) for s in steps]
     net.prepare()
-    clips, y, squared = _encode(net, squares, gains[DEFAULT_QUALITY - 1])
+    clips, y, squared = _encode(net, squares, gains[config.default_quality - 1])
     tables = []
     for bits, gain in enumerate(gains, start=1):
         tables.append(_fit(y * gain.numpy(), clips, bits if config.quantiser == "bits" else None))
@@ -414,7 +417,7 @@ def save(
             "frame_size": list(config.network.frame_size),
             "stride": None,
             "qualities": QUALITIES,
-            "default_quality": DEFAULT_QUALITY,
+            "default_quality": config.default_quality,
             "network": to_dict(config.network),
         },
         tables=tables,
