@@ -43,7 +43,7 @@ def _top(
     pass
 
 
-for _commands in ("coding", "training", "measuring", "paper", "images", "bench", "live"):  # in the order of the help
+for _commands in ("coding", "training", "measuring", "paper", "images", "bench", "study", "live"):  # in the order of the help
     importlib.import_module(f"mcode.cli.{_commands}")
 
 

@@ -1,1 +1,1 @@
-"""bench and study: how fast it is, and what people prefer."""
+"""bench: how fast it is, beside x264 and SVT-AV1."""

@@ -1,0 +1,1 @@
+"""study: what people prefer."""
