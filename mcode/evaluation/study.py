@@ -7,6 +7,7 @@ asks and tells it the answers.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -106,12 +107,16 @@ _KINDS = {"int": int, "float": float, "str": str}
 def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
     """A file of answers, in the order given. A last line cut off in writing is left out; InputError for any other fault."""
     try:
-        text = Path(path).read_text(encoding="utf-8", newline="")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        text = data.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a file of answers (not text)") from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    rows = csv.reader(io.StringIO(text))
+        if b"\n" in data[error.start :]:
+            raise InputError(f"{path}: not a file of answers (not text)") from error
+        text = data[: error.start].decode()
+    rows = csv.reader(io.StringIO(text, newline=""))
     if text and tuple(next(rows, ())) != _COLUMNS:
         raise InputError(f"{path}: not a file of answers; its first line should be {','.join(_COLUMNS)}")
     answers = []
@@ -194,7 +199,8 @@ class Session:
     ) -> None:
         if not rater.strip() or any(ord(letter) < 32 for letter in rater):
             raise InputError(f"--rater {rater!r}: give a name of at least one letter, on one line")
-        self.material, self.output, self.rater, self.seed = material, Path(output), rater, seed
+        self.material, self.output, self.rater, self.seed = material, Path(output), rater.strip(), seed
+        _check_appendable(self.output)
         self._side = crop
         self._rankings = {name: Ranking(self._shuffled(material.methods, name)) for name in material.pictures}
         self._order = self._shuffled(material.pictures, "")
@@ -203,7 +209,7 @@ class Session:
         self.answered = 0
         earlier = read_answers(self.output) if self.output.exists() else []
         for number, answer in enumerate(earlier, start=2):
-            if answer.rater == rater:
+            if answer.rater == self.rater:
                 self._replay(answer, number)
         self._mend()
 
@@ -251,7 +257,9 @@ class Session:
     def _replay(self, answer: Answer, line: int) -> None:
         ranking = self._rankings.get(answer.picture)
         if answer.seed != self.seed:
-            raise InputError(f"{self.output}: {self.rater} began with --seed {answer.seed}; use that, or another output")
+            raise InputError(
+                f"--seed {self.seed}: {self.rater} began {self.output} with --seed {answer.seed}; use that, or another output"
+            )
         if ranking is None or ranking.pair is None or {answer.better, answer.worse} != set(ranking.pair):
             raise InputError(
                 f"{self.output}: line {line} ({answer.picture}, {answer.better} and {answer.worse}) belongs to another study "
@@ -298,10 +306,23 @@ class Session:
     def _write(self, data: bytes) -> None:
         file = os.open(self.output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, data)
+            end = os.fstat(file).st_size
+            if os.write(file, data) != len(data):  # a disk that fills up: no half line stays
+                os.ftruncate(file, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.output))
             os.fsync(file)
         finally:
             os.close(file)
+
+
+def _check_appendable(path: Path) -> None:
+    """Before the first question, so that no rater answers in vain."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file, as answers.csv")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: no folder {path.parent}; make it or choose another name")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path}: no permission to write there; choose another name")
 
 
 @dataclass(frozen=True)
@@ -360,10 +381,15 @@ def _scores(answers: Sequence[Answer], shuffles: int, rng: np.random.Generator) 
     played = np.bincount(games.ravel(), minlength=len(names))
     scores = [
         MethodScore(
-            name,
-            *(float(values[i]) for values in (median, low, high, strength, strength - 1.96 * error, strength + 1.96 * error)),
-            int(wins[i]),
-            int(played[i]),
+            method=name,
+            elo=float(median[i]),
+            low=float(low[i]),
+            high=float(high[i]),
+            strength=float(strength[i]),
+            strength_low=float(strength[i] - 1.96 * error[i]),
+            strength_high=float(strength[i] + 1.96 * error[i]),
+            wins=int(wins[i]),
+            games=int(played[i]),
         )
         for name, i in index.items()
     ]
@@ -381,7 +407,7 @@ def elo(games: np.ndarray, methods: int, *, shuffles: int, rng: np.random.Genera
     for first in range(0, shuffles, part):
         block = scores[first : first + part]
         flat, rows = block.reshape(-1), np.arange(len(block)) * methods
-        order = rng.permuted(np.tile(np.arange(count, dtype=np.int32), (len(block), 1)), axis=1).T
+        order = np.ascontiguousarray(rng.permuted(np.tile(np.arange(count, dtype=np.int32), (len(block), 1)), axis=1).T)
         for step in order:
             winner, loser = rows + games[step, 0], rows + games[step, 1]
             a, b = flat[winner], flat[loser]
@@ -415,13 +441,21 @@ def bradley_terry(games: np.ndarray, methods: int) -> tuple[np.ndarray, np.ndarr
     return START + scale * (theta - theta.mean()), scale * np.sqrt(np.diag(covariance))
 
 
-def plot(result: StudyScore, path: str | os.PathLike[str], *, force: bool = False) -> None:
-    """The scores as a picture: all raters with their interval, each rater as a small point beside it."""
+def check_plot(path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """InputError where `plot` could not write there; called before the scores are computed."""
     path = Path(path)
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"{path}: a plot is written as .png, .svg or .pdf")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: no folder {path.parent}; make it or choose another name")
     if path.exists() and not force:
         raise InputError(f"{path}: exists; add --force to replace it or choose another name")
+
+
+def plot(result: StudyScore, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """The scores as a picture: all raters with their interval, each rater as a small point beside it."""
+    path = Path(path)
+    check_plot(path, force=force)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -656,23 +690,12 @@ def _coder(codec: str, rgb: np.ndarray, model: Any) -> Code:
 
     def code(setting: int) -> tuple[int, np.ndarray]:
         if codec == "mcode":
-            return _mcode(model, rgb, setting)
+            return stills.mcode_still(model, setting).code(rgb)
         if codec in ("h264", "h265", "av1"):
             return stills.intra(codec, setting, "4" if codec == "av1" else "medium").code(rgb)
         return {"jpeg": stills.jpeg, "webp": stills.webp, "jpeg2000": stills.jpeg2000}[codec](setting).code(rgb)
 
     return code
-
-
-def _mcode(model: Any, rgb: np.ndarray, quality: int) -> tuple[int, np.ndarray]:
-    """One refresh keyframe, n = 1: its bytes with all headers, and the decoded picture."""
-    from mcode.codec import Decoder, Encoder
-    from mcode.frame import Frame
-
-    packets = Encoder(model, rgb.shape[1], rgb.shape[0], n=1, quality=quality).push(Frame(rgb, 0))
-    decoder = Decoder(model)
-    (decoded,) = [frame for packet in packets for frame in decoder.push(packet)]
-    return sum(len(packet.to_sample(1)) for packet in packets), decoded.rgb
 
 
 def _pictures_in(folder: Path) -> dict[str, Path]:
