@@ -300,8 +300,7 @@ def _talking_head(room: _Room) -> None:
         except ManifoldError:
             residual = None
     if residual is not None and residual.kind == "ncode":
-        for quality in (residual.default_quality, max(1, residual.default_quality - 2)):
-            named.append((f"NCode residual, quality {quality}", residual, quality))
+        named.append((f"NCode residual, M = {residual.channels}", residual, None))
         named.append(("NCode residual, linear part alone", LinearPart(residual), None))
     rows, pictures = video.compare(named, clips, (1, 2, 4, 8, 16), room.say, room.features)
     room.write("talking-head", {"rows": video.as_dicts(rows), "clips": len(clips)})

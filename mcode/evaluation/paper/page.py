@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def sheet(rows: Sequence[tuple[str, np.ndarray]], scale: int = 1, columns: int =
         tiles = [cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST) for p in pictures[:columns]]
         line = np.concatenate([np.pad(t, ((0, 3), (0, 3), (0, 0)), constant_values=255) for t in tiles], 1)
         label = Image.new("RGB", (LABEL_WIDTH, line.shape[0]), "white")
-        ImageDraw.Draw(label).multiline_text((4, 4), title, fill="#1d1f24", font=_font(13, False), spacing=3)
+        wrapped = "\n".join(part for part_of in title.split("\n") for part in textwrap.wrap(part_of, 25))
+        ImageDraw.Draw(label).multiline_text((4, 4), wrapped, fill="#1d1f24", font=_font(13, False), spacing=3)
         out.append(np.concatenate([np.array(label), line], 1))
     width = max(line.shape[1] for line in out)
     return np.concatenate([np.pad(line, ((0, 0), (0, width - line.shape[1]), (0, 0)), constant_values=255) for line in out])
@@ -110,7 +112,7 @@ def plot_rates(path: Path, title: str, rows: Sequence[Mapping[str, Any]], metric
 
     shown = [(key, label) for key, label in metrics if any(row.get(key) is not None for row in rows)]
     figure, axes = _figure(len(shown))
-    palette = ["#e4572e", "#e0a030", "#b8336a", "#6a994e", "#666666"]
+    palette = ["#e0a030", "#6a994e", "#666666", "#0aa0c0"]
     names = list(dict.fromkeys(row["codec"] for row in rows))
     colours = {name: COLOURS.get(name) or palette[i % len(palette)] for i, name in enumerate(names)}
     for panel, (key, label) in zip(axes, shown, strict=True):
