@@ -209,22 +209,24 @@ def rewrite(
     path: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    hyper: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray],
     card: Mapping[str, Any],
+    hyper: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
 ) -> str:
-    """Writes the manifold `path` with a hyperprior (see coders.range) in place of the one it has, if any; returns its id.
+    """Writes the manifold `path` with more on its card, and with another hyperprior (see coders.range); returns its id.
 
-    hyper: the hyperprior's config, tensors: named `hyper.*`. card: what is added to the card. Networks and code tables
-    stay as they are.
+    card: what is added to the card, which leaves the id as it is. hyper: the hyperprior's config, tensors: named
+    `hyper.*`; the one there, if any, stays when they are left out. Networks and code tables stay as they are.
     """
     source = find(path)
     metadata, _ = _read_header(source)
-    kept = {name: array for name, array in _read_tensors(source).items() if not name.startswith(HYPER)}
-    config = json.loads(metadata["config"]) | {"hyper": dict(hyper)}
+    kept, config = _read_tensors(source), json.loads(metadata["config"])
+    if hyper is not None:
+        kept = {name: array for name, array in kept.items() if not name.startswith(HYPER)}
+        config |= {"hyper": dict(hyper)}
     full_card = json.loads(metadata.get("card", "{}")) | dict(card)
     name = metadata.get("name") or source.stem
-    return _write(output, metadata["kind"], name, config, metadata["tables"], kept | dict(tensors), full_card)
+    return _write(output, metadata["kind"], name, config, metadata["tables"], kept | dict(tensors or {}), full_card)
 
 
 def _write(

@@ -4,6 +4,7 @@
     python scripts/build_manifolds.py talking-head --data DIR --checkpoint runs/talking-head/checkpoint.safetensors
     mcode train configs/general.toml --data DIR --out runs/general
     python scripts/build_manifolds.py general --data DIR --checkpoint runs/general/checkpoint.safetensors
+    python scripts/build_manifolds.py paper --trained results/manifolds     # as scripts/reproduce.sh leaves them
 
 DIR holds the folders that the cards name (grid_s1/train, stills/train, video/train). The scores in a card come from
 docs/results.md and are given by --scores as JSON.
@@ -37,15 +38,49 @@ GENERAL = {
     "two keyframes is not on the line between their latents",
 }
 
+REPRODUCTION = {
+    "cifar10": ("CIFAR-10, training pictures, saved as JPEG by their uploader", "for research (Krizhevsky 2009)"),
+    "faces64": ("1,736 loosely cropped faces, 64x64", "MIT"),
+    "outdoor64": ("900 outdoor scenes of the 15-scene set, 64x64, grey", "for research"),
+    "kth": ("KTH actions: five videos, two of them halves, 64x64, grey", "for research (Schuldt, Laptev, Caputo 2004)"),
+    "head": ("GRID audiovisual sentence corpus, speaker s1, 60 clips", "CC BY 4.0 (Cooke, Barker, Cunningham, Shao 2006)"),
+}
+LARGEST_REPRODUCTION = 6_000_000
+
+
+def build_paper(trained: Path) -> None:
+    """The small manifolds of the paper's experiments, with cards that say what they are for."""
+    from mcode import manifold
+
+    (SHIPPED / "paper").mkdir(parents=True, exist_ok=True)
+    for path in sorted(trained.glob("*/*.safetensors")):
+        name = path.stem
+        data, licence = REPRODUCTION.get(name.partition("-")[0].removesuffix("-residual"), ("", ""))
+        if not data or path.name == "checkpoint.safetensors" or path.stat().st_size > LARGEST_REPRODUCTION:
+            continue
+        card = dict(manifold.read_info(path).card) | {
+            "title": f"reproduction of Santurkar, Budden, Shavit 2017: {name}",
+            "data": data,
+            "data_licence": licence,
+            "licence": licence,
+            "training_command": f"mcode train configs/paper/{name}.toml --data DIR --out runs/{name}",
+            "not_for": "anything but remaking the paper's tables and figures (mcode evaluate paper)",
+        }
+        print(name, manifold.rewrite(path, SHIPPED / "paper" / path.name, card=card))
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifold", choices=["talking-head", "general"])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("manifold", choices=["talking-head", "general", "paper"])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--trained", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--scores", type=json.loads, default={})
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
+    if given.manifold == "paper":
+        build_paper(given.trained)
+        return
     output = given.output or SHIPPED / f"{given.manifold}.safetensors"
     output.parent.mkdir(parents=True, exist_ok=True)
     if given.manifold == "talking-head":
