@@ -127,6 +127,7 @@ def test_the_commands_are_those_of_the_readme():
         "evaluate images",
         "evaluate paper",
         "evaluate channel",
+        "bench",
         "study prepare",
         "study run",
         "study score",
@@ -242,7 +243,7 @@ def test_a_bad_value_is_named_with_its_remedy(mcode, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        ("enc", "No such command 'enc'. Did you mean 'encode'?", "Try 'mcode --help'."),
+        ("encod", "No such command 'encod'. Did you mean 'encode'?", "Try 'mcode --help'."),
         ("encode", "Missing argument 'INPUT'.", "Try 'mcode encode --help'."),
         ("encode a", "Missing option '--output' / '-o'.", "Try 'mcode encode --help'."),
         ("encode a -o b --jsn", "No such option: --jsn", "Try 'mcode encode --help'."),
