@@ -187,6 +187,7 @@ class StudyWindow(QWidget):
         if self.flipped:
             self.looks += 1
             self._looked_at = self._what_to_look_at()
+            self.hint.clear()
         self._paint()
 
     def recrop(self) -> None:

@@ -474,13 +474,15 @@ def plot(result: StudyScore, path: str | os.PathLike[str], *, force: bool = Fals
         color="#0b8f75",
         label="all raters: median and 95 % over orders of the answers",
     )
-    axes.plot(
+    axes.errorbar(
         [each.strength for each in result.methods],
         [rows[each.method] + 0.22 for each in result.methods],
-        "D",
+        xerr=[(each.strength_high - each.strength_low) / 2 for each in result.methods],
+        fmt="D",
         color="#d08a1d",
         markersize=4,
-        label="all raters: Bradley-Terry",
+        elinewidth=1.2,
+        label="all raters: Bradley-Terry and its 95 %",
     )
     axes.set_yticks(list(rows.values()), list(rows))
     axes.set_ylim(-0.7, len(rows) - 0.4)

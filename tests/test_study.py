@@ -1,0 +1,577 @@
+"""User studies: the folder of pictures, a rater's way through it, the file of answers, Elo on raters of known skill."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import astuple, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mcode import cli
+from mcode.errors import InputError
+from mcode.evaluation import study
+from mcode.evaluation.study import (
+    NOTE,
+    ORIGINAL,
+    Answer,
+    Ranking,
+    Session,
+    bradley_terry,
+    elo,
+    open_material,
+    parse_methods,
+    prepare,
+    read_answers,
+    score,
+)
+from tests.block_means import BlockMeans
+
+METHODS = ("good", "fair", "poor")
+"""The best first; each one's pictures stand further from the original."""
+
+
+def picture(seed: int, width: int = 96, height: int = 80) -> np.ndarray:
+    """A grey slope with soft colours on it: what every codec can code well or badly."""
+    rng = np.random.default_rng(seed)
+    slope = np.linspace(40, 200, width)[None, :, None] + np.linspace(-20, 20, height)[:, None, None]
+    return np.clip(slope + rng.normal(0, 12, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def write_study(folder: Path, methods=METHODS, pictures=("a", "b")) -> Path:
+    for number, name in enumerate(pictures):
+        rgb = picture(number)
+        for step, method in enumerate((ORIGINAL, *methods)):
+            (folder / method).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.clip(rgb.astype(int) + 9 * step, 0, 255).astype(np.uint8)).save(folder / method / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_study(tmp_path / "study")
+
+
+@pytest.fixture
+def session(folder, tmp_path):
+    """session(rater=..., seed=...) on the folder; the same file of answers every time."""
+
+    def make(rater: str = "ann", seed: int = 0, **options) -> Session:
+        return Session(open_material(folder), tmp_path / "answers.csv", rater, seed=seed, **options)
+
+    return make
+
+
+def answer_well(session: Session, most: int = 1000) -> None:
+    """Answers as one who sees every difference."""
+    for _ in range(most):
+        if (question := session.question) is None:
+            return
+        session.answer(left=METHODS.index(question.left) < METHODS.index(question.right), looks=1, seconds=1.234)
+
+
+# Which pairs are asked about
+
+
+@given(st.permutations(range(9)))
+def test_binary_search_finds_the_order_with_few_answers(order):
+    ranking, answers = Ranking([str(each) for each in order]), 0
+    most = ranking.most_left
+    assert most == 21  # sum of ceil(log2(k + 1)) for k = 1..8; all pairs would be 36
+    while ranking.pair:
+        ranking.answer(min(ranking.pair))
+        answers += 1
+        assert answers + ranking.most_left <= most
+    assert ranking.ranked == sorted(ranking.ranked) and ranking.most_left == 0
+
+
+def test_a_session_asks_about_every_picture_until_its_methods_are_in_order(session):
+    rating = session()
+    assert rating.most_left == 6  # three methods take 3 answers at most, two pictures
+    answer_well(rating)
+    assert rating.question is None and rating.most_left == 0
+    wins = {(answer.picture, answer.better, answer.worse) for answer in read_answers(rating.output)}
+    for name in "ab":
+        assert {(name, "good", "fair"), (name, "fair", "poor")} <= wins
+
+
+def test_sides_and_orders_differ_between_raters_and_are_the_same_for_one(session):
+    questions = [session(f"rater {i}").question for i in range(24)]
+    assert questions == [session(f"rater {i}").question for i in range(24)]
+    assert {question.picture for question in questions} == {"a", "b"}
+    assert {(question.left, question.right) for question in questions} == set(itertools.permutations(METHODS, 2))
+
+
+def test_crops_lie_within_the_picture_and_change_only_before_the_first_answer(session):
+    rating = session(crop=32)
+    seen = set()
+    for _ in range(20):
+        x, y, width, height = rating.question.crop
+        assert (width, height) == (32, 32) and 0 <= x <= 96 - 32 and 0 <= y <= 80 - 32
+        seen.add((x, y))
+        rating.recrop()
+    assert len(seen) > 10
+    kept = rating.question
+    rating.answer(left=True)
+    assert rating.question.picture == kept.picture and rating.question.crop == kept.crop
+    assert not rating.may_recrop
+    rating.recrop()
+    assert rating.question.crop == kept.crop
+
+
+def test_a_crop_is_never_larger_than_the_picture(session):
+    assert session().question.crop == (0, 0, 96, 80)
+
+
+# The file of answers
+
+
+def test_every_answer_is_in_the_file_at_once(session):
+    rating = session()
+    for count in range(1, 4):
+        question = rating.question
+        rating.answer(left=False, looks=2, seconds=3.456)
+        lines = rating.output.read_text().splitlines()
+        assert len(lines) == 1 + count
+    last = read_answers(rating.output)[-1]
+    expected = Answer("ann", 0, question.picture, question.right, question.left, question.left, *question.crop, 2, 3.46)
+    assert last == expected
+
+
+def test_a_session_goes_on_where_it_stopped(session, tmp_path):
+    whole = session()
+    answer_well(whole)
+    complete = whole.output.read_bytes()
+    whole.output.unlink()
+    while (rating := session()).question:
+        answer_well(rating, most=1)
+    assert rating.output.read_bytes() == complete
+
+
+def test_another_crop_that_was_answered_about_stays_after_a_restart(session):
+    rating = session(crop=32)
+    rating.recrop()
+    crop = rating.question.crop
+    rating.answer(left=True)
+    assert session(crop=48).question.crop == crop
+
+
+def test_two_raters_share_a_file(session):
+    first, second = session("ann"), session("bob")
+    while first.question or second.question:
+        answer_well(first, most=1)
+        answer_well(second, most=1)
+    assert session("ann").question is None and session("bob").question is None
+    assert {answer.rater for answer in read_answers(first.output)} == {"ann", "bob"}
+
+
+@pytest.mark.parametrize("cut", [1, 3, 12, 30])
+def test_a_line_cut_off_by_a_crash_is_asked_again(session, cut):
+    rating = session()
+    answer_well(rating, most=3)
+    data = rating.output.read_bytes()
+    rating.output.write_bytes(data[:-cut])
+    again = session()
+    assert again.answered == (3 if cut == 1 else len(read_answers(again.output)))
+    answer_well(again)
+    assert session().question is None
+    assert again.output.read_bytes().count(b"\n") == 1 + again.answered
+
+
+def test_a_full_disk_leaves_no_half_line_and_counts_nothing(session, monkeypatch):
+    rating = session()
+    answer_well(rating, most=1)
+    before, question, write = rating.output.read_bytes(), rating.question, study.os.write
+    monkeypatch.setattr(study.os, "write", lambda file, data: write(file, data[:7]))
+    with pytest.raises(OSError, match="No space left"):
+        rating.answer(left=True)
+    assert rating.output.read_bytes() == before
+    assert rating.question == question and rating.answered == 1
+
+
+def test_names_with_commas_and_other_letters_come_back(session):
+    for name in ('Ann, "the eye"', "Jürgen Müller", "李"):
+        rating = session(name)
+        answer_well(rating)
+        assert session(name).question is None
+
+
+def test_another_seed_is_refused_with_the_one_to_use(session):
+    answer_well(session(seed=3), most=1)
+    with pytest.raises(InputError, match=r"--seed 4: ann began .*answers.csv with --seed 3; use that"):
+        session(seed=4)
+
+
+def test_answers_of_another_study_are_refused(session, tmp_path):
+    answer_well(session(), most=2)
+    other = open_material(write_study(tmp_path / "other", methods=("one", "two", "three")))
+    with pytest.raises(InputError, match=r"line 2 .* belongs to another study than .*other"):
+        Session(other, tmp_path / "answers.csv", "ann")
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [(".", "is a folder; name a file"), ("nowhere/answers.csv", "no folder .*nowhere; make it")],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_first_question(folder, tmp_path, output, message):
+    with pytest.raises(InputError, match=message):
+        Session(open_material(folder), tmp_path / output, "ann")
+
+
+@pytest.mark.parametrize("rater", ["", "  ", "a\nb"])
+def test_a_rater_needs_a_name_on_one_line(session, rater):
+    with pytest.raises(InputError, match="--rater"):
+        session(rater)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: ["x,y", *lines[1:]], "not a file of answers; its first line should be rater,seed"),
+        (lambda lines: [lines[0], "ann,0", *lines[1:]], r"line 2 is no answer \(2 columns, not 12\)"),
+        (lambda lines: [lines[0], lines[1].replace("ann,0", "ann,one"), *lines[2:]], "line 2 is no answer"),
+        (lambda lines: [lines[0], "ann,0,a,good,good,good,0,0,1,1,1,1.0", *lines[1:]], "are no two methods"),
+        (lambda lines: [lines[0], "\udcff", *lines[1:]], "not text"),
+    ],
+)
+def test_a_damaged_file_of_answers_names_its_line(session, change, message):
+    rating = session()
+    answer_well(rating, most=3)
+    lines = change(rating.output.read_text().splitlines())
+    rating.output.write_bytes(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=message):
+        read_answers(rating.output)
+
+
+# The folder
+
+
+def test_a_folder_of_methods_is_read(folder):
+    material = open_material(folder)
+    assert (material.methods, material.pictures) == (tuple(sorted(METHODS)), ("a", "b"))
+    assert material.sizes["a"] == (96, 80)
+    assert np.array_equal(material.read(ORIGINAL, "a"), picture(0))
+
+
+def remove(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: remove(f / ORIGINAL), "no folder named original in it"),
+        (lambda f: [remove(f / name) for name in METHODS[:2]], "1 method beside original; two at least"),
+        (lambda f: (f / "fair" / "b.png").unlink(), r"fair: no picture named b, which original has"),
+        (lambda f: (f / ORIGINAL / "b.png").unlink(), r"original: no picture named b, which \w+ has"),
+        (lambda f: (f / "fair" / "b.png").write_bytes(b"no"), r"b.png: cannot be read as a picture"),
+        (lambda f: Image.fromarray(picture(0, 64, 64)).save(f / "poor" / "a.png"), "64x64, but the original is 96x80"),
+        (lambda f: Image.fromarray(picture(0)).save(f / "poor" / "a.webp"), "has the same name; keep one of them"),
+    ],
+)
+def test_a_folder_whose_pictures_do_not_match_is_refused(folder, change, message):
+    change(folder)
+    with pytest.raises(InputError, match=message):
+        open_material(folder)
+
+
+def test_pictures_of_other_formats_match_by_their_names(folder):
+    path = folder / "fair" / "a.png"
+    Image.open(path).save(path.with_suffix(".webp"), lossless=True)
+    path.unlink()
+    assert open_material(folder).files["fair", "a"].name == "a.webp"
+
+
+# Scores
+
+SKILL = {"a": 1660.0, "b": 1560.0, "c": 1500.0, "d": 1430.0, "e": 1350.0}
+
+
+def simulated(skill: dict[str, float], count: int, seed: int = 0, raters: int = 4) -> list[Answer]:
+    """Answers of raters who prefer by the logistic law of Elo's model, on random pairs."""
+    rng = np.random.default_rng(seed)
+    names, answers = list(skill), []
+    for number in range(count):
+        first, second = (names[i] for i in rng.choice(len(names), 2, replace=False))
+        wins = rng.random() < 1 / (1 + 10 ** ((skill[second] - skill[first]) / 400))
+        better, worse = (first, second) if wins else (second, first)
+        answers.append(Answer(f"rater {number % raters}", 0, f"{number % 20}", better, worse, better, 0, 0, 8, 8, 1, 1.0))
+    return answers
+
+
+def test_one_game_between_equals_is_worth_half_of_k():
+    scores = elo(np.array([[0, 1]]), 2, shuffles=3, rng=np.random.default_rng(0))
+    assert scores.tolist() == [[1515, 1485]] * 3
+
+
+def test_elo_is_that_of_a_plain_loop_over_each_order():
+    games = np.array([[0, 1], [2, 0], [1, 2], [0, 2]])
+    expected = set()
+    for order in itertools.permutations(games.tolist()):
+        scores = [1500.0] * 3
+        for winner, loser in order:
+            gain = 30 * (1 - 1 / (1 + 10 ** ((scores[loser] - scores[winner]) / 400)))
+            scores[winner] += gain
+            scores[loser] -= gain
+        expected.add(tuple(np.round(scores, 6)))
+    got = {tuple(row) for row in np.round(elo(games, 3, shuffles=1000, rng=np.random.default_rng(0)), 6)}
+    assert got == expected and len(expected) > 10
+
+
+def test_known_skill_is_recovered_within_the_intervals():
+    result = score(simulated(SKILL, 2000), shuffles=2000)
+    assert [each.method for each in result.methods] == list(SKILL)
+    for each in result.methods:
+        assert each.low < SKILL[each.method] < each.high
+        assert abs(each.elo - SKILL[each.method]) < 40
+        assert abs(each.strength - SKILL[each.method]) < 40
+    by_name = {each.method: each for each in result.methods}
+    for first, second in itertools.pairwise(SKILL):
+        apart = by_name[first].elo - by_name[second].elo
+        assert abs(apart - (SKILL[first] - SKILL[second])) < 45
+    assert result.raters.keys() == {f"rater {i}" for i in range(4)}
+    for scores in result.raters.values():
+        assert (scores[0].method, scores[-1].method) == ("a", "e")
+        assert sum(each.games for each in scores) == 2 * 500
+
+
+def test_bradley_terrys_intervals_hold_the_truth_nineteen_times_in_twenty_and_shrink_with_more_answers():
+    inside, widths = [], {}
+    truth = np.array(list(SKILL.values()))
+    for count in (200, 800):
+        for seed in range(60):
+            names = list(SKILL)
+            answers = simulated(SKILL, count, seed)
+            games = np.array([(names.index(each.better), names.index(each.worse)) for each in answers])
+            strength, error = bradley_terry(games, len(names))
+            inside.append(np.abs(strength - truth) < 1.96 * error)
+        widths[count] = error.mean()
+    assert 0.92 < np.mean(inside) < 0.985
+    assert widths[800] == pytest.approx(widths[200] / 2, rel=0.15)
+
+
+def test_bradley_terry_of_two_methods_is_the_logarithm_of_the_odds():
+    games = np.array([[0, 1]] * 3000 + [[1, 0]] * 1000)
+    strength, _ = bradley_terry(games, 2)
+    assert strength[0] - strength[1] == pytest.approx(400 * math.log10(3), abs=0.1)
+    assert strength.mean() == pytest.approx(1500)
+
+
+def test_a_method_that_always_wins_has_a_finite_strength():
+    strength, error = bradley_terry(np.array([[0, 1]] * 50), 2)
+    assert np.isfinite(strength).all() and np.isfinite(error).all() and strength[0] > strength[1] + 400
+
+
+def test_answers_by_binary_search_give_the_raters_order(session):
+    for number in range(5):
+        answer_well(session(f"rater {number}"))
+    result = score(read_answers(session().output), shuffles=500)
+    assert [each.method for each in result.methods] == list(METHODS)
+    assert result.pictures == 2 and len(result.raters) == 5
+
+
+def test_the_order_in_the_file_does_not_matter_and_the_seed_does():
+    answers = simulated(SKILL, 120)
+    assert score(answers, shuffles=200, seed=1) == score(answers, shuffles=200, seed=1)
+    first, second = (score(given, shuffles=4000) for given in (answers, answers[::-1]))
+    for one, other in zip(first.methods, second.methods, strict=True):
+        assert one.method == other.method and one.elo == pytest.approx(other.elo, abs=8)
+    assert score(answers, shuffles=200, seed=2) != score(answers, shuffles=200, seed=1)
+
+
+def test_the_work_is_bounded_by_fewer_shuffles(monkeypatch):
+    monkeypatch.setattr(study, "MOST_GAMES", 40_000)
+    assert score(simulated(SKILL, 100)).shuffles == 200
+    assert score(simulated(SKILL, 100), shuffles=50).shuffles == 50
+
+
+def test_no_answers_are_no_scores():
+    with pytest.raises(InputError, match="no answers to score"):
+        score([])
+
+
+def test_the_plot_is_drawn_and_not_over_another_file(tmp_path):
+    result = score(simulated(SKILL, 60), shuffles=50)
+    study.plot(result, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 600 and len(image.convert("RGB").getcolors(1 << 20)) > 20
+    with pytest.raises(InputError, match=r"plot.png: exists; add --force"):
+        study.plot(result, tmp_path / "plot.png")
+    with pytest.raises(InputError, match=r"written as .png, .svg or .pdf"):
+        study.plot(result, tmp_path / "plot.gif")
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+# Preparing
+
+
+class Blocks(BlockMeans):
+    name, qualities = "blocks", 1
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    (tmp_path / "images").mkdir()
+    for number in range(2):
+        Image.fromarray(picture(number)).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "images" / "notes.txt").write_text("no picture")
+    return tmp_path / "images"
+
+
+def test_methods_are_read_from_settings_rates_and_multiples():
+    methods = parse_methods(["mcode:q3", "jpeg:10", "h265@0.2", "webp@1.5x"])
+    assert [each.name for each in methods] == ["mcode-3", "jpeg-10", "h265-at-0.2", "webp-at-1.5x"]
+    assert [(each.setting, each.bpp, each.times) for each in methods] == [
+        (3, None, None),
+        (10, None, None),
+        (None, 0.2, None),
+        (None, None, 1.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mcode:q3", "two methods at least"),
+        ("mcode:q3,vp9:30", "--codecs vp9:30: give CODEC:SETTING"),
+        ("mcode:q3,jpeg", "--codecs jpeg: give CODEC:SETTING"),
+        ("mcode:q3,jpeg:96", "--codecs jpeg:96: jpeg's setting is 1 to 95"),
+        ("mcode:q3,h265:52", "--codecs h265:52: h265's setting is 0 to 51"),
+        ("mcode:q3,jpeg2000:0", "the compression ratio, 1 to 2000"),
+        ("jpeg@2x,webp:3", "the first method has none before it"),
+        ("jpeg:3,webp@0", "a rate is more than 0 and at most 24"),
+        ("jpeg:3,jpeg:3", "--codecs jpeg:3: named twice"),
+    ],
+)
+def test_methods_that_cannot_be_are_refused(text, message):
+    with pytest.raises(InputError) as refused:
+        parse_methods(text.split(","))
+    assert message in str(refused.value)
+
+
+def test_a_prepared_folder_is_a_study_with_its_rates_noted(images, tmp_path):
+    methods = parse_methods(["mcode:q1", "jpeg@1x", "webp@1", "jpeg:5"])
+    prepared = prepare(images, tmp_path / "study", methods, model=Blocks())
+    material = open_material(tmp_path / "study")
+    assert set(material.methods) == {"mcode-1", "jpeg-at-1x", "webp-at-1", "jpeg-5"} and material.pictures == ("0", "1")
+    assert np.array_equal(material.read(ORIGINAL, "1"), picture(1))
+    note = json.loads((tmp_path / "study" / NOTE).read_text())
+    assert note["manifold"] == {"name": "blocks", "id": Blocks.id}
+    rates = {name: [each["bpp"] for each in method["pictures"].values()] for name, method in note["methods"].items()}
+    for mine, jpeg, webp in zip(rates["mcode-1"], rates["jpeg-at-1x"], rates["webp-at-1"], strict=True):
+        assert mine <= jpeg < 1.1 * mine and 1 <= webp < 1.1
+    for method in prepared.methods:
+        assert method.reached == 2 and method.bpp == pytest.approx(np.mean(rates[method.method]))
+    entry = note["methods"]["jpeg-5"]["pictures"]["0"]
+    assert entry["setting"] == 5 and entry["bpp"] == entry["bytes"] * 8 / (96 * 80)
+
+
+def test_a_rate_is_reached_at_the_cheapest_setting_or_said_not_to_be(images, tmp_path):
+    from mcode.evaluation import stills
+
+    prepared = prepare(images, tmp_path / "study", parse_methods(["jpeg@1.2", "webp@20"]))
+    note = json.loads((tmp_path / "study" / NOTE).read_text())["methods"]["jpeg-at-1.2"]["pictures"]["0"]
+    below, _ = stills.jpeg(note["setting"] - 1).code(picture(0))
+    assert below * 8 / (96 * 80) < 1.2 <= note["bpp"]
+    assert [each.reached for each in prepared.methods] == [2, 0]
+
+
+def test_a_fault_while_preparing_leaves_nothing(images, tmp_path):
+    (images / "2.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"2.png: cannot be read as a picture"):
+        prepare(images, tmp_path / "study", parse_methods(["jpeg:5", "jpeg:9"]))
+    assert {path.name for path in tmp_path.iterdir()} == {"images"}
+
+
+def test_a_folder_is_replaced_only_by_force_and_only_a_study(images, tmp_path):
+    methods = parse_methods(["jpeg:5", "jpeg:9"])
+    prepare(images, tmp_path / "study", methods)
+    with pytest.raises(InputError, match=r"study: exists; add --force"):
+        prepare(images, tmp_path / "study", methods)
+    prepare(images, tmp_path / "study", parse_methods(["jpeg:7", "jpeg:9"]), force=True)
+    assert open_material(tmp_path / "study").methods == ("jpeg-7", "jpeg-9")
+    with pytest.raises(InputError, match=r"images: has no study.json, so it is no study and is not replaced"):
+        prepare(images, images, methods, force=True)
+    assert len(list(images.glob("*.png"))) == 2
+
+
+def test_a_quality_that_the_manifold_lacks_is_refused(images, tmp_path):
+    with pytest.raises(InputError, match="manifold blocks has the qualities 1 to 1"):
+        prepare(images, tmp_path / "study", parse_methods(["mcode:q2", "jpeg:9"]), model=Blocks())
+
+
+# The commands
+
+
+@pytest.fixture
+def mcode(capsys):
+    """mcode("study", ...) -> (status, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = cli.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_the_group_alone_shows_its_commands(mcode):
+    status, out, err = mcode("study")
+    assert status == 2 and all(command in out + err for command in ("prepare", "run", "score"))
+
+
+def test_prepare_prints_the_rates(mcode, images, tmp_path):
+    status, out, err = mcode("study", "prepare", images, "-o", tmp_path / "study", "--codecs", "jpeg:5,webp@20")
+    assert status == 0 and "jpeg-5" in out and "bit/pixel" in out
+    assert "webp-at-20: 2 of 2 pictures have fewer bits than wanted" in err
+    status, out, err = mcode("study", "prepare", images, "-o", tmp_path / "more", "--codecs", "jpeg:5,jpeg:9", "--json")
+    assert [each["method"] for each in json.loads(out)["methods"]] == ["jpeg-5", "jpeg-9"]
+
+
+def write_answers(path: Path, answers: list[Answer]) -> Path:
+    rows = [",".join(field.name for field in fields(Answer)), *(",".join(map(str, astuple(answer))) for answer in answers)]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_score_prints_all_raters_and_each_and_draws(mcode, tmp_path):
+    answers = simulated(SKILL, 400)
+    mine = write_answers(tmp_path / "1.csv", answers[:200])
+    theirs = write_answers(tmp_path / "2.csv", [replace(each, rater="bob") for each in answers[200:]])
+    status, out, err = mcode("study", "score", mine, theirs, "--shuffles", 200, "-o", tmp_path / "plot.png")
+    assert (status, err) == (0, "") and (tmp_path / "plot.png").exists()
+    assert "400 answers of 5 raters on 20 pictures" in out and "bob" in out
+    status, out, err = mcode("study", "score", mine, theirs, "--shuffles", 200, "--json")
+    report = json.loads(out)
+    assert report["answers"] == 400 and report["shuffles"] == 200 and len(report["raters"]) == 5
+    first = report["methods"][0]
+    assert first["method"] == "a" and first["low"] < first["elo"] < first["high"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("score nowhere.csv", "nowhere.csv: cannot be read (No such file or directory)"),
+        ("score {0} {0}", "{0}: named twice; name each file of answers once"),
+        ("score {0} -o plot.gif", "plot.gif: a plot is written as .png, .svg or .pdf"),
+        ("score {0} --shuffles 0", "--shuffles 0: the number of shuffles is a whole number from 1 to 1000000"),
+        ("run nowhere -o answers.csv", "nowhere: no such folder; `mcode study prepare` makes one"),
+        ("run {1} -o {0} --crop 3", "--crop 3: the side of a crop is a whole number from 64 to 4096"),
+        ("run {1} -o {0} --view three", "--view three: choose pair or paper"),
+        ("run {1} -o {0} --rater=", "--rater '': give a name"),
+        ("prepare nowhere -o {1} --codecs jpeg:3,jpeg:4", "{1}: exists; add --force"),
+        ("prepare nowhere -o new --codecs jpeg:3,jpeg:4", "nowhere: no such folder of pictures"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_remedy(mcode, folder, tmp_path, arguments, message):
+    answers = write_answers(tmp_path / "1.csv", simulated(SKILL, 4))
+    status, out, err = mcode("study", *arguments.format(answers, folder).split())
+    assert (status, out) == (2, "")
+    assert err.startswith(f"mcode: error: {message.format(answers, folder)}") and err.count("\n") == 1
