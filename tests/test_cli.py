@@ -243,7 +243,7 @@ def test_a_bad_value_is_named_with_its_remedy(mcode, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        ("encod", "No such command 'encod'. Did you mean 'encode'?", "Try 'mcode --help'."),
+        ("encoding", "No such command 'encoding'. Did you mean 'encode'?", "Try 'mcode --help'."),
         ("encode", "Missing argument 'INPUT'.", "Try 'mcode encode --help'."),
         ("encode a", "Missing option '--output' / '-o'.", "Try 'mcode encode --help'."),
         ("encode a -o b --jsn", "No such option: --jsn", "Try 'mcode encode --help'."),
