@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def bench(
         for codec in [*(model for model in members if hasattr(model, "info")), *beside] if memory else []:
             peaks.append(_peak(codec, size, n, where.type))
             tell()
-    ladder = sorted({SMALL, *map(tuple, sizes)}, key=math.prod)
+    ladder = sorted({SMALL, *((width, height) for width, height in sizes)}, key=math.prod)
     scaling = [row for model in models if model.frame_size is None for row in _scaling(model, ladder, seconds, tell)]
     return BenchReport(machine, n, seconds, tuple(rows), tuple(peaks), tuple(scaling), tuple(dict.fromkeys(notes)))
 
@@ -292,8 +293,8 @@ def manifold_jobs(model: Any, clip: Sequence[Frame], n: int, compiled: bool, not
         bare = _WithoutNetworks(model, latents)
         data = _encode(bare, keyframes, 1, coder)
         rate = _kbps(data, clip)
-        jobs.append(job(f"{coder} encode", len(keyframes), lambda b=bare, c=coder: _encode(b, keyframes, 1, c), rate))
-        jobs.append(job(f"{coder} decode", len(keyframes), lambda b=bare, d=data: _decode(b, d, 1)))
+        jobs.append(job(f"{coder} encode", len(keyframes), partial(_encode, bare, keyframes, 1, coder), rate))
+        jobs.append(job(f"{coder} decode", len(keyframes), partial(_decode, bare, data, 1)))
     data = _encode(model, clip, n, "huffman")
     jobs.append(job("encode", len(clip), lambda: _encode(model, clip, n, "huffman"), _kbps(data, clip)))
     jobs.append(job("decode", len(clip), lambda: _decode(model, data, n)))
