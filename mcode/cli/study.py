@@ -157,8 +157,9 @@ def score(
 ) -> None:
     """Elo scores of the methods, over all raters and for each.
 
-    Elo with k = 30 and N = 400 over shuffled orders of the answers: median and 95 % interval. That interval is Elo's own
-    unrest and does not shrink with more answers; the Bradley-Terry model's, printed beside it, does.
+    Elo with k = 30 and N = 400 over shuffled orders of the answers: median and 95 % interval. That interval tells only what
+    the order does, and few answers leave Elo near its start of 1500. How sure the answers make a score, the Bradley-Terry
+    model's interval tells, on the same scale.
     """
     from mcode.evaluation import study
 

@@ -329,7 +329,7 @@ def _check_appendable(path: Path) -> None:
 class MethodScore:
     """elo, low, high: median and 95 % interval over the shuffled orders of the answers, as in the paper. strength,
     strength_low, strength_high: the Bradley-Terry model's, on Elo's scale, with the interval that the number of answers
-    allows (the shuffles' does not shrink with it). wins of games."""
+    allows: the shuffles' tells only what the order does, and few answers leave Elo near START. wins of games."""
 
     method: str
     elo: float
