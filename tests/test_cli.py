@@ -187,7 +187,7 @@ def test_every_command_that_reports_has_json():
         ("encode a -o b --duration 1e999", "--duration 1e999: the duration is more than 0 seconds"),
         ("encode a -o b --refresh 0", "--refresh 0: the time between refreshes is more than 0 seconds"),
         ("encode a -o b --refresh -3", "--refresh -3: the time between refreshes is more than 0 seconds"),
-        ("encode a -o b --coder hufman", "--coder hufman: choose huffman or fixed (did you mean huffman?)"),
+        ("encode a -o b --coder hufman", "--coder hufman: choose huffman, fixed or range (did you mean huffman?)"),
         ("encode a -o b --device gpu", "--device gpu: choose auto, cpu, cuda or mps"),
         ("encode a -o b --audio mp3", "--audio mp3: choose copy or none"),
         ("adapt a -o b.safetensors --m 0", "--m 0: the number of coordinates is a whole number from 1 to 4096"),
@@ -432,7 +432,7 @@ def sender(monkeypatch) -> Library:
 def test_every_option_of_send_arrives(mcode, sender):
     arguments = "send camera:1 --to rtp://10.0.0.1:7000 -n 8 -m me --coder fixed --quality 3 --refresh 2 --baseline h265"
     channel = "--baseline-rate 7.5 --bit-error-rate 1e-3 --loss 0.05 --burst 3 --delay-ms 40 --jitter-ms 5 --seed 9"
-    more = "--no-realtime --sdp o.sdp --size 64x48 --start 1 --duration 2 --loop --audio none --fec 8+2 --device cpu"
+    more = "--no-realtime --sdp o.sdp --size 64x48 --start 1 --duration 2 --loop --audio none --fec 8+2 --header-twice --device cpu"
     assert mcode(*arguments.split(), *channel.split(), *more.split())[0] == 0
     wanted = vars(sender.args[0])
     assert vars(wanted.pop("channel")) == {
@@ -461,6 +461,7 @@ def test_every_option_of_send_arrives(mcode, sender):
         "loop": True,
         "audio": False,
         "fec": "8+2",
+        "fec_header": True,
         "device": "cpu",
     }
 
@@ -491,7 +492,7 @@ def test_send_prints_a_row_for_each_lane(mcode, sender):
 
 
 def test_the_first_ctrl_c_ends_a_stream_in_order_and_the_second_at_once(mcode, sender, monkeypatch):
-    def send_until(config, *, progress, stop):
+    def send_until(config, *, progress, stop, notify):
         assert not stop.is_set()
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
