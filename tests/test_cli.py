@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import math
@@ -491,7 +492,7 @@ def test_send_prints_a_row_for_each_lane(mcode, sender):
     )
 
 
-def test_the_first_ctrl_c_ends_a_stream_in_order_and_the_second_at_once(mcode, sender, monkeypatch):
+def test_the_first_ctrl_c_ends_a_stream_in_order_and_the_second_at_once(mcode, sender, monkeypatch, request):
     def send_until(config, *, progress, stop, notify):
         assert not stop.is_set()
         signal.raise_signal(signal.SIGINT)
@@ -501,7 +502,8 @@ def test_the_first_ctrl_c_ends_a_stream_in_order_and_the_second_at_once(mcode, s
         return sender.result
 
     monkeypatch.setattr(sys.modules["mcode.send"], "send", send_until)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.default_int_handler  # tests started in the background inherit an ignored Ctrl-C
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, before)))
     again = 0
     assert mcode("send", "testsrc")[0] == 0
     assert signal.getsignal(signal.SIGINT) is before
