@@ -16,6 +16,7 @@ from PIL import Image
 import mcode
 from mcode.cli import main
 from mcode.errors import InputError
+from mcode.evaluation import paper
 from mcode.evaluation.paper import LinearPart, classifier, evaluate_paper, images, sets, video
 from mcode.evaluation.paper.codecs import (
     Components,
@@ -264,7 +265,7 @@ def test_sheets_hold_every_row():
 @pytest.mark.timeout(300)
 def test_every_part_leaves_json_pictures_and_one_page(tmp_path, data, manifolds, monkeypatch, capsys):
     monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
-    monkeypatch.setattr(classifier, "EPOCHS", 1)
+    monkeypatch.setattr(paper, "SHIPPED", tmp_path / "nothing")
     net = classifier.Classifier(4)
     out = tmp_path / "results"
     out.mkdir()
