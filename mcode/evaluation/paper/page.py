@@ -132,7 +132,7 @@ def write_page(path: Path, facts: Mapping[str, str], parts: Sequence[Mapping[str
     """One page without other files. parts: {"title", "note", "tables": [{"title", "columns", "rows"}], "pictures": [paths]}."""
     from jinja2 import Environment, PackageLoader
 
-    template = Environment(loader=PackageLoader("mcode.evaluation.paper", "."), autoescape=True).get_template("page.html")
+    template = Environment(loader=PackageLoader("mcode.evaluation", "."), autoescape=True).get_template("paper/page.html")
     shown = [
         {**part, "pictures": [(p.name, _uri(p)) for p in map(Path, part.get("pictures", ())) if p.is_file()]} for part in parts
     ]
