@@ -21,9 +21,9 @@ from mcode.evaluation.paper import LinearPart, classifier, evaluate_paper, image
 from mcode.evaluation.paper.codecs import (
     Components,
     Coordinates,
-    _pillow,
     at_least_bits,
     code_all,
+    encoded,
     jpeg,
     jpeg2000,
     jpeg2000_bytes,
@@ -136,7 +136,7 @@ def manifolds(tmp_path_factory) -> Path:
 
 
 def test_jpegs_bits_are_the_scan_and_its_tables():
-    data = _pillow(pictures(1, 32)[0], False, "JPEG", quality=50, optimize=True)
+    data = encoded(pictures(1, 32)[0], False, "JPEG", quality=50, optimize=True)
     with Image.open(io.BytesIO(data)) as image:
         quantisation = 65 * len(image.quantization)
     start = jpeg_scan(data)
@@ -159,7 +159,7 @@ def segments(data: bytes) -> list[bytes]:
 @pytest.mark.parametrize("ratio", [5, 20, 60])
 def test_jpeg_2000s_bits_are_those_of_its_tile_parts(ratio):
     options = {"quality_layers": [ratio], "irreversible": True, "num_resolutions": 4, "no_jp2": True}
-    data = _pillow(pictures(1, 64)[0], False, "JPEG2000", **options)
+    data = encoded(pictures(1, 64)[0], False, "JPEG2000", **options)
     assert data.count(b"\xff\x93") == 1
     assert jpeg2000_bytes(data) == len(data) - (data.index(b"\xff\x93") + 2) - 2
     assert jpeg2000_bytes(data) * 8 <= 24 * 64 * 64 / ratio * 1.2 + 8 * 30

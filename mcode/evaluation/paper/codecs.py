@@ -7,7 +7,7 @@ and the Huffman and quantisation tables, of JPEG 2000 the tile parts' data.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -114,8 +114,8 @@ def jpeg(quality: int, grey: bool) -> Still:
     """Baseline JPEG with optimised Huffman tables, quality 1 to 95."""
 
     def code(rgb: np.ndarray) -> tuple[int, np.ndarray]:
-        data = _pillow(rgb, grey, "JPEG", quality=quality, optimize=True)
-        return 8 * jpeg_bytes(data), _decoded(data)
+        data = encoded(rgb, grey, "JPEG", quality=quality, optimize=True)
+        return 8 * jpeg_bytes(data), decoded(data)
 
     return code
 
@@ -124,8 +124,8 @@ def jpeg2000(ratio: float, grey: bool) -> Still:
     """JPEG 2000, irreversible, one layer at so many times fewer bits than 8 a value."""
 
     def code(rgb: np.ndarray) -> tuple[int, np.ndarray]:
-        data = _pillow(rgb, grey, "JPEG2000", quality_layers=[ratio], irreversible=True, num_resolutions=4, no_jp2=True)
-        return 8 * jpeg2000_bytes(data), _decoded(data)
+        data = encoded(rgb, grey, "JPEG2000", quality_layers=[ratio], irreversible=True, num_resolutions=4, no_jp2=True)
+        return 8 * jpeg2000_bytes(data), decoded(data)
 
     return code
 
@@ -152,21 +152,22 @@ def at_least_bits(make: Callable[[float], Still], settings: list[float], rgb: np
 
 def jpeg_bytes(data: bytes) -> int:
     """Bytes of a JPEG file's scan and of its Huffman and quantisation tables; the other headers left out."""
-    at, counted = 2, 0
-    while data[at + 1] != 0xDA:
-        length = 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        counted += length if data[at + 1] in _TABLES else 0
-        at += length
-    start = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return counted + len(data) - start - 2
+    tables = sum(len(segment) for segment in jpeg_segments(data) if segment[1] in _TABLES)
+    return tables + len(data) - jpeg_scan(data) - 2
 
 
 def jpeg_scan(data: bytes) -> int:
     """Where the scan's data start."""
-    at = 2
-    while data[at + 1] != 0xDA:
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 2 + sum(len(segment) for segment in jpeg_segments(data))
+
+
+def jpeg_segments(data: bytes) -> Iterator[bytes]:
+    """A JPEG file's marker segments up to the scan's header, which is the last."""
+    at, marker = 2, 0
+    while marker != 0xDA:
+        length, marker = 2 + int.from_bytes(data[at + 2 : at + 4], "big"), data[at + 1]
+        yield data[at : at + length]
+        at += length
 
 
 def jpeg2000_bytes(data: bytes) -> int:
@@ -182,12 +183,14 @@ def jpeg2000_bytes(data: bytes) -> int:
     return counted
 
 
-def _pillow(rgb: np.ndarray, grey: bool, kind: str, **options: object) -> bytes:
+def encoded(rgb: np.ndarray, grey: bool, kind: str, **options: object) -> bytes:
+    """uint8 (H, W, 3) as a file of Pillow's format `kind`."""
     out = io.BytesIO()
     Image.fromarray(rgb[..., 0] if grey else rgb).save(out, kind, **options)
     return out.getvalue()
 
 
-def _decoded(data: bytes) -> np.ndarray:
+def decoded(data: bytes) -> np.ndarray:
+    """A picture file as uint8 (H, W, 3)."""
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image.convert("RGB"))

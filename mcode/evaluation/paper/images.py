@@ -18,10 +18,10 @@ from .codecs import (
     Coordinates,
     at_least_bits,
     code_all,
+    decoded,
+    encoded,
     jpeg,
     jpeg2000,
-    jpeg2000_bytes,
-    jpeg_bytes,
     jpeg_scan,
 )
 
@@ -218,9 +218,7 @@ def figure4b(
 
 def _jpeg_errors(rgb: np.ndarray, grey: bool, seeds: int) -> list[dict[str, Any]]:
     """JPEG with bit errors in its scan only; what no longer decodes counts as mid-grey."""
-    from .codecs import _pillow
-
-    files = [_pillow(picture, grey, "JPEG", quality=10, optimize=True) for picture in rgb]
+    files = [encoded(picture, grey, "JPEG", quality=10, optimize=True) for picture in rgb]
     rows = []
     for rate in ERROR_RATES:
         found = []
@@ -236,10 +234,8 @@ def _jpeg_errors(rgb: np.ndarray, grey: bool, seeds: int) -> list[dict[str, Any]
 
 
 def _decode_or_grey(data: bytes, like: np.ndarray) -> np.ndarray:
-    from .codecs import _decoded
-
     try:
-        back = _decoded(data)
+        back = decoded(data)
     except (OSError, ValueError, SyntaxError):
         back = np.zeros(0)
     return back if back.shape == like.shape else np.full_like(like, 128)
@@ -259,15 +255,3 @@ def strip(which: sets.PictureSet, pixels: np.ndarray, manifolds: Manifolds, coun
 
 def as_dicts(rows: Sequence[Scores]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
-
-
-__all__ = [
-    "Features",
-    "Scores",
-    "figure3",
-    "figure4a",
-    "figure4b",
-    "jpeg2000_bytes",
-    "jpeg_bytes",
-    "strip",
-]
