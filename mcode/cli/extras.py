@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,3 +45,20 @@ def ctrl_c_ends() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def check_display(remedy: str, *, missing: bool = False) -> None:
+    """Refuse a display that is named and does not answer: Qt would abort over it, so another process tries it first.
+
+    remedy: the end of the message. missing: refuse none at all, too.
+    """
+    named = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if os.environ.get("QT_QPA_PLATFORM") or not (named or missing):
+        return
+    import subprocess
+
+    trial = "from PyQt6.QtGui import QGuiApplication; QGuiApplication([])"
+    tried = subprocess.run([sys.executable, "-c", trial], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if tried.returncode < 0:
+        reason = tried.stderr.strip().partition("\n")[0].removeprefix("qt.qpa.plugin: ").removeprefix("qt.qpa.xcb: ")
+        raise InputError(f"no window can be opened on this display ({reason}); {remedy}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from mcode.cli.apps import app
-from mcode.cli.extras import ctrl_c_ends, extras
+from mcode.cli.extras import check_display, ctrl_c_ends, extras
 from mcode.cli.options import (
     DEMO_SIZE,
     BitErrorRate,
@@ -418,20 +417,7 @@ def play(
     arguments += ["--", source] if source else []
     from importlib import import_module  # mypy checks mcode, and would follow the name into the window
 
-    _check_display()
+    check_display("`mcode decode` writes a video instead")
     with extras():
         status = import_module("player.app").main([str(argument) for argument in arguments])
     raise typer.Exit(status)
-
-
-def _check_display() -> None:
-    """Refuse a display that is named and does not answer: Qt would abort over it, so another process tries it first."""
-    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) or os.environ.get("QT_QPA_PLATFORM"):
-        return
-    import subprocess
-
-    trial = "from PyQt6.QtGui import QGuiApplication; QGuiApplication([])"
-    tried = subprocess.run([sys.executable, "-c", trial], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if tried.returncode < 0:
-        reason = tried.stderr.strip().partition("\n")[0].removeprefix("qt.qpa.plugin: ").removeprefix("qt.qpa.xcb: ")
-        raise InputError(f"no window can be opened on this display ({reason}); `mcode decode` writes a video instead")

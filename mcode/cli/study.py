@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import getpass
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mcode.cli.apps import app
-from mcode.cli.extras import extras
+from mcode.cli.extras import check_display, extras
 from mcode.cli.options import Device, Force, Json, Manifold, Seed, one_of, output_option, whole
 from mcode.cli.output import print_json, print_report, print_table, print_warnings, progress_bar
 from mcode.errors import InputError
@@ -121,7 +119,7 @@ def run(
     name = _login() if rater is None else rater
     material = open_material(folder)
     before = Session(material, output, name, seed=seed, crop=crop).answered  # a wrong --seed is named before a window opens
-    _check_display()
+    check_display("run the study on a desktop", missing=True)
     with extras():
         session = import_module("player.study").run(material, output, name, seed=seed, crop=crop, view=view)
     if as_json:
@@ -215,16 +213,3 @@ def _login() -> str:
         return getpass.getuser()
     except (OSError, KeyError) as error:
         raise InputError("--rater: this machine knows no login name; give the rater's name") from error
-
-
-def _check_display() -> None:
-    """Refuse a display that is missing or does not answer: Qt would abort over it, so another process tries it first."""
-    if os.environ.get("QT_QPA_PLATFORM"):
-        return
-    import subprocess
-
-    trial = "from PyQt6.QtGui import QGuiApplication; QGuiApplication([])"
-    tried = subprocess.run([sys.executable, "-c", trial], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if tried.returncode < 0:
-        reason = tried.stderr.strip().partition("\n")[0].removeprefix("qt.qpa.plugin: ").removeprefix("qt.qpa.xcb: ")
-        raise InputError(f"no window can be opened on this display ({reason}); run the study on a desktop")
