@@ -326,23 +326,39 @@ def decode(
     """
     _check(model, model.config.channels, quality)
     h, w = size
-    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)[::-1]
-    if len(words) and not words[-1]:
-        words = np.append(words[:-1], np.uint32(1))  # constriction takes no zero there, nor does it write one
-    coder = AnsCoder(np.ascontiguousarray(words)) if len(words) else AnsCoder()
+    coder = _stack(data)
     kind = int(coder.decode(_KIND.model, 1)[0])
     needs_previous = kind == DELTA and previous is None
     if needs_previous:
         coder, kind = AnsCoder(), WHOLE  # an empty stack: what is predicted from nothing
     from_z = None
     if kind == WITH_Z:
-        hz, wz = _z_size(h, w)
-        channels = [coder.decode(a.model, hz * wz) + first for first, a in model._z_alphabets[quality - 1]]
-        z = (np.stack(channels) % Z_VALUES + Z_MIN).astype(np.float32).reshape(-1, hz, wz)
-        from_z = _synthesis(z, size, model)
+        from_z = _synthesis(_read_latent(coder, quality, size, model), size, model)
     positions = slicing.positions(slice_index, slices, h, w)
     walk = _Walk(model, quality, size, positions, slices == 1, from_z, previous if kind == DELTA else None)
-    symbols = np.zeros((model.config.channels, len(positions)), np.int16)
+    symbols = _read(coder, walk)
+    return Decoded(symbols, needs_previous, not coder.is_empty())
+
+
+def _stack(data: bytes) -> Any:
+    """What `_code` wrote, or any other bytes, as a stack to read from."""
+    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)[::-1]
+    if len(words) and not words[-1]:
+        words = np.append(words[:-1], np.uint32(1))  # constriction takes no zero there, nor does it write one
+    return AnsCoder(np.ascontiguousarray(words)) if len(words) else AnsCoder()
+
+
+def _read_latent(coder: Any, quality: int, size: tuple[int, int], model: RangeModel) -> np.ndarray:
+    """z, float32 (Z, hz, wz) of integers, of a map of `size`."""
+    hz, wz = _z_size(*size)
+    channels = [coder.decode(a.model, hz * wz) + first for first, a in model._z_alphabets[quality - 1]]
+    return (np.stack(channels) % Z_VALUES + Z_MIN).astype(np.float32).reshape(-1, hz, wz)
+
+
+def _read(coder: Any, walk: _Walk) -> np.ndarray:
+    """The passes of a slice, int16 (C, P), from a stack: `_tell` turned round."""
+    model = walk.model
+    symbols = np.zeros((model.config.channels, walk.count), np.int16)
     for i, p in enumerate(model.config.passes):
         plan = walk.plan(i)
         ordered = [coder.decode(model._alphabets[table].model, count) for table, count in plan.counts()]
@@ -358,7 +374,7 @@ def decode(
         part = value.astype(np.int16).reshape(p.stop - p.start, -1)
         symbols[p.start : p.stop, plan.columns] = part
         walk.tell(i, part, plan.columns)
-    return Decoded(symbols, needs_previous, not coder.is_empty())
+    return symbols
 
 
 class _Alphabet(NamedTuple):
@@ -432,17 +448,8 @@ class _Walk:
         x = _activate(w[f"inner.{i}"] @ x + w[f"inner_bias.{i}"][0])
         x = _divided(w[f"head.{i}"] @ x + w[f"head_bias.{i}"][self.row], HEAD_SHIFT)
         half = p.stop - p.start
-        scale = np.minimum(np.maximum(x[:half], np.float32(0)), np.float32(config.scales - 1)).astype(np.int16)
-        limit = np.float32(config.mean_limit)
-        quarters = np.minimum(np.maximum(x[half:], -limit), limit).astype(np.int16)
-        whole = (quarters + np.int16(1)) >> np.int16(2)
-        fraction = quarters - (whole << np.int16(2))  # -1..2
-        table = (scale * np.int16(FRACTIONS) + np.abs(fraction)).reshape(-1)
-        if self.previous is not None:
-            whole = whole.astype(np.int32) + self.previous[p.start : p.stop, columns]
-        last = self.model._last[table]
-        order = np.argsort(table, kind="stable")
-        return _Plan(table, last, whole.reshape(-1), fraction.reshape(-1) < 0, order, columns)
+        base = None if self.previous is None else self.previous[p.start : p.stop, columns]
+        return _planned(self.model, x[:half], x[half:], base, columns)
 
     def tell(self, i: int, part: np.ndarray, columns: np.ndarray | slice) -> None:
         """The symbols of pass i, int16 (channels, columns), for the passes behind it."""
@@ -460,6 +467,23 @@ class _Walk:
             every = np.zeros((len(found), self.count), np.float32)
             every[:, columns] = found
         self.total += _convolve(w[f"context.{i}"], every.reshape(-1, *self.size))
+
+
+def _planned(
+    model: RangeModel, scale: np.ndarray, quarters: np.ndarray, base: np.ndarray | None, columns: np.ndarray | slice
+) -> _Plan:
+    """scale, quarters: of a pass, integers in any type, (channels, columns), not yet clipped. base: previous symbols."""
+    config = model.config
+    limit = np.float32(config.mean_limit)
+    scale = np.minimum(np.maximum(scale, np.float32(0)), np.float32(config.scales - 1)).astype(np.int16)
+    quarters = np.minimum(np.maximum(quarters, -limit), limit).astype(np.int16)
+    whole = (quarters + np.int16(1)) >> np.int16(2)
+    fraction = quarters - (whole << np.int16(2))  # -1..2
+    table = (scale * np.int16(FRACTIONS) + np.abs(fraction)).reshape(-1)
+    if base is not None:
+        whole = whole.astype(np.int32) + base
+    order = np.argsort(table, kind="stable")
+    return _Plan(table, model._last[table], whole.reshape(-1), fraction.reshape(-1) < 0, order, columns)
 
 
 def _choose(
@@ -502,10 +526,13 @@ def _size_of(values: np.ndarray) -> int:
 def _latent(symbols: np.ndarray, quality: int, model: RangeModel) -> tuple[list[_Told], np.ndarray]:
     """The hyper-latent to be told, and what it adds to the sums."""
     z = _analysis(symbols, quality, model)
-    alphabets = model._z_alphabets[quality - 1]
+    return _tell_latent(z, quality, model), _synthesis(z, (symbols.shape[1], symbols.shape[2]), model)
+
+
+def _tell_latent(z: np.ndarray, quality: int, model: RangeModel) -> list[_Told]:
     rows = z.reshape(len(z), -1).astype(np.int32) - Z_MIN
-    told = [_Told((row - first) % Z_VALUES, alphabet) for row, (first, alphabet) in zip(rows, alphabets, strict=True)]
-    return told, _synthesis(z, (symbols.shape[1], symbols.shape[2]), model)
+    alphabets = model._z_alphabets[quality - 1]
+    return [_Told((row - first) % Z_VALUES, alphabet) for row, (first, alphabet) in zip(rows, alphabets, strict=True)]
 
 
 def _tell(part: np.ndarray, walk: _Walk) -> list[_Told]:

@@ -15,6 +15,7 @@ they are exported (integer networks: Ballé, Johnston, Minnen 2019). Values are 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,19 @@ class Hyper(nn.Module):
         self.z_log_scale = nn.Parameter(torch.zeros(q, z))
         with torch.no_grad():
             self.start.bias.fill_(0.5)
+
+    @classmethod
+    def from_integers(cls, config: HyperConfig, weights: Mapping[str, np.ndarray]) -> Hyper:
+        """The network of these integers (see `integers`), without densities of z: what codes, on any device and in batches."""
+        net = cls(config)
+        state = {}
+        for name, module in net.named_modules():
+            if isinstance(module, IntegerWeight):
+                state[f"{name}.weight"] = torch.from_numpy(weights[name].astype(np.float32)) / WEIGHT_UNIT
+            elif isinstance(module, IntegerBias):
+                state[f"{name}.bias"] = torch.from_numpy(weights[name].astype(np.float32)) / (UNIT * WEIGHT_UNIT)
+        net.load_state_dict(state | {"z_mean": net.z_mean.detach(), "z_log_scale": net.z_log_scale.detach()})
+        return net
 
     def prepare(self, spread: Tensor) -> None:
         """Starts the scales from each channel's mean size of symbol and of delta. spread: (2, qualities, C)."""
