@@ -21,6 +21,7 @@ from mcode.nets.hyper import Hyper, LaplaceBits
 from mcode.training.hyper import HyperTraining, attach, fit, passes, train
 
 from .range_model import CONFIG, sample, tiny
+from .small_hific import small_manifolds
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -78,6 +79,20 @@ def test_training_sees_the_very_indices_that_code_for_ten_thousand_latents_in_an
                 whole = whole + (before[index].reshape(6, -1) if kind == DELTA else 0)
                 different += np.count_nonzero(expected != table) + np.count_nonzero(whole != mean)
     assert different == 0
+
+
+def test_the_integers_bring_the_network_back():
+    net = network()
+    back = Hyper.from_integers(CONFIG, net.integers())
+    for name, array in back.integers().items():
+        assert np.array_equal(array, net.integers()[name]), name
+    x, quality = torch.from_numpy(sample(1, 8, 8)[None]).float(), torch.tensor([1])
+    with torch.no_grad():
+        z = net.analysis(x, quality)
+        assert torch.equal(back.analysis(x, quality), z)
+        kind = torch.tensor([WITH_Z])
+        for a, b in zip(net.indices(x, x, z, quality, kind, True), back.indices(x, x, z, quality, kind, True), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_bits_and_their_derivatives():
@@ -156,36 +171,7 @@ def test_a_cut_and_another_previous_keyframe_are_known_too(trained):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """(manifold without, manifold with a hyperprior): tiny networks with random weights."""
-    torch.manual_seed(3)
-    folder = tmp_path_factory.mktemp("manifolds")
-    config = CompactConfig(6, (8, 8, 8), (0, 0, 0), (8, 8, 8, 8), (0, 0, 0, 0), (0, 2, 6), 2)
-    net = CompactHific(config).net
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    tensors = {k: v.numpy() for k, v in net.state_dict().items()}
-    tensors |= {"gain": np.full((2, 6), 9, np.float32), "inverse": np.full((2, 6), 1 / 9, np.float32)}
-    tables = [CodeTables.fit([sample(i, 8, 8) for i in range(4)])] * 2
-    values = {
-        "frame_size": None,
-        "stride": 16,
-        "qualities": 2,
-        "network": {
-            "family": "compact",
-            "channels": 6,
-            "analysis_widths": [8, 8, 8],
-            "analysis_blocks": [0, 0, 0],
-            "synthesis_widths": [8, 8, 8, 8],
-            "synthesis_blocks": [0, 0, 0, 0],
-            "stages": [0, 2, 6],
-            "qualities": 2,
-        },
-    }
-    plain, dense = folder / "plain.safetensors", folder / "dense.safetensors"
-    manifold.save(plain, kind="hific", name="plain", config=values, tables=tables, tensors=tensors, card={"title": "tiny"})
-    attach(plain, tiny(), dense, note="random")
-    return plain, dense
+    return small_manifolds(tmp_path_factory.mktemp("manifolds"))
 
 
 def test_a_manifold_with_a_hyperprior_is_another_one_with_the_same_pictures(files):
