@@ -30,6 +30,8 @@ SQUEEZENET_FILE = "squeezenet_v1.0.safetensors"
 VGG_LAYERS = ("relu1_2", "relu2_2", "relu3_4")
 MOBILENET_LAYERS = (1, 3, 5, 11)
 
+SQUEEZENET_FIRES = (3, 5, 9)
+
 _VGG_CONVOLUTIONS = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "3_4")
 _VGG_POOL_BEFORE = ("2_1", "3_1")
 _MOBILENET_STRIDE_2 = (2, 4, 6, 12)
@@ -175,7 +177,7 @@ class SqueezeNetFeatures(nn.Module):
     """SqueezeNet 1.0 (Iandola et al. 2016) up to fire9, averaged over positions: rgb (B, 3, H, W) in [0, 1] to (B, 512).
 
     For distances between sets of pictures. H and W at least 32. A tenth of the activations, which makes Frechet distances
-    about as large as Inception's are.
+    about as large as Inception's are. `distance` compares two pictures, as a training loss beside VGG19's.
     """
 
     mean_bgr: Tensor
@@ -193,14 +195,25 @@ class SqueezeNetFeatures(nn.Module):
         self.eval()
 
     def forward(self, rgb: Tensor) -> Tensor:
+        return self.maps(rgb)[-1].mean((2, 3)) / 10
+
+    def maps(self, rgb: Tensor) -> list[Tensor]:
+        """Activations of conv1 (B, 96, H/2, W/2) and of the fire modules SQUEEZENET_FIRES, at 1/4, 1/8 and 1/16."""
         x = functional.relu(self.first(rgb.flip(1) * 255 - self.mean_bgr))
+        found = [x]
         for number, fire in enumerate(self.fires, start=2):
             assert isinstance(fire, nn.ModuleList)
             if number in (2, 5, 9):
                 x = functional.max_pool2d(x, 3, 2, ceil_mode=True)  # as Caffe rounds
             x = functional.relu(fire[0](x))
             x = functional.relu(torch.cat([fire[1](x), fire[2](x)], 1))
-        return x.mean((2, 3)) / 10
+            if number in SQUEEZENET_FIRES:
+                found.append(x)
+        return found
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """`unit_distance` between the maps of pictures a and b (B, 3, H, W) in [0, 1]. Returns (B,)."""
+        return unit_distance(self.maps(a), self.maps(b))
 
 
 def _convolution(tensors: dict[str, Tensor], name: str, stride: int = 1) -> nn.Conv2d:

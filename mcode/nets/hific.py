@@ -61,8 +61,8 @@ class CompactHific(nn.Module):
         self.gains = Gains(config.qualities, config.channels)
         self.rate = TableRate(config.qualities, config.stages)
 
-    def forward(self, x: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """One training pass. x: (B, 3, H, W) in [-1, 1]; quality: int64 (B,) from 0. Returns x_hat and bits (B,).
+    def forward(self, x: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One training pass. x: (B, 3, H, W) in [-1, 1]; quality: int64 (B,) from 0. Returns x_hat, bits (B,) and y_hat.
 
         Rounding is straight-through for the reconstruction and additive noise for the rate (Mentzer et al. 2020, 3.3).
         """
@@ -72,4 +72,5 @@ class CompactHific(nn.Module):
         scaled = y * gain
         symbols = scaled + (scaled.round() - scaled).detach()
         bits = self.rate(scaled + torch.rand_like(scaled) - 0.5, symbols, quality)
-        return self.net.synthesis(symbols * inverse), bits
+        y_hat = symbols * inverse
+        return self.net.synthesis(y_hat), bits, y_hat

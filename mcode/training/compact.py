@@ -1,4 +1,7 @@
-"""Trains a compact `hific` manifold: rate against distortion at all qualities at once, in one process or by torchrun."""
+"""Trains a compact `hific` manifold: rate against distortion at all qualities at once, in one process or by torchrun.
+
+The distortion is squared error, feature distances and, from a step on, the conditional discriminator of Mentzer et al. 2020.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..nets.hific import CompactConfig, CompactHific
+from ..nets.layers import ResidualBlock
+from ..nets.paper import Discriminator
 from . import loop
 from .crops import CropStream, draw_crop, load_pictures
 from .patches import fit_patches
@@ -32,25 +38,43 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """bits per pixel + lambda * (squared error on 0..255 + perceptual * feature distance); lambda rises by equal factors
-    from quality 1 (low) to the highest. The feature distance comes in at step `perceptual_from`, rising to its weight over
-    `perceptual_ramp` steps: all at once it threw Adam off (docs/log.md)."""
+    """bits per pixel + lambda * (squared error on 0..255 + perceptual * feature distance + adversarial * -log D); lambda
+    rises by equal factors from quality 1 (low) to the highest.
+
+    The feature distance is VGG19's plus `squeezenet` times SqueezeNet's, over `perceptual_crops` pictures of each batch, in a
+    window of perceptual_size pixels that moves from step to step. It comes in at step `perceptual_from` and D at
+    `adversarial_from`, each rising to its weight over `ramp` steps: all at once it threw Adam off (docs/log.md). D itself
+    learns for `ramp` steps before that. conditional and norm: of D, see `nets.paper.Discriminator`.
+    """
 
     lambda_low: float = 0.0006
     lambda_high: float = 0.0175
     perceptual: float = 0.0
+    squeezenet: float = 0.0
     perceptual_crops: int = 4
     perceptual_size: int = 128
     perceptual_from: int = 0
-    perceptual_ramp: int = 600
+    adversarial: float = 0.0
+    adversarial_from: int = 0
+    conditional: bool = True
+    norm: Literal["spectral", "instance"] = "spectral"
+    ramp: int = 600
+
+    def __post_init__(self) -> None:
+        if self.adversarial and self.adversarial_from < self.ramp:
+            raise ValueError("adversarial_from is at least ramp: D learns for so long before")
+        if self.squeezenet and not self.perceptual:
+            raise ValueError("squeezenet is a share of perceptual, which is 0")
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Adam; the rate warms up linearly, stays, and falls by a cosine over the last `decay_steps`."""
+    """Adam; the rate warms up linearly, stays, and falls by a cosine over the last `decay_steps`. discriminator_rate: D's,
+    which falls with it."""
 
     steps: int
     learning_rate: float = 4e-4
+    discriminator_rate: float = 1e-4
     final_rate: float = 2e-5
     warmup: int = 300
     decay_steps: int = 4000
@@ -61,7 +85,8 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class CompactTraining:
-    """What configs/general.toml holds."""
+    """What configs/general.toml holds. start: a manifold, by name or file, whose networks this training starts from; blocks
+    that it lacks start as identities."""
 
     kind: Literal["hific"]
     name: str
@@ -69,6 +94,7 @@ class CompactTraining:
     optimiser: OptimiserConfig
     network: CompactConfig = field(default_factory=CompactConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    start: str | None = None
     seed: int = 1
 
 
@@ -109,6 +135,8 @@ def train(
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
     model = CompactHific(config.network)
+    if config.loss.adversarial:
+        model.d = Discriminator(config.network.channels, norm=config.loss.norm, conditional=config.loss.conditional)
     first, saved = loop.begin(out, resume, model)
     checkpoint = out / loop.CHECKPOINT
     pictures = load_pictures(
@@ -118,18 +146,9 @@ def train(
         raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
     lam = lambdas(config.loss, config.network.qualities)
     if saved is None:
-        rng = np.random.default_rng(config.seed)
-        sample = np.stack([draw_crop(pictures, 256, rng) for _ in range(256)])
-        middle = float(start_step(lam)[config.network.qualities // 2])
-        fit_patches(model.net.patches, sample, middle)
-        with torch.no_grad():
-            model.gains.log_gain.copy_((middle / start_step(lam)).log().unsqueeze(1).expand_as(model.gains.log_gain))
-            spread = torch.tensor([-1.5, -0.3, 0.8]).view(1, 3, 1)
-            x = torch.from_numpy(sample[:32]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            size = model.net.patches(x).abs().mean((0, 2, 3))
-            model.rate.log_scale.copy_((model.gains.gain() * size).log().unsqueeze(1) + spread)
+        _initialise(model, config, pictures, lam)
     model.to(device, memory_format=torch.channels_last)
-    parameters = dict(model.named_parameters())
+    parameters = {k: v for k, v in model.named_parameters() if not k.startswith("d.")}
     ema = loop.averages(parameters, saved)
     optimiser = torch.optim.Adam(
         [
@@ -139,50 +158,152 @@ def train(
         ],
         lr=config.optimiser.learning_rate,
     )
-    loop.load_moments([optimiser], model, saved, first)
-    features = None
-    if config.loss.perceptual > 0:
-        from ..evaluation.features import VggFeatures
-
-        features = VggFeatures(layers=("relu1_2", "relu2_2", "relu3_4")).to(device, memory_format=torch.channels_last)
+    optimisers, judge = [optimiser], None
+    if config.loss.adversarial:
+        judge = Judge(model.d, config.optimiser.discriminator_rate)
+        optimisers.append(judge.optimiser)
+    loop.load_moments(optimisers, model, saved, first)
+    features = _features(config.loss, device)
     crops = CropStream(pictures, config.data.batch, config.data.crop, config.seed * 1000 + worker, first)
-    lam = lam.to(device)
+    lam, where = lam.to(device), torch.device(device).type
     log, started = loop.Log(out, first, worker, report), time.monotonic()
     for step in range(first, config.optimiser.steps):
         rate = learning_rate(step, config.optimiser)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["speed"]
         loop.seed_step(config.seed, step, worker)
-        x = torch.from_numpy(next(crops)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        x = torch.from_numpy(next(crops)).to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         x = x.contiguous(memory_format=torch.channels_last)
         quality = torch.randint(config.network.qualities, (len(x),)).to(device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            x_hat, bits = model(x, quality)
-        x_hat = x_hat.float()
+        with torch.autocast(where, torch.bfloat16):
+            x_hat, bits, y_hat = model(x, quality)
+        x_hat, y_hat = x_hat.float(), y_hat.detach()
         error = (x_hat - x).square().mean((1, 2, 3)) * 127.5**2
         bpp = bits / (x.shape[2] * x.shape[3])
         loss = (bpp + lam[quality] * error).mean()
-        distance = torch.zeros(())
+        distance = opinion = torch.zeros(())
         if features is not None and step >= config.loss.perceptual_from:
             distance = _feature_distance(features, x, x_hat, config.loss, step)
             k = distance.numel()
-            risen = min(1.0, (step - config.loss.perceptual_from + 1) / max(1, config.loss.perceptual_ramp))
-            loss = loss + (lam[quality[:k]] * config.loss.perceptual * risen * distance).mean()
+            weight = config.loss.perceptual * _risen(step, config.loss.perceptual_from, config.loss.ramp)
+            loss = loss + (lam[quality[:k]] * weight * distance).mean()
+        if judge is not None and step >= config.loss.adversarial_from:
+            opinion = judge.opinion(x_hat, y_hat)
+            weight = config.loss.adversarial * _risen(step, config.loss.adversarial_from, config.loss.ramp)
+            loss = loss + (lam[quality] * weight * opinion).mean()
         norm = loop.update(optimiser, loss, step=step, workers=workers, clip=config.optimiser.clip)
         loop.smooth(ema, parameters, config.optimiser.ema, step)
         log.add(loss=loss.item(), bpp=bpp.mean().item(), mse=error.mean().item(), feature=distance.mean().item())
+        if judge is not None and step >= config.loss.adversarial_from - config.loss.ramp:
+            judge.rate(config.optimiser.discriminator_rate * rate / config.optimiser.learning_rate)
+            loss_d = judge.learn(x, x_hat.detach(), y_hat, step=step, workers=workers)
+            log.add(loss_d=loss_d, loss_g=opinion.mean().item())
         done = step + 1
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done == config.optimiser.steps):
             rate_of_pictures = (done - first) * config.data.batch * workers / (time.monotonic() - started)
-            loop.save_checkpoint(checkpoint, model, ema, [optimiser], done, config)
+            loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config)
             log.write(done, lr=rate, norm=norm, pictures_per_s=rate_of_pictures)
+            log.picture(done, loop.beside(x[:8], x_hat[:8]))
     return checkpoint
 
 
-def _feature_distance(features: Any, x: Tensor, x_hat: Tensor, config: LossConfig, step: int) -> Tensor:
+class Judge:
+    """The discriminator D with its optimiser: D learns to tell pictures from reconstructions, given what was sent (Mentzer
+    et al. 2020, equations 3 and 4, in softplus form)."""
+
+    def __init__(self, d: Discriminator, learning_rate: float) -> None:
+        self.d = d
+        self.optimiser = torch.optim.Adam(d.parameters(), learning_rate)
+
+    def rate(self, learning_rate: float) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+
+    def opinion(self, x_hat: Tensor, y_hat: Tensor) -> Tensor:
+        """-log D of reconstructions (B, 3, H, W) given y_hat, (B,); gradients reach x_hat alone."""
+        self.d.requires_grad_(False)
+        with torch.autocast(x_hat.device.type, torch.bfloat16):
+            logits = self.d(x_hat, y_hat)
+        self.d.requires_grad_(True)
+        return F.softplus(-logits.float()).mean((1, 2, 3))
+
+    def learn(self, x: Tensor, x_hat: Tensor, y_hat: Tensor, *, step: int, workers: int) -> float:
+        """One step of D; returns its loss, which is 2 log 2 where it cannot tell."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits = self.d(torch.cat([x, x_hat]), torch.cat([y_hat, y_hat])).float()
+        on_real, on_coded = logits.chunk(2)
+        loss = F.softplus(-on_real).mean() + F.softplus(on_coded).mean()
+        loop.update(self.optimiser, loss, step=step, workers=workers)
+        return loss.item()
+
+
+def _initialise(model: CompactHific, config: CompactTraining, pictures: list[np.ndarray], lam: Tensor) -> None:
+    """Patch transform, gains and rate model, from the data, or networks and gains from the manifold `config.start`."""
+    rng = np.random.default_rng(config.seed)
+    sample = np.stack([draw_crop(pictures, 256, rng) for _ in range(256)])
+    middle = float(start_step(lam)[config.network.qualities // 2])
+    if config.start is None:
+        fit_patches(model.net.patches, sample, middle)
+        log_gain = (middle / start_step(lam)).log().unsqueeze(1).expand_as(model.gains.log_gain)
+    else:
+        log_gain = _start_from(model, config.start, lam)
+    with torch.no_grad():
+        model.gains.log_gain.copy_(log_gain)
+        spread = torch.tensor([-1.5, -0.3, 0.8]).view(1, 3, 1)
+        x = torch.from_numpy(sample[:32]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        y = model.net.patches(x) if config.start is None else model.net.analysis(x)
+        model.rate.log_scale.copy_((model.gains.gain() * y.abs().mean((0, 2, 3))).log().unsqueeze(1) + spread)
+
+
+def _start_from(model: CompactHific, start: str, lam: Tensor) -> Tensor:
+    """Loads the manifold's networks; returns the logarithm of its gains at the qualities' spacing of `lam`, (qualities, C).
+
+    Its highest quality gives the gains of the highest, and the others follow its line of gain over lambda: gains adapt
+    quickly, they only must not start far off. Raises InputError where the networks do not fit.
+    """
+    from safetensors.torch import load_file
+
+    from ..manifold import find, read_info
+
+    path = find(start)
+    tensors = {k: v.float() for k, v in load_file(path).items() if not k.startswith("hyper.")}
+    gain = tensors.pop("gain")
+    tensors.pop("inverse")
+    own = model.net.state_dict()
+    if unknown := sorted(k for k, v in tensors.items() if k not in own or own[k].shape != v.shape):
+        raise InputError(f"{path}: its networks are not these: {unknown[0]} does not fit; start from another manifold")
+    model.net.load_state_dict(own | tensors)
+    for name, module in model.net.named_modules():
+        if isinstance(module, ResidualBlock) and f"{name}.conv2.weight" not in tensors:
+            nn.init.zeros_(module.conv2.weight)
+    known = read_info(path).card.get("training_config", {}).get("loss", {})
+    spread = math.log(known.get("lambda_high", 0.0175) / known.get("lambda_low", 0.0006))
+    slope = (gain[-1].log() - gain[0].log()) / spread
+    return gain[-1].log() + (lam.log() - lam[-1].log()).unsqueeze(1) * slope
+
+
+def _features(config: LossConfig, device: str) -> nn.ModuleList | None:
+    if config.perceptual <= 0:
+        return None
+    from ..evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures
+
+    found = nn.ModuleList([VggFeatures(layers=VGG_LAYERS)])
+    if config.squeezenet > 0:
+        found.append(SqueezeNetFeatures())
+    return found.to(device, memory_format=torch.channels_last)
+
+
+def _risen(step: int, since: int, ramp: int) -> float:
+    return min(1.0, (step - since + 1) / max(1, ramp))
+
+
+def _feature_distance(features: nn.ModuleList, x: Tensor, x_hat: Tensor, config: LossConfig, step: int) -> Tensor:
+    """(perceptual_crops,): VGG19's distance plus `squeezenet` times SqueezeNet's."""
     side, count = config.perceptual_size, config.perceptual_crops
     free = x.shape[2] - side
     top, left = (step * 37) % (free + 1), (step * 53) % (free + 1)
     window = (slice(0, count), slice(None), slice(top, top + side), slice(left, left + side))
     with torch.autocast(x.device.type, torch.bfloat16):
-        return features.distance(x[window] / 2 + 0.5, x_hat[window].clamp(-1.2, 1.2) / 2 + 0.5)
+        a, b = x[window] / 2 + 0.5, x_hat[window].clamp(-1.2, 1.2) / 2 + 0.5
+        vgg, *more = (network.distance(a, b) for network in features)
+    return vgg + config.squeezenet * sum(more) if more else vgg

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,9 @@ import numpy as np
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 VIDEOS = {".mp4", ".mkv", ".avi", ".mpg", ".mov", ".webm"}
+_THREADS = min(8, os.cpu_count() or 1)
+_AHEAD = 2 * _THREADS
+"""Batches that are drawn before they are asked for."""
 
 
 def load_pictures(folders: list[Path], *, longest: int, frames_per_video: int) -> list[np.ndarray]:
@@ -20,16 +24,18 @@ def load_pictures(folders: list[Path], *, longest: int, frames_per_video: int) -
     Pictures with a side over `longest` pixels are scaled down to it, which also removes most of their JPEG artefacts.
     Sorted by path, so that a seed means the same crops everywhere.
     """
-    pictures: list[np.ndarray] = []
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in PICTURES:
-                bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-                if bgr is not None:
-                    pictures.append(_shrink(np.ascontiguousarray(bgr[..., ::-1]), longest))
-            elif path.suffix.lower() in VIDEOS:
-                pictures.extend(_shrink(rgb, longest) for rgb in _video_frames(path, frames_per_video))
-    return [p for p in pictures if min(p.shape[:2]) >= 64]
+
+    def read(path: Path) -> list[np.ndarray]:
+        if path.suffix.lower() in PICTURES:
+            bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+            return [] if bgr is None else [_shrink(np.ascontiguousarray(bgr[..., ::-1]), longest)]
+        if path.suffix.lower() in VIDEOS:
+            return [_shrink(rgb, longest) for rgb in _video_frames(path, frames_per_video)]
+        return []
+
+    paths = [path for folder in folders for path in sorted(folder.rglob("*"))]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return [p for found in threads.map(read, paths) for p in found if min(p.shape[:2]) >= 64]
 
 
 def _shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
@@ -47,7 +53,8 @@ def _video_frames(path: Path, count: int) -> Iterator[np.ndarray]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        total = stream.frames or 250
+        seconds = (container.duration or 0) / av.time_base  # Matroska does not count its frames
+        total = stream.frames or int(seconds * float(stream.average_rate or 0)) or 250
         wanted = set(np.linspace(0, total - 1, count).astype(int).tolist())
         for index, frame in enumerate(container.decode(stream)):
             if index in wanted:
@@ -82,14 +89,15 @@ class CropStream:
     def __init__(self, pictures: list[np.ndarray], batch: int, size: int, seed: int, first: int = 0) -> None:
         self.pictures, self.batch, self.size, self.seed = pictures, batch, size, seed
         self._next = first
-        self._queue: queue.Queue[np.ndarray] = queue.Queue(maxsize=4)
-        threading.Thread(target=self._fill, daemon=True).start()
+        self._threads = ThreadPoolExecutor(_THREADS)
+        self._drawn: deque[Future[np.ndarray]] = deque()
 
-    def _fill(self) -> None:
-        while True:
-            rng = np.random.default_rng((self.seed, self._next))
-            self._queue.put(np.stack([draw_crop(self.pictures, self.size, rng) for _ in range(self.batch)]))
-            self._next += 1
+    def _draw(self, index: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, index))
+        return np.stack([draw_crop(self.pictures, self.size, rng) for _ in range(self.batch)])
 
     def __next__(self) -> np.ndarray:
-        return self._queue.get()
+        while len(self._drawn) <= _AHEAD:
+            self._drawn.append(self._threads.submit(self._draw, self._next))
+            self._next += 1
+        return self._drawn.popleft().result()

@@ -149,6 +149,13 @@ class Log:
             self._board.add_image("samples", rgb, step, dataformats="HWC")
 
 
+def beside(x: Tensor, x_hat: Tensor) -> Any:
+    """Originals above reconstructions, both (B, 3, H, W) in [-1, 1]: uint8 (2 H, B W, 3)."""
+    both = torch.stack([x, x_hat.detach()]).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    rows, count, _, height, width = both.shape
+    return both.permute(0, 3, 1, 4, 2).reshape(rows * height, count * width, 3).cpu().numpy()
+
+
 def _step_of(row: str) -> float:
     try:
         return json.loads(row)["step"]

@@ -1,0 +1,150 @@
+"""Training of compact `hific` manifolds: the discriminator, starting from a manifold, and what a configuration may not say."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import mcode
+from mcode.config import from_dict
+from mcode.errors import ConfigError, InputError
+from mcode.nets.hific import CompactConfig, CompactHific
+from mcode.nets.paper import Discriminator
+from mcode.training import loop
+from mcode.training.compact import CompactTraining, Judge, _start_from, lambdas, train
+from mcode.training.crops import CropStream, load_pictures
+from mcode.training.export import export_compact
+
+SMALL = {
+    "kind": "hific",
+    "name": "small",
+    "network": {
+        "channels": 8,
+        "analysis_widths": [8, 8, 8],
+        "analysis_blocks": [1, 1, 1],
+        "synthesis_widths": [8, 8, 8, 8],
+        "synthesis_blocks": [1, 1, 1, 1],
+        "stages": [0, 4, 8],
+        "qualities": 2,
+    },
+    "data": {"folders": ["pictures"], "crop": 64, "batch": 2},
+    "loss": {"adversarial": 50.0, "adversarial_from": 2, "ramp": 2},
+    "optimiser": {"steps": 5, "checkpoint_every": 2},
+}
+
+
+def config(**tables: dict) -> CompactTraining:
+    changed = {k: v | tables.get(k, {}) if isinstance(v, dict) else v for k, v in SMALL.items()}
+    return from_dict(changed, CompactTraining, source="test")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        picture = cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), (96, 80), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / "pictures" / f"{i}.png"), picture)
+    return folder
+
+
+def test_a_run_with_a_discriminator_resumes_exactly(tmp_path, data):
+    def keep(row: dict[str, float]) -> None:
+        shutil.copytree(tmp_path / "out", tmp_path / f"killed{row['step']}")
+
+    whole = loop.read_checkpoint(train(config(), data, tmp_path / "out", report=keep))[2]
+    assert any(k.startswith("exp_avg.d.") for k in whole), "the discriminator learned nothing"
+    assert not any(k.startswith("ema.d.") for k in whole)
+    for step in (2, 4):
+        again = loop.read_checkpoint(train(config(), data, tmp_path / f"killed{step}", resume=True))[2]
+        assert again.keys() == whole.keys()
+        assert not [k for k in whole if not torch.equal(whole[k], again[k])]
+
+
+def test_the_discriminator_leaves_the_weights_alone_before_its_time(tmp_path, data):
+    late = config(loss={"adversarial_from": 100})
+    none = config(loss={"adversarial": 0.0})
+    with_d, without = (loop.read_checkpoint(train(c, data, tmp_path / str(i)))[2] for i, c in enumerate((late, none)))
+    assert not [k for k in without if k.startswith("ema.") and not torch.equal(with_d[k], without[k])]
+
+
+def test_the_judge_learns_to_tell_grey_from_noise_and_its_opinion_says_so():
+    torch.manual_seed(0)
+    judge = Judge(Discriminator(4), 2e-4)
+    y_hat = torch.zeros(2, 4, 4, 4)
+    losses = []
+    for step in range(25):
+        x = torch.rand(2, 3, 64, 64) * 2 - 1
+        losses.append(judge.learn(x, torch.zeros(2, 3, 64, 64), y_hat, step=step, workers=1))
+    assert losses[-1] < 0.8 * losses[0]
+    with torch.no_grad():
+        grey, noise = judge.opinion(torch.zeros(2, 3, 64, 64), y_hat), judge.opinion(torch.rand(2, 3, 64, 64) * 2 - 1, y_hat)
+    assert grey.shape == (2,) and (grey > noise).all()
+
+
+def test_an_opinion_moves_the_picture_and_not_the_judge():
+    torch.manual_seed(0)
+    judge = Judge(Discriminator(4), 2e-4)
+    x_hat = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    judge.opinion(x_hat, torch.zeros(1, 4, 4, 4)).sum().backward()
+    assert x_hat.grad.abs().sum() > 0
+    assert all(p.grad is None and p.requires_grad for p in judge.d.parameters())
+
+
+def test_training_starts_from_a_manifold_and_added_blocks_start_as_identities(tmp_path, data):
+    plain = config(loss={"adversarial": 0.0})
+    checkpoint = train(plain, data, tmp_path / "first")
+    export_compact(checkpoint, data, tmp_path / "first.safetensors", card={})
+    old = mcode.load(tmp_path / "first.safetensors", device="cpu", precision="float32")
+    deeper = replace(plain.network, analysis_blocks=(1, 2, 1), synthesis_blocks=(2, 1, 1, 1))
+    model = CompactHific(deeper)
+    _start_from(model, str(tmp_path / "first.safetensors"), lambdas(plain.loss, 2))
+    picture = cv2.imread(str(data / "pictures" / "0.png"))[None, :64, :64, ::-1]
+    latent = old.analyse(np.ascontiguousarray(picture))
+    x = torch.from_numpy(np.ascontiguousarray(picture)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        assert torch.allclose(model.net.analysis(x), latent, atol=1e-4)
+        back = model.net.synthesis(latent)
+    assert (
+        np.abs(back.add(1).mul(127.5).clamp(0, 255).permute(0, 2, 3, 1).numpy() - old.synthesise(latent, 64, 64)).max() < 0.51
+    )
+
+
+def test_the_gains_of_a_start_follow_its_own_line_over_lambda(tmp_path, data):
+    plain = config(loss={"adversarial": 0.0})
+    export_compact(train(plain, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
+    old = mcode.load(tmp_path / "a.safetensors", device="cpu")
+    same = _start_from(CompactHific(plain.network), str(tmp_path / "a.safetensors"), lambdas(plain.loss, 2))
+    assert torch.allclose(same.exp(), torch.stack([old.gain(1), old.gain(2)]), rtol=1e-3)
+
+
+def test_a_start_of_other_networks_is_refused_by_name(tmp_path, data):
+    plain = config(loss={"adversarial": 0.0})
+    export_compact(train(plain, data, tmp_path / "b"), data, tmp_path / "b.safetensors", card={})
+    wider = CompactHific(CompactConfig(8, (16, 8, 8), (1, 1, 1), (8, 8, 8, 8), (1, 1, 1, 1), (0, 4, 8), 2))
+    with pytest.raises(InputError, match=r"b\.safetensors.*does not fit"):
+        _start_from(wider, str(tmp_path / "b.safetensors"), lambdas(plain.loss, 2))
+
+
+@pytest.mark.parametrize(
+    "loss", [{"adversarial": 1.0, "adversarial_from": 1, "ramp": 2}, {"squeezenet": 1.0, "perceptual": 0.0}]
+)
+def test_a_loss_that_contradicts_itself_is_refused(loss):
+    with pytest.raises(ConfigError, match="loss"):
+        config(loss=loss)
+
+
+def test_crops_depend_on_seed_and_number_alone(data):
+    pictures = load_pictures([data / "pictures"], longest=90, frames_per_video=1)
+    assert len(pictures) == 6 and max(p.shape[1] for p in pictures) == 90
+    stream = CropStream(pictures, 3, 64, 5)
+    batches = [next(stream) for _ in range(6)]
+    assert np.array_equal(next(CropStream(pictures, 3, 64, 5, first=4)), batches[4])
+    assert not np.array_equal(batches[0], batches[1])
