@@ -11,12 +11,11 @@ import torch
 from mcode import manifold
 from mcode.cli import main
 from mcode.codec import Decoder, Encoder
-from mcode.coders import CodeTables, entropy_bits
+from mcode.coders import entropy_bits
 from mcode.coders import range as ranges
 from mcode.coders.range import DELTA, FRACTIONS, WHOLE, WITH_Z
 from mcode.errors import ManifoldError
 from mcode.frame import Frame
-from mcode.nets.hific import CompactConfig, CompactHific
 from mcode.nets.hyper import Hyper, LaplaceBits
 from mcode.training.hyper import HyperTraining, attach, fit, passes, train
 
