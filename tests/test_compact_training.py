@@ -117,6 +117,16 @@ def test_training_starts_from_a_manifold_and_added_blocks_start_as_identities(tm
     )
 
 
+def test_training_the_synthesis_alone_changes_nothing_of_what_is_sent(tmp_path, data):
+    export_compact(train(config(), data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
+    part = replace(config(), start=str(tmp_path / "a.safetensors"), part="synthesis")
+    tensors = loop.read_checkpoint(train(part, data, tmp_path / "b"))[2]
+    old = CompactHific(part.network)
+    _start_from(old, part.start, lambdas(part.loss, 2))
+    moved = {k for k, v in old.net.state_dict().items() if not torch.equal(v, tensors[f"model.net.{k}"])}
+    assert moved and all(k.startswith("synthesis_net.") for k in moved)
+
+
 def test_the_gains_of_a_start_follow_its_own_line_over_lambda(tmp_path, data):
     plain = config(loss={"adversarial": 0.0})
     export_compact(train(plain, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
@@ -139,6 +149,11 @@ def test_a_start_of_other_networks_is_refused_by_name(tmp_path, data):
 def test_a_loss_that_contradicts_itself_is_refused(loss):
     with pytest.raises(ConfigError, match="loss"):
         config(loss=loss)
+
+
+def test_a_part_without_a_start_is_refused():
+    with pytest.raises(ConfigError, match="start"):
+        from_dict(SMALL | {"part": "synthesis"}, CompactTraining, source="test")
 
 
 def test_crops_depend_on_seed_and_number_alone(data):

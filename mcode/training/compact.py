@@ -86,7 +86,7 @@ class OptimiserConfig:
 @dataclass(frozen=True)
 class CompactTraining:
     """What configs/general.toml holds. start: a manifold, by name or file, whose networks this training starts from; blocks
-    that it lacks start as identities."""
+    that it lacks start as identities. part: "synthesis" leaves all else as it starts, and so what is sent."""
 
     kind: Literal["hific"]
     name: str
@@ -95,7 +95,12 @@ class CompactTraining:
     network: CompactConfig = field(default_factory=CompactConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     start: str | None = None
+    part: Literal["all", "synthesis"] = "all"
     seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.part != "all" and self.start is None:
+            raise ValueError('part = "synthesis" needs a start, whose analysis it keeps')
 
 
 def lambdas(config: LossConfig, qualities: int) -> Tensor:
@@ -147,6 +152,9 @@ def train(
     lam = lambdas(config.loss, config.network.qualities)
     if saved is None:
         _initialise(model, config, pictures, lam)
+    if config.part == "synthesis":
+        for kept in (model.net.analysis_net, model.gains, model.rate):
+            kept.requires_grad_(False)
     model.to(device, memory_format=torch.channels_last)
     parameters = {k: v for k, v in model.named_parameters() if not k.startswith("d.")}
     ema = loop.averages(parameters, saved)
