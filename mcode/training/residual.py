@@ -8,6 +8,7 @@ components learned from the other folds; the manifold gets components learned fr
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +26,9 @@ from ..coders import CodeTables
 from ..config import from_dict, to_dict
 from ..errors import InputError
 from ..nets.residual import Residual, ResidualConfig
-from . import loop
+from . import classes, loop
 from .adapt import BLOCK, principal_components
+from .classes import ClassDistance
 from .deltas import keyframe_deltas
 from .ncode import NCodeData, grid
 from .squares import Squares, load_squares
@@ -60,7 +62,11 @@ class ResidualTraining:
     mirrored, after the linear part; colour: their values are scaled and shifted by up to this share, channel by channel.
 
     l1: weight of each picture's squared error, as a share of the linear part's; l2: of the VGG19 distance of vgg_layers,
-    on one random square of at most `feature_crop`.
+    on one random square of at most `feature_crop`; l3: of the distance in the features of `class_networks` classifiers trained
+    first on the same pictures, by the folders they lie in.
+
+    bit_error_rate: of half the pictures the quantiser's bits are flipped with this probability, as the coder `fixed` would
+    have them flipped.
     """
 
     kind: Literal["ncode"]
@@ -79,6 +85,9 @@ class ResidualTraining:
     colour: float = 0.0
     l1: float = 1.0
     l2: float = 0.0
+    l3: float = 0.0
+    class_networks: int = 2
+    bit_error_rate: float = 0.0
     vgg_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_4")
     feature_crop: int = 64
     perceptual_file: str | None = None
@@ -99,6 +108,12 @@ class ResidualTraining:
             raise ValueError(f"bits are some of 1..{QUALITIES}")
         if self.folds > 1 and self.network.encoder:
             raise ValueError("encoder = true needs folds = 1: its coordinates belong to one set of components")
+        if self.quantiser == "step" and (self.network.code or self.bit_error_rate):
+            raise ValueError('code and bit_error_rate need quantiser = "bits"')
+        if self.network.direct and (self.crop or self.mirror_pairs):
+            raise ValueError("direct = true needs whole pictures: crop = 0 and mirror_pairs = false")
+        if not 0 <= self.bit_error_rate < 0.5 or self.class_networks < 1:
+            raise ValueError("bit_error_rate is from 0 to 0.5, class_networks 1 or more")
 
 
 def train(
@@ -124,7 +139,7 @@ def train(
     model.prepare()
     model.to(where, memory_format=torch.channels_last).prepare()
     samples = Samples(config, model, squares, where)
-    features = _features(config, where)
+    features, judged = _features(config, where), _classes(config, squares, out, where)
     parameters = dict(model.named_parameters())
     optimiser = torch.optim.Adam(model.parameters(), config.learning_rate, (0.9, 0.99))
     loop.load_moments([optimiser], model, saved, first)
@@ -134,9 +149,10 @@ def train(
         loop.seed_step(config.seed, step, worker)
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
-        x, base = augment(*samples.batch(step, worker), config)
+        x, base, y = samples.batch(step, worker)
+        x, base = augment(x, base, config)
         with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
-            back = base + model.unet(base.contiguous(memory_format=torch.channels_last)).float()
+            back = base + model.unet(base.contiguous(memory_format=torch.channels_last), y).float()
         squared = (back - x).square().mean((1, 2, 3))
         linear = (base.detach() - x).square().mean((1, 2, 3)).clamp_min(LEAST_ERROR)
         loss = config.l1 * (squared / linear).mean()
@@ -146,6 +162,11 @@ def train(
                 distance = features(*_same_crop(x, back, config.feature_crop)).mean()
             loss = loss + config.l2 * distance
             losses["feature"] = distance.item()
+        if judged is not None:
+            with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
+                distance = judged(x, back).mean()
+            loss = loss + config.l3 * distance
+            losses["classes"] = distance.item()
         loop.update(optimiser, loss, step=step, workers=workers, clip=config.clip)
         loop.smooth(ema, parameters, config.ema, step)
         log.add(**losses, loss=loss.item())
@@ -188,9 +209,9 @@ def _unseen(
     twin = copy.deepcopy(model.unet)
     for name, parameter in twin.named_parameters():
         parameter.copy_(ema[f"unet.{name}"])
-    x, base = samples.at(at, np.random.default_rng(0), mirror=False)
+    x, base, y = samples.at(at, np.random.default_rng(0), mirror=False)
     with torch.autocast(samples.device.type, torch.bfloat16, enabled=config.bfloat16):
-        back = base + twin(base.contiguous(memory_format=torch.channels_last)).float()
+        back = base + twin(base.contiguous(memory_format=torch.channels_last), y).float()
     scores = {}
     for key, picture in (("linear", base), ("network", back)):
         scores[f"unseen_psnr_{key}"] = round(_mean_db((picture.clamp(-1, 1) - x).square().mean((1, 2, 3))), 3)
@@ -228,26 +249,27 @@ class Samples:
     def _coordinates(self, start: int) -> Tensor:
         pixels = self.squares.pixels[start : start + BLOCK]
         x = pictures(pixels, self.device)
-        y = torch.zeros(len(x), self.config.network.m, device=self.device)
+        y = torch.zeros(len(x), self.config.network.rows, device=self.device)
         for f, part in enumerate(self.parts):
             mine = torch.from_numpy(self.fold[start : start + BLOCK] == f).to(self.device)
             if mine.any():
                 y[mine] = part.linear_analysis(x[mine])
         return y
 
-    def batch(self, step: int, worker: int) -> tuple[Tensor, Tensor]:
-        """x and base, (batch, channels, H, W) each; depends on (seed, step, worker) alone."""
+    def batch(self, step: int, worker: int) -> tuple[Tensor, Tensor, Tensor]:
+        """x and base, (batch, channels, H, W) each, and y (batch, M) in units of its deviation; depends on (seed, step,
+        worker) and torch's generator alone."""
         config = self.config
         rng = np.random.default_rng((config.seed * 1000 + worker, step))
         at = self.seen[rng.integers(len(self.seen), size=config.data.batch)]
-        x, base = self.at(at, rng, mirror=config.data.mirror)
+        x, base, y = self.at(at, rng, mirror=config.data.mirror)
         if config.mirror_pairs:
             flips = torch.from_numpy(rng.random(len(at)) < 0.5).to(self.device)
             x, base = (torch.where(flips.view(-1, 1, 1, 1), t.flip(3), t) for t in (x, base))
-        return x, base
+        return x, base, y
 
-    def at(self, at: np.ndarray, rng: np.random.Generator, *, mirror: bool) -> tuple[Tensor, Tensor]:
-        """x and base of the frames numbered `at`. mirror: half of them seen in a mirror by the linear part, too."""
+    def at(self, at: np.ndarray, rng: np.random.Generator, *, mirror: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """x, base and y of the frames numbered `at`. mirror: half of them seen in a mirror by the linear part, too."""
         config = self.config
         flips = rng.random(len(at)) < (0.5 if mirror else 0)
         pixels = self.squares.pixels[at]
@@ -256,15 +278,24 @@ class Samples:
         if self.model.encoder is not None:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16):
                 y = self.model.encode(x)
-            bits = torch.from_numpy(rng.choice(config.bits, size=len(x))).to(self.device)
-            return x, self.model.linear_synthesis(quantise_bits(y, self.model.deviation, bits))
+            y = self._rounded(y, self.model.deviation, rng)
+            return x, self.model.base(y), y / self.model.deviation
         base = torch.empty_like(x)
-        y = self._received(at, rng, x if flips.any() else None)
+        found = self._received(at, rng, x if flips.any() else None)
+        coordinates = torch.empty(len(x), config.network.m, device=self.device)
+        code = self.model.code
         for f, part in enumerate(self.parts):
             mine = torch.from_numpy(self.fold[at] == f).to(self.device)
-            if mine.any():
-                base[mine] = part.linear_synthesis(self._rounded(y[mine], part, rng))
-        return x, base
+            if not mine.any():
+                continue
+            deviation = part.component_deviation
+            if code is None:
+                y = self._rounded(found[mine], deviation, rng)
+                base[mine], coordinates[mine] = part.linear_synthesis(y), y / deviation
+            else:
+                y = self._rounded(code.encode(found[mine] / deviation), self.model.deviation, rng)
+                base[mine], coordinates[mine] = part.linear_synthesis(code.decode(y) * deviation), y
+        return x, base, coordinates
 
     def _received(self, at: np.ndarray, rng: np.random.Generator, x: Tensor | None) -> Tensor:
         """Coordinates as interpolated between keyframes, in `step` rounded at those."""
@@ -272,7 +303,7 @@ class Samples:
         if config.quantiser == "bits":
             if x is None:
                 return self.y[torch.from_numpy(at)]
-            y = torch.empty(len(x), config.network.m, device=self.device)
+            y = torch.empty(len(x), config.network.rows, device=self.device)
             for f, part in enumerate(self.parts):
                 mine = torch.from_numpy(self.fold[at] == f).to(self.device)
                 if mine.any():
@@ -287,30 +318,60 @@ class Samples:
         a, b = (torch.round(self.y[torch.from_numpy(i)] / step) * step for i in (before, after))
         return torch.lerp(a, b, torch.from_numpy(share).float().to(self.device).unsqueeze(1))
 
-    def _rounded(self, y: Tensor, part: Residual, rng: np.random.Generator) -> Tensor:
-        if self.config.quantiser == "step":
+    def _rounded(self, y: Tensor, deviation: Tensor, rng: np.random.Generator) -> Tensor:
+        config = self.config
+        if config.quantiser == "step":
             return y
-        bits = torch.from_numpy(rng.choice(self.config.bits, size=len(y))).to(self.device)
-        return quantise_bits(y, part.deviation, bits)
+        bits = torch.from_numpy(rng.choice(config.bits, size=len(y))).to(self.device)
+        if not config.bit_error_rate:
+            return quantise_bits(y, deviation, bits)
+        rates = config.bit_error_rate * torch.from_numpy(rng.random(len(y)) < 0.5).float().to(self.device)
+        return quantise_bits(y, deviation, bits, rates)
 
 
-def quantise_bits(y: Tensor, deviation: Tensor, bits: Tensor) -> Tensor:
-    """y (B, M) at bits (B,), rounded straight-through to what the other end will hold."""
-    gain = torch.tensor(LEVELS_PER_DEVIATION, device=y.device)[bits - 1].unsqueeze(1) / deviation
+def quantise_bits(y: Tensor, deviation: Tensor, bits: Tensor, error_rates: Tensor | None = None) -> Tensor:
+    """y (B, M) at bits (B,), rounded straight-through to what the other end will hold; no gradient beyond the last level.
+
+    error_rates: (B,), with which each bit of the coder `fixed` is flipped, drawn from torch's generator.
+    """
+    gain = _levels_per_deviation(y.device)[bits - 1].unsqueeze(1) / deviation
     half = (2 ** (bits - 1)).unsqueeze(1).float()
-    symbols = ((y + OFFSET * deviation) * gain).round().clamp(1 - half, half)
-    return y + (symbols / gain - OFFSET * deviation - y).detach()
+    offset = OFFSET * deviation
+    symbols = ((y + offset) * gain).round().clamp(1 - half, half)
+    if error_rates is not None:
+        symbols = _flipped(symbols, bits, error_rates)
+    within = torch.maximum(torch.minimum(y, half / gain - offset), (1 - half) / gain - offset)
+    return within + (symbols / gain - offset - within).detach()
+
+
+@functools.cache
+def _levels_per_deviation(device: torch.device) -> Tensor:
+    """Once for each device: a copy in every step would wait for a GPU."""
+    return torch.tensor(LEVELS_PER_DEVIATION, device=device)
+
+
+def _flipped(symbols: Tensor, bits: Tensor, error_rates: Tensor) -> Tensor:
+    """Symbols 1 - 2^(b-1) .. 2^(b-1) (B, M) after bit errors in a sign and b - 1 bits of distance, as `fixed` writes them."""
+    above = symbols.long() - 1  # 0 and up, or -1 and down
+    positive = above >= 0
+    distance = torch.where(positive, above, -1 - above)
+    for bit in range(QUALITIES - 1):
+        hit = (torch.rand_like(symbols) < error_rates.unsqueeze(1)) & (bit < bits - 1).unsqueeze(1)
+        distance = distance ^ (hit.long() << bit)
+    positive = positive ^ (torch.rand_like(symbols) < error_rates.unsqueeze(1))
+    return (torch.where(positive, distance, -1 - distance) + 1).to(symbols.dtype)
 
 
 def learn_components(model: Residual, pixels: np.ndarray) -> None:
     """Principal components of uint8 (N, H, W, channels), their mean and deviations, into the model's buffers."""
-    if len(pixels) <= model.config.m:
-        raise InputError(f"{len(pixels)} pictures are too few for {model.config.m} coordinates; give more or a smaller m")
-    mean, rows, _ = principal_components((x.flatten(1) for x in _blocks(pixels)), model.config.m)
+    wanted = model.config.rows
+    if len(pixels) <= wanted:
+        raise InputError(f"{len(pixels)} pictures are too few for {wanted} coordinates; give more or a smaller m")
+    mean, rows, _ = principal_components((x.flatten(1) for x in _blocks(pixels)), wanted)
     model.set_basis(rows, mean)
     with torch.no_grad():
         y = torch.cat([model.linear_analysis(x) for x in _blocks(pixels)])
-    model.deviation.copy_(y.std(0).clamp_min(1e-6))
+    model.component_deviation.copy_(y.std(0).clamp_min(1e-6))
 
 
 def pictures(pixels: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -362,9 +423,17 @@ def _features(config: ResidualTraining, device: torch.device) -> Callable[[Tenso
     return vgg.distance
 
 
+def _classes(config: ResidualTraining, squares: Squares, out: Path, device: torch.device) -> ClassDistance | None:
+    if config.l3 == 0:
+        return None
+    place, seed = out / classes.FILE, config.seed
+    networks = classes.learn(squares, config.class_networks, place, seed=seed, device=device, bfloat16=config.bfloat16)
+    return ClassDistance(networks)
+
+
 def _without_network(config: ResidualConfig) -> ResidualConfig:
     """The same linear part with the smallest of networks: only the former is used."""
-    return replace(config, width=1, blocks=0, encoder=False)
+    return replace(config, m=config.rows, components=0, width=1, blocks=0, encoder=False, code=0, direct=False)
 
 
 def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
@@ -408,7 +477,7 @@ def save(
         "scores": {"training_psnr_db": round(10 * math.log10(4 / max(squared, 1e-9)), 2)},
         "not_for": "pictures of another kind than those it learned from",
     }
-    exact = {"basis", "basis_scale", "deviation", "offset"}
+    exact = {"basis", "basis_scale", "deviation", "spread", "offset"}
     return manifold.save(
         output,
         kind="ncode",

@@ -17,10 +17,12 @@ from .crops import PICTURES, VIDEOS
 
 @dataclass(frozen=True)
 class Squares:
-    """pixels: uint8 (N, size, size, channels), RGB or luma. clips: how many of them each still (1) or video has."""
+    """pixels: uint8 (N, size, size, channels), RGB or luma. clips: how many of them each still (1) or video has. folders:
+    the name of the folder each of those lay in, where it is known: its class, in sets that are sorted so."""
 
     pixels: np.ndarray
     clips: tuple[int, ...]
+    folders: tuple[str, ...] = ()
 
     def batch(self, size: int, seed: int, step: int, *, mirror: bool) -> np.ndarray:
         """uint8 (size, ...), drawn with replacement; depends on (seed, step) alone. mirror: half of them flipped."""
@@ -41,25 +43,27 @@ def load_squares(
     of pictures, or a folder inside an archive: "faces.tar/train". "clip.avi@0:0.5" is a video's first half.
     without: names of files in folders to pass over. Raises InputError where a place is missing or holds nothing.
     """
-    squares, clips = [], []
+    squares, clips, folders = [], [], []
     width, height = (size, size) if isinstance(size, int) else size
     for place in places:
         before = len(clips)
-        for clip in _clips(place, (width, height), every, without):
+        for folder, clip in _clips(place, (width, height), every, without):
+            folders.append(folder)
             clips.append(len(clip))
             squares += [_channels(rgb, channels) for rgb in clip]
         if len(clips) == before:
             raise InputError(f"{place}: no pictures or videos there")
-    return Squares(np.stack(squares), tuple(clips))
+    return Squares(np.stack(squares), tuple(clips), tuple(folders))
 
 
-def _clips(place: Path, size: tuple[int, int], every: int, without: tuple[str, ...]) -> Iterator[list[np.ndarray]]:
+def _clips(place: Path, size: tuple[int, int], every: int, without: tuple[str, ...]) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Name of the folder, and frames, of each picture and video."""
     archive = next((p for p in (place, *place.parents) if ".tar" in p.suffixes and p.is_file()), None)
     if archive is not None:
-        for data in _archived(archive, place.relative_to(archive).as_posix()):
+        for folder, data in _archived(archive, place.relative_to(archive).as_posix()):
             picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
             if picture is not None:
-                yield [_cut(picture[..., ::-1], size)]
+                yield folder, [_cut(picture[..., ::-1], size)]
         return
     name, _, part = place.name.partition("@")
     since, until = _share(place, part)
@@ -74,12 +78,12 @@ def _clips(place: Path, size: tuple[int, int], every: int, without: tuple[str, .
         if path.suffix.lower() in PICTURES:
             picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
             if picture is not None:
-                yield [_cut(picture[..., ::-1], size)]
+                yield path.parent.name, [_cut(picture[..., ::-1], size)]
         elif path.suffix.lower() in VIDEOS:
             frames = [frame.rgb for frame in FrameReader(path, size=size, crop_to=size)]
             clip = frames[round(since * len(frames)) : round(until * len(frames)) : every]
             if clip:
-                yield clip
+                yield path.parent.name, clip
 
 
 def _share(place: Path, text: str) -> tuple[float, float]:
@@ -95,14 +99,14 @@ def _share(place: Path, text: str) -> tuple[float, float]:
     return since, until
 
 
-def _archived(archive: Path, inside: str) -> Iterator[bytes]:
-    """The pictures' bytes, in the archive's order: compressed ones cannot be read in another."""
+def _archived(archive: Path, inside: str) -> Iterator[tuple[str, bytes]]:
+    """Each picture's folder and bytes, in the archive's order: compressed ones cannot be read in another."""
     try:
         with tarfile.open(archive) as file:
             for member in file:
                 name = PurePosixPath(member.name)
                 if member.isfile() and name.suffix.lower() in PICTURES and name.is_relative_to(inside):
-                    yield file.extractfile(member).read()  # type: ignore[union-attr]
+                    yield name.parent.name, file.extractfile(member).read()  # type: ignore[union-attr]
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{archive}: cannot be read as an archive ({error})") from error
 

@@ -242,7 +242,7 @@ class LinearPart:
 
         net: Any = self._model.net
         with torch.inference_mode():
-            x = net.linear_synthesis(latents.flatten(1).float() - net.offset)
+            x = net.base(latents.flatten(1).float() - net.offset)
             x = x.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         return np.array(np.broadcast_to(x.cpu().numpy(), (*x.shape[:-1], 3)))
 

@@ -73,7 +73,7 @@ class Components:
     def __init__(self, model: Manifold, bits: int) -> None:
         assert isinstance(model.net, Residual)
         self.net, self.total = model.net, bits
-        deviation = self.net.deviation.double().cpu().numpy()
+        deviation = self.net.component_deviation.double().cpu().numpy()
         low, high = 1e-6, 100 * float(deviation.max())
         for _ in range(60):
             self.step = (low * high) ** 0.5
