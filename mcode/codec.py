@@ -9,7 +9,7 @@ test can put one in its place which a reader computes by hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import cv2
@@ -200,11 +200,12 @@ class Decoder:
         if header is not None:
             self._start(header)
 
-    def push(self, packet: Packet, *, after_loss: bool = False) -> Iterator[Frame]:
+    def push(self, packet: Packet, *, after_loss: bool = False, wanted: Callable[[int], bool] | None = None) -> Iterator[Frame]:
         """The frames after the previous keyframe up to this one, times rising; none before the first refresh.
 
         after_loss: keyframes before this one were lost, so that `steps` does not reach back to the last one received; the
         gap is then filled at the pace of time alone. State changes at once; frames are synthesised as they are taken.
+        wanted: asked of each frame's time when its batch is due; those not wanted are not synthesised, but for the last.
         Raises WireError for a packet whose slices do not fit the header.
         """
         if packet.header is not None:
@@ -216,11 +217,11 @@ class Decoder:
         before, since = self._latent, self._pts
         self._symbols, self._latent, self._pts = symbols, latent, packet.pts
         if before is None or before.shape != latent.shape:
-            return self._synthesise(latent, latent, [packet.pts], torch.ones(1))
+            return self._synthesise(latent, latent, [packet.pts], torch.ones(1), wanted)
         times = self._times(packet, since, after_loss)
         span = max(1, packet.pts - since)
         positions = torch.tensor([(t - since) / span for t in times], dtype=torch.float32).clamp_(0, 1)
-        return self._synthesise(before, latent, times, positions)
+        return self._synthesise(before, latent, times, positions, wanted)
 
     def _start(self, header: StreamHeader) -> None:
         if self.header == header:
@@ -304,14 +305,21 @@ class Decoder:
             return before + [packet.pts - t for t in packet.times] + [packet.pts]
         return before + _spread(middle, packet.pts, steps)
 
-    def _synthesise(self, a: Tensor, b: Tensor, times: list[int], positions: Tensor) -> Iterator[Frame]:
+    def _synthesise(
+        self, a: Tensor, b: Tensor, times: list[int], positions: Tensor, wanted: Callable[[int], bool] | None
+    ) -> Iterator[Frame]:
         assert self.header is not None
         width, height = self.header.width, self.header.height
         batch = max(1, BATCH_PIXELS // (width * height))
         for start in range(0, len(times), batch):
-            latents = interpolate(a, b, positions[start : start + batch])
-            for rgb, pts in zip(self.model.synthesise(latents, width, height), times[start : start + batch], strict=True):
-                yield Frame(rgb, pts)
+            chosen = list(range(start, min(start + batch, len(times))))
+            if wanted is not None:
+                chosen = [i for i in chosen if i == len(times) - 1 or wanted(times[i])]
+            if not chosen:
+                continue
+            latents = interpolate(a, b, positions[chosen])
+            for rgb, i in zip(self.model.synthesise(latents, width, height), chosen, strict=True):
+                yield Frame(rgb, times[i])
 
 
 def _even(since: int, times: list[int]) -> bool:

@@ -120,10 +120,10 @@ class McodeLane:
             return False
         return self.depacketiser.header is None or self.depacketiser.waiting_now or self._chain_broken
 
-    def decode(self, received: Received) -> Iterator[Frame]:
+    def decode(self, received: Received, wanted: Callable[[int], bool] | None = None) -> Iterator[Frame]:
         """The frames of a keyframe, pts being RTP timestamps, unwrapped. State changes at once; frames are
-        synthesised as they are taken, so those too late may be left. None where the manifold is missing: `error` says
-        which."""
+        synthesised as they are taken, so those too late may be left. wanted: as in Decoder.push. None where the manifold is
+        missing: `error` says which."""
         self.keyframes += 1
         packet, stream = received.packet, received.stream
         decoder = self._decoder_of(received)
@@ -147,7 +147,7 @@ class McodeLane:
             self._chain_broken = False
             slices = self._repaired(decoder, received, slices)
         try:
-            frames = decoder.push(_with_slices(packet, slices), after_loss=received.after_loss)
+            frames = decoder.push(_with_slices(packet, slices), after_loss=received.after_loss, wanted=wanted)
         except (WireError, ManifoldError):
             self._chain_broken = True
             return iter(())
