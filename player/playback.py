@@ -91,6 +91,9 @@ class Playback(Session):
                 self.clock.time_s = self._place_s  # time stands still until there is something to show
                 return False
             self._filling, self.busy = False, None
+            first_s = self.lanes[0].next_s()
+            if first_s is not None and first_s > self.clock.time_s:
+                self.clock.time_s = first_s + 1e-6  # between two frames, or in a gap: the one after
         following = self.lanes[0].next_s()
         if self._steps and following is not None and self.clock.paused and following > self.clock.time_s:
             self._steps -= 1
@@ -154,7 +157,7 @@ class Playback(Session):
         return max(1e-3, min(1.0, self.reader.duration_s / (steps + 1)))
 
     def _decode_all(self) -> None:
-        self.model = self._load()
+        self.model = self.networks.wrap(self._load())
         while not self._closing.is_set():
             with self._work:
                 while self._target_s is None and not self._closing.is_set():
