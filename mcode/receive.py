@@ -395,7 +395,8 @@ class AudioChunk:
 
 class LaneView:
     """What a window sees of a lane: the newest frame due, and counters. Held are the frames up to the newest
-    keyframe, which are not due yet; nothing waits for a window."""
+    keyframe, which are not due yet; nothing waits for a window. One thread decodes, another shows each frame when it is
+    due."""
 
     def __init__(self, link: _Link, clock: PlayoutClock) -> None:
         self.name = link.name
@@ -405,14 +406,18 @@ class LaneView:
         self._lock = threading.Lock()
         self._frame: Frame | None = None
         self._ready: deque[Frame] = deque()  # decoded, not yet due
-        self._more: deque[Iterator[Frame]] = deque()  # of gaps so long that not all of it is ready
+        self._changed = threading.Condition()
         self._sent_unix_s: float | None = None
         self.frames = self.shown = self.skipped = 0
         self.delay = Delay(0.0, 0.0, 0.0)
         self.error: Exception | None = None
         self.stream: StreamHeader | None = None
-        self._thread = threading.Thread(target=self._run_quietly, name=f"mcode-{link.name}", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run_quietly, args=(self._decode_all,), name=f"mcode-{link.name}", daemon=True),
+            threading.Thread(target=self._run_quietly, args=(self._show_all,), name=f"mcode-{link.name}-show", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def frame(self) -> Frame | None:
@@ -443,26 +448,36 @@ class LaneView:
 
     def close(self) -> None:
         self._stop.set()
-        self._thread.join(5)
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(5)
 
-    def _run_quietly(self) -> None:
+    def _run_quietly(self, run: Callable[[], None]) -> None:
         try:
-            self._run()
+            run()
         except Exception as error:
             self.error = error
 
-    def _run(self) -> None:
-        """Decodes what comes as soon as it comes, shows each frame when it is due, and waits for whichever is first."""
+    def _decode_all(self) -> None:
+        """Decodes what comes as soon as it comes."""
         while not self._stop.is_set():
-            if not self._ready:
-                self._take(_MOST_READY)
-            due = self._due_s(self._ready[0]) if self._ready else time.monotonic() + 0.1
             with contextlib.suppress(queue.Empty):
-                self._decode(self._units.get(timeout=min(max(0.0, due - time.monotonic()), 0.1)))
+                self._decode(self._units.get(timeout=0.1))
+
+    def _show_all(self) -> None:
+        """Shows each frame when it is due; of several the last."""
+        while not self._stop.is_set():
             shown = None
-            while self._ready and self._due_s(self._ready[0]) <= time.monotonic():
-                self.skipped += shown is not None
-                shown = self._ready.popleft()
+            with self._changed:
+                wait_s = self._due_s(self._ready[0].pts) - time.monotonic() if self._ready else 0.1
+                if wait_s > 0:
+                    self._changed.wait(min(wait_s, 0.1))  # no longer: when it is due may change
+                while self._ready and self._due_s(self._ready[0].pts) <= time.monotonic():
+                    self.skipped += shown is not None
+                    shown = self._ready.popleft()
+                if shown is not None:
+                    self._changed.notify_all()
             if shown is not None:
                 with self._lock:
                     self._frame, self._sent_unix_s, self.shown = (
@@ -471,29 +486,33 @@ class LaneView:
                         self.shown + 1,
                     )
 
-    def _due_s(self, frame: Frame) -> float:
-        sent = self._link.sent_unix_s(frame.pts)
+    def _due_s(self, pts: int) -> float:
+        sent = self._link.sent_unix_s(pts)
         due = self._clock.due_s(sent) if sent is not None else None
         now = time.monotonic()
         return now if due is None else min(due, now + _LONGEST_WAIT_S)
 
-    def _take(self, most: int) -> None:
-        """Synthesise frames until `most` are ready."""
-        while self._more and len(self._ready) < most:
-            frame = next(self._more[0], None)
-            if frame is None:
-                self._more.popleft()
-            else:
-                self.frames += 1
-                self._ready.append(frame)
+    def _wanted(self, pts: int) -> bool:
+        """Whether a frame not yet synthesised can still be shown."""
+        in_time = self._frame is None or self._due_s(pts) >= time.monotonic() - _LATE_S
+        self.skipped += not in_time
+        return in_time
+
+    def _hold(self, frame: Frame) -> None:
+        """Until it is due. Where many wait already, this one waits, too."""
+        with self._changed:
+            while len(self._ready) >= _MOST_READY and not self._stop.is_set():
+                self._changed.wait(0.1)
+            self._ready.append(frame)
+            self.frames += 1
+            self._changed.notify_all()
 
     def _decode(self, unit: Any) -> None:
         link, lane = self._link, self._link.lane
-        assert isinstance(lane, McodeLane | BaselineLane)
         is_mcode = isinstance(unit, Received)
         last, steps = (unit.packet.pts, unit.packet.steps) if is_mcode else (unit.pts, 1)
         self.stream = unit.stream if is_mcode else None
-        frames = lane.decode(unit)
+        frames = lane.decode(unit, self._wanted) if is_mcode else lane.decode(unit)
         self.error = lane.error
         if lane.error is not None:
             return
@@ -502,22 +521,37 @@ class LaneView:
         if due is not None and time.monotonic() - due > 0.25 and not self._units.empty() and self._frame is not None:
             self.skipped += steps  # too late to be seen: decoded, as the next one needs it, but not synthesised
             return
-        self._more.append(frames)
-        fresh = len(self._ready)
-        self._take(_MOST_READY)
-        if unit.after_loss or fresh == len(self._ready) or sent is None:
+        first, needed_s = last, -math.inf
+        for count, frame in enumerate(frames):
+            first = frame.pts if count == 0 else first
+            needed_s = max(needed_s, time.monotonic() - frame.pts / link.clock_hz)
+            self._hold(frame)
+            if count + 1 >= _MOST_READY or self._stop.is_set():
+                break
+        self._note(unit, first, last, needed_s, sent)
+        for frame in frames:
+            self._hold(frame)
+            if self._stop.is_set():
+                return
+
+    def _note(self, unit: Any, first: int, last: int, needed_s: float, sent: float | None) -> None:
+        """What a keyframe's frames needed from the sender's picture until they were here. needed_s: by time.monotonic, from
+        0 of their pts."""
+        if unit.after_loss or math.isinf(needed_s) or sent is None:
             return
-        first, ready_s = self._ready[fresh], time.monotonic()
-        self._clock.observe(self.name, sent - (last - first.pts) / link.clock_hz, ready_s)
+        hz = self._link.clock_hz
+        ready_s = time.monotonic()
+        self._clock.observe(self.name, ready_s - needed_s + sent - last / hz, ready_s)
         to_unix = time.time() - ready_s
         self.delay = Delay(
-            wait_ms=(last - first.pts) * 1000 / link.clock_hz,
+            wait_ms=(last - first) * 1000 / hz,
             network_ms=(unit.arrival_s + to_unix - sent) * 1000,
             decode_ms=(ready_s - unit.arrival_s) * 1000,
         )
 
 
 _MOST_READY = 64
+_LATE_S = 0.02
 _LONGEST_WAIT_S = 10.0
 
 
@@ -525,9 +559,10 @@ class Receiver:
     """A live stream for a player: `lanes["mcode"].frame`, `lanes["baseline"].frame`, sound in `audio`. Never blocks a
     window.
 
-    source: an SDP file or rtp://HOST:PORT, where it listens. bind_to: listen on this address instead. channel: damage
-    done here, live (`set_channel`). Raises InputError for a port in use, a wrong SDP; later errors (a manifold that
-    is missing, a newer format) stand in `error` and the receiver goes on, as another sender may come.
+    source: an SDP file or rtp://HOST:PORT, where it listens. find_model: where manifolds come from, if not from
+    `manifold` and `device`. bind_to: listen on this address instead. channel: damage done here, live (`set_channel`).
+    Raises InputError for a port in use, a wrong SDP; later errors (a manifold that is missing, a newer format) stand in
+    `error` and the receiver goes on, as another sender may come.
     """
 
     def __init__(
@@ -536,12 +571,14 @@ class Receiver:
         *,
         manifold: str | os.PathLike[str] | Model | None = None,
         device: str = "auto",
+        find_model: FindModel | None = None,
         bind_to: str | None = None,
         lanes: tuple[str, ...] = ("mcode", "baseline", "audio"),
         channel: ChannelSettings | None = None,
         most_audio_s: float = 3.0,
     ) -> None:
-        self._network = _Network(source, finder(manifold, device), bind_to=bind_to, lanes=lanes, channel=channel)
+        find_model = find_model or finder(manifold, device)
+        self._network = _Network(source, find_model, bind_to=bind_to, lanes=lanes, channel=channel)
         self.clock = PlayoutClock()
         self.lanes = {link.name: LaneView(link, self.clock) for link in self._network.links if link.name != "audio"}
         self.audio: deque[AudioChunk] = deque(maxlen=round(most_audio_s * 50))
