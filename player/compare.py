@@ -31,7 +31,7 @@ from .clock import Clock
 from .counters import smoothed
 from .feeds import Feed
 from .lanes import Lane
-from .link import BaselineLink, MCodeLink, cut_to, unit_pts
+from .link import BaselineLink, MCodeLink, Unit, cut_to, unit_pts
 from .session import CHANNEL_FIELDS, Rows, Session, Settings
 
 REFRESH_S = 5.0
@@ -41,7 +41,11 @@ MOST_PIXELS = 640 * 368
 MARGIN_S = 0.12
 MOST_LATENESS_S = 0.6
 INBOX = 8
+SPARE_S = 0.03
+"""Frames are there at least so long before they are due."""
 MEASURE_S, POLL_S = 0.15, 0.008
+MEASURE_SHARE = 0.03
+"""Of a core's time, at most, goes into PSNR and SSIM."""
 RETRY_S = 0.5
 
 Load = Callable[[str | None], Model]
@@ -69,7 +73,7 @@ class Compare(Session):
         lanes = [Lane("mcode", "MCode")]
         if baseline:
             lanes.append(Lane("baseline", coder_named(baseline).label))
-        lanes.append(Lane("original", "Original"))
+        lanes.append(Lane("original", "Original", holds=True))
         super().__init__(feed.title, lanes, settings, clock)
         self.feed, self.duration_s, self.audio_path = feed, feed.duration_s, feed.audio_path
         self.live, self.loop = feed.duration_s is None, True
@@ -168,7 +172,7 @@ class Compare(Session):
     # The threads
 
     def _feed(self) -> None:
-        self.model = self._load(self.settings.manifold)
+        self.model = self.networks.wrap(self._load(self.settings.manifold))
         self._lay_out()
         self._sides = [_MCodeSide(self, self.lanes[0])]
         if self.baseline:
@@ -256,37 +260,43 @@ class Compare(Session):
     def change_manifold(self, name: str | None) -> Model | None:
         """The manifold now wanted, loaded; None, and a notice, where it cannot be."""
         try:
-            self.model = self._load(name)
+            self.model = self.networks.wrap(self._load(name))
         except McodeError as error:
             self.notices.append(" ".join(str(error).split()))
             return None
         self._lay_out()
         return self.model
 
-    def note_arrival(self, pts: int) -> None:
-        """Keeps the latency as short as the slowest recent keyframe allows."""
-        expected_s = self.latency_s - self._lateness_s - MARGIN_S
-        late_s = min(MOST_LATENESS_S, max(0.0, self.clock.time_s - pts / TICKS_PER_S - expected_s))
+    def note_ready(self, pts: int) -> None:
+        """A frame is there to be shown. Keeps the latency as short as the slowest recent frames allow."""
+        needed_s = self.clock.time_s - pts / TICKS_PER_S + SPARE_S
+        late_s = min(MOST_LATENESS_S, max(0.0, needed_s - (self.latency_s - self._lateness_s)))
         share = 0.5 if late_s > self._lateness_s else 0.02
         if not self.clock.paused:
             self._lateness_s += share * (late_s - self._lateness_s)
 
+    def is_in_time(self, pts: int) -> bool:
+        """Whether a frame not yet decoded can still be shown."""
+        return pts / TICKS_PER_S >= self.due_s
+
     def _measure(self) -> None:
+        """PSNR and SSIM of what is shown, each against the original of its own moment, in a bounded share of the time."""
         original = self.lanes[-1]
-        seen: tuple[int, ...] = ()
-        while not self._closing.wait(MEASURE_S):
-            serials = tuple(lane.serial for lane in self.lanes)
-            shown = [lane.newest for lane in self.lanes]
-            reference = shown[-1]
-            if serials == seen or reference is None:
-                continue
-            seen = serials
-            grey = luma(reference.rgb)
-            for lane, frame in zip(self.lanes[:-1], shown, strict=False):
-                if lane is original or frame is None or frame.rgb.shape != reference.rgb.shape:
+        seen: dict[str, int] = {}
+        wait_s = MEASURE_S
+        while not self._closing.wait(wait_s):
+            began_s = time.thread_time()
+            for lane in self.lanes[:-1]:
+                frame = lane.newest
+                if frame is None or seen.get(lane.name) == lane.serial:
+                    continue
+                seen[lane.name] = lane.serial
+                reference = original.near(frame.pts, round(TICKS_PER_S / self.feed.fps / 2))
+                if reference is None or frame.rgb.shape != reference.rgb.shape:
                     continue
                 lane.counters.psnr_db = psnr(frame.rgb, reference.rgb)
-                lane.counters.ssim = ssim(luma(frame.rgb), grey)
+                lane.counters.ssim = ssim(luma(frame.rgb), luma(reference.rgb))
+            wait_s = max(MEASURE_S, (time.thread_time() - began_s) / MEASURE_SHARE)
 
 
 class _Side:
@@ -334,22 +344,26 @@ class _Side:
                 if sent_s is not None:
                     counters.network_ms = smoothed(counters.network_ms, 1000 * (clock.time_s - sent_s))
                 width, height = self.session.coded or (1, 1)
-                frames = self.link.lane.decode(unit)
+                frames = self.decode(unit)
                 if index < len(units) - 1 and unit_pts(unit) / TICKS_PER_S < self.session.due_s:
                     # Behind: its time is over and the next is at hand. It is decoded, as that needs it, and not synthesised.
                     counters.dropped += unit.packet.steps if isinstance(unit, Received) else 1
                     continue
                 for frame in frames:
                     self.lane.offer(cut_to(frame, width, height) if self.cuts else frame)
+                    self.session.note_ready(frame.pts)
                     if closing.is_set():
                         return
                 if self.link.lane.error is not None:
                     self.session.notices.append(" ".join(str(self.link.lane.error).split()))
                 counters.decode_ms = smoothed(counters.decode_ms, 1000 * (time.perf_counter() - started))
-                self.session.note_arrival(unit_pts(unit))
             self.link.count(counters)
 
     def encode(self, frame: Frame) -> list[Packet] | list[EncodedPacket]:
+        raise NotImplementedError
+
+    def decode(self, unit: Unit) -> Iterator[Frame]:
+        """Frames as they are decoded."""
         raise NotImplementedError
 
 
@@ -375,6 +389,15 @@ class _MCodeSide(_Side):
             encoder.request_refresh()
             return packets + encoder.push(frame) + encoder.flush()
         return packets + encoder.push(frame) if encoder else packets
+
+    def decode(self, unit: Unit) -> Iterator[Frame]:
+        assert isinstance(unit, Received)
+        return self.link.lane.decode(unit, self._wanted)
+
+    def _wanted(self, pts: int) -> bool:
+        in_time = self.session.is_in_time(pts)
+        self.lane.counters.dropped += not in_time
+        return in_time
 
     def _renewed(self, wanted: Settings, frame: Frame) -> Encoder | None:
         model = self.session.model
@@ -432,3 +455,6 @@ class _BaselineSide(_Side):
                 },
             )
         return packets + encoder.push(frame)
+
+    def decode(self, unit: Unit) -> Iterator[Frame]:
+        return self.link.lane.decode(unit)

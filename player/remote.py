@@ -6,6 +6,7 @@ import os
 
 from mcode.baseline import coder_named
 from mcode.codec import Model
+from mcode.lanes import finder
 from mcode.receive import LaneView, Receiver
 
 from .clock import Clock
@@ -38,7 +39,11 @@ class Remote(Session):
         clock: Clock | None = None,
     ) -> None:
         settings = settings or Settings()
-        self.receiver = Receiver(source, manifold=manifold, device=device, channel=channel_settings(settings))
+        super().__init__(os.path.basename(os.fspath(source)), [], settings, clock)
+        find = finder(manifold, device)
+        self.receiver = Receiver(
+            source, find_model=lambda named: self.networks.wrap(find(named)), channel=channel_settings(settings)
+        )
         self.sound = self.receiver.audio
         views = self.receiver.lanes
         lanes = [Lane("mcode", "MCode")] if "mcode" in views else []
@@ -46,7 +51,7 @@ class Remote(Session):
             lanes.append(Lane("baseline", "H.264"))
         for lane in lanes:
             lane.has_original = False
-        super().__init__(os.path.basename(os.fspath(source)), lanes, settings, clock)
+        self.lanes = lanes
         self.source = os.fspath(source)
         self.busy = f"Waiting for a sender at {self.source}"
         self._bytes = {lane.name: 0 for lane in lanes}
@@ -58,6 +63,7 @@ class Remote(Session):
         self.clock.paused = False
 
     def close(self, wait_s: float = 5.0) -> None:
+        self.networks.close()  # nobody waits for it any more
         self.receiver.close()
         super().close(wait_s)
 

@@ -14,6 +14,7 @@ from mcode.errors import McodeError
 from .clock import Clock
 from .counters import SAMPLE_S, History
 from .lanes import Lane
+from .networks import Networks
 
 Rows = list[tuple[str, str]]
 """Names and values of the stats overlay."""
@@ -66,6 +67,7 @@ class Session:
         self.audio_path: str | None = None
         self.sound: deque[Any] | None = None  # pieces of a live stream's: mcode.receive.AudioChunk
         self.model: Any = None  # the manifold in use, once loaded
+        self.networks = Networks(self.notices.append)
         self._settings = settings
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -77,8 +79,9 @@ class Session:
         """Begin; returns at once."""
 
     def close(self, wait_s: float = 5.0) -> None:
-        """Stop all threads; the lanes keep their last frames."""
+        """Stop all threads and the networks' process; the lanes keep their last frames."""
         self._closing.set()
+        self.networks.close()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(wait_s)
@@ -147,6 +150,10 @@ class Session:
 
     # For the kinds of sessions
 
+    def _fail(self, problem: str) -> None:
+        if not self._closing.is_set():
+            self.failed = problem
+
     def _spawn(self, name: str, work: Callable[[], None]) -> None:
         """A thread whose outermost frame shows what went wrong instead of dying in silence."""
 
@@ -154,9 +161,9 @@ class Session:
             try:
                 work()
             except (McodeError, OSError) as error:
-                self.failed = " ".join(str(error).split())
+                self._fail(" ".join(str(error).split()))
             except Exception as error:
-                self.failed = f"{type(error).__name__} in {name}: {' '.join(str(error).split())}"
+                self._fail(f"{type(error).__name__} in {name}: {' '.join(str(error).split())}")
 
         thread = threading.Thread(target=run, name=f"player {name}", daemon=True)
         self._threads.append(thread)

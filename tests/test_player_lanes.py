@@ -22,6 +22,8 @@ WITHOUT_QT = (
     "clock",
     "counters",
     "lanes",
+    "networks",
+    "network_worker",
     "link",
     "session",
     "feeds",
