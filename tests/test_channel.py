@@ -192,3 +192,28 @@ def test_table_plot_and_pictures_are_written(report):
     assert cv2.imread(paths["png"]).shape[0] > 400
     sheet = cv2.imread(paths["pictures"])
     assert sheet.shape[0] > 4 * 150 and sheet.shape[1] > 3 * 200
+
+
+def test_range_is_a_lane_where_the_manifold_has_a_hyperprior(tmp_path):
+    from mcode.errors import InputError
+    from mcode.evaluation.channel import evaluate_channel
+    from mcode.send import test_picture
+    from mcode.video import FrameWriter
+
+    from .block_means import TICKS, BlockMeans, Frame
+    from .test_range import WithHyper
+
+    clip = tmp_path / "clip.mkv"
+    with FrameWriter(clip, width=64, height=48) as writer:
+        for index in range(32):
+            writer.push(Frame(test_picture(index, 64, 48), index * TICKS))
+    options = {"bit_error_rates": (0.0, 1e-3), "losses": (0.3,), "seeds": 2, "n": 2, "refresh_s": 0.5}
+    report = evaluate_channel(clip, manifold=WithHyper(), lanes=("huffman", "range"), **options)
+    by = {(row.lane, row.bit_error_rate, row.loss): row for row in report.rows}
+    assert by["range", 0, 0].psnr_db == pytest.approx(by["huffman", 0, 0].psnr_db)  # the same symbols
+    for damage in ((1e-3, 0), (0, 0.3)):
+        # Damaged slices keep the picture before: worse than without damage, and far from noise.
+        assert by["huffman", 0, 0].psnr_db > by["range", *damage].psnr_db > 10
+    assert {rate.lane for rate in report.rates} == {"huffman", "range"}
+    with pytest.raises(InputError, match="has no hyperprior; its coders are huffman and fixed"):
+        evaluate_channel(clip, manifold=BlockMeans(), lanes=("range",), **options)

@@ -141,13 +141,15 @@ def channel_(
     n: Interval = 4,
     quality: Quality = None,
     lanes: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="LANE,...",
             parser=some_of("--lanes", "lane", *LANES),
-            help=f"What to send: MCode with a coder, or an ordinary codec; from {', '.join(LANES)}.",
+            help=f"What to send: MCode with a coder, or an ordinary codec; from {', '.join(LANES)}. All if left out, but for "
+            "range where the manifold has no hyperprior.",
+            show_default=False,
         ),
-    ] = ",".join(LANES),
+    ] = None,
     seeds: Annotated[
         int,
         typer.Option(
@@ -177,7 +179,7 @@ def channel_(
             manifold=manifold,
             n=n,
             quality=quality,
-            lanes=tuple(lanes.split(",")),
+            lanes=tuple(lanes.split(",")) if lanes else None,
             seeds=seeds,
             size=size,
             start_s=start,

@@ -13,7 +13,7 @@ from mcode.errors import InputError
 
 CODERS = ("huffman", "fixed", "range")
 CODECS = ("h264", "h265", "av1")
-LANES = ("fixed", "huffman", "h264", "h265")
+LANES = ("fixed", "huffman", "h264", "h265", "range")
 
 
 class Size(NamedTuple):

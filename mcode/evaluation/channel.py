@@ -22,7 +22,7 @@ import numpy as np
 
 from mcode.baseline import coder_named, find_crf, live_encoder
 from mcode.channel import Channel, ChannelSettings
-from mcode.codec import Encoder, Model
+from mcode.codec import CODERS, Encoder, Model
 from mcode.errors import InputError
 from mcode.evaluation.metrics import luma, psnr, ssim
 from mcode.frame import TICKS_PER_S, Frame
@@ -35,8 +35,15 @@ from mcode.video import FrameReader
 
 BIT_ERROR_RATES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 5e-2)
 LOSSES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
-LANES = ("fixed", "huffman", "h264", "h265")
-LABELS = {"fixed": "MCode fixed", "huffman": "MCode huffman", "h264": "H.264", "h265": "H.265"}
+LANES = ("fixed", "huffman", "h264", "h265", "range")
+"""MCode by coder, and the ordinary codecs. `range` is for manifolds with a hyperprior."""
+LABELS = {
+    "fixed": "MCode fixed",
+    "huffman": "MCode huffman",
+    "range": "MCode range",
+    "h264": "H.264",
+    "h265": "H.265",
+}
 RATE_TOLERANCE = 0.02
 """How far from MCode's rate a baseline's may be."""
 _SHOWN = ((0.0, 0.0), (1e-4, 0.0), (1e-3, 0.0), (1e-2, 0.0), (0.0, 0.05), (0.0, 0.2), (0.0, 0.5))
@@ -100,7 +107,7 @@ def evaluate_channel(
     manifold: str | os.PathLike[str] | Model = "general",
     n: int = 4,
     quality: int | None = None,
-    lanes: Sequence[str] = LANES,
+    lanes: Sequence[str] | None = None,
     bit_error_rates: Sequence[float] = BIT_ERROR_RATES,
     losses: Sequence[float] = LOSSES,
     burst: float = 1.0,
@@ -118,18 +125,23 @@ def evaluate_channel(
 ) -> ChannelReport:
     """Bit error rates without loss, then losses without bit errors, `seeds` times each.
 
-    output: a folder for channel.json, channel.md, channel.png (curves) and pictures.png (one frame under each
-    condition). feedback_s: a receiver's request for a refresh reaches the sender after so long; None: there is no way
-    back. playout_s: a frame that comes later than this after its time is not shown; None: nothing is too late, as in
-    a recording. The baselines get the CRF at which they take the rate of the dearer MCode lane, or their floor. Raises
-    InputError, ManifoldError.
+    lanes: of LANES; all that the manifold can where left out. output: a folder for channel.json, channel.md, channel.png
+    (curves) and pictures.png (one frame under each condition). feedback_s: a receiver's request for a refresh reaches the
+    sender after so long; None: there is no way back. playout_s: a frame that comes later than this after its time is not
+    shown; None: nothing is too late, as in a recording. The baselines get the CRF at which they take the rate of the
+    dearest MCode lane, or their floor. Raises InputError, ManifoldError.
     """
-    unknown = [lane for lane in lanes if lane not in LANES]
+    unknown = [lane for lane in lanes or () if lane not in LANES]
     if unknown:
         raise InputError(f"unknown lane {unknown[0]!r}: one of {', '.join(LANES)}")
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least one")
     model: Any = load(manifold, device) if isinstance(manifold, str | os.PathLike) else manifold
+    if lanes is None:
+        lanes = [lane for lane in LANES if lane != "range" or model.hyper is not None]
+    elif "range" in lanes and model.hyper is None:
+        name = getattr(model, "name", model.id)
+        raise InputError(f"--lanes range: manifold {name} has no hyperprior; its coders are huffman and fixed")
     folder = _prepare(output, force)
     frames = _read(input, model, size, start_s, duration_s)
     senders = _senders(frames, model, lanes, n, quality, refresh_s)
@@ -332,13 +344,12 @@ def _senders(
     options: dict[str, Any] = {"n": n, "quality": quality, "refresh_s": refresh_s}
     made: dict[str, LaneSender] = {}
     rate = 0.0
-    for coder in ("fixed", "huffman"):
+    for coder in [lane for lane in lanes if lane in CODERS] or ["fixed", "huffman"]:
         trial = Encoder(model, width, height, coder=coder, **options)
         size = sum(len(part or b"") for part in trial.push(frames[0])[0].slices)
         slices = max(1, min(math.ceil(size * 4 / 3 / (MTU - 80)), 64))
         made[coder] = McodeSender(model, width, height, coder=coder, slices=slices, **options)
-        if coder in lanes or not {"fixed", "huffman"} & set(lanes):
-            rate = max(rate, _sent(made[coder], frames)[0])
+        rate = max(rate, _sent(made[coder], frames)[0])
     fps = len(frames) / _length_s(frames)
     for codec in ("h264", "h265"):
         if codec in lanes:
