@@ -79,6 +79,7 @@ class Compare(Session):
         self.live, self.loop = feed.duration_s is None, True
         self.baseline, self.busy = baseline, "Loading the manifold"
         self.coded: tuple[int, int] | None = None
+        self.loaded = settings.manifold  # the name by which the manifold in use was asked for
         self._load = load or (lambda name: mcode.manifold.load(name or "general", device))
         self._most_pixels = most_pixels
         self._target_s: float | None = 0.0
@@ -264,6 +265,8 @@ class Compare(Session):
         except McodeError as error:
             self.notices.append(" ".join(str(error).split()))
             return None
+        finally:
+            self.loaded = name
         self._lay_out()
         return self.model
 
@@ -376,7 +379,7 @@ class _MCodeSide(_Side):
         self._asked_s = 0.0
 
     def encode(self, frame: Frame) -> list[Packet]:
-        wanted = replace(self.session.settings, **dict.fromkeys(CHANNEL_FIELDS, 0))
+        wanted = self._possible(replace(self.session.settings, **dict.fromkeys(CHANNEL_FIELDS, 0)))
         packets: list[Packet] = []
         encoder = self._encoder
         if encoder is None or wanted != self._made or (frame.width, frame.height) != (encoder.width, encoder.height):
@@ -410,7 +413,18 @@ class _MCodeSide(_Side):
         except ManifoldError:
             return None  # frames of the new size are under way
         slices = 1 if shape[1] * shape[2] < 64 else 4
-        return Encoder(model, *size, n=wanted.n, coder=wanted.coder, quality=wanted.quality, refresh_s=REFRESH_S, slices=slices)
+        coder = "huffman" if wanted.coder == "range" and model.hyper is None else wanted.coder
+        return Encoder(model, *size, n=wanted.n, coder=coder, quality=wanted.quality, refresh_s=REFRESH_S, slices=slices)
+
+    def _possible(self, wanted: Settings) -> Settings:
+        """The manifold last chosen may lack what the coder needs: then another, which the user is told."""
+        session = self.session
+        if wanted.coder != "range" or session.model.hyper is not None or wanted.manifold != session.loaded:
+            return wanted
+        name = getattr(session.model, "name", session.model.id)
+        session.notices.append(f"{name} has no hyperprior, which the range coder needs; Huffman codes instead")
+        session.settings = replace(session.settings, coder="huffman")
+        return replace(wanted, coder="huffman")
 
     def _find(self, manifold_id: bytes) -> Model:
         model = self._models.get(manifold_id.hex())

@@ -18,6 +18,13 @@ BER_STEPS_PER_DECADE = 10
 BER_STEPS = round(math.log10(BER_MOST / BER_LEAST) * BER_STEPS_PER_DECADE) + 1
 LOSS_STEPS = round(LOSS_MOST * 100)
 DELAY_STEPS, DELAY_STEP_MS = 50, 10
+CODERS = (
+    ("huffman", "Huffman", "Few bits. A damaged slice keeps its picture until the next refresh"),
+    ("fixed", "Fixed", "Most bits, each coordinate the same number. A flipped bit moves one coordinate a little"),
+    ("range", "Range", "Fewest bits. A damaged slice keeps its picture until the next refresh"),
+)
+"""Value, label and what to know of it."""
+NO_HYPERPRIOR = "This manifold has no hyperprior, which the range coder needs; general has one"
 
 
 def ber_of(step: int) -> float:
@@ -113,7 +120,10 @@ class Controls(QWidget):
         column.addWidget(_heading("Stream"))
         self.n = Field("Keyframe interval N", N_MOST - 1, "Every N-th frame is sent; those between are made by the receiver")
         column.addWidget(self.n)
-        self.coder = Segments("Coder", (("huffman", "Huffman"), ("fixed", "Fixed length")))
+        self.coder = Segments("Coder", tuple((coder, label) for coder, label, _ in CODERS))
+        for coder, _, hint in CODERS:
+            self.coder.button(coder).setToolTip(hint)
+            self.coder.button(coder).setAccessibleDescription(hint)
         self._coder_label, holder = _labelled("Coder", self.coder)
         column.addWidget(holder)
         self.manifold = Combo()
@@ -169,6 +179,13 @@ class Controls(QWidget):
         for value, label in choices:
             self.manifold.addItem(label, value)
         self.manifold.setCurrentIndex(max(0, self.manifold.findData(chosen)) if choices else -1)
+
+    def set_range(self, possible: bool) -> None:
+        """Whether the manifold in use has what the range coder needs."""
+        button, hint = self.coder.button("range"), CODERS[-1][2] if possible else NO_HYPERPRIOR
+        button.setEnabled(possible)
+        button.setToolTip(hint)
+        button.setAccessibleDescription(hint)
 
     def show_settings(self, settings: Settings, adjustable: frozenset[str]) -> None:
         """Without emitting changed. What is not adjustable here is shown, greyed."""

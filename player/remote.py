@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from mcode.baseline import coder_named
 from mcode.codec import Model
@@ -85,6 +86,9 @@ class Remote(Session):
             changed |= self._refresh(lane, view)
         if changed:
             self.busy = None
+        stream = self.receiver.lanes["mcode"].stream if "mcode" in self.receiver.lanes else None
+        if stream is not None and (stream.n, stream.coder) != (self._settings.n, self._settings.coder):
+            self._settings = replace(self._settings, n=stream.n, coder=stream.coder)  # for the controls to show
         return changed
 
     def _refresh(self, lane: Lane, view: LaneView) -> bool:

@@ -291,8 +291,7 @@ class Window(QWidget):
         self.title.setText(session.title if session else "")
         self.setWindowTitle(f"{session.title} – MCode" if session else "MCode")
         if session is not None:
-            self._list_manifolds(session)
-            self.controls.show_settings(session.settings, session.adjustable)
+            self._show_settings(session)
             self.controls.note.setText(session.channel_note)
             if self._sound:
                 if session.sound is not None and has_sound_card():
@@ -312,8 +311,9 @@ class Window(QWidget):
             self.session.close()
             self.session = None
 
-    def _list_manifolds(self, session: Session) -> None:
-        """Those that can be chosen, and first the session's own where it is not installed."""
+    def _show_settings(self, session: Session) -> None:
+        """In the controls. Of the manifolds those that can be chosen, and first the session's own where it is not
+        installed."""
         choices: list[tuple[str | None, str]] = [(info.name, info.name) for info in list_manifolds()]
         chosen = session.settings.manifold
         name = getattr(session.model, "name", "") or Path(chosen or "").stem
@@ -322,6 +322,8 @@ class Window(QWidget):
         if chosen not in dict(choices):
             choices.insert(0, (chosen, name or "–"))
         self.controls.set_manifolds(choices, chosen)
+        self.controls.set_range(getattr(session.model, "hyper", None) is not None)
+        self.controls.show_settings(session.settings, session.adjustable)
 
     def start_with(self, settings: Settings) -> None:
         """What the next session opened starts with."""
@@ -353,7 +355,9 @@ class Window(QWidget):
         if described != self._described:
             self._described = described
             self.transport.set_session(session)
-            self._list_manifolds(session)
+            self._show_settings(session)
+        elif session.settings != self.controls.settings:  # it changed them itself
+            self.controls.show_settings(session.settings, session.adjustable)
         while session.notices:
             self.message.say(session.notices.popleft())
         self.busy.say(session.busy)

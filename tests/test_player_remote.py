@@ -46,6 +46,9 @@ def test_both_lanes_arrive_over_the_network(stream):
     assert (frame.width, frame.height) == (64, 48) and frame.rgb.std() > 10
     wait_until(session, lambda: session.lanes[0].counters.rate_kbps > 0)
     assert dict(session.stats())["Picture"] == "64 × 48"
+    assert (session.settings.coder, session.settings.n) == ("fixed", 4)  # what comes, for the controls to show
+    sender.update(n=2)
+    wait_until(session, lambda: session.settings.n == 2)
 
 
 def test_pause_holds_the_picture_and_play_goes_on(stream):

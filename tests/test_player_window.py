@@ -30,6 +30,7 @@ from player.widgets import Slider, clock_text
 from player.window import Window
 from tests.block_means import FPS, BlockMeans
 from tests.test_player_sessions import mcode_clip, stripes
+from tests.test_range import WithHyper
 
 __all__ = ["mcode_clip"]
 pytestmark = pytest.mark.qt_log_level_fail("WARNING")
@@ -193,6 +194,28 @@ def test_sliders_act_on_the_session(playing, qtbot):
     assert playing.session.settings.coder == "huffman"
     qtbot.mouseClick(playing.controls.reset, Qt.MouseButton.LeftButton)
     assert playing.session.settings.loss == 0 and playing.session.settings.n == 8
+
+
+def test_range_coder_can_be_chosen_where_the_manifold_has_a_hyperprior(window, qtbot):
+    models = {"with": WithHyper(), "without": BlockMeans()}
+    feed = PaintedFeed("stripes", stripes, (64, 48), fps=FPS, duration_s=6.0)
+    session = Compare(feed, load=lambda name: models[name], settings=Settings(manifold="with", coder="range"))
+    window.show_session(session)
+    session.start()
+    button = window.controls.coder.button("range")
+    qtbot.waitUntil(lambda: session.lanes[0].serial > 3, timeout=PATIENCE_MS)
+    qtbot.waitUntil(button.isEnabled, timeout=PATIENCE_MS)
+    assert button.isChecked() and session._sides[0]._encoder.header.coder == "range"
+    assert "Fewest bits" in button.toolTip() and button.accessibleName() == "Coder: Range"
+    window.controls.change(manifold="without")
+    qtbot.waitUntil(lambda: not button.isEnabled(), timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: session.settings.coder == "huffman", timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: window.controls.coder.value == "huffman", timeout=PATIENCE_MS)
+    assert "hyperprior" in button.toolTip() and "hyperprior" in button.accessibleDescription()
+    qtbot.waitUntil(lambda: "Huffman codes instead" in window.message.text, timeout=PATIENCE_MS)
+    before = session.lanes[0].serial
+    qtbot.waitUntil(lambda: session.lanes[0].serial > before + 4, timeout=PATIENCE_MS)
+    assert session.failed is None
 
 
 def test_slider_goes_where_it_is_clicked(qtbot):
