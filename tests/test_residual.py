@@ -13,8 +13,9 @@ import torch
 import mcode
 from mcode.coders import fixed
 from mcode.errors import ConfigError, InputError
+from mcode.evaluation.paper.images import to_code
 from mcode.latents import dequantise, quantise
-from mcode.nets.residual import Residual, ResidualConfig
+from mcode.nets.residual import Residual, ResidualConfig, UNet
 from mcode.testclip import write_clip
 from mcode.training import loop, residual
 from mcode.training.residual import ResidualTraining, Samples, learn_components, pictures, quantise_bits
@@ -42,6 +43,7 @@ batch = 4
 """
 OPTIONS = {
     "bits": 'quantiser = "bits"\nbits = [3, 5]',
+    "code": 'quantiser = "bits"\nbits = [3, 5]\nfolds = 2\nbit_error_rate = 0.05',
     "folds": 'quantiser = "step"\nstep = 20.0\nintervals = [1, 4]\nfolds = 2',
 }
 
@@ -99,6 +101,49 @@ def test_linear_analysis_finds_what_linear_synthesis_was_given():
     torch.testing.assert_close(net.linear_analysis(net.linear_synthesis(y)), y, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 5])
+def test_bit_errors_in_training_are_those_of_the_coder_fixed(bits):
+    """Of every level, and of every pattern of flips drawn for it, the result is one that flips of `fixed` give."""
+    half = 1 << bits >> 1
+    levels = torch.arange(1 - half, half + 1).float()
+    drawn = levels.unsqueeze(0).repeat(4000, 1)
+    torch.manual_seed(0)
+    found = residual._flipped(drawn, torch.full((4000,), bits), torch.full((4000,), 0.1)).long().numpy()
+    before = to_code((levels.long().numpy() - (1 - half)), bits, "folded")
+    after = to_code(found - (1 - half), bits, "folded")
+    flips = np.bitwise_count(after ^ before)
+    assert flips.mean() == pytest.approx(0.1 * bits, rel=0.05)
+    assert (flips == 0).mean() == pytest.approx(0.9**bits, rel=0.02)
+    same = residual._flipped(drawn, torch.full((4000,), bits), torch.zeros(4000))
+    assert torch.equal(same, drawn)
+
+
+def test_a_code_starts_as_the_first_components():
+    net = Residual(tiny(components=9, code=8)).eval()
+    learn_components(net, noise(40, (12, 20, 3)))
+    x = pictures(noise(3, (12, 20, 3), seed=1))
+    y = net.encode(x)
+    components = net.linear_analysis(x)
+    torch.testing.assert_close(y, (components / net.spread)[:, :5])
+    back = net.components(y)
+    torch.testing.assert_close(back[:, :5], components[:, :5])
+    assert not back[:, 5:].any()
+
+
+def test_no_gradient_reaches_a_coordinate_beyond_the_last_level():
+    y = torch.tensor([[0.3, 5.0, -5.0]], requires_grad=True)
+    quantise_bits(y, torch.ones(3), torch.tensor([5])).sum().backward()
+    assert y.grad.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_a_direct_path_tells_the_network_more_than_the_base_does():
+    net = UNet(tiny(direct=True))
+    torch.nn.init.normal_(net.last.weight)
+    base, y = torch.zeros(2, 3, 12, 20), torch.tensor([[0.0] * 5, [1.0] * 5])
+    a, b = net(base, y)
+    assert not torch.allclose(a, b)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
 def test_the_receiver_holds_what_training_assumed(tmp_path, data, bits):
     """quantise_bits in training and the manifold's gain, tables and coder `fixed` give the same coordinates."""
@@ -121,9 +166,21 @@ def test_the_receiver_holds_what_training_assumed(tmp_path, data, bits):
     assert len(np.unique(clipped)) <= 2**bits
 
 
-@pytest.mark.parametrize(("options", "encoder"), [("bits", False), ("bits", True), ("folds", False)])
-def test_a_run_resumed_ends_as_if_uninterrupted_and_leaves_a_manifold(tmp_path, data, monkeypatch, options, encoder):
-    path = write(tmp_path, options, encoder)
+NETWORKS = {
+    "plain": "encoder = false",
+    "encoder": "encoder = true",
+    "code": "components = 9\ncode = 8\ndirect = true",
+    "all": "encoder = true\ncode = 8\ndirect = true",
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "network"),
+    [("bits", "plain"), ("bits", "encoder"), ("folds", "plain"), ("code", "code"), ("bits", "all")],
+)
+def test_a_run_resumed_ends_as_if_uninterrupted_and_leaves_a_manifold(tmp_path, data, monkeypatch, options, network):
+    path = write(tmp_path, options)
+    path.write_text(path.read_text().replace("encoder = false", NETWORKS[network]))
     whole = train(path, data, tmp_path / "whole", device="cpu")
     save, stop = loop.save_checkpoint, RuntimeError("killed")
 
@@ -196,6 +253,11 @@ def test_interpolated_coordinates_lie_between_keyframes_of_one_clip(tmp_path, da
         ("m = 6|m = 0", "m = 0"),
         ("bits = [3, 5]|bits = [9]", "bits are some of"),
         ("checkpoint_every = 3|folds = 2\ncheckpoint_every = 3", "encoder = true needs folds = 1"),
+        ("encoder = true|components = 5", "components are m = 6 or more"),
+        ("encoder = true|components = 7", "components = 7 in m = 6 coordinates need a code"),
+        ("checkpoint_every = 3\n[network]|crop = 16\n[network]\ndirect = true", "direct = true needs whole pictures"),
+        ("checkpoint_every = 3|bit_error_rate = 0.5", "bit_error_rate is from 0"),
+        ('quantiser = "bits"|quantiser = "step"\nbit_error_rate = 0.1', "code and bit_error_rate need"),
     ],
 )
 def test_a_wrong_configuration_gives_one_line(tmp_path, change, message):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import cv2
@@ -228,6 +229,57 @@ def test_variants_of_ncode_train_and_make_a_manifold(tmp_path, run, options):
         assert state["updates.d.last.bias"] == 2 * state["updates.g.net.0.weight"]
     model = mcode.load(manifold, device="cpu")
     assert model.synthesise(model.analyse(np.zeros((1, 32, 32, 3), np.uint8)), 32, 32).shape == (1, 32, 32, 3)
+
+
+def test_augmented_pictures_are_shifted_and_keep_their_gradient():
+    torch.manual_seed(0)
+    x = torch.zeros(64, 3, 32, 32)
+    x[:, :, 16, 16] = 1.0
+    x.requires_grad_(True)
+    out = ncode.augment(x)
+    assert out.shape == x.shape
+    places = out.detach()[:, 0].flatten(1).argmax(1)
+    rows, columns = places // 32, places % 32
+    assert set(rows.tolist()) == set(columns.tolist()) == set(range(12, 21))
+    out.sum().backward()
+    assert x.grad[:, :, 16, 16].abs().min() > 0
+
+
+def test_tensorboard_gets_scalars_and_sample_grids(run, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, rows = run(NCODE)
+    events = accumulator.EventAccumulator(str(tmp_path / "out")).Reload()
+    assert {"loss_d", "loss_g", "psnr", "pictures_per_s"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("psnr")] == [row["step"] for row in rows if "psnr" in row]
+    assert [e.step for e in events.Images("samples")] == [row["step"] for row in rows]
+
+
+ENDLESS = """
+import sys
+from mcode.training.train import train
+train(sys.argv[1], sys.argv[2], sys.argv[3], device="cpu", resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed_exactly(tmp_path, run, data):
+    """SIGKILL as soon as the first checkpoint is there; then on to the end, as if nothing had happened."""
+    config = changed(NCODE, steps__encoding=400).replace("steps = 5\n", "", 1)
+    whole, _ = run(config, "whole")
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path / "config.toml"), str(data), str(out)]
+    environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 120
+        while not (out / loop.CHECKPOINT).exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -9
+    stopped, _, _ = loop.read_checkpoint(out / loop.CHECKPOINT)
+    assert 0 < stopped < 404
+    resumed, _ = run(config, "killed", resume=True)
+    assert_equal(tmp_path / "whole" / loop.CHECKPOINT, out / loop.CHECKPOINT)
+    assert mcode.load(resumed, device="cpu").id == mcode.load(whole, device="cpu").id
 
 
 def test_gradient_penalty_of_a_linear_critic_is_known():

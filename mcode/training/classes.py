@@ -110,7 +110,7 @@ def learn(
     for k, network in enumerate(networks):
         torch.manual_seed(seed * 101 + k)
         _train(network, pixels, where, epochs, bfloat16)
-    temporary = path.with_suffix(".part")
+    temporary = path.with_suffix(f".{os.getpid()}.part")  # each process of a training learns the same and writes it
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in together.state_dict().items()}, temporary)
     os.replace(temporary, path)

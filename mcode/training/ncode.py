@@ -299,15 +299,15 @@ class Steps:
 
 
 def augment(x: Tensor) -> Tensor:
-    """Pictures (B, channels, H, W) each shifted by up to an eighth of its side (beyond its edge it is grey), with another
-    brightness and contrast; differentiable. Draws from torch's generator."""
+    """Pictures (B, channels, H, W) each shifted by up to an eighth of its side (beyond its edge it is mirrored), with another
+    brightness and contrast, by up to a tenth of the range; differentiable. Draws from torch's generator."""
     count, _, height, width = x.shape
-    brightness, contrast = (torch.rand(count, 1, 1, 1, device=x.device) - 0.5 for _ in range(2))
+    brightness, contrast = (torch.rand(count, 1, 1, 1, device=x.device) * 0.4 - 0.2 for _ in range(2))
     mean = x.mean((1, 2, 3), keepdim=True)
     x = (x - mean) * (1 + contrast) + mean + brightness
     reach = [height // 8, width // 8]
     top, left = (torch.randint(0, 2 * r + 1, (count, 1), device=x.device) for r in reach)
-    padded = F.pad(x, (reach[1], reach[1], reach[0], reach[0])).permute(0, 2, 3, 1)
+    padded = F.pad(x, (reach[1], reach[1], reach[0], reach[0]), mode="reflect").permute(0, 2, 3, 1)
     rows = (top + torch.arange(height, device=x.device)).unsqueeze(2)
     columns = (left + torch.arange(width, device=x.device)).unsqueeze(1)
     shifted = padded[torch.arange(count, device=x.device).view(-1, 1, 1), rows, columns]
