@@ -154,7 +154,7 @@ def train(
         with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
             back = base + model.unet(base.contiguous(memory_format=torch.channels_last), y).float()
         squared = (back - x).square().mean((1, 2, 3))
-        linear = (base.detach() - x).square().mean((1, 2, 3)).clamp_min(LEAST_ERROR)
+        linear = _plain(model, x, base).sub(x).square().mean((1, 2, 3)).clamp_min(LEAST_ERROR)
         loss = config.l1 * (squared / linear).mean()
         losses = {"psnr": _mean_db(squared.detach()), "psnr_linear": _mean_db(linear)}
         if features is not None:
@@ -179,6 +179,12 @@ def train(
             shown = shown or (x[:16], base[:16], back[:16])
             log.picture(done, grid(torch.stack(shown, 1).flatten(0, 1), columns=6))
     return out / loop.CHECKPOINT
+
+
+@torch.no_grad()
+def _plain(model: Residual, x: Tensor, base: Tensor) -> Tensor:
+    """What the loss is measured by: the base, or with an encoder the components alone, as it may spoil the base for more."""
+    return base if model.encoder is None else model.linear_synthesis(model.linear_analysis(x))
 
 
 def augment(x: Tensor, base: Tensor, config: ResidualTraining) -> tuple[Tensor, Tensor]:
