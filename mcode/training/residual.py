@@ -184,7 +184,7 @@ def train(
 @torch.no_grad()
 def _plain(model: Residual, x: Tensor, base: Tensor) -> Tensor:
     """What the loss is measured by: the base, or with an encoder the components alone, as it may spoil the base for more."""
-    return base if model.encoder is None else model.linear_synthesis(model.linear_analysis(x))
+    return base.detach() if model.encoder is None else model.linear_synthesis(model.linear_analysis(x))
 
 
 def augment(x: Tensor, base: Tensor, config: ResidualTraining) -> tuple[Tensor, Tensor]:
