@@ -49,6 +49,7 @@ KEYS = (
         "File",
         (
             ("o", "open"),
+            ("u", "open an address"),
             ("s", "screenshot"),
             ("r", "record the comparison"),
             ("?", "these keys"),

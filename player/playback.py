@@ -28,7 +28,8 @@ AHEAD_S = 0.3
 
 
 class Playback(Session):
-    """One lane. manifold: a model, a name or a path; None takes the installed one that the file names."""
+    """One lane. manifold: a model, a name or a path; None takes the one that the file names: that of the settings, or
+    an installed one."""
 
     adjustable = frozenset({"bit_error_rate", "loss"})
     channel_note = "Simulated between the file and the decoder. Headers are protected."
@@ -170,7 +171,7 @@ class Playback(Session):
     def _load(self) -> Model:
         wanted = self._wanted
         if wanted is None:
-            wanted = mcode.manifold.find_id(self.reader.header.manifold_id)
+            wanted = self._find(self.reader.header.manifold_id)
         if isinstance(wanted, str | os.PathLike):
             wanted = mcode.manifold.load(wanted, self._device)
         if wanted.id != self.reader.header.manifold_id.hex():

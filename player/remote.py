@@ -8,6 +8,7 @@ from dataclasses import replace
 from mcode.baseline import coder_named
 from mcode.codec import Model
 from mcode.lanes import finder
+from mcode.manifold import load
 from mcode.receive import LaneView, Receiver
 
 from .clock import Clock
@@ -41,10 +42,12 @@ class Remote(Session):
     ) -> None:
         settings = settings or Settings()
         super().__init__(os.path.basename(os.fspath(source)), [], settings, clock)
-        find = finder(manifold, device)
-        self.receiver = Receiver(
-            source, find_model=lambda named: self.networks.wrap(find(named)), channel=channel_settings(settings)
-        )
+
+        def find(manifold_id: bytes) -> Model:
+            model = load(self._find(manifold_id), device) if manifold is None else finder(manifold, device)(manifold_id)
+            return self.networks.wrap(model)
+
+        self.receiver = Receiver(source, find_model=find, channel=channel_settings(settings))
         self.sound = self.receiver.audio
         views = self.receiver.lanes
         lanes = [Lane("mcode", "MCode")] if "mcode" in views else []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mcode.errors import McodeError
+import mcode.manifold
+from mcode.errors import ManifoldError, McodeError
 
 from .clock import Clock
 from .counters import SAMPLE_S, History
@@ -149,6 +152,16 @@ class Session:
         return next((lane for lane in self.lanes if lane.name == name), None)
 
     # For the kinds of sessions
+
+    def _find(self, manifold_id: bytes) -> str | os.PathLike[str]:
+        """Where the manifold that a stream names lies: the one the user named, where it is that, else an installed one.
+        Raises ManifoldError."""
+        named = self._settings.manifold
+        if named is not None:
+            with contextlib.suppress(ManifoldError):
+                if mcode.manifold.read_info(named).id == manifold_id.hex():
+                    return named
+        return mcode.manifold.find_id(manifold_id)
 
     def _fail(self, problem: str) -> None:
         if not self._closing.is_set():

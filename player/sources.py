@@ -20,7 +20,8 @@ STREAM_SCHEMES = ("rtp://", "udp://")
 
 
 def open_source(source: str | os.PathLike[str], settings: Settings | None = None, *, device: str = "auto") -> Session:
-    """A session, not yet started. settings.manifold: for what is encoded live; None takes `general`, else any.
+    """A session, not yet started. settings.manifold: for what is encoded live, where None takes `general`, else any; a file
+    or a stream is decoded with it where it is the one that they name.
 
     Raises McodeError in one line.
     """

@@ -15,6 +15,7 @@ from PyQt6.QtWidgets import (
     QFileDialog,
     QFrame,
     QHBoxLayout,
+    QInputDialog,
     QLabel,
     QMenu,
     QStackedWidget,
@@ -32,7 +33,7 @@ from .overlay import Busy, Keys, Message, Stats, Welcome
 from .recorder import FPS as RECORD_FPS
 from .recorder import Recorder
 from .session import Session, Settings
-from .sources import open_source
+from .sources import STREAM_SCHEMES, open_source
 from .theme import BODY, DARK, LIGHT, TITLE, Theme, font, palette, style_sheet
 from .transport import SPEEDS, Transport
 from .view import Arrangement, VideoView, array_of
@@ -44,6 +45,7 @@ PANEL_WIDTH = 272
 PANEL_FROM, CHARTS_FROM = 860, 560
 MOST_RECENT = 8
 HIDE_POINTER_MS = 2500
+FIRST_ADDRESS = "rtp://127.0.0.1:5004"
 
 Opener = Callable[..., Session]
 
@@ -527,6 +529,7 @@ class Window(QWidget):
     def show_open_menu(self) -> None:
         menu = QMenu(self)
         menu.addAction("Open a file…").triggered.connect(self.ask_open)
+        menu.addAction("Open an address…").triggered.connect(self.ask_address)
         menu.addAction("Camera").triggered.connect(lambda: self.open("camera:0"))
         menu.addAction("Demo").triggered.connect(lambda: self.open("demo:"))
         recent = self.recent()
@@ -542,6 +545,14 @@ class Window(QWidget):
         )
         if path:
             self.open(path)
+
+    def ask_address(self) -> None:
+        """A stream to listen for."""
+        given = [source for source in self.recent() if source.startswith(STREAM_SCHEMES)]
+        text, accepted = QInputDialog.getText(self, "Open", "Listen at rtp://HOST:PORT", text=(given or [FIRST_ADDRESS])[0])
+        text = text.strip()
+        if accepted and text:
+            self.open(text if "://" in text else f"rtp://{text}")
 
     # Recent files and looks
 
@@ -649,6 +660,7 @@ class Window(QWidget):
             "g": self.toggle_charts,
             "t": self.toggle_theme,
             "o": self.ask_open,
+            "u": self.ask_address,
             "s": self.screenshot,
             "r": self.toggle_recording,
             "?": self.toggle_keys,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -239,6 +240,35 @@ def test_what_cannot_be_opened_is_told_in_one_line(source, error, words, tmp_pat
     with pytest.raises(error, match=words) as raised:
         open_source(source)
     assert "\n" not in str(raised.value)
+
+
+def test_file_of_a_manifold_that_is_not_installed_plays_with_the_one_named(tmp_path):
+    from mcode.manifold import load
+    from player.demo import prepare
+
+    named = prepare().manifold
+    path = tmp_path / "face.mcode"
+    encoder = Encoder(load(named), 128, 128, n=2)
+    with McodeWriter(path) as writer:
+        for index in range(6):
+            for packet in encoder.push(grey(100 + index, index, 128, 128)):
+                writer.write(packet, 2)
+        writer.close(TICKS)
+    for manifold, plays in ((os.fspath(named), True), ("nowhere", False), (None, False)):
+        session = open_source(path, Settings(manifold=manifold))
+        session.start()
+        try:
+            if plays:
+                wait_until(session, lambda session=session: session.lanes[0].newest is not None)
+                assert session.model.name == "demo-head"
+            else:
+                end_s = time.monotonic() + PATIENCE_S
+                while session.failed is None and time.monotonic() < end_s:
+                    session.tick()
+                    time.sleep(0.005)
+                assert "name it with --manifold" in session.failed
+        finally:
+            session.close()
 
 
 def test_broken_mcode_file_is_not_taken_for_a_video(tmp_path):

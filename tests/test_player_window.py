@@ -283,6 +283,17 @@ def test_drop_opens_the_file(window, qtbot, mcode_clip):
     assert window.title.text() == "clip.mcode"
 
 
+def test_an_address_is_asked_for_by_key_and_opened(window, qtbot, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "player.window.QInputDialog.getText", lambda *a, **k: (asked.append(k["text"]), (" host:7000 ", True))[1]
+    )
+    opened = []
+    monkeypatch.setattr(window, "open", opened.append)
+    press(qtbot, window, "u")
+    assert asked == ["rtp://127.0.0.1:5004"] and opened == ["rtp://host:7000"]
+
+
 def test_what_cannot_be_opened_is_told_in_the_window(window, qtbot):
     with qtbot.waitSignal(window.failed, timeout=PATIENCE_MS):
         window.open("missing.mp4")
