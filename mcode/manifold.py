@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .coders import CodeTables
     from .coders.range import RangeModel
+    from .nets.tiled import Part
 
 FORMAT = "1"
 KINDS = ("linear", "ncode", "hific")
@@ -35,6 +36,8 @@ SEARCH_VARIABLE = "MCODE_MANIFOLDS"
 HYPER = "hyper."
 """What the names of the hyperprior's tensors begin with."""
 _LARGEST_HEADER = 64 << 20
+LARGEST_PICTURE = 1 << 27
+"""Pixels. Larger pictures are refused: 15360x8640 passes, and takes about 5 GB; a damaged header asks for 30 times as many."""
 
 
 @dataclass(frozen=True)
@@ -347,7 +350,11 @@ class Manifold:
         return quality - 1
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, h, w) for pictures of this size. Raises ManifoldError where the manifold has another, fixed size."""
+        """(C, h, w) for pictures of this size. Raises ManifoldError where the manifold has another, fixed size, and for more
+        than LARGEST_PICTURE pixels."""
+        if width * height > LARGEST_PICTURE:
+            most = LARGEST_PICTURE // 1_000_000
+            raise ManifoldError(f"{width}x{height} is more than {most} million pixels; choose a smaller --size")
         if self.frame_size is not None:
             if (width, height) != self.frame_size:
                 raise ManifoldError(
@@ -358,27 +365,98 @@ class Manifold:
         return self.channels, -(-height // stride), -(-width // stride)
 
     def analyse(self, rgb: np.ndarray) -> Tensor:
-        """uint8 (B, H, W, 3) to latents, float32 (B, C, h, w) on the device. Edges are repeated up to the stride."""
+        """uint8 (B, H, W, 3) to latents, float32 (B, C, h, w) on the device. Edges are repeated up to the stride.
+
+        Large pictures are computed in parts that overlap (see nets.tiled): memory stays bounded.
+        """
+        import torch
+
+        _, height, width, _ = rgb.shape
+        _, h, w = self.latent_shape(width, height)
+        if not self.stride or not self._large(h, w):
+            return self._analysed(rgb, h, w)
+        latents = torch.empty(len(rgb), self.channels, h, w, device=self.device)
+        for picture, found in zip(rgb, latents, strict=True):
+            for rows, columns in self._parts(h, w, self._reaches[0]):
+                part = picture[
+                    rows.low * self.stride : rows.high * self.stride, columns.low * self.stride : columns.high * self.stride
+                ]
+                y = self._analysed(part[None], rows.high - rows.low, columns.high - columns.low)[0]
+                found[:, rows.start : rows.stop, columns.start : columns.stop] = y[:, rows.kept, columns.kept]
+        return latents
+
+    def _analysed(self, rgb: np.ndarray, h: int, w: int) -> Tensor:
         import torch
         import torch.nn.functional as F
 
         _, height, width, _ = rgb.shape
-        _, h, w = self.latent_shape(width, height)
         with torch.inference_mode(), self._autocast():
             x = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).permute(0, 3, 1, 2)
             x = x.float().div_(127.5).sub_(1)
-            if self.stride:
+            if self.stride and (h * self.stride, w * self.stride) != (height, width):
                 x = F.pad(x, (0, w * self.stride - width, 0, h * self.stride - height), mode="replicate")
             return self.net.analysis(x).float()
 
     def synthesise(self, latents: Tensor, width: int, height: int) -> np.ndarray:
-        """Latents (B, C, h, w) to pictures, uint8 (B, H, W, 3)."""
+        """Latents (B, C, h, w) to pictures, uint8 (B, H, W, 3). Large ones in parts, as in `analyse`."""
+        count, _, h, w = latents.shape
+        if not self.stride or not self._large(h, w):
+            return self._synthesised(latents, width, height)
+        pictures = np.empty((count, height, width, 3), np.uint8)
+        step = self.stride
+        for latent, picture in zip(latents, pictures, strict=True):
+            for rows, columns in self._parts(h, w, self._reaches[1]):
+                part = latent[None, :, rows.low : rows.high, columns.low : columns.high]
+                high, wide = (rows.high - rows.low) * step, (columns.high - columns.low) * step
+                shown = self._synthesised(part, min(wide, width - columns.low * step), min(high, height - rows.low * step))[0]
+                kept = shown[
+                    rows.kept.start * step : rows.kept.stop * step, columns.kept.start * step : columns.kept.stop * step
+                ]
+                picture[rows.start * step : rows.stop * step, columns.start * step : columns.stop * step] = kept
+        return pictures
+
+    def _synthesised(self, latents: Tensor, width: int, height: int) -> np.ndarray:
         import torch
 
         with torch.inference_mode(), self._autocast():
             x = self.net.synthesis(latents)
             x = x[..., :height, :width].float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-            return x.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            x = x.permute(0, 2, 3, 1).contiguous()
+            if self.device.type != "cuda":
+                return x.cpu().numpy()
+            # Pinned memory takes the copy several times as fast; it is scarce, so frames do not stay in it.
+            landed = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            landed.copy_(x, non_blocking=True)
+            torch.cuda.current_stream(self.device).synchronize()
+            return landed.numpy().copy()
+
+    @property
+    def _pixels_at_once(self) -> int:
+        from .nets.tiled import LARGEST
+
+        return getattr(self.net, "pixels_at_once", LARGEST)
+
+    def _large(self, h: int, w: int) -> bool:
+        """Whether a picture is beyond what is computed at once."""
+        return h * w * (self.stride or 1) ** 2 > self._pixels_at_once
+
+    def _parts(self, h: int, w: int, reach: int) -> Iterator[tuple[Part, Part]]:
+        from .nets.tiled import parts
+
+        return parts(h, w, reach, self._pixels_at_once // (self.stride or 1) ** 2)
+
+    @cached_property
+    def _reaches(self) -> tuple[int, int]:
+        """How many latent positions away analysis and synthesis look."""
+        import torch
+
+        from .nets.tiled import reach
+
+        side, stride = 4, self.stride or 1
+        picture = torch.zeros(1, 3, side * stride, side * stride, device=self.device)
+        latents = torch.zeros(1, self.channels, side, side, device=self.device)
+        inwards = reach(self.net, self.net.analysis, picture, side, inwards=True)
+        return inwards, reach(self.net, self.net.synthesis, latents, side, inwards=False)
 
     def _autocast(self):
         import torch

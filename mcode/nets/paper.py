@@ -249,7 +249,9 @@ class Discriminator(nn.Module):
 
 
 class Hific(nn.Module):
-    """E, G and P: what a manifold holds."""
+    """E, G and P: what a manifold holds. pixels_at_once: see mcode.nets.tiled; G takes about 1 kB for each."""
+
+    pixels_at_once = 1 << 22
 
     def __init__(self, config: PaperConfig) -> None:
         super().__init__()
