@@ -43,6 +43,9 @@ LEVELS_PER_DEVIATION = (0.6, 1.0, 5 / 3, 3.0, 5.0, 9.0, 17.0, 33.0)
 and odd from 4 bits up and for 2, so that one offset of half a deviation centres them all between two levels."""
 OFFSET = 0.5
 WARM_UP = 100
+CODE_BATCH = 512
+MIXED = 0.1
+"""Share of a picture's components that are another's when the code learns: it must not learn a small set by heart."""
 LEAST_ERROR = 4e-4
 """Pictures whose linear part is better than this (40 dB) count no more in the loss."""
 
@@ -66,7 +69,8 @@ class ResidualTraining:
     first on the same pictures, by the folders they lie in.
 
     bit_error_rate: of half the pictures the quantiser's bits are flipped with this probability, as the coder `fixed` would
-    have them flipped.
+    have them flipped. The code learns from components alone, unless there is an encoder, with which it learns from
+    pictures.
     """
 
     kind: Literal["ncode"]
@@ -167,6 +171,10 @@ def train(
                 distance = judged(x, back).mean()
             loss = loss + config.l3 * distance
             losses["classes"] = distance.item()
+        if samples.pool is not None:
+            of_code = samples.code_loss()
+            loss = loss + of_code
+            losses["code_db"] = -10 / math.log(10) * of_code.item() + 10 * math.log10(4)
         loop.update(optimiser, loss, step=step, workers=workers, clip=config.clip)
         loop.smooth(ema, parameters, config.ema, step)
         log.add(**losses, loss=loss.item())
@@ -249,12 +257,48 @@ class Samples:
                 self.parts[-1].prepare()
         else:
             self.parts.append(model)
-        self.y = torch.cat([self._coordinates(start) for start in range(0, len(squares.pixels), BLOCK)])
+        starts = range(0, len(squares.pixels), BLOCK)
+        self.y = torch.cat([self._coordinates(start) for start in starts])
+        self.pool: Tensor | None = None
+        if model.code is not None and model.encoder is None:
+            self._fill_pool([self._coordinates(start, mirrored=True) for start in starts])
 
     @torch.no_grad()
-    def _coordinates(self, start: int) -> Tensor:
+    def _fill_pool(self, mirrored: list[Tensor]) -> None:
+        """Components of all pictures and their mirror images, which the code learns from, and what those leave out."""
+        deviations = torch.stack([part.component_deviation for part in self.parts])[torch.from_numpy(self.fold).to(self.device)]
+        seen = torch.from_numpy(self.seen).to(self.device)
+        self.pool = torch.cat([y[seen] for y in (self.y, torch.cat(mirrored))])
+        self.pool_deviation = torch.cat([deviations[seen]] * 2)
+        some = self.seen[np.linspace(0, len(self.seen) - 1, min(len(self.seen), 512)).round().astype(int)]
+        x = pictures(self.squares.pixels[some], self.device)
+        left = torch.empty(len(x), device=self.device)
+        for f, part in enumerate(self.parts):
+            mine = torch.from_numpy(self.fold[some] == f).to(self.device)
+            left[mine] = (part.linear_synthesis(self.y[torch.from_numpy(some)][mine]) - x[mine]).square().mean((1, 2, 3))
+        self.left_out = float(left.log().mean().exp())
+
+    def code_loss(self) -> Tensor:
+        """Mean logarithm of the squared error of values, of components coded with and without bit errors; what is beyond the
+        components is added as it is on average. Draws from torch's generator."""
+        assert self.pool is not None and self.model.code is not None
+        config = self.config
+        at, other = torch.randint(len(self.pool), (2, CODE_BATCH), device=self.device)
+        deviation = self.pool_deviation[at]
+        y = self.pool[at] / deviation
+        mixed = torch.rand_like(y) < MIXED
+        y = torch.where(mixed, self.pool[other] / self.pool_deviation[other], y)
+        y = y * (1 + 0.2 * torch.randn(len(y), 1, device=self.device))
+        bits = torch.tensor(config.bits, device=self.device)[torch.randint(len(config.bits), (len(y),), device=self.device)]
+        rates = config.bit_error_rate * (torch.rand(len(y), device=self.device) < 0.5).float()
+        coded = quantise_bits(self.model.code.encode(y), self.model.deviation, bits, rates if config.bit_error_rate else None)
+        error = ((self.model.code.decode(coded) - y) * deviation).square().sum(1) / config.network.pixels
+        return (error + self.left_out).log().mean()
+
+    @torch.no_grad()
+    def _coordinates(self, start: int, *, mirrored: bool = False) -> Tensor:
         pixels = self.squares.pixels[start : start + BLOCK]
-        x = pictures(pixels, self.device)
+        x = pictures(pixels[:, :, ::-1] if mirrored else pixels, self.device)
         y = torch.zeros(len(x), self.config.network.rows, device=self.device)
         for f, part in enumerate(self.parts):
             mine = torch.from_numpy(self.fold[start : start + BLOCK] == f).to(self.device)
@@ -299,8 +343,9 @@ class Samples:
                 y = self._rounded(found[mine], deviation, rng)
                 base[mine], coordinates[mine] = part.linear_synthesis(y), y / deviation
             else:
-                y = self._rounded(code.encode(found[mine] / deviation), self.model.deviation, rng)
-                base[mine], coordinates[mine] = part.linear_synthesis(code.decode(y) * deviation), y
+                with torch.no_grad():
+                    y = self._rounded(code.encode(found[mine] / deviation), self.model.deviation, rng)
+                    base[mine], coordinates[mine] = part.linear_synthesis(code.decode(y) * deviation), y
         return x, base, coordinates
 
     def _received(self, at: np.ndarray, rng: np.random.Generator, x: Tensor | None) -> Tensor:
