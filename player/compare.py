@@ -270,17 +270,18 @@ class Compare(Session):
         self._lay_out()
         return self.model
 
-    def note_ready(self, pts: int) -> None:
-        """A frame is there to be shown. Keeps the latency as short as the slowest recent frames allow."""
-        needed_s = self.clock.time_s - pts / TICKS_PER_S + SPARE_S
+    def note_ready(self, pts: int, in_s: float = 0.0) -> None:
+        """A frame is there to be shown, or would be in_s from now. Keeps the latency as short as the slowest recent frames
+        allow."""
+        needed_s = self.clock.time_s + in_s - pts / TICKS_PER_S + SPARE_S
         late_s = min(MOST_LATENESS_S, max(0.0, needed_s - (self.latency_s - self._lateness_s)))
         share = 0.5 if late_s > self._lateness_s else 0.02
         if not self.clock.paused:
             self._lateness_s += share * (late_s - self._lateness_s)
 
-    def is_in_time(self, pts: int) -> bool:
-        """Whether a frame not yet decoded can still be shown."""
-        return pts / TICKS_PER_S >= self.due_s
+    def is_in_time(self, pts: int, in_s: float) -> bool:
+        """Whether a frame that is decoded in_s from now can still be shown at its time."""
+        return pts / TICKS_PER_S >= self.due_s + in_s * self.clock.speed
 
     def _measure(self) -> None:
         """PSNR and SSIM of what is shown, each against the original of its own moment, in a bounded share of the time."""
@@ -377,6 +378,8 @@ class _MCodeSide(_Side):
         self._encoder: Encoder | None = None
         self._made: Settings | None = None
         self._asked_s = 0.0
+        self._frame_s = 0.0  # what synthesis takes for a frame, of late
+        self._begun = 0  # frames of the present gap
 
     def encode(self, frame: Frame) -> list[Packet]:
         wanted = self._possible(replace(self.session.settings, **dict.fromkeys(CHANNEL_FIELDS, 0)))
@@ -394,12 +397,24 @@ class _MCodeSide(_Side):
         return packets + encoder.push(frame) if encoder else packets
 
     def decode(self, unit: Unit) -> Iterator[Frame]:
+        """Of frames that come too late those are left out that would make the following late, too: fewer, each at its time."""
         assert isinstance(unit, Received)
-        return self.link.lane.decode(unit, self._wanted)
+        self._begun = count = 0
+        started = time.perf_counter()
+        for frame in self.link.lane.decode(unit, self._wanted):
+            count += 1
+            yield frame
+        if count:
+            self._frame_s = smoothed(self._frame_s, (time.perf_counter() - started) / count, 0.2)
 
     def _wanted(self, pts: int) -> bool:
-        in_time = self.session.is_in_time(pts)
-        self.lane.counters.dropped += not in_time
+        in_s = self._frame_s * (self._begun + self.session.networks.jobs)
+        in_time = self.session.clock.paused or self.session.is_in_time(pts, in_s)
+        if in_time:
+            self._begun += 1
+        else:
+            self.lane.counters.dropped += 1
+            self.session.note_ready(pts, in_s)
         return in_time
 
     def _renewed(self, wanted: Settings, frame: Frame) -> Encoder | None:

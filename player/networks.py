@@ -268,7 +268,9 @@ class _Worker:
         self._jobs: dict[int, _Job] = {}
         self._free: list[_Slot] = []
         self._loaded: dict[str, _Job] = {}
+        self._slots, self._most_slots = 0, 2 * jobs + 2
         self._lock = threading.Lock()
+        self._given_back = threading.Condition(self._lock)
         self._reader = threading.Thread(target=self._read, name="player networks", daemon=True)
         self._reader.start()
 
@@ -285,26 +287,29 @@ class _Worker:
 
     def begin(self, what: str, model_id: str, array: np.ndarray, most_bytes: int, dtype: Any, **more: int) -> _Job:
         """Hand a job over. most_bytes: of its result."""
-        size = max(array.nbytes, most_bytes)
-        with self._lock:
-            slot = next((slot for slot in self._free if slot.size >= size), None)
-            if slot is not None:
-                self._free.remove(slot)
-        slot = slot or self._new_slot(size)
+        slot = self._slot(max(array.nbytes, most_bytes))
         np.frombuffer(slot.memory, array.dtype, array.size)[:] = array.ravel()
         job = _Job(self, array, slot, dtype)
         with self._lock:
             self._send(job, {"do": what, "model": model_id, "slot": slot.name, "shape": array.shape, **more})
         return job
 
-    def _new_slot(self, size: int) -> _Slot:
-        """And one that was too small goes: there are never more than jobs at once."""
+    def _slot(self, size: int) -> _Slot:
+        """Memory for a job. Where jobs that nobody waits for any more still hold much of it, theirs comes first."""
+        with self._given_back:
+            if not self._free and self._slots >= self._most_slots and self.ended is None:
+                self._given_back.wait(1.0)
+            slot = next((slot for slot in self._free if slot.size >= size), None)
+            if slot is not None:
+                self._free.remove(slot)
+                return slot
+            small = self._free.pop() if self._free else None
+            self._slots += small is None
         slot = _Slot(size)
         try:
             opening = _Job(self)
             with self._lock:
-                if self._free:
-                    small = self._free.pop()
+                if small is not None:
                     self._send(_Job(self), {"do": "close", "slot": small.name})
                 self._send(opening, {"do": "open", "slot": slot.name, "path": slot.path, "bytes": size})
             opening.wait()
@@ -313,8 +318,9 @@ class _Worker:
         return slot
 
     def give_back(self, slot: _Slot) -> None:
-        with self._lock:
+        with self._given_back:
             self._free.append(slot)
+            self._given_back.notify()
 
     def close(self) -> None:
         """End it; whoever waits is told."""
