@@ -1,10 +1,12 @@
 """Frames a second in the player's window: how many are shown, how many are dropped. Offscreen, the real window and session.
 
-python scripts/measure_player.py [--seconds 15] [-o docs/results/player.json]
+python scripts/measure_player.py [--seconds 15] [--only general] [-o docs/results/player.json]
 
 Two clips, rendered here, encoded live beside H.264 as in the window: talking-head at 128x128 and 60 frames/s, general at
 640x360 and 25 frames/s. A frame counts when a tick of the window made it the newest of its lane and the picture area was
-painted with it. The pace is what the clip asks for; less shown than that is lateness of this machine.
+painted with it. The pace is what the clip asks for; less shown than that is lateness of this machine. Beside them: how many
+cores the window's process and the networks' process used, how many all others, and what both held in memory at the start
+and at the end (with --seconds 600: whether it grows).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,37 @@ class Painted:
                 self.count[lane.name] += 1
 
 
+@dataclass(frozen=True)
+class Usage:
+    """Seconds of processor time so far, and resident memory: of the window's process, the networks', and time of all."""
+
+    window_s: float
+    networks_s: float
+    all_s: float
+    window_mb: float
+    networks_mb: float
+
+    @classmethod
+    def now(cls, networks: int | None) -> Usage:
+        """networks: their process. Linux only: elsewhere all is 0."""
+        ours, theirs = _process(os.getpid()), _process(networks)
+        lines = Path("/proc/stat").read_text().splitlines() if Path("/proc/stat").exists() else ["cpu 0"]
+        busy = [int(field) for i, field in enumerate(lines[0].split()[1:9]) if i not in (3, 4)]  # not idle, not waiting
+        return cls(ours[0], theirs[0], sum(busy) / _TICKS_PER_S, ours[1], theirs[1])
+
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+def _process(pid: int | None) -> tuple[float, float]:
+    """(seconds of processor time, MB resident)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0, 0.0
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, int(fields[21]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
 def run(app: QApplication, seconds: float, until: Any = lambda: False) -> bool:
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
@@ -82,9 +116,10 @@ def measure(app: QApplication, case: dict[str, Any], clip: Path, seconds: float,
         run(app, WARM_UP_S)
         dropped = {lane.name: lane.counters.dropped for lane in session.lanes}
         painted.count.clear()
-        start_s, load = time.monotonic(), os.getloadavg()[0]
+        start_s, before = time.monotonic(), Usage.now(session.networks.pid)
         run(app, seconds)
-        length_s = time.monotonic() - start_s
+        length_s, after = time.monotonic() - start_s, Usage.now(session.networks.pid)
+        window_s, networks_s = after.window_s - before.window_s, after.networks_s - before.networks_s
         return {
             "manifold": case["manifold"],
             "size": "x".join(map(str, session.coded or case["size"])),
@@ -93,7 +128,17 @@ def measure(app: QApplication, case: dict[str, Any], clip: Path, seconds: float,
             "shown_per_s": {name: round(count / length_s, 2) for name, count in sorted(painted.count.items())},
             "dropped": {lane.name: lane.counters.dropped - dropped[lane.name] for lane in session.lanes},
             "delay_ms": round(1000 * session.latency_s),
-            "load": round(load, 2),
+            "cores": {
+                "window": round(window_s / length_s, 2),
+                "networks": round(networks_s / length_s, 2),
+                "others": round((after.all_s - before.all_s - window_s - networks_s) / length_s, 2),
+            },
+            "memory_mb": {
+                "window": [round(before.window_mb), round(after.window_mb)],
+                "networks": [round(before.networks_mb), round(after.networks_mb)],
+            },
+            "load": round(os.getloadavg()[0], 2),
+            "notices": list(session.notices),
             "seconds": round(length_s, 1),
         }
     finally:
@@ -105,20 +150,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--n", type=int, default=4)
+    parser.add_argument("--only", choices=[case["manifold"] for case in CASES], help="this manifold alone")
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "results" / "player.json")
     given = parser.parse_args()
     app = QApplication([])
     app.setStyle("Fusion")
     about = {
-        "command": f"python scripts/measure_player.py --seconds {given.seconds:g} --n {given.n}",
+        "command": f"python scripts/measure_player.py --seconds {given.seconds:g} --n {given.n}"
+        + (f" --only {given.only}" if given.only else ""),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "note": given.note,
     }
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
+        for case in [case for case in CASES if given.only in (None, case["manifold"])]:
             clip = Path(folder) / f"{case['scene']}.mp4"
             write_clip(clip, scene=case["scene"], seconds=CLIP_S, size=case["size"], fps=case["fps"], seed=1)
             rows.append(measure(app, case, clip, given.seconds, given.n))
