@@ -22,6 +22,7 @@ steps = 4
 bits = [3]
 l3 = 1.0
 class_networks = 2
+class_epochs = 1
 bfloat16 = false
 checkpoint_every = 2
 [network]
@@ -94,8 +95,7 @@ def test_pictures_of_one_folder_have_no_classes(squares, tmp_path):
         learn(alone, tmp_path / "c.safetensors")
 
 
-def test_a_training_with_the_loss_of_classes_logs_it(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(classes, "EPOCHS", 1)
+def test_a_training_with_the_loss_of_classes_logs_it(data, tmp_path):
     path, rows = tmp_path / "config.toml", []
     path.write_text(CONFIG)
     train(path, data, tmp_path / "out", device="cpu", report=rows.append)

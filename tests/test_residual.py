@@ -130,6 +130,28 @@ def test_a_code_starts_as_the_first_components():
     assert not back[:, 5:].any()
 
 
+def test_the_code_learns_to_bear_bit_errors(tmp_path, data):
+    """Trained on its components alone, with errors in the bits, it loses less to them than it did at the start."""
+    path = write(tmp_path, "code")
+    path.write_text(path.read_text().replace("encoder = false", "code = 32"))
+    config = replace(read_config(path), bit_error_rate=0.03, bits=(5,))
+    squares = residual.load(config, data)
+    net = Residual(config.network)
+    learn_components(net, squares.pixels)
+    samples = Samples(config, net, squares, torch.device("cpu"))
+    samples.left_out = 0.0  # the code's own error alone
+    optimiser = torch.optim.Adam(net.code.parameters(), 2e-3)
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(150):
+        losses.append(samples.code_loss())
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    first, last = (torch.stack(part).mean().item() for part in (losses[:10], losses[-10:]))
+    assert last < first - 0.1, (first, last)
+
+
 def test_no_gradient_reaches_a_coordinate_beyond_the_last_level():
     y = torch.tensor([[0.3, 5.0, -5.0]], requires_grad=True)
     quantise_bits(y, torch.ones(3), torch.tensor([5])).sum().backward()

@@ -22,7 +22,7 @@ from ..evaluation.features import unit_distance
 from .squares import Squares
 
 FILE = "classes.safetensors"
-EPOCHS, BATCH, PEAK_RATE, WEIGHT_DECAY = 12, 256, 3e-3, 2e-2
+EPOCHS, BATCH, PEAK_RATE, WEIGHT_DECAY = 12.0, 256, 3e-3, 2e-2
 SHIFT = 2
 """Pixels by which both pictures of a pair are moved, at random: a difference must not hang on a position."""
 
@@ -91,7 +91,7 @@ def numbers(squares: Squares) -> tuple[np.ndarray, int]:
 
 
 def learn(
-    squares: Squares, count: int, path: Path, *, seed: int, device: torch.device, epochs: int = EPOCHS, bfloat16: bool = True
+    squares: Squares, count: int, path: Path, *, seed: int, device: torch.device, epochs: float = EPOCHS, bfloat16: bool = True
 ) -> list[ClassNetwork]:
     """`count` networks trained on the squares, one kind after the other, or those of an earlier run from `path`, where they
     are kept. Raises InputError where the squares have no classes or the file is damaged."""
@@ -117,7 +117,7 @@ def learn(
     return networks
 
 
-def _train(network: ClassNetwork, pixels: Tensor, labels: Tensor, epochs: int, bfloat16: bool) -> None:
+def _train(network: ClassNetwork, pixels: Tensor, labels: Tensor, epochs: float, bfloat16: bool) -> None:
     """AdamW, one cycle of the rate, shifted and mirrored pictures."""
     batch = min(BATCH, len(pixels))
     steps = math.ceil(epochs * len(pixels) / batch)

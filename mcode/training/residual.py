@@ -66,7 +66,7 @@ class ResidualTraining:
 
     l1: weight of each picture's squared error, as a share of the linear part's; l2: of the VGG19 distance of vgg_layers,
     on one random square of at most `feature_crop`; l3: of the distance in the features of `class_networks` classifiers trained
-    first on the same pictures, by the folders they lie in.
+    first on the same pictures for `class_epochs`, by the folders they lie in.
 
     bit_error_rate: of half the pictures the quantiser's bits are flipped with this probability, as the coder `fixed` would
     have them flipped. The code learns from components alone, unless there is an encoder, with which it learns from
@@ -91,6 +91,7 @@ class ResidualTraining:
     l2: float = 0.0
     l3: float = 0.0
     class_networks: int = 2
+    class_epochs: float = classes.EPOCHS
     bit_error_rate: float = 0.0
     vgg_layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_4")
     feature_crop: int = 64
@@ -116,8 +117,8 @@ class ResidualTraining:
             raise ValueError('code and bit_error_rate need quantiser = "bits"')
         if self.network.direct and (self.crop or self.mirror_pairs):
             raise ValueError("direct = true needs whole pictures: crop = 0 and mirror_pairs = false")
-        if not 0 <= self.bit_error_rate < 0.5 or self.class_networks < 1:
-            raise ValueError("bit_error_rate is from 0 to 0.5, class_networks 1 or more")
+        if not 0 <= self.bit_error_rate < 0.5 or self.class_networks < 1 or self.class_epochs <= 0:
+            raise ValueError("bit_error_rate is from 0 to 0.5, class_networks 1 or more, class_epochs more than 0")
 
 
 def train(
@@ -477,8 +478,15 @@ def _features(config: ResidualTraining, device: torch.device) -> Callable[[Tenso
 def _classes(config: ResidualTraining, squares: Squares, out: Path, device: torch.device) -> ClassDistance | None:
     if config.l3 == 0:
         return None
-    place, seed = out / classes.FILE, config.seed
-    networks = classes.learn(squares, config.class_networks, place, seed=seed, device=device, bfloat16=config.bfloat16)
+    networks = classes.learn(
+        squares,
+        config.class_networks,
+        out / classes.FILE,
+        seed=config.seed,
+        device=device,
+        epochs=config.class_epochs,
+        bfloat16=config.bfloat16,
+    )
     return ClassDistance(networks)
 
 
