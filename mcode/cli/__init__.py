@@ -43,7 +43,8 @@ def _top(
     pass
 
 
-for _commands in ("coding", "training", "measuring", "paper", "images", "bench", "study", "live"):  # in the order of the help
+# In the order of the help.
+for _commands in ("coding", "training", "measuring", "paper", "images", "ablation", "bench", "study", "live"):
     importlib.import_module(f"mcode.cli.{_commands}")
 
 

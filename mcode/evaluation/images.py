@@ -147,7 +147,8 @@ def evaluate_images(
 
     if unknown := [name for name in codecs if name not in CODECS]:
         raise InputError(f"unknown codec {unknown[0]!r}; choose from {', '.join(CODECS)}")
-    require_bjontegaard()
+    if "h265" in codecs:  # what they compare with
+        require_bjontegaard()
     out = Path(output)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; give a folder for the report")

@@ -52,14 +52,22 @@ class Lpips:
         """a, b: uint8 (H, W, 3), sides at least 64. 0 for equals, about 1 at most. Keeps the features of `a`."""
         if self._reference is None or self._reference[0] is not a:
             self._reference = a, self._features(a)
-        total = 0.0
-        for x, y, weight in zip(self._reference[1], self._features(b), self._linear, strict=True):
-            total += ((x - y).square() * weight).sum(1).mean().item()
-        return total
+        return self._between(self._reference[1], self._features(b)).item()
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] both, on the device. (B,), differentiable: the loss d_P of HiFiC."""
+        return self._between(self.features(a), self.features(b))
+
+    def _between(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        parts = zip(a, b, self._linear, strict=True)
+        return torch.stack([((x.float() - y.float()).square() * weight).sum(1).mean((1, 2)) for x, y, weight in parts]).sum(0)
 
     def _features(self, rgb: np.ndarray) -> list[Tensor]:
-        """Outputs of the five convolutions after ReLU, of unit length at every position."""
-        x = (to_batch(rgb).to(self.device) * 2 - 1 - self._shift) / self._scale
+        return self.features(to_batch(rgb).to(self.device))
+
+    def features(self, rgb: Tensor) -> list[Tensor]:
+        """Of (B, 3, H, W) in [0, 1]: outputs of the five convolutions after ReLU, of unit length at every position."""
+        x = (rgb * 2 - 1 - self._shift) / self._scale
         found = []
         for number, convolution in enumerate(self._convolutions):
             if number in (1, 2):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,11 +31,15 @@ LEAST_PROBABILITY = 1e-9
 _HYPER_STRIDE = 4
 
 
+Norm = Literal["channel", "instance"]
+
+
 @dataclass(frozen=True)
 class PaperConfig:
     """channels: C of y. width: of the outermost convolutions, which four halvings double to 960. blocks: n_R. hyper:
     channels of z. qualities: quantisers which the manifold holds. tanh: G ends in one, as in weights of the port that were
-    trained on pictures in [-1, 1]."""
+    trained on pictures in [-1, 1]. norm: of E and G; "instance" is the ablation that darkens pictures of other sizes than the
+    training's crops (section 5.4)."""
 
     family: Literal["paper"] = "paper"
     channels: int = 220
@@ -43,6 +48,7 @@ class PaperConfig:
     hyper: int = 320
     qualities: int = 1
     tanh: bool = False
+    norm: Norm = "channel"
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "blocks", "hyper", "qualities"):
@@ -75,13 +81,17 @@ class Conv(nn.Conv2d):
         return super().forward(pad(x, *self.edges))
 
 
+def _norm(channels: int, kind: Norm) -> nn.Module:
+    return ChannelNorm(channels) if kind == "channel" else nn.InstanceNorm2d(channels, affine=True)
+
+
 class Block(nn.Module):
     """x + norm(conv(relu(norm(conv(x)))))."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: Norm = "channel") -> None:
         super().__init__()
         self.conv1, self.conv2 = Conv(channels, channels, 3), Conv(channels, channels, 3)
-        self.norm1, self.norm2 = ChannelNorm(channels), ChannelNorm(channels)
+        self.norm1, self.norm2 = _norm(channels, norm), _norm(channels, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
@@ -90,10 +100,10 @@ class Block(nn.Module):
 class Encoder(nn.Sequential):
     """E: pictures (B, 3, H, W) in [-1, 1], H and W multiples of 16, to y (B, C, H/16, W/16)."""
 
-    def __init__(self, channels: int, width: int) -> None:
-        layers: list[nn.Module] = [Conv(3, width, 7), ChannelNorm(width), nn.ReLU()]
+    def __init__(self, channels: int, width: int, norm: Norm = "channel") -> None:
+        layers: list[nn.Module] = [Conv(3, width, 7), _norm(width, norm), nn.ReLU()]
         for _ in range(4):
-            layers += [Conv(width, 2 * width, 3, edges=(0, 1, 1, 0), stride=2), ChannelNorm(2 * width), nn.ReLU()]
+            layers += [Conv(width, 2 * width, 3, edges=(0, 1, 1, 0), stride=2), _norm(2 * width, norm), nn.ReLU()]
             width *= 2
         super().__init__(*layers, Conv(width, channels, 3))
 
@@ -101,15 +111,15 @@ class Encoder(nn.Sequential):
 class Generator(nn.Module):
     """G: y_hat (B, C, h, w) to pictures (B, 3, 16 h, 16 w), about [-1, 1], not clipped."""
 
-    def __init__(self, channels: int, width: int, blocks: int) -> None:
+    def __init__(self, channels: int, width: int, blocks: int, norm: Norm = "channel") -> None:
         super().__init__()
         wide = 16 * width
-        self.first = nn.Sequential(ChannelNorm(channels), Conv(channels, wide, 3), ChannelNorm(wide))
-        self.blocks = nn.Sequential(*(Block(wide) for _ in range(blocks)))
+        self.first = nn.Sequential(_norm(channels, norm), Conv(channels, wide, 3), _norm(wide, norm))
+        self.blocks = nn.Sequential(*(Block(wide, norm) for _ in range(blocks)))
         layers: list[nn.Module] = []
         for _ in range(4):
             up = nn.ConvTranspose2d(wide, wide // 2, 3, stride=2, padding=1, output_padding=1)
-            layers += [up, ChannelNorm(wide // 2), nn.ReLU()]
+            layers += [up, _norm(wide // 2, norm), nn.ReLU()]
             wide //= 2
         self.up = nn.Sequential(*layers)
         self.last = Conv(wide, 3, 7)
@@ -256,8 +266,10 @@ class Hific(nn.Module):
     def __init__(self, config: PaperConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.channels, config.width)
-        self.generator = Generator(config.channels, config.width, config.blocks)
+        self.encoder = Encoder(config.channels, config.width, config.norm)
+        self.generator = Generator(config.channels, config.width, config.blocks, config.norm)
+        if config.norm == "instance":
+            self.pixels_at_once = sys.maxsize  # each position depends on the whole picture: no parts
         self.hyperprior = Hyperprior(config.channels, config.hyper)
 
     def analysis(self, x: Tensor) -> Tensor:
@@ -268,6 +280,14 @@ class Hific(nn.Module):
         """y (B, C, h, w) to (B, 3, 16 h, 16 w), about [-1, 1]."""
         x_hat = self.generator(y)
         return torch.tanh(x_hat) if self.config.tanh else x_hat
+
+    @torch.inference_mode()
+    def bits(self, symbols: Tensor) -> float:
+        """What integers y (1, C, h, w) cost under P, with z rounded, z included: what a coder of P would need."""
+        z = self.hyperprior.side(symbols.float()).float().round()
+        mean, scale = self.hyperprior.distribution(z, *symbols.shape[2:])
+        p_y, p_z = gaussian_probability(symbols - mean, scale), self.hyperprior.density(z)
+        return float(-(p_y.log2().sum() + p_z.log2().sum()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One training pass: x_hat, y_hat and bits (B,)."""

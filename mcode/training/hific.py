@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .. import manifold
 from ..coders import CodeTables
@@ -45,9 +46,10 @@ class HificLoss:
     """lambda' * bits per pixel + k_mse * squared error (0..255 scale) + k_perceptual * d_P - beta log D (section 3.2),
     where lambda' is lambda_a above rate_target bits per pixel, else lambda_b.
 
-    perceptual "vgg19": the VGG19 feature distance, which stands where the paper has LPIPS. In the first `easy_steps`
-    lambda' is doubled and the target 0.2/0.14 times as high, as in the authors' code. The paper's "no GAN" is
-    adversarial_steps = 0; `conditional` and `norm` are its ablations of D.
+    perceptual: d_P, "lpips" as in the paper, where AlexNet's and LPIPS's weights are at hand, or "vgg19", the VGG19 feature
+    distance. In the first `easy_steps` lambda' is doubled and the target 0.2/0.14 times as high, as in the authors' code. The
+    paper's "no GAN" is adversarial_steps = 0, its "M&S hyperprior" (with our E and G) also k_perceptual = 0; `conditional` and
+    `norm` are its ablations of D. See configs/hific.
     """
 
     rate_target: float = 0.14
@@ -55,7 +57,7 @@ class HificLoss:
     lambda_b: float = 0.0625
     k_mse: float = 0.075 / 32
     k_perceptual: float = 1.0
-    perceptual: Literal["none", "vgg19"] = "vgg19"
+    perceptual: Literal["none", "vgg19", "lpips"] = "vgg19"
     beta: float = 0.15
     easy_steps: int = 50_000
     conditional: bool = True
@@ -95,7 +97,11 @@ class HificOptimiser:
 
 @dataclass(frozen=True)
 class HificTraining:
-    """What configs/hific.toml holds."""
+    """What configs/hific.toml holds.
+
+    initial: the checkpoint of another training whose E, G and P this one starts from, relative to --out: GAN models start
+    from one trained for rate and distortion alone (section 4), which several can share. D starts afresh.
+    """
 
     kind: Literal["hific"]
     name: str
@@ -105,6 +111,7 @@ class HificTraining:
     loss: HificLoss = field(default_factory=HificLoss)
     bfloat16: bool = True
     seed: int = 1
+    initial: str | None = None
 
 
 class Networks(nn.Module):
@@ -133,11 +140,9 @@ def train(
     torch.manual_seed(config.seed)
     model = Networks(config)
     first, saved = loop.begin(out, resume, model)
-    features = None
-    if config.loss.perceptual == "vgg19" and config.loss.k_perceptual:
-        from ..evaluation.features import VGG_LAYERS, VggFeatures
-
-        features = VggFeatures(layers=VGG_LAYERS).to(device, memory_format=torch.channels_last)
+    if config.initial is not None and saved is None:
+        _start_from(model.hific, Path(os.path.normpath(out / config.initial)))  # out may not exist yet
+    distance_of = perceptual_distance(config.loss, device)
     pictures = load_pictures(
         [data / f for f in config.data.folders],
         longest=config.data.longest,
@@ -165,8 +170,8 @@ def train(
         with torch.autocast(kind, torch.bfloat16, enabled=config.bfloat16):
             x_hat, y_hat, bits = model.hific(x)
             x_hat, y_hat = x_hat.float(), y_hat.detach()
-            if features is not None:
-                distance = features.distance(x / 2 + 0.5, x_hat / 2 + 0.5).mean()
+            if distance_of is not None:
+                distance = distance_of(x / 2 + 0.5, x_hat / 2 + 0.5).mean()
             if adversarial:
                 disagreement = F.softplus(-model.d(x_hat, y_hat).float()).mean()
         bpp = bits.mean() / (x.shape[2] * x.shape[3])
@@ -191,6 +196,31 @@ def train(
             log.write(done, norm=norm, pictures_per_s=round(speed, 2))
             log.picture(done, _beside(x[:4], x_hat[:4]))
     return out / loop.CHECKPOINT
+
+
+def perceptual_distance(loss: HificLoss, device: str) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """d_P of pictures (B, 3, H, W) in [0, 1], (B,); None where there is none. Raises InputError without its weights."""
+    if loss.perceptual == "none" or not loss.k_perceptual:
+        return None
+    if loss.perceptual == "lpips":
+        from ..evaluation import lpips
+        from ..evaluation.features import weights_path
+
+        return lpips.Lpips(weights_path(lpips.ALEXNET_FILE), weights_path(lpips.LINEAR_FILE), device).distance
+    from ..evaluation.features import VGG_LAYERS, VggFeatures
+
+    return VggFeatures(layers=VGG_LAYERS).to(device, memory_format=torch.channels_last).distance
+
+
+def _start_from(net: Hific, path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"initial: {path} is not there; train that configuration first, into this folder's neighbour")
+    _, _, tensors = loop.read_checkpoint(path)
+    prefix = "model.hific."
+    try:
+        net.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    except RuntimeError as error:
+        raise InputError(f"initial: {path} is of other networks than this configuration's") from error
 
 
 def _beside(x: torch.Tensor, x_hat: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,302 @@
+"""`mcode evaluate ablation`: a family of trained `hific` manifolds side by side, by what distinguishes their trainings.
+
+The table of Mentzer et al. 2020 (table 1, figures 6 to 8) and their sweep over beta (figure 5). What is measured is kept
+in OUT/cache, one file for each manifold and picture, so that an evaluation that was interrupted goes on where it stopped.
+Manifolds are loaded one after the other: at full size each takes a gigabyte.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcode.errors import InputError
+from mcode.evaluation import stills
+from mcode.evaluation.images import _Cache, _digest, _mean, _Measured
+from mcode.evaluation.images_report import _finite, _write, value_text
+from mcode.evaluation.judges import METRICS, Judges, Metric
+from mcode.latents import choose_device, quantise
+from mcode.manifold import Manifold, load, read_info
+
+PERCEPTION = ("fid256", "kid256", "squeezenet_fid256", "mobilenet_kid256", "niqe", "mobilenet", "vgg19", "ms_ssim")
+"""What the sweep's vertical axis shows: the first of these that was measured."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training's configuration says, None where the manifold's card has none. beta: 0 without a GAN loss. norm_d,
+    conditional: of D, None without one. steps: of both stages, those done."""
+
+    rate_target: float | None
+    beta: float | None
+    k_mse: float | None
+    k_perceptual: float | None
+    perceptual: str | None
+    norm_d: str | None
+    conditional: bool | None
+    norm: str | None
+    blocks: int | None
+    steps: int | None
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """All but rate target, beta and D: models of one kind belong to one sweep over beta."""
+        return self.k_mse, self.k_perceptual, self.perceptual, self.norm, self.blocks
+
+    @property
+    def usual_d(self) -> bool:
+        return not self.beta or (self.norm_d == "spectral" and self.conditional is True)
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """Means over pictures. bpp: of files, coder huffman; estimate: bits per pixel under the manifold's own P, None where it
+    has none; mse: of values 0..255; distortion: k_M MSE + k_P d_P as the training weighed them, None without d_P's network.
+    """
+
+    name: str
+    manifold_id: str
+    settings: Settings
+    bpp: float
+    estimate: float | None
+    mse: float
+    distortion: float | None
+    scores: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class AblationReport:
+    folder: str
+    images: int
+    metrics: tuple[Metric, ...]
+    rows: tuple[AblationRow, ...]
+    measured: int
+    warnings: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def evaluate_ablation(
+    folder: str | os.PathLike[str],
+    manifolds: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    perceptual: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    force: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> AblationReport:
+    """Measures manifolds, names or files, on the pictures of a folder; writes OUT/ablation.json, ablation.md and sweep.png.
+
+    perceptual: the folder of `Judges`' weights. progress(pictures done, of how many). Raises InputError, ManifoldError.
+    """
+    out = Path(output)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; give a folder for the report")
+    if (out / "ablation.json").exists() and not force:
+        raise InputError(f"{out / 'ablation.json'}: exists; add --force to write it anew (what is measured stays measured)")
+    if not manifolds:
+        raise InputError("--manifolds: name at least one")
+    infos = [read_info(given) for given in manifolds]
+    for info in infos:
+        if info.frame_size is not None:
+            raise InputError(f"manifold {info.name} holds one size alone; give manifolds for pictures of any size")
+    if len({info.name for info in infos}) < len(infos):
+        raise InputError("--manifolds: two have the same name; give each once")
+    paths = stills.image_paths(Path(folder))
+    where = choose_device(device).type
+    judges = Judges(perceptual, where)
+    cache = _Cache(out / "cache", judges, {f"MCode {info.name}": info.id for info in infos})
+    total, done, measured, rows = len(paths) * len(infos), 0, 0, []
+    digests: list[str] = []
+    for path in paths:
+        rgb = stills.read_image(path)
+        digests.append(_digest(rgb))
+        if cache.get(None, digests[-1]) is None:
+            cache.put(None, digests[-1], _Measured(0.0, {}, judges.patch_features(rgb)))
+    _, originals = _mean([cache.read(None, digest) for digest in digests])
+    for info in infos:
+        model: Manifold | None = None
+        codec = stills.StillCodec(f"MCode {info.name}", "ablation", _never)
+        for path, digest in zip(paths, digests, strict=True):
+            if cache.get(codec, digest) is None:
+                model = model or load(info.path, where)
+                cache.put(codec, digest, _measure(model, stills.read_image(path), judges))
+                measured += 1
+            done += 1
+            if progress:
+                progress(done, total)
+        mean, features = _mean([cache.read(codec, digest) for digest in digests])
+        mean.scores.update(judges.compare_sets(originals, features))
+        rows.append(_row(info.name, info.id, settings_of(info.card, info.config), mean))
+    missing = ", ".join(f"{label} (no {file})" for label, file in judges.missing.items())
+    if perceptual is None:
+        missing = "all that need weights; give their folder with --perceptual"
+    report = AblationReport(
+        folder=os.fspath(folder),
+        images=len(paths),
+        metrics=judges.metrics,
+        rows=tuple(rows),
+        measured=measured,
+        warnings=(f"not measured: {missing}",) if missing else (),
+        files=(),
+    )
+    return AblationReport(**(vars(report) | {"files": tuple(map(str, _write_all(out, report)))}))
+
+
+def settings_of(card: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:
+    """From a manifold's card, which holds the training's configuration, and its config."""
+    training, network = card.get("training_config") or {}, config.get("network") or {}
+    loss, optimiser = training.get("loss") or {}, training.get("optimiser") or {}
+    trained = {"rate_target", "k_mse"} <= set(loss)  # a training of the full-size networks, of whatever size
+    gan = trained and (optimiser.get("adversarial_steps") or 0) > 0
+    return Settings(
+        rate_target=loss.get("rate_target"),
+        beta=(loss.get("beta") if gan else 0.0) if trained else None,
+        k_mse=loss.get("k_mse"),
+        k_perceptual=loss.get("k_perceptual") if trained else None,
+        perceptual=loss.get("perceptual") if trained else None,
+        norm_d=loss.get("norm") if gan else None,
+        conditional=loss.get("conditional") if gan else None,
+        norm=network.get("norm"),
+        blocks=network.get("blocks"),
+        steps=card.get("steps"),
+    )
+
+
+def _never(rgb: np.ndarray) -> tuple[int, np.ndarray]:
+    raise AssertionError("pictures are measured by _measure")
+
+
+def _measure(model: Manifold, rgb: np.ndarray, judges: Judges) -> _Measured:
+    """Scores with what the table needs beside: mse, and the bits under P where the networks have one."""
+    pixels = rgb.shape[0] * rgb.shape[1]
+    size, decoded = stills.mcode_still(model, model.default_quality).code(rgb)
+    scores = judges.score(rgb, decoded)
+    scores["mse"] = float(np.square(rgb.astype(np.float32) - decoded).mean(dtype=np.float64))
+    estimate = None
+    if (bits := getattr(model.net, "bits", None)) is not None:
+        import torch
+
+        symbols = quantise(model.analyse(rgb[None])[0], model.gain(model.default_quality))
+        estimate = bits(torch.from_numpy(symbols).to(model.device).float()[None]) / pixels
+    return _Measured(size * 8 / pixels, scores | {"estimate": estimate}, judges.patch_features(decoded))
+
+
+def _row(name: str, manifold_id: str, settings: Settings, mean: _Measured) -> AblationRow:
+    scores = dict(mean.scores)
+    mse, estimate = scores.pop("mse"), scores.pop("estimate")
+    assert mse is not None
+    return AblationRow(name, manifold_id, settings, mean.bpp, estimate, mse, _distortion(settings, mse, scores), scores)
+
+
+def _distortion(settings: Settings, mse: float, scores: Mapping[str, float | None]) -> float | None:
+    if settings.k_mse is None:
+        return None
+    d_p: float | None = 0.0
+    if settings.perceptual not in (None, "none") and settings.k_perceptual:
+        d_p = scores.get(settings.perceptual)
+    return None if d_p is None else settings.k_mse * mse + (settings.k_perceptual or 0.0) * d_p
+
+
+# The sweep over beta
+
+
+def sweep_points(report: AblationReport) -> tuple[Metric | None, dict[float, list[tuple[float, float, float]]]]:
+    """The metric of the vertical axis, and (beta, distortion, value) rising by beta, for each rate target.
+
+    Of the models of one kind, the kind with most of them, whose D is the usual one.
+    """
+    by_key = {metric.key: metric for metric in METRICS}
+    rows = [row for row in report.rows if row.distortion is not None and row.settings.usual_d and row.settings.rate_target]
+    key = next((k for k in PERCEPTION if any(row.scores.get(k) is not None for row in rows)), None)
+    if key is None:
+        return None, {}
+    kinds = [row.settings.kind for row in rows]
+    usual = max(kinds, key=lambda kind: (kinds.count(kind), kind[1] or 0.0))
+    found: dict[float, list[tuple[float, float, float]]] = {}
+    for row in rows:
+        value = row.scores.get(key)
+        if row.settings.kind == usual and value is not None:
+            assert row.settings.rate_target is not None and row.settings.beta is not None and row.distortion is not None
+            found.setdefault(row.settings.rate_target, []).append((row.settings.beta, row.distortion, value))
+    return by_key[key], {target: sorted(points) for target, points in sorted(found.items())}
+
+
+def _drawn(report: AblationReport) -> bytes | None:
+    """Figure 5, as a PNG; None where no two models belong to a sweep."""
+    metric, sweeps = sweep_points(report)
+    if metric is None or not sweeps:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for target, points in sweeps.items():
+        (line,) = axes.plot([d for _, d, _ in points], [v for _, _, v in points], marker="o", label=f"{target:g} bit/pixel")
+        for beta, d, value in points:
+            text = f"β = {beta:g}" if beta else "no GAN"
+            axes.annotate(text, (d, value), textcoords="offset points", xytext=(6, 4), fontsize=8, color=line.get_color())
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_xlabel("distortion d = k_M MSE + k_P d_P")
+    axes.set_ylabel(metric.label)
+    axes.set_title("Distortion against perception over β", loc="left", fontsize=11)
+    axes.legend(frameon=False, fontsize=8.5)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+# Files
+
+
+def _write_all(out: Path, report: AblationReport) -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    if (drawn := _drawn(report)) is not None:
+        files.append(_write(out / "sweep.png", drawn))
+    columns, lines = table(report)
+    text = [f"{report.images} pictures of {Path(report.folder).resolve().name}.", ""]
+    text += [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines)]
+    files.append(_write(out / "ablation.md", ("\n".join(text) + "\n").encode()))
+    values = {"folder": report.folder, "images": report.images, "rows": [asdict(row) for row in report.rows]}
+    content = json.dumps(_finite(values), ensure_ascii=False, indent=1, allow_nan=False)
+    files.append(_write(out / "ablation.json", content.encode()))
+    return files
+
+
+def table(report: AblationReport) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of text: what distinguishes the trainings, then what was measured."""
+    shown = [metric for metric in report.metrics if any(row.scores.get(metric.key) is not None for row in report.rows)]
+    settings = ["rate_target", "beta", "perceptual", "norm_d", "conditional", "norm", "blocks"]
+    kept = [name for name in settings if len({getattr(row.settings, name) for row in report.rows}) > 1]
+    labels = {
+        "rate_target": "r_t",
+        "perceptual": "d_P",
+        "norm_d": "norm in D",
+        "norm": "norm in E, G",
+        "conditional": "D sees y",
+    }
+    columns = ["model", *(labels.get(name, name) for name in kept), "bit/pixel", "under P", "d", *(m.label for m in shown)]
+    lines = []
+    for row in report.rows:
+        own = [_setting(getattr(row.settings, name)) for name in kept]
+        rates = [f"{row.bpp:.3f}", _number(row.estimate, 3), _number(row.distortion, 3)]
+        lines.append([row.name, *own, *rates, *(value_text(m.key, row.scores.get(m.key)) for m in shown)])
+    return columns, lines
+
+
+def _setting(value: Any) -> str:
+    return {None: "–", True: "yes", False: "no"}.get(value, f"{value}") if not isinstance(value, float) else f"{value:g}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -1,0 +1,172 @@
+"""Trains a family of HiFiC configurations, one after the other, and measures them side by side. Goes on where it stopped.
+
+    python scripts/ablation.py configs/hific --data DIR --out runs/hific --pictures DIR/stills/kodak --device cuda
+    python scripts/ablation.py configs/hific --data DIR --out runs/small --small --steps 500 --only no-gan,low,beta-1.5
+
+A configuration whose `initial` names another's checkpoint is trained after it. OUT/NAME holds each training, OUT/NAME.toml what
+it was trained with, OUT/report the table, the sweep over beta and ablation.json (as `mcode evaluate ablation` makes them).
+--small: networks, crops and batches for an afternoon on a processor. A training that fails is named, and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mcode.config import from_dict
+from mcode.errors import McodeError
+from mcode.manifold import read_info
+from mcode.training.hific import HificTraining
+
+SMALL = {
+    "network": {"channels": 32, "width": 8, "hyper": 32},
+    "data": {"crop": 128, "batch": 4, "longest": 640, "frames_per_video": 2},
+    "optimiser": {"learning_rate": 2e-4, "clip": 1.0},
+}
+SMALL_BLOCKS = {9: 3, 5: 2, 1: 1}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", type=Path, help="a folder of configurations")
+    parser.add_argument("--data", type=Path, required=True, help="what the configurations' folders are relative to")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", help="names of configurations, parted by commas; what they start from is trained too")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--steps", type=int, help="of each stage that a configuration has")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="in every configuration, as TOML")
+    parser.add_argument("--pictures", type=Path, help="what the models are measured on; DATA/stills/kodak where there is one")
+    parser.add_argument("--perceptual", type=Path, help="folder of the weights of losses and metrics; else $MCODE_PERCEPTUAL")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    given = parser.parse_args()
+    pictures = given.pictures or given.data / "stills" / "kodak"
+    try:
+        family = read_family(given.configs, given.only.split(",") if given.only else None)
+        changed = {name: override(values, given.small, given.steps, given.set) for name, values in family.items()}
+        for name, values in changed.items():
+            from_dict(values, HificTraining, source=f"{given.configs / name}.toml")
+    except McodeError as error:
+        parser.error(str(error))
+    given.out.mkdir(parents=True, exist_ok=True)
+    made, left_out = [], []
+    for name, values in changed.items():
+        try:
+            made.append(train_one(name, values, given))
+        except McodeError as error:
+            left_out.append(name)
+            print(json.dumps({"configuration": name, "left_out": str(error)}), flush=True)
+    if not made:
+        return 1
+    return max(measure(made, pictures, given), int(bool(left_out)))
+
+
+def read_family(folder: Path, only: list[str] | None) -> dict[str, dict[str, Any]]:
+    """Configurations by file name, those that others start from before them. Raises McodeError."""
+    family = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))}
+    if not family:
+        raise McodeError(f"{folder}: no configurations (.toml) in it")
+    if missing := [name for name in only or () if name not in family]:
+        raise McodeError(f"--only {missing[0]}: not in {folder}, which has {', '.join(family)}")
+    ordered: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, behind: tuple[str, ...] = ()) -> None:
+        if name in ordered:
+            return
+        if name in behind or name not in family:
+            raise McodeError(f"{folder}: {' -> '.join((*behind, name))}: no such configuration to start from, or a circle")
+        if initial := family[name].get("initial"):
+            add(Path(initial).parent.name, (*behind, name))
+        ordered[name] = family[name]
+
+    for name in only or family:
+        add(name)
+    return ordered
+
+
+def override(values: dict[str, Any], small: bool, steps: int | None, assignments: list[str]) -> dict[str, Any]:
+    """The configuration with --small, --steps and --set in it. Raises McodeError."""
+    changed = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    if small:
+        for table, items in SMALL.items():
+            changed[table] = changed.get(table, {}) | items
+        blocks = changed["network"].get("blocks", 9)
+        changed["network"]["blocks"] = SMALL_BLOCKS.get(blocks, blocks)
+    if steps is not None:
+        optimiser = changed["optimiser"]
+        optimiser |= {key: steps for key in ("steps", "adversarial_steps") if optimiser.get(key)}
+        optimiser["checkpoint_every"] = max(1, min(optimiser.get("checkpoint_every", steps), steps // 5))
+        loss = changed.setdefault("loss", {})
+        loss["easy_steps"] = min(loss.get("easy_steps", steps // 20), steps // 20)
+    for text in assignments:
+        place, _, value = text.partition("=")
+        table, _, key = place.strip().rpartition(".")
+        try:
+            target = changed.setdefault(table, {}) if table else changed
+            target[key] = tomllib.loads(f"x = {value}")["x"]
+        except (tomllib.TOMLDecodeError, TypeError, AttributeError):
+            raise McodeError(f"--set {text}: give TABLE.KEY=VALUE with a value as TOML has it, as data.batch=4") from None
+    return changed
+
+
+def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> Path:
+    """The manifold of one configuration, trained as far as it was not yet. Raises McodeError."""
+    from mcode.training.train import train
+
+    config = from_dict(values, HificTraining, source=name)
+    path, out = given.out / f"{name}.toml", given.out / name
+    text = to_toml(values)
+    if path.exists() and path.read_text(encoding="utf-8") != text and (out / f"{config.name}.safetensors").exists():
+        raise McodeError(f"{path}: trained with another configuration; choose another --out, or remove {out}")
+    path.write_text(text, encoding="utf-8")
+    finished = out / f"{config.name}.safetensors"
+    total = config.optimiser.steps + config.optimiser.adversarial_steps
+    if finished.exists() and read_info(finished).card.get("steps") == total:
+        print(json.dumps({"configuration": name, "manifold": str(finished), "finished": "before"}), flush=True)
+        return finished
+    started = time.monotonic()
+
+    def report(row: dict[str, float]) -> None:
+        print(f"{name}  " + "  ".join(f"{key} {value:g}" for key, value in row.items()), file=sys.stderr)
+
+    made = train(path, given.data, out, resume=True, device=given.device, perceptual=given.perceptual, report=report)
+    seconds = round(time.monotonic() - started, 1)
+    print(json.dumps({"configuration": name, "manifold": str(made), "seconds": seconds}), flush=True)
+    return made
+
+
+def measure(made: list[Path], pictures: Path, given: argparse.Namespace) -> int:
+    import os
+
+    from mcode.evaluation.ablation import evaluate_ablation, table
+    from mcode.evaluation.features import WEIGHTS_VARIABLE
+
+    weights = given.perceptual or os.environ.get(WEIGHTS_VARIABLE) or None
+    try:
+        report = evaluate_ablation(pictures, made, given.out / "report", perceptual=weights, device=given.device, force=True)
+    except McodeError as error:
+        print(f"ablation.py: error: {error}", file=sys.stderr)
+        return 1
+    columns, lines = table(report)
+    print("\n".join("\t".join(line) for line in (columns, *lines)))
+    print("\n".join(report.files))
+    return 0
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """Tables of plain values, one level deep, as configurations are. JSON writes them as TOML does."""
+    plain = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for table, items in values.items():
+        if isinstance(items, dict):
+            plain += ["", f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in items.items())]
+    return "\n".join(plain) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

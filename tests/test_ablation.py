@@ -1,0 +1,332 @@
+"""Families of HiFiC trainings: every configuration of the paper, stage 2 from stage 1, the table and the sweep over beta."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mcode import manifold
+from mcode.cli import main
+from mcode.errors import InputError
+from mcode.evaluation import lpips
+from mcode.evaluation.ablation import AblationReport, AblationRow, Settings, evaluate_ablation, settings_of, sweep_points, table
+from mcode.evaluation.judges import METRICS
+from mcode.nets.paper import Discriminator, Hific, PaperConfig
+from mcode.training import hific, loop
+from mcode.training.train import read_config, train
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs" / "hific"
+TINY = [
+    "network.channels=4", "network.width=2", "network.hyper=4", "network.blocks=1", "data.crop=64", "data.batch=2",
+    "data.folders=['pictures']", "loss.perceptual='none'", "bfloat16=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        rgb = cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), (112, 80), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / "pictures" / f"{i}.png"), rgb)
+    return folder
+
+
+def script(data, out, *more, only="no-gan,low,beta-1.5,unconditional"):
+    command = [sys.executable, str(ROOT / "scripts" / "ablation.py"), str(CONFIGS), "--data", str(data), "--out", str(out)]
+    command += ["--only", only, "--steps", "2", "--device", "cpu", "--pictures", str(data / "pictures"), *more]
+    command += [part for text in TINY for part in ("--set", text)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """A family trained for two steps a stage, and what the script said."""
+    out = tmp_path_factory.mktemp("runs")
+    done = script(data, out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+# Configurations
+
+
+def test_the_configurations_hold_what_the_paper_varies():
+    configs = {path.stem: read_config(path) for path in CONFIGS.glob("*.toml")}
+    assert all(isinstance(config, hific.HificTraining) for config in configs.values())
+    assert len({config.name for config in configs.values()}) == len(configs)
+    for name, target, lambda_a in (("low", 0.14, 2.0), ("medium", 0.3, 1.0), ("high", 0.45, 0.5)):
+        stage1 = configs["no-gan" + ("" if name == "low" else f"-{name}")]
+        for config in (configs[name], stage1):
+            assert (config.loss.rate_target, config.loss.lambda_a, config.loss.lambda_b) == (target, lambda_a, 2**-4)
+        assert stage1.optimiser.adversarial_steps == 0 and stage1.initial is None
+        assert configs[name].initial == f"../{'no-gan' if name == 'low' else f'no-gan-{name}'}/checkpoint.safetensors"
+        assert configs[name].optimiser.steps == 0 < configs[name].optimiser.adversarial_steps
+        assert configs[name].loss.k_mse == 0.075 / 32
+        plain = configs["hyperprior" + ("" if name == "low" else f"-{name}")]
+        assert plain.loss.perceptual == "none" and plain.optimiser.adversarial_steps == 0 and plain.loss.rate_target == target
+    assert sorted(configs[n].loss.beta for n in ("beta-0.015", "low", "beta-1.5")) == [0.015, 0.15, 1.5]
+    assert not configs["unconditional"].loss.conditional and configs["instance-d"].loss.norm == "instance"
+    both = configs["instance-d-unconditional"].loss
+    assert (both.norm, both.conditional) == ("instance", False)
+    assert [configs[n].network.blocks for n in ("blocks-1", "blocks-5", "low")] == [1, 5, 9]
+    assert {configs[n].loss.perceptual for n in ("no-perceptual", "low", "lpips")} == {"none", "vgg19", "lpips"}
+    assert configs["instance-eg"].network.norm == "instance" and configs["gan-alone"].loss.k_mse == 0
+    assert all((config.network.channels, config.network.width) == (220, 60) for config in configs.values())
+
+
+def test_instance_norm_depends_on_the_whole_picture_and_channel_norm_does_not():
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 64, 160) * 2 - 1
+    other = x.clone()
+    other[..., 128:] *= -1
+    for norm, same in (("channel", True), ("instance", False)):
+        net = Hific(PaperConfig(channels=4, width=2, blocks=1, hyper=4, norm=norm)).eval()
+        with torch.no_grad():
+            y, z = net.analysis(x), net.analysis(other)
+        assert torch.allclose(y[..., 0], z[..., 0], atol=1e-6) is same
+        assert (net.pixels_at_once > 1 << 30) is not same  # such a picture cannot be taken in parts
+
+
+def test_bits_are_those_of_the_distribution():
+    net = Hific(PaperConfig(channels=2, width=2, blocks=1, hyper=2)).eval()
+    for parameter in net.hyperprior.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():  # mean 0, scale 2 everywhere
+        net.hyperprior.synthesis_scale[-1].bias.fill_(2.0)
+    y = torch.tensor([0.0, 1.0, -3.0, 0.0, 2.0, 0.0, 0.0, 5.0]).view(1, 2, 2, 2)
+    normal = torch.distributions.Normal(0.0, 2.0)
+    expected = -(normal.cdf(y + 0.5) - normal.cdf(y - 0.5)).log2().sum()
+    with torch.no_grad():
+        of_z = -2 * net.hyperprior.density(torch.zeros(1, 2, 1, 1)).log2().mean()
+    assert net.bits(y) == pytest.approx(float(expected + of_z), rel=1e-4)
+
+
+# Training
+
+
+def test_stage_2_starts_from_stage_1_and_its_d_afresh(trained):
+    out, _ = trained
+    stage1 = loop.read_checkpoint(out / "no-gan" / loop.CHECKPOINT)[2]
+    config = read_config(out / "low.toml")
+    assert config.initial == "../no-gan/checkpoint.safetensors"
+    model = hific.Networks(config)
+    hific._start_from(model.hific, out / "low" / config.initial)
+    for name, value in model.hific.state_dict().items():
+        assert torch.equal(value, stage1[f"model.hific.{name}"]), name
+    # After two steps with a learning rate of 1e-4 its weights are still near, D's are its own.
+    stage2 = loop.read_checkpoint(out / "low" / loop.CHECKPOINT)[2]
+    near = [(stage2[k] - v).abs().max() for k, v in stage1.items() if k.startswith("model.hific.") and k.endswith("weight")]
+    assert 0 < max(near) < 1e-3
+    assert any(k.startswith("exp_avg.d.") for k in stage2) and not any(k.startswith("exp_avg.d.") for k in stage1)
+
+
+def test_a_start_that_is_not_there_or_of_other_networks_is_named(tmp_path, data, trained):
+    out, _ = trained
+    text = (out / "low.toml").read_text()
+    (tmp_path / "low.toml").write_text(text)
+    with pytest.raises(InputError, match=r"initial: .*no-gan/checkpoint.safetensors is not there"):
+        train(tmp_path / "low.toml", data, tmp_path / "low", device="cpu")
+    (tmp_path / "low.toml").write_text(text.replace("width = 2", "width = 3"))
+    (tmp_path / "no-gan").mkdir()
+    (tmp_path / "no-gan" / loop.CHECKPOINT).write_bytes((out / "no-gan" / loop.CHECKPOINT).read_bytes())
+    with pytest.raises(InputError, match="of other networks"):
+        train(tmp_path / "low.toml", data, tmp_path / "low", device="cpu")
+
+
+@pytest.mark.parametrize("norm", ["spectral", "instance"])
+@pytest.mark.parametrize("conditional", [True, False])
+def test_every_d_judges_each_patch(norm, conditional):
+    d = Discriminator(4, norm=norm, conditional=conditional)
+    x, y = torch.rand(2, 3, 64, 96), torch.rand(2, 4, 4, 6)
+    assert d(x, y).shape == (2, 1, 4, 6)
+    moved = torch.equal(d.eval()(x, y), d(x, y + 1))
+    assert moved is not conditional
+
+
+def write_lpips(folder):
+    """Random weights in the layout of torchvision's AlexNet and of LPIPS."""
+    generator = torch.Generator().manual_seed(0)
+    state, linear = {}, {}
+    for number, (place, (a, b, size, _, _)) in enumerate(zip(lpips._IN_STATE_DICT, lpips._LAYERS, strict=True)):
+        state[f"features.{place}.weight"] = torch.randn(b, a, size, size, generator=generator) / (a * size**2) ** 0.5
+        state[f"features.{place}.bias"] = torch.zeros(b)
+        linear[f"lin{number}.model.1.weight"] = torch.rand(1, b, 1, 1, generator=generator)
+    torch.save(state, folder / lpips.ALEXNET_FILE)
+    torch.save(linear, folder / lpips.LINEAR_FILE)
+
+
+def test_lpips_as_a_loss_is_the_metric_and_has_a_gradient(tmp_path, monkeypatch):
+    write_lpips(tmp_path)
+    monkeypatch.setenv("MCODE_PERCEPTUAL", str(tmp_path))
+    distance = hific.perceptual_distance(hific.HificLoss(perceptual="lpips"), "cpu")
+    assert distance is not None
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 256, (2, 64, 80, 3), np.uint8)
+    x, y = (torch.from_numpy(v).permute(2, 0, 1)[None].float() / 255 for v in (a, b))
+    y.requires_grad_()
+    found = distance(x, y)
+    metric = lpips.Lpips(tmp_path / lpips.ALEXNET_FILE, tmp_path / lpips.LINEAR_FILE)
+    assert found.shape == (1,) and found.item() == pytest.approx(metric(a, b), rel=1e-5) and metric(a, a) == 0
+    found.sum().backward()
+    assert y.grad is not None and y.grad.abs().sum() > 0
+    assert hific.perceptual_distance(hific.HificLoss(perceptual="none"), "cpu") is None
+    assert hific.perceptual_distance(hific.HificLoss(perceptual="lpips", k_perceptual=0.0), "cpu") is None
+
+
+def test_a_loss_without_its_weights_is_left_out_and_the_others_go_on(tmp_path, data, monkeypatch):
+    monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
+    wanted = [text for text in TINY if "perceptual" not in text]
+    command = [sys.executable, str(ROOT / "scripts" / "ablation.py"), str(CONFIGS), "--data", str(data)]
+    command += ["--out", str(tmp_path / "two"), "--only", "lpips,hyperprior", "--steps", "1", "--device", "cpu"]
+    command += ["--pictures", str(data / "pictures"), *(part for text in wanted for part in ("--set", text))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 1
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert said[0]["configuration"] == "lpips" and "alexnet" in said[0]["left_out"]
+    assert said[1]["configuration"] == "hyperprior" and Path(said[1]["manifold"]).is_file()
+    assert (tmp_path / "two" / "report" / "ablation.json").is_file()
+
+
+# The script and the report
+
+
+def test_the_family_is_trained_in_order_and_measured(trained, data):
+    out, said = trained
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [line["configuration"] for line in lines] == ["no-gan", "low", "beta-1.5", "unconditional"]
+    report = json.loads((out / "report" / "ablation.json").read_text())
+    assert report["images"] == 3
+    rows = {row["name"]: row for row in report["rows"]}
+    assert [rows[f"hific-{n}"]["settings"]["beta"] for n in ("no-gan", "low", "beta-1.5")] == [0.0, 0.15, 1.5]
+    assert rows["hific-unconditional"]["settings"]["conditional"] is False
+    assert rows["hific-no-gan"]["settings"]["norm_d"] is None
+    for row in rows.values():
+        assert row["bpp"] > 0 and row["estimate"] > 0 and row["settings"]["steps"] == 2
+        assert row["distortion"] == pytest.approx(0.075 / 32 * row["mse"])  # d_P = none here
+        assert row["scores"]["psnr_db"] > 0
+    markdown = (out / "report" / "ablation.md").read_text().splitlines()
+    assert markdown[2].startswith("| model | beta | norm in D | D sees y | bit/pixel | under P | d | PSNR")
+    assert len(markdown) == 4 + 4 and markdown[-1].startswith("| hific-unconditional | 0.15 | spectral | no |")
+
+
+def test_started_again_it_trains_and_measures_nothing(trained, data):
+    out, _ = trained
+    before = (out / "low" / loop.CHECKPOINT).stat().st_mtime_ns
+    done = script(data, out)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [line["finished"] for line in said] == ["before"] * 4
+    assert (out / "low" / loop.CHECKPOINT).stat().st_mtime_ns == before
+    changed = script(data, out, "--set", "seed=2")
+    assert changed.returncode == 1 and "trained with another configuration" in changed.stdout
+
+
+def test_an_interrupted_family_goes_on(trained, data, tmp_path):
+    """The checkpoint of a training stands, its manifold does not: it is resumed, and ends as the other did."""
+    out, _ = trained
+    for name in ("no-gan", "low"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / loop.CHECKPOINT).write_bytes((out / name / loop.CHECKPOINT).read_bytes())
+    done = script(data, tmp_path, only="low")
+    assert done.returncode == 0, done.stderr
+    ids = [manifold.verify(folder / "low" / "hific-low.safetensors") for folder in (out, tmp_path)]
+    assert ids[0] == ids[1]
+
+
+def test_the_command_reads_the_cache_and_says_what_is_wrong_in_one_line(trained, data, tmp_path, capsys):
+    out, _ = trained
+    files = ",".join(str(out / n / f"hific-{n}.safetensors") for n in ("no-gan", "low"))
+    command = [
+        "evaluate",
+        "ablation",
+        str(data / "pictures"),
+        "--manifolds",
+        files,
+        "-o",
+        str(tmp_path / "r"),
+        "--device",
+        "cpu",
+    ]
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["measured"] == 6 and [row["name"] for row in report["rows"]] == ["hific-no-gan", "hific-low"]
+    assert main(command) == 2
+    assert "ablation.json: exists; add --force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+    assert "0 pictures measured now" in capsys.readouterr().out
+    for wrong, message in (
+        ([*command[:4], files + "," + files.split(",")[0], *command[5:], "--force"], "two have the same name"),
+        ([*command[:4], "nothing-so-named", *command[5:], "--force"], "no manifold named 'nothing-so-named'"),
+        ([*command[:4], ",", *command[5:], "--force"], "name at least one"),
+        (["evaluate", "ablation", str(tmp_path / "r"), *command[3:], "--force"], "no pictures in it"),
+    ):
+        assert main(wrong) == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1 and message in said[0], said
+
+
+def report_of(*rows):
+    keys = {key for row in rows for key in row.scores}
+    return AblationReport("d", 1, tuple(m for m in METRICS if m.key in keys), rows, 0, (), ())
+
+
+def row_of(name, target, beta, d, *, fid=None, perceptual="vgg19", conditional=True, blocks=9, norm_d="spectral"):
+    settings = Settings(
+        target, beta, 0.002, 1.0, perceptual, norm_d if beta else None, conditional if beta else None, "channel", blocks, 9
+    )
+    return AblationRow(name, "00", settings, target, target, 100.0, d, {"mobilenet": 0.2, "squeezenet_fid256": fid})
+
+
+def test_the_sweep_takes_models_that_differ_in_beta_and_rate_alone():
+    report = report_of(
+        row_of("low", 0.14, 0.15, 2.0, fid=5.0),
+        row_of("strong", 0.14, 1.5, 3.0, fid=4.0),
+        row_of("no GAN", 0.14, 0.0, 1.0, fid=9.0),
+        row_of("high", 0.45, 0.15, 0.5, fid=3.0),
+        row_of("blocks-1", 0.14, 0.15, 2.5, fid=20.0, blocks=1),
+        row_of("blind", 0.14, 0.15, 2.5, fid=21.0, conditional=False),
+        row_of("instance", 0.14, 0.15, 2.5, fid=22.0, norm_d="instance"),
+        row_of("M&S", 0.14, 0.0, 0.8, fid=23.0, perceptual="none"),
+    )
+    metric, sweeps = sweep_points(report)
+    assert metric is not None and metric.key == "squeezenet_fid256"
+    assert sweeps == {0.14: [(0.0, 1.0, 9.0), (0.15, 2.0, 5.0), (1.5, 3.0, 4.0)], 0.45: [(0.15, 0.5, 3.0)]}
+    columns, lines = table(report)
+    assert columns[:5] == ["model", "r_t", "beta", "d_P", "norm in D"] and "blocks" in columns
+    assert lines[2][:6] == ["no GAN", "0.14", "0", "vgg19", "–", "–"]
+
+
+def test_a_sweep_is_drawn_and_models_without_a_training_are_none(tmp_path, monkeypatch):
+    from mcode.evaluation import ablation
+
+    drawn = ablation._drawn(report_of(row_of("low", 0.14, 0.15, 2.0, fid=5.0), row_of("no GAN", 0.14, 0.0, 1.0, fid=9.0)))
+    assert drawn is not None
+    picture = cv2.imdecode(np.frombuffer(drawn, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape[0] > 400 and picture.min() < 100
+    unknown = settings_of({"steps": 5}, {"network": {"family": "compact"}})
+    assert unknown == Settings(*[None] * 9, 5)
+    row = AblationRow("general", "00", unknown, 0.1, None, 10.0, None, {"mobilenet": 0.1})
+    assert ablation._drawn(report_of(row)) is None
+    assert table(report_of(row))[1] == [["general", "0.100", "–", "–", "0.100"]]
+
+
+def test_a_manifold_of_one_size_is_refused(tmp_path, data):
+    from mcode.coders import CodeTables
+
+    config = {"frame_size": [32, 32], "m": 2, "qualities": 1}
+    tensors = {"basis": np.zeros((2, 3072), np.int8)}
+    path = tmp_path / "one.safetensors"
+    tables = [CodeTables.fit([np.zeros((2, 1, 1), np.int16)])]
+    manifold.save(path, kind="linear", name="one", config=config, tables=tables, tensors=tensors, card={})
+    with pytest.raises(InputError, match="holds one size alone"):
+        evaluate_ablation(data / "pictures", [path], tmp_path / "out", device="cpu")
