@@ -73,7 +73,7 @@ class Compare(Session):
         lanes = [Lane("mcode", "MCode")]
         if baseline:
             lanes.append(Lane("baseline", coder_named(baseline).label))
-        lanes.append(Lane("original", "Original", holds=True))
+        lanes.append(Lane("original", "Original"))
         super().__init__(feed.title, lanes, settings, clock)
         self.feed, self.duration_s, self.audio_path = feed, feed.duration_s, feed.audio_path
         self.live, self.loop = feed.duration_s is None, True
@@ -284,22 +284,22 @@ class Compare(Session):
         return pts / TICKS_PER_S >= self.due_s + in_s * self.clock.speed
 
     def _measure(self) -> None:
-        """PSNR and SSIM of what is shown, each against the original of its own moment, in a bounded share of the time."""
-        original = self.lanes[-1]
-        seen: dict[str, int] = {}
+        """PSNR and SSIM of what a viewer sees, a frozen picture included, in a bounded share of the time."""
+        seen: tuple[int, ...] = ()
         wait_s = MEASURE_S
         while not self._closing.wait(wait_s):
-            began_s = time.thread_time()
-            for lane in self.lanes[:-1]:
-                frame = lane.newest
-                if frame is None or seen.get(lane.name) == lane.serial:
-                    continue
-                seen[lane.name] = lane.serial
-                reference = original.near(frame.pts, round(TICKS_PER_S / self.feed.fps / 2))
-                if reference is None or frame.rgb.shape != reference.rgb.shape:
+            serials = tuple(lane.serial for lane in self.lanes)
+            shown = [lane.newest for lane in self.lanes]
+            reference = shown[-1]
+            if serials == seen or reference is None:
+                continue
+            seen, began_s = serials, time.thread_time()
+            grey = luma(reference.rgb)
+            for lane, frame in zip(self.lanes[:-1], shown, strict=False):
+                if frame is None or frame.rgb.shape != reference.rgb.shape:
                     continue
                 lane.counters.psnr_db = psnr(frame.rgb, reference.rgb)
-                lane.counters.ssim = ssim(luma(frame.rgb), luma(reference.rgb))
+                lane.counters.ssim = ssim(luma(frame.rgb), grey)
             wait_s = max(MEASURE_S, (time.thread_time() - began_s) / MEASURE_SHARE)
 
 

@@ -16,16 +16,12 @@ from .counters import LaneCounters
 
 MOST_WAITING_BYTES = 96 << 20
 MOST_WAITING = 256
-MOST_HELD = 12
 
 
 class Lane:
-    """name: "mcode", "baseline" or "original"; title: what the window calls it. Threads offer, one thread shows.
+    """name: "mcode", "baseline" or "original"; title: what the window calls it. Threads offer, one thread shows."""
 
-    holds: keep the last frames shown, to measure others against that come later.
-    """
-
-    def __init__(self, name: str, title: str, *, holds: bool = False) -> None:
+    def __init__(self, name: str, title: str) -> None:
         self.name, self.title = name, title
         self.note = ""  # a word on its rate, for the caption
         self.has_original = True  # to measure against; where it is elsewhere, quality is unknown
@@ -34,7 +30,6 @@ class Lane:
         self.serial = 0  # counts the frames shown
         self.recent: deque[int] = deque(maxlen=256)  # pts of the frames shown, oldest first
         self._waiting: deque[Frame] = deque()
-        self._held: deque[Frame] = deque(maxlen=MOST_HELD if holds else 0)
         self._changed = threading.Condition()
 
     def offer(self, frame: Frame) -> None:
@@ -64,7 +59,6 @@ class Lane:
             due = 0
             while self._waiting and self._waiting[0].pts <= until:
                 self.newest = self._waiting.popleft()
-                self._held.append(self.newest)
                 due += 1
             if not due:
                 return False
@@ -80,13 +74,6 @@ class Lane:
         self.newest = frame
         self.counters.shown.add()
         self.serial += 1
-
-    def near(self, pts: int, within: int) -> Frame | None:
-        """Of the frames held and waiting the nearest to pts, if it is at most so many ticks away."""
-        with self._changed:
-            frames = [*self._held, *self._waiting]
-        found = min(frames, key=lambda frame: abs(frame.pts - pts), default=None)
-        return found if found is not None and abs(found.pts - pts) <= within else None
 
     def next_s(self) -> float | None:
         """The time of the first waiting frame."""
