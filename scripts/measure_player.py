@@ -111,7 +111,7 @@ def measure(app: QApplication, case: dict[str, Any], clip: Path, seconds: float,
     try:
         ready = run(app, PATIENCE_S, lambda: window.session is not None and window.session.lanes[0].newest is not None)
         if not ready or window.session is None:
-            sys.exit(f"error: {case['manifold']} did not start playing")
+            sys.exit(f"error: {case['manifold']} did not start playing: {window.message.text or 'nothing came'}")
         session = window.session
         run(app, WARM_UP_S)
         dropped = {lane.name: lane.counters.dropped for lane in session.lanes}

@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
         window.start_with(settings)
         window.open(source)
         if not run(app, PATIENCE_S, lambda: window.session is not None and window.session.busy is None):
-            sys.exit(f"{source} did not start")
+            sys.exit(f"{source} did not start: {window.message.text or 'nothing came'}")
 
     run(app, 0.3)
     save("player-welcome.png")
