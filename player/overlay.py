@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PyQt6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, QTimer, pyqtSignal
-from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent
+from PyQt6.QtCore import QEvent, QPointF, QRectF, Qt, QTimer, pyqtSignal
+from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent, QPixmap
 from PyQt6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from . import icons
@@ -15,6 +15,7 @@ from .session import Rows
 from .theme import BODY, DARK, SMALL, TINY, TITLE, Theme, font, with_alpha
 
 MESSAGE_MS = 3500
+PICTURE = 56
 
 KEYS = (
     (
@@ -113,29 +114,33 @@ class Keys(QWidget):
         t, painter = self.theme, QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         painter.fillRect(self.rect(), with_alpha("#000000", 0.60))
-        tight = self.height() < 420 or self.width() < 700
-        row_height, size = (15.0, TINY) if tight else (25.0, BODY)
-        key_width, width = (58.0, 146.0) if tight else (88.0, 236.0)
-        padding = 14.0 if tight else 30.0
+        tight = self.height() < 420 or self.width() < 760
+        row_height, size, gap, padding = (15.0, TINY, 8.0, 14.0) if tight else (25.0, BODY, 24.0, 30.0)
+        key_font, text_font = font(size, QFont.Weight.Medium), font(size)
+        keys, texts = QFontMetricsF(key_font).horizontalAdvance, QFontMetricsF(text_font).horizontalAdvance
+        widths = [(max(keys(key) for key, _ in rows) + gap, max(texts(what) for _, what in rows)) for _, rows in KEYS]
         most = max(len(rows) for _, rows in KEYS)
-        box = QRectF(0, 0, width * 3 + 2 * padding, (most + 1.6) * row_height + 2 * padding)
+        between = 1.5 * gap
+        wide = sum(key + text for key, text in widths) + between * (len(KEYS) - 1)
+        box = QRectF(0, 0, wide + 2 * padding, (most + 1.6) * row_height + 2 * padding)
         box.moveCenter(QPointF(self.rect().center()))
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(QColor(t.surface))
         painter.drawRoundedRect(box, 14, 14)
-        for column, (title, rows) in enumerate(KEYS):
-            x, y = box.left() + padding + column * width, box.top() + padding
+        x, y, middle = box.left() + padding, box.top() + padding, Qt.AlignmentFlag.AlignVCenter
+        for (title, rows), (key_width, text_width) in zip(KEYS, widths, strict=True):
             painter.setFont(font(TINY, QFont.Weight.DemiBold, spacing=0.9))
             painter.setPen(QColor(t.accent))
-            painter.drawText(QRectF(x, y, width, row_height), Qt.AlignmentFlag.AlignVCenter, title.upper())
+            painter.drawText(QRectF(x, y, key_width + text_width, row_height), middle, title.upper())
             for index, (key, what) in enumerate(rows):
                 at = y + (index + 1.6) * row_height
-                painter.setFont(font(size, QFont.Weight.Medium))
+                painter.setFont(key_font)
                 painter.setPen(QColor(t.text))
-                painter.drawText(QRectF(x, at, key_width, row_height), Qt.AlignmentFlag.AlignVCenter, key)
-                painter.setFont(font(size))
+                painter.drawText(QRectF(x, at, key_width, row_height), middle, key)
+                painter.setFont(text_font)
                 painter.setPen(QColor(t.dim))
-                painter.drawText(QRectF(x + key_width, at, width - key_width, row_height), Qt.AlignmentFlag.AlignVCenter, what)
+                painter.drawText(QRectF(x + key_width, at, text_width + 1, row_height), middle, what)
+            x += key_width + text_width + between
 
 
 class Message(QWidget):
@@ -326,7 +331,14 @@ class Welcome(QWidget):
 
     def apply(self, theme: Theme) -> None:
         self.theme = theme
-        self._picture.setPixmap(icons.icon("film", theme.faint).pixmap(QSize(60, 60)))
+        scale = self.devicePixelRatioF()
+        pixmap = QPixmap(round(PICTURE * scale), round(PICTURE * scale))
+        pixmap.fill(Qt.GlobalColor.transparent)
+        painter = QPainter(pixmap)
+        icons.paint(painter, "film", QRectF(0, 0, pixmap.width(), pixmap.height()), theme.faint)
+        painter.end()
+        pixmap.setDevicePixelRatio(scale)
+        self._picture.setPixmap(pixmap)
         self.update()
 
     def resizeEvent(self, event: QEvent) -> None:
