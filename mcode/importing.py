@@ -12,7 +12,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,19 @@ from torch import Tensor
 
 from mcode import manifold
 from mcode.coders import CodeTables
+from mcode.coders.range import HyperConfig
 from mcode.config import to_dict
-from mcode.errors import InputError
+from mcode.errors import FormatError, InputError, McodeError
 from mcode.nets.paper import STRIDE, Hific, PaperConfig
 from mcode.testclip import render_frames
-from mcode.training.crops import load_pictures
+from mcode.training import hyper
+from mcode.training.crops import VIDEOS, load_pictures
 
 REPOSITORY = "https://github.com/Justin-Tan/high-fidelity-generative-compression"
 FORMATS = ("hific-pytorch",)
 MOST_PICTURES, LONGEST = 64, 1024
+RANGE_CROPS, RANGE_STEPS = 1600, 2000
+_RANGE_SIZE = 256
 _CLIP_SIZE, _CLIP_SEEDS = (384, 256), 3
 _CLIP_FPS, _CLIP_FRAMES = 6, 3  # deltas over 1/6 and 1/3 s: 4 and 8 frames of a usual video
 _PARTS = ("Encoder.", "Generator.", "Hyperprior.")
@@ -39,7 +43,8 @@ _PARTS = ("Encoder.", "Generator.", "Hyperprior.")
 
 @dataclass(frozen=True)
 class ImportReport:
-    """tables_from: what the code tables were fitted to. bits_per_pixel: on those pictures, by their entropy."""
+    """tables_from: what the code tables were fitted to. bits_per_pixel: on those pictures, by their entropy. coders: that the
+    manifold can be used with."""
 
     path: str
     name: str
@@ -48,6 +53,7 @@ class ImportReport:
     file_bytes: int
     tables_from: str
     bits_per_pixel: float
+    coders: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,18 @@ def import_hific_pytorch(
     name: str | None = None,
     data: str | os.PathLike[str] | None = None,
     force: bool = False,
+    range_steps: int | None = None,
+    device: str = "cpu",
     progress: Callable[[int, int | None], None] | None = None,
 ) -> ImportReport:
     """A checkpoint of the PyTorch port as a manifold of kind `hific`, family `paper`, in half precision and one quality.
 
     output: by default NAME.safetensors in the user's folder of manifolds; name: by default that of the output, or of the
     checkpoint. data: a folder of pictures and videos for the code tables (at most MOST_PICTURES of them); by default scenes
-    which MCode renders. The port's hyperprior is kept in the file, but symbols are coded by the tables. Raises InputError.
+    which MCode renders. range_steps: train a hyperprior for the coder `range`, with so many steps on crops of the same data;
+    without it the manifold codes by `huffman` and `fixed` alone. The port's own hyperprior is kept in the file, but codes
+    nothing: its floating-point numbers would differ from machine to machine. Raises InputError; McodeError where that training
+    fails, and then no file is left.
     """
     path = Path(path)
     name = name or (Path(output).stem if output else path.stem.lower())
@@ -106,6 +117,12 @@ def import_hific_pytorch(
         tensors=tensors,
         card=_card(path, checkpoint, tables_from),
     )
+    if range_steps is not None:
+        try:
+            manifold_id = _add_range(target, data, range_steps, device, progress)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
     return ImportReport(
         path=str(target),
         name=name,
@@ -114,7 +131,57 @@ def import_hific_pytorch(
         file_bytes=target.stat().st_size,
         tables_from=tables_from,
         bits_per_pixel=_bits_per_pixel(whole),
+        coders=manifold.read_info(target).coders,
     )
+
+
+def _add_range(
+    target: Path,
+    data: str | os.PathLike[str] | None,
+    steps: int,
+    device: str,
+    progress: Callable[[int, int | None], None] | None,
+) -> str:
+    """Trains the hyperprior of the coder `range` on the manifold's symbols and puts it into the file; returns the new id.
+
+    Deltas are those of the folder's videos; where it has none, and without a folder, of scenes that MCode renders.
+    """
+
+    def report(numbers: Mapping[str, Any]) -> None:
+        if progress:
+            progress(numbers["step"], steps)
+
+    model = manifold.load(target, device)
+    gain = torch.stack([model.gain(q).float().cpu() for q in range(1, model.qualities + 1)])
+    folder = None if data is None else Path(data)
+    if folder is not None and any(path.suffix.lower() in VIDEOS for path in folder.rglob("*")):
+        moves = hyper.draw_moves(model, [folder], size=_RANGE_SIZE)
+    else:
+        moves = _rendered_moves(model)
+    if folder is None:
+        latents, source = moves[:, ::2].reshape(-1, *moves.shape[2:]), "scenes rendered by MCode"
+    else:
+        latents = hyper.draw_latents(model, [folder], RANGE_CROPS, size=_RANGE_SIZE)
+        source = f"{len(latents)} crops of {folder.resolve().name}"
+    config = HyperConfig(model.channels, model.qualities, hyper.passes(model.channels))
+    net = hyper.train(latents, moves, gain, config, replace(hyper.HyperTraining(), steps=steps), report=report)
+    every = np.linspace(0, len(latents) - 1, min(400, len(latents))).astype(int)
+    try:
+        ready = hyper.fit(net, latents[every], moves, gain, limit=400)
+    except FormatError as error:
+        raise McodeError(f"what was trained for range cannot code ({error}); use another number of steps") from error
+    count = sum(w.size for w in ready.weights.values())
+    return hyper.attach(target, ready, target, note=f"{count:,} integer weights, {steps} steps on {source}")
+
+
+def _rendered_moves(model: manifold.Manifold) -> np.ndarray:
+    """float16 (N, frames, C, h, w): as `hyper.draw_moves` gives them, of rendered scenes."""
+    found = []
+    for scene, seed in ((scene, seed) for seed in range(4 * _CLIP_SEEDS) for scene in ("arms", "face", "pan")):
+        seconds = (hyper.MOVE_STEPS[-1] + 1) / 25
+        frames = list(render_frames(scene, seconds, 25, (_RANGE_SIZE, _RANGE_SIZE), seed))
+        found.append(model.analyse(np.stack([frames[i].rgb for i in hyper.MOVE_STEPS])).half().cpu().numpy())
+    return np.stack(found)
 
 
 def read_hific_pytorch(path: str | os.PathLike[str]) -> Checkpoint:

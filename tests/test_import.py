@@ -15,7 +15,7 @@ from PIL import Image
 from mcode import importing, manifold
 from mcode.cli import main
 from mcode.codec import Decoder, Encoder
-from mcode.errors import InputError
+from mcode.errors import InputError, McodeError
 from mcode.frame import Frame
 from mcode.importing import import_hific_pytorch, read_hific_pytorch
 from mcode.nets import paper
@@ -56,6 +56,8 @@ def remade(name: str, shape) -> torch.Tensor:
 def small_scenes(monkeypatch):
     monkeypatch.setattr(importing, "_CLIP_SIZE", (64, 48))
     monkeypatch.setattr(importing, "_CLIP_SEEDS", 1)
+    monkeypatch.setattr(importing, "_RANGE_SIZE", 64)
+    monkeypatch.setattr(importing, "RANGE_CROPS", 24)
 
 
 @pytest.fixture
@@ -134,6 +136,58 @@ def test_tables_without_data_are_fitted_to_scenes_that_mcode_draws(tiny, tmp_pat
     assert report.bits_per_pixel > 0 and manifold.load(report.path, "cpu").tables(1).channels == 6
 
 
+@pytest.fixture
+def one_thread():
+    """Two threads of small convolutions wait for each other where other work holds a core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("with_data", [True, False])
+def test_range_is_trained_for_an_imported_manifold_and_codes_the_same_picture(tiny, tmp_path, with_data, one_thread):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        small = Image.fromarray(rng.integers(0, 256, (6, 9, 3), np.uint8))
+        small.resize((240, 160), Image.Resampling.BICUBIC).save(pictures / f"{i}.png")
+    path = save(tmp_path / "a.pt", {k: 20 * v if k.startswith("Encoder.conv_block_out") else v for k, v in tiny[1].items()})
+    told: list[int] = []
+    options = {"data": pictures if with_data else None, "force": True, "progress": lambda done, total: told.append(done)}
+    plain = import_hific_pytorch(path, tmp_path / "plain.safetensors", **options)
+    assert plain.coders == ("huffman", "fixed")
+    rgb = np.array(Image.open(pictures / "0.png"))
+    sizes = {}
+    for steps in (5, 200):
+        dense = import_hific_pytorch(path, tmp_path / f"{steps}.safetensors", range_steps=steps, **options)
+        assert dense.coders == ("huffman", "fixed", "range")
+        assert dense.manifold_id == manifold.verify(dense.path) != plain.manifold_id
+        model = manifold.load(dense.path, "cpu", precision="float32")
+        source = "24 crops of pictures" if with_data else "scenes rendered by MCode"
+        assert f"{steps} steps on {source}" in model.card["hyperprior"]
+        shown = {}
+        for coder in ("huffman", "range"):
+            (packet,) = Encoder(model, 240, 160, n=1, coder=coder).push(Frame(rgb, 0))
+            (frame,) = Decoder(model).push(packet)
+            sizes[coder, steps], shown[coder] = len(packet.to_sample(1)), frame.rgb
+        assert np.array_equal(shown["range"], shown["huffman"])
+    assert told[-1] == 200
+    assert sizes["huffman", 5] == sizes["huffman", 200]
+    assert sizes["range", 200] < 0.9 * sizes["range", 5]  # it learns what these symbols are like
+
+
+def test_a_training_that_fails_leaves_no_manifold(tiny, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise McodeError("step 3: the loss is nan; lower the learning rate")
+
+    monkeypatch.setattr("mcode.training.hyper.train", fail)
+    with pytest.raises(McodeError, match="step 3"):
+        import_hific_pytorch(save(tmp_path / "a.pt", tiny[1]), tmp_path / "b.safetensors", range_steps=5)
+    assert not (tmp_path / "b.safetensors").exists()
+
+
 class RunsCode:
     def __reduce__(self):
         return os.system, ("echo ran > ran",)
@@ -202,12 +256,16 @@ def test_nothing_is_overwritten_or_written_under_another_kind_of_name(tiny, tmp_
         import_hific_pytorch(path, tmp_path / "b.safetensors", name="a/b")
 
 
-def test_the_command_says_what_it_made_and_fails_in_one_line(tiny, tmp_path, capsys):
+def test_the_command_says_what_it_made_and_fails_in_one_line(tiny, tmp_path, capsys, one_thread):
     path, out = save(tmp_path / "a.pt", tiny[1]), tmp_path / "b.safetensors"
     assert main(["manifolds", "import", str(path), "--format", "hific-pytorch", "-o", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["manifold_id"] == manifold.read_info(out).id
     assert main(["manifolds", "import", str(path), "-o", str(out), "--force"]) == 0
     assert f"--manifold {out}" in capsys.readouterr().out
+    assert main(["manifolds", "import", str(path), "-o", str(out), "--force", "--range-steps", "2", "--device", "cpu"]) == 0
+    assert "huffman, fixed, range" in capsys.readouterr().out
+    assert main(["manifolds", "import", str(path), "-o", str(out), "--force", "--range-steps", "0"]) == 2
+    assert "--range-steps" in capsys.readouterr().err
     path.write_bytes(b"x")
     assert main(["manifolds", "import", str(path), "-o", str(tmp_path / "c.safetensors")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -136,19 +136,38 @@ def import_(
             show_default=False,
         ),
     ] = None,
+    range_: Annotated[
+        bool,
+        typer.Option("--range", help="Train what the coder range needs, too, on --data: some minutes, fewer bits."),
+    ] = False,
+    range_steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS",
+            parser=whole("--range-steps", "the length of the training", 1, 1_000_000),
+            help="Length of that training; 2000 if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make a manifold of a network trained elsewhere.
 
     hific-pytorch: a checkpoint (low, med or high) of the PyTorch port of HiFiC. The README of
-    https://github.com/Justin-Tan/high-fidelity-generative-compression links them; nothing is downloaded here. A file
-    that would run code is refused.
+    https://github.com/Justin-Tan/high-fidelity-generative-compression links them (Zenodo record 4026003, some 700 MB each);
+    nothing is downloaded here. A file that would run code is refused.
     """
-    from mcode.importing import import_hific_pytorch
+    from mcode.importing import RANGE_STEPS, import_hific_pytorch
+    from mcode.latents import choose_device
 
-    with progress_bar("fitting code tables", "pictures") as progress:
-        report = import_hific_pytorch(file, output, name=name, data=data, force=force, progress=progress)
+    steps = range_steps or RANGE_STEPS if range_ or range_steps else None
+    where = choose_device(device).type
+    with progress_bar("fitting codes", "steps") as progress:
+        report = import_hific_pytorch(
+            file, output, name=name, data=data, force=force, range_steps=steps, device=where, progress=progress
+        )
     if as_json:
         print_json(report)
         return
@@ -157,6 +176,7 @@ def import_(
         {
             "manifold": f"hific {report.manifold_id}, {report.parameters:,} parameters in half precision",
             "code tables": f"fitted to {report.tables_from}, about {report.bits_per_pixel:.2f} bit/pixel there",
+            "coders": ", ".join(report.coders),
             "file": byte_count(report.file_bytes),
             "use it": f"mcode encode IMAGE -o OUT.mcode --manifold {report.path if output else report.name}",
         },

@@ -125,13 +125,16 @@ class Hyper(nn.Module):
         net.load_state_dict(state | {"z_mean": net.z_mean.detach(), "z_log_scale": net.z_log_scale.detach()})
         return net
 
-    def prepare(self, spread: Tensor) -> None:
-        """Starts the scales from each channel's mean size of symbol and of delta. spread: (2, qualities, C)."""
+    def prepare(self, spread: Tensor, middle: Tensor | None = None) -> None:
+        """Starts the scales from each channel's mean size of symbol and of delta, and the means of whole symbols from its
+        middle. spread: (2, qualities, C), of symbols around `middle`; middle: (qualities, C)."""
         index = (spread.clamp_min(SCALE_LOW).log() - math.log(SCALE_LOW)) / SCALE_STEP
         index = index.clamp_max(self.config.scales - 1).transpose(0, 1).flatten(0, 1) / HEAD_UNIT
         with torch.no_grad():
             for p, bias in zip(self.config.passes, self.head_bias, strict=True):
                 bias.bias[:, : p.stop - p.start] = index[:, p.start : p.stop]
+                if middle is not None:  # rows of whole symbols are the even ones; means are in quarters
+                    bias.bias[::2, p.stop - p.start :] = middle[:, p.start : p.stop] * (4 / HEAD_UNIT)
 
     def analysis(self, symbols: Tensor, quality: Tensor) -> Tensor:
         """(B, C, h, w) and int64 (B,) from 0 to z, integers, (B, Z, ceil(h / 4), ceil(w / 4))."""
