@@ -9,7 +9,9 @@ All threads keep one clock: it paces the feed, delays the datagrams and shows th
 
 from __future__ import annotations
 
+import itertools
 import math
+import queue
 import threading
 import time
 from collections import deque
@@ -181,6 +183,7 @@ class Compare(Session):
         for side in self._sides:
             self._spawn(f"{side.lane.name} encoder", side.send_all)
             self._spawn(f"{side.lane.name} decoder", side.receive_all)
+            self._spawn(f"{side.lane.name} pictures", side.offer_all)
         self._spawn("meter", self._measure)
         self.busy = None
         self.clock.time_s = 0.0
@@ -312,6 +315,8 @@ class _Side:
         self.session, self.lane, self.link = session, lane, link
         self._inbox: deque[Frame] = deque()
         self._came = threading.Condition()
+        self._units = threading.Semaphore(2)
+        self._under_way: queue.SimpleQueue[tuple[Frame, Iterator[Frame], float]] = queue.SimpleQueue()
 
     def take(self, frame: Frame) -> None:
         """A frame to encode. A side that is behind loses its oldest one, as a camera would."""
@@ -347,21 +352,51 @@ class _Side:
                 sent_s = self.link.sent_s(unit_pts(unit))
                 if sent_s is not None:
                     counters.network_ms = smoothed(counters.network_ms, 1000 * (clock.time_s - sent_s))
-                width, height = self.session.coded or (1, 1)
                 frames = self.decode(unit)
                 if index < len(units) - 1 and unit_pts(unit) / TICKS_PER_S < self.session.due_s:
                     # Behind: its time is over and the next is at hand. It is decoded, as that needs it, and not synthesised.
                     counters.dropped += unit.packet.steps if isinstance(unit, Received) else 1
                     continue
-                for frame in frames:
-                    self.lane.offer(cut_to(frame, width, height) if self.cuts else frame)
-                    self.session.note_ready(frame.pts)
-                    if closing.is_set():
-                        return
+                self.begin(frames, started)
+                if closing.is_set():
+                    return
                 if self.link.lane.error is not None:
                     self.session.notices.append(" ".join(str(self.link.lane.error).split()))
-                counters.decode_ms = smoothed(counters.decode_ms, 1000 * (time.perf_counter() - started))
             self.link.count(counters)
+
+    def begin(self, frames: Iterator[Frame], started: float) -> bool:
+        """Whether a unit has frames. They are begun, and offer_all goes on with them: so the next unit's begin before the
+        last of these is done, and no core waits between two. Two units are under way at most."""
+        while not self._units.acquire(timeout=0.2):
+            if self.session._closing.is_set():
+                return False
+        first = next(frames, None)
+        if first is None:
+            self._units.release()
+            return False
+        self._under_way.put((first, frames, started))
+        return True
+
+    def offer_all(self) -> None:
+        closing, counters = self.session._closing, self.lane.counters
+        width, height = 1, 1
+        while not closing.is_set():
+            try:
+                first, frames, started = self._under_way.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            for frame in itertools.chain((first,), frames):
+                width, height = self.session.coded or (width, height)
+                self.lane.offer(cut_to(frame, width, height) if self.cuts else frame)
+                self.session.note_ready(frame.pts)
+                self.offered()
+                if closing.is_set():
+                    return
+            self._units.release()
+            counters.decode_ms = smoothed(counters.decode_ms, 1000 * (time.perf_counter() - started))
+
+    def offered(self) -> None:
+        """A frame is on its lane."""
 
     def encode(self, frame: Frame) -> list[Packet] | list[EncodedPacket]:
         raise NotImplementedError
@@ -378,8 +413,10 @@ class _MCodeSide(_Side):
         self._encoder: Encoder | None = None
         self._made: Settings | None = None
         self._asked_s = 0.0
-        self._frame_s = 0.0  # what synthesis takes for a frame, of late
-        self._begun = 0  # frames of the present gap
+        self._pace_s = 0.0  # from one frame synthesised to the next, of late
+        self._offered_s = 0.0
+        self._pending = 0  # frames begun, and not yet on the lane
+        self._counting = threading.Lock()
 
     def encode(self, frame: Frame) -> list[Packet]:
         wanted = self._possible(replace(self.session.settings, **dict.fromkeys(CHANNEL_FIELDS, 0)))
@@ -399,19 +436,37 @@ class _MCodeSide(_Side):
     def decode(self, unit: Unit) -> Iterator[Frame]:
         """Of frames that come too late those are left out that would make the following late, too: fewer, each at its time."""
         assert isinstance(unit, Received)
-        self._begun = count = 0
-        started = time.perf_counter()
-        for frame in self.link.lane.decode(unit, self._wanted):
-            count += 1
-            yield frame
-        if count:
-            self._frame_s = smoothed(self._frame_s, (time.perf_counter() - started) / count, 0.2)
+        return self.link.lane.decode(unit, self._wanted)
+
+    def begin(self, frames: Iterator[Frame], started: float) -> bool:
+        with self._counting:
+            if not self._pending:
+                self._offered_s = time.perf_counter()
+            self._pending += 1  # the keyframe, which is always made
+        found = super().begin(frames, started)
+        if not found:
+            with self._counting:
+                self._pending = max(0, self._pending - 1)
+        return found
+
+    def offered(self) -> None:
+        now_s = time.perf_counter()
+        with self._counting:
+            alone = self._pending <= 1
+            self._pending = max(0, self._pending - 1)
+            took_s = now_s - self._offered_s
+            self._offered_s = now_s
+        if alone:  # there was nothing beside it to use the other cores
+            took_s = min(took_s, self._pace_s or took_s)
+        self._pace_s = smoothed(self._pace_s, took_s, 0.1)
 
     def _wanted(self, pts: int) -> bool:
-        in_s = self._frame_s * (self._begun + self.session.networks.jobs)
+        jobs = self.session.networks.jobs
+        in_s = self._pace_s * (self._pending + jobs / 2)
         in_time = self.session.clock.paused or self.session.is_in_time(pts, in_s)
         if in_time:
-            self._begun += 1
+            with self._counting:
+                self._pending += 1
         else:
             self.lane.counters.dropped += 1
             self.session.note_ready(pts, in_s)

@@ -21,11 +21,12 @@ MOST_MANIFOLDS = 3
 
 
 class Worker:
-    """jobs: how many run at once. replies: where lines go."""
+    """jobs: pictures synthesised at once; others wait their turn. replies: where lines go."""
 
     def __init__(self, jobs: int, replies: BinaryIO) -> None:
         self._replies, self._lock = replies, threading.Lock()
-        self._pool = ThreadPoolExecutor(jobs, "networks")
+        # Analysis does not wait for synthesis: nothing can be decoded in time that was encoded late.
+        self._pools = {"synthesise": ThreadPoolExecutor(jobs, "synthesis"), "analyse": ThreadPoolExecutor(1, "analysis")}
         self._models: dict[str, Any] = {}
         self._slots: dict[str, mmap.mmap] = {}
 
@@ -39,7 +40,7 @@ class Worker:
             self._slots.pop(message["slot"]).close()
             self._reply({"job": message["job"]})
         else:
-            self._pool.submit(self._run, message)
+            self._pools.get(message["do"], self._pools["analyse"]).submit(self._run, message)
 
     def _run(self, message: dict[str, Any]) -> None:
         reply: dict[str, Any] = {"job": message["job"]}

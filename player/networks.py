@@ -256,7 +256,7 @@ class _Worker:
         threads = str(max(1, cores() // jobs))
         environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads)}
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
-        program = _PROGRAM.format(path=sys.path, jobs=jobs + 1)  # one for analysis beside those for synthesis
+        program = _PROGRAM.format(path=sys.path, jobs=jobs)
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
@@ -268,7 +268,7 @@ class _Worker:
         self._jobs: dict[int, _Job] = {}
         self._free: list[_Slot] = []
         self._loaded: dict[str, _Job] = {}
-        self._slots, self._most_slots = 0, 2 * jobs + 2
+        self._slots, self._most_slots = 0, 3 * jobs + 2
         self._lock = threading.Lock()
         self._given_back = threading.Condition(self._lock)
         self._reader = threading.Thread(target=self._read, name="player networks", daemon=True)

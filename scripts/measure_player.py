@@ -97,7 +97,7 @@ def run(app: QApplication, seconds: float, until: Any = lambda: False) -> bool:
         app.processEvents()
         if until():
             return True
-        time.sleep(0.001)
+        time.sleep(0.003)
     return False
 
 
