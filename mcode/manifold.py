@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .coders import CodeTables
     from .coders.range import RangeModel
+    from .nets.graphs import Graphs
     from .nets.tiled import Part
 
 FORMAT = "1"
@@ -395,7 +396,7 @@ class Manifold:
             x = x.float().div_(127.5).sub_(1)
             if self.stride and (h * self.stride, w * self.stride) != (height, width):
                 x = F.pad(x, (0, w * self.stride - width, 0, h * self.stride - height), mode="replicate")
-            return self.net.analysis(x).float()
+            return self._half("analysis", x, x.shape[0] * x.shape[2] * x.shape[3]).float()
 
     def synthesise(self, latents: Tensor, width: int, height: int) -> np.ndarray:
         """Latents (B, C, h, w) to pictures, uint8 (B, H, W, 3). Large ones in parts, as in `analyse`."""
@@ -419,16 +420,46 @@ class Manifold:
         import torch
 
         with torch.inference_mode(), self._autocast():
-            x = self.net.synthesis(latents)
+            x = self._half("synthesis", latents, len(latents) * width * height)
             x = x[..., :height, :width].float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
             x = x.permute(0, 2, 3, 1).contiguous()
-            if self.device.type != "cuda":
+            if not self._on_cuda:
                 return x.cpu().numpy()
             # Pinned memory takes the copy several times as fast; it is scarce, so frames do not stay in it.
             landed = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
             landed.copy_(x, non_blocking=True)
             torch.cuda.current_stream(self.device).synchronize()
             return landed.numpy().copy()
+
+    def _half(self, name: str, x: Tensor, pixels: int) -> Tensor:
+        """The network's analysis or synthesis of x: on CUDA, where it is small, as a graph (see nets.graphs)."""
+        if self._on_cuda:
+            from .nets.graphs import LARGEST
+
+            if pixels <= LARGEST:
+                return self._graphed[name](x)
+        return getattr(self.net, name)(x)
+
+    @cached_property
+    def _on_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @cached_property
+    def _graphed(self) -> dict[str, Graphs]:
+        from .nets.graphs import Graphs
+
+        return {name: Graphs(self._uncached(name)) for name in ("analysis", "synthesis")}
+
+    def _uncached(self, name: str) -> Callable[[Tensor], Tensor]:
+        """A half of the network for a graph: weights are cast in it, not kept by autocast, which would free them."""
+        import torch
+
+        def call(x: Tensor) -> Tensor:
+            on = self.dtype != torch.float32
+            with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=on, cache_enabled=False):
+                return getattr(self.net, name)(x)
+
+        return call
 
     @property
     def _pixels_at_once(self) -> int:
