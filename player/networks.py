@@ -156,12 +156,12 @@ class Remote:
                 job.drop()
 
     def _next(self, worker: _Worker, waiting: deque[np.ndarray], begun: deque[_Job], width: int, height: int) -> np.ndarray:
-        """The pictures of the first piece; as many of the following as there are cores are begun meanwhile."""
+        """The pictures of the first piece; some of the following are begun meanwhile."""
         if begun and begun[0].worker is not worker:  # they died with the one before
             waiting.extendleft(job.array for job in reversed(begun))
             begun.clear()
         worker.load(self._model)
-        while waiting and len(begun) < self._networks.jobs:
+        while waiting and len(begun) < 2 * self._networks.jobs:  # one at work and one at hand for each core
             most = 3 * len(waiting[0]) * width * height
             size = {"width": width, "height": height}
             begun.append(worker.begin("synthesise", self._model.id, waiting[0], most, np.uint8, **size))
@@ -268,7 +268,7 @@ class _Worker:
         self._jobs: dict[int, _Job] = {}
         self._free: list[_Slot] = []
         self._loaded: dict[str, _Job] = {}
-        self._slots, self._most_slots = 0, 3 * jobs + 2
+        self._slots, self._most_slots = 0, 5 * jobs + 2
         self._lock = threading.Lock()
         self._given_back = threading.Condition(self._lock)
         self._reader = threading.Thread(target=self._read, name="player networks", daemon=True)
