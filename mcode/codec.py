@@ -49,6 +49,7 @@ class Model(Protocol):
     def synthesise(self, latents: Tensor, width: int, height: int) -> np.ndarray: ...
     def gain(self, quality: int) -> Tensor: ...
     def inverse(self, quality: int) -> Tensor: ...
+    def zero_margin(self, quality: int) -> Tensor | None: ...
     def tables(self, quality: int) -> CodeTables: ...
 
 
@@ -143,7 +144,8 @@ class Encoder:
         """Encodes `frame`, the last of those waiting, and starts a new gap."""
         times, self._waiting, self._newest = self._waiting, [], None
         latent = self.model.analyse(frame.rgb[None])[0]
-        symbols = quantise(latent, self.model.gain(self.header.quality))
+        quality = self.header.quality
+        symbols = quantise(latent, self.model.gain(quality), self.model.zero_margin(quality))
         refresh = self._symbols is None or self._want_refresh or frame.pts - self._last_refresh >= self.refresh_ticks
         if not refresh and self.header.coder != "fixed":
             symbols = self._held(latent, symbols)

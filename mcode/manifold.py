@@ -34,6 +34,8 @@ FORMAT = "1"
 KINDS = ("linear", "ncode", "hific")
 SEARCH_VARIABLE = "MCODE_MANIFOLDS"
 """Environment variable with further folders of manifolds, separated as PATH is."""
+ZERO_MARGIN = "zero_margin"
+"""Name of the tensor (qualities, C) that `Manifold.zero_margin` gives."""
 HYPER = "hyper."
 """What the names of the hyperprior's tensors begin with."""
 _LARGEST_HEADER = 64 << 20
@@ -282,8 +284,8 @@ def load(name_or_path: str | os.PathLike[str], device: str = "auto", *, precisio
 class Manifold:
     """A loaded manifold: pixels to latents and back, and the numbers which the coders need.
 
-    The codec uses only `latent_shape`, `analyse`, `synthesise`, `gain`, `inverse`, `tables`, `hyper` and `id`. hyper: what
-    the coder `range` needs, None where the manifold has none.
+    The codec uses only `latent_shape`, `analyse`, `synthesise`, `gain`, `inverse`, `zero_margin`, `tables`, `hyper` and `id`.
+    hyper: what the coder `range` needs, None where the manifold has none.
     """
 
     def __init__(
@@ -303,12 +305,14 @@ class Manifold:
         self.dtype = fast_dtype(device) if precision == "auto" else getattr(torch, precision)
         try:
             own = {name: array for name, array in tensors.items() if not name.startswith(HYPER)}
+            margin = own.pop(ZERO_MARGIN, None)
             self.net, self._gain, self._inverse = build(info.kind, info.config, own, device)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise ManifoldError(f"{info.path}: weights do not fit the manifold's config ({error})") from error
         self.channels = int(self._gain.shape[1])
         if len(self._tables) != self.qualities:
             raise ManifoldError(f"{info.path}: {len(self._tables)} code tables for {self.qualities} qualities")
+        self._zero_margin = None if margin is None else torch.from_numpy(margin).float().to(device)
         self.hyper = self._hyper(tensors)
 
     def __repr__(self) -> str:
@@ -344,6 +348,10 @@ class Manifold:
     def inverse(self, quality: int) -> Tensor:
         """Latent per quantiser step, (C,)."""
         return self._inverse[self._index(quality)]
+
+    def zero_margin(self, quality: int) -> Tensor | None:
+        """How far beyond half a step from zero the encoder still takes a latent for zero, in steps (C,); None: no farther."""
+        return None if self._zero_margin is None else self._zero_margin[self._index(quality)]
 
     def _index(self, quality: int) -> int:
         if not 1 <= quality <= self.qualities:

@@ -36,7 +36,10 @@ def main() -> None:
     if given.output.exists():
         parser.error(f"{given.output} exists; name another file")
     model = manifold.load(given.manifold, given.device)
-    gain = torch.stack([model.gain(q).float().cpu() for q in range(1, model.qualities + 1)])
+    qualities = range(1, model.qualities + 1)
+    gain = torch.stack([model.gain(q).float().cpu() for q in qualities])
+    margins = [model.zero_margin(q) for q in qualities]
+    margin = None if margins[0] is None else torch.stack(margins).float().cpu()
     latents = draw_latents(model, [given.data / f for f in given.stills], given.crops, seed=given.seed)
     moves = draw_moves(model, [given.data / f for f in given.videos], seed=given.seed)
     print(f"{len(latents)} crops, {len(moves)} places of videos", flush=True)
@@ -49,11 +52,12 @@ def main() -> None:
         gain,
         config,
         training,
+        zero_margin=margin,
         report=lambda numbers: print(json.dumps(dict(numbers)), flush=True),
         save=lambda net: torch.save(net.state_dict(), checkpoint),
     )
     every = np.linspace(0, len(latents) - 1, min(400, len(latents))).astype(int)
-    ready = fit(net, latents[every], moves, gain, limit=400)
+    ready = fit(net, latents[every], moves, gain, zero_margin=margin, limit=400)
     note = f"{sum(w.size for w in ready.weights.values()):,} integer weights, {given.steps} steps on {len(latents)} crops"
     print(attach(model.info.path, ready, given.output, note=note))
     checkpoint.unlink(missing_ok=True)

@@ -43,6 +43,9 @@ class BlockMeans:
     def inverse(self, quality: int) -> torch.Tensor:
         return torch.full((3,), float(STEP))
 
+    def zero_margin(self, quality: int) -> None:
+        return None
+
     def tables(self, quality: int) -> CodeTables:
         return self._tables
 

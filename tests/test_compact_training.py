@@ -156,6 +156,18 @@ def test_a_part_without_a_start_is_refused():
         from_dict(SMALL | {"part": "synthesis"}, CompactTraining, source="test")
 
 
+def test_an_exported_margin_is_wider_where_a_channel_seldom_leaves_zero(tmp_path, data):
+    plain = replace(config(loss={"adversarial": 0.0}), zero_margin=0.05)
+    export_compact(train(plain, data, tmp_path / "m"), data, tmp_path / "m.safetensors", card={})
+    model = mcode.load(tmp_path / "m.safetensors", device="cpu")
+    pixels = load_pictures([data / "pictures"], longest=96, frames_per_video=0)
+    steps = torch.cat([(model.analyse(p[None])[0] * model.gain(1).view(-1, 1, 1)).flatten(1) for p in pixels], 1)
+    zeros = (steps.abs() < 0.5).float().mean(1)
+    margin = model.zero_margin(1)
+    assert margin.shape == (8,) and (margin >= 0).all() and margin.max() <= 0.4
+    assert margin[zeros.argmax()] > margin[zeros.argmin()]
+
+
 def test_crops_depend_on_seed_and_number_alone(data):
     pictures = load_pictures([data / "pictures"], longest=90, frames_per_video=1)
     assert len(pictures) == 6 and max(p.shape[1] for p in pictures) == 90

@@ -86,7 +86,8 @@ class OptimiserConfig:
 @dataclass(frozen=True)
 class CompactTraining:
     """What configs/general.toml holds. start: a manifold, by name or file, whose networks this training starts from; blocks
-    that it lacks start as identities. part: "synthesis" leaves all else as it starts, and so what is sent."""
+    that it lacks start as identities. part: "synthesis" leaves all else as it starts, and so what is sent. zero_margin: of the
+    manifold, in steps for each bit that leaving zero costs (see `export`)."""
 
     kind: Literal["hific"]
     name: str
@@ -96,6 +97,7 @@ class CompactTraining:
     loss: LossConfig = field(default_factory=LossConfig)
     start: str | None = None
     part: Literal["all", "synthesis"] = "all"
+    zero_margin: float = 0.0
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from .. import manifold
 from ..coders import CodeTables
 from ..config import from_dict, to_dict
 from ..errors import InputError
+from ..latents import quantise, symbols
 from ..nets.hific import STRIDE, Gains
 from .compact import CompactTraining
 from .crops import PICTURES, VIDEOS, load_pictures
@@ -67,8 +68,18 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
         stills, moves = _latents(model, data, config.data.folders, pictures)
     finally:
         draft.unlink(missing_ok=True)
-    tables = [_fit(stills, moves, model.gain(q).cpu()) for q in range(1, network.qualities + 1)]
+    margin = torch.stack([_zero_margin(stills, g, config.zero_margin) for g in gain])
+    if config.zero_margin:
+        arrays[manifold.ZERO_MARGIN] = margin.numpy()
+    tables = [_fit(stills, moves, g, m) for g, m in zip(gain, margin, strict=True)]
     return manifold.save(output, tables=tables, **options)
+
+
+def _zero_margin(stills: list[Tensor], gain: Tensor, strength: float) -> Tensor:
+    """(C,): `strength` steps for each bit that a symbol of 1 costs more than one of 0 where a channel is counted by itself."""
+    sizes = torch.cat([symbols(y, gain).abs().flatten(1) for y in stills], 1)
+    zeros, ones = ((sizes == value).float().mean(1).clamp_min(1e-4) for value in (0, 1))
+    return (strength * torch.log2(2 * zeros / ones)).clamp(0, 0.4)
 
 
 def _latents(
@@ -94,7 +105,8 @@ def frame_runs(video: Path, places: int, length: int) -> Iterator[list[np.ndarra
     """Runs of `length` consecutive frames at evenly spaced places of a video."""
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        total = stream.frames or 200
+        seconds = (container.duration or 0) / av.time_base  # Matroska does not count its frames
+        total = stream.frames or int(seconds * float(stream.average_rate or 0)) or 200
         starts = {max(0, total * (i + 1) // (places + 1) - length) for i in range(places)}
         run: list[np.ndarray] | None = None
         for index, frame in enumerate(container.decode(stream)):
@@ -107,8 +119,6 @@ def frame_runs(video: Path, places: int, length: int) -> Iterator[list[np.ndarra
                     run = None
 
 
-def _fit(stills: list[Tensor], moves: list[tuple[Tensor, Tensor]], gain: Tensor) -> CodeTables:
-    def symbols(latent: Tensor) -> np.ndarray:
-        return (latent * gain.view(-1, 1, 1)).round().clamp(-32767, 32767).to(torch.int16).numpy()
-
-    return CodeTables.fit([symbols(y) for y in stills], [symbols(b) - symbols(a) for a, b in moves])
+def _fit(stills: list[Tensor], moves: list[tuple[Tensor, Tensor]], gain: Tensor, margin: Tensor) -> CodeTables:
+    pairs = ((quantise(a, gain, margin), quantise(b, gain, margin)) for a, b in moves)
+    return CodeTables.fit([quantise(y, gain, margin) for y in stills], [b - a for a, b in pairs])

@@ -31,6 +31,7 @@ from ..coders.range import (
     unzigzag,
 )
 from ..errors import InputError, McodeError
+from ..latents import symbols as symbols_of
 from ..manifold import Manifold, rewrite
 from ..nets.hyper import SCALE_LOW, SCALE_STEP, Hyper
 from .crops import VIDEOS, draw_crop, load_pictures
@@ -101,11 +102,6 @@ def draw_moves(model: Manifold, folders: list[Path], *, size: int = 256, places:
     return np.stack(found)
 
 
-def symbols_of(latents: Tensor, gain: Tensor) -> Tensor:
-    """Integers as float, as `latents.quantise` rounds them. latents: (B, C, h, w); gain: (B, C) or (C,)."""
-    return (latents.float() * gain[..., None, None]).round().clamp(-32767, 32767)
-
-
 def train(
     latents: np.ndarray,
     moves: np.ndarray,
@@ -113,10 +109,11 @@ def train(
     config: HyperConfig,
     training: HyperTraining,
     *,
+    zero_margin: Tensor | None = None,
     report: Report | None = None,
     save: Callable[[Hyper], None] | None = None,
 ) -> Hyper:
-    """The hyperprior for symbols at all qualities. gain: (qualities, C).
+    """The hyperprior for symbols at all qualities. gain, zero_margin: (qualities, C), see `latents.symbols`.
 
     latents: float16 (N, C, h, w), coded whole; moves: (M, T, C, h, w) of the same sizes, a later one coded against an
     earlier one. Each picture's bits are weighed by the usual number at its quality, so that low qualities count as much as
@@ -127,7 +124,9 @@ def train(
     rng = np.random.default_rng(training.seed)
     pictures, sequences = torch.from_numpy(latents), torch.from_numpy(moves)
     net = Hyper(config)
-    net.prepare(_spreads(pictures, sequences, gain, rng))
+    margin = torch.zeros_like(gain) if zero_margin is None else zero_margin
+    middle = _middles(pictures, gain, margin)
+    net.prepare(_spreads(pictures, sequences, gain, margin, middle, rng), middle)
     optimiser = torch.optim.Adam(net.parameters(), lr=training.learning_rate)
     usual = torch.zeros(2, config.qualities)
     pixels = 256 * latents.shape[2] * latents.shape[3]
@@ -138,8 +137,8 @@ def train(
         quality = torch.from_numpy(rng.integers(0, config.qualities, training.batch))
         stills = pictures[torch.from_numpy(rng.integers(0, len(pictures), whole))]
         before, after = _pairs(sequences, training.deltas, rng)
-        symbols = symbols_of(torch.cat([stills, after]), gain[quality])
-        previous = symbols_of(torch.cat([torch.zeros_like(stills), before]), gain[quality])
+        symbols = symbols_of(torch.cat([stills, after]), gain[quality], margin[quality])
+        previous = symbols_of(torch.cat([torch.zeros_like(stills), before]), gain[quality], margin[quality])
         joined = bool(rng.random() < training.joined)
         kind = torch.full((training.batch,), DELTA)
         kind[:whole] = torch.from_numpy(np.where(rng.random(whole) < training.with_z[0 if joined else 1], WITH_Z, WHOLE))
@@ -169,12 +168,23 @@ def _pairs(sequences: Tensor, count: int, rng: np.random.Generator) -> tuple[Ten
     return sequences[which, order[:, 0]], sequences[which, order[:, 1]]
 
 
-def _spreads(pictures: Tensor, sequences: Tensor, gain: Tensor, rng: np.random.Generator) -> Tensor:
-    """(2, qualities, C): mean size of symbols, and of deltas."""
+def _middles(pictures: Tensor, gain: Tensor, margin: Tensor) -> Tensor:
+    """(qualities, C): medians of symbols, 0 in most manifolds, but not in all that come from elsewhere."""
+    every = torch.linspace(0, len(pictures) - 1, min(200, len(pictures))).long()
+    found = [symbols_of(pictures[every], g, m).transpose(0, 1).flatten(1) for g, m in zip(gain, margin, strict=True)]
+    return torch.stack([symbols.median(dim=1).values for symbols in found])
+
+
+def _spreads(
+    pictures: Tensor, sequences: Tensor, gain: Tensor, margin: Tensor, middle: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """(2, qualities, C): mean size of symbols around `middle`, and of deltas."""
     sample = pictures[torch.from_numpy(rng.permutation(len(pictures))[:200])]
     before, after = _pairs(sequences, 100, rng)
-    whole = [symbols_of(sample, g).abs().mean((0, 2, 3)) for g in gain]
-    delta = [(symbols_of(after, g) - symbols_of(before, g)).abs().mean((0, 2, 3)) for g in gain]
+    each = list(zip(gain, margin, strict=True))
+    centres = (c.view(-1, 1, 1) for c in middle)
+    whole = [(symbols_of(sample, g, m) - c).abs().mean((0, 2, 3)) for (g, m), c in zip(each, centres, strict=True)]
+    delta = [(symbols_of(after, g, m) - symbols_of(before, g, m)).abs().mean((0, 2, 3)) for g, m in each]
     return torch.stack([torch.stack(whole), torch.stack(delta)])
 
 
@@ -185,13 +195,22 @@ def learning_rate(step: int, training: HyperTraining) -> float:
     )
 
 
-def fit(net: Hyper, latents: np.ndarray, moves: np.ndarray, gain: Tensor, *, limit: int = 200) -> RangeModel:
+def fit(
+    net: Hyper,
+    latents: np.ndarray,
+    moves: np.ndarray,
+    gain: Tensor,
+    *,
+    zero_margin: Tensor | None = None,
+    limit: int = 200,
+) -> RangeModel:
     """The model that codes: the network's integers, with tables counted on symbols of at most `limit` of the latents and as
     many pairs of the moves.
 
     Each table is the count of what was really met at its index, smoothed by the Laplace distribution it was trained as.
     """
     config, weights = net.config, net.integers()
+    margin = torch.zeros_like(gain) if zero_margin is None else zero_margin
     model = RangeModel(config, weights, *_first_tables(net))
     counts = np.zeros(model.tables.shape, np.int64)
     z_counts = np.zeros(model.z_tables.shape, np.int64)
@@ -199,8 +218,8 @@ def fit(net: Hyper, latents: np.ndarray, moves: np.ndarray, gain: Tensor, *, lim
     for i in np.linspace(0, len(latents) - 1, min(limit, len(latents))).astype(int):
         picture = torch.from_numpy(latents[i : i + 1])
         before, after = _pairs(torch.from_numpy(moves[rng.integers(len(moves))][None]), 1, rng)
-        for quality, g in enumerate(gain, 1):
-            whole, last, this = (symbols_of(y, g)[0].numpy().astype(np.int16) for y in (picture, before, after))
+        for quality, (g, m) in enumerate(zip(gain, margin, strict=True), 1):
+            whole, last, this = (symbols_of(y, g, m)[0].numpy().astype(np.int16) for y in (picture, before, after))
             joined = bool((i + quality) % 2)
             model.count(whole, None, quality, joined, counts, z_counts)
             model.count(this, last, quality, joined, counts, z_counts)
