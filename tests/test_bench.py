@@ -198,3 +198,20 @@ def test_codecs_that_refuse_small_pictures_are_left_out():
 def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
     status, out, err = run(capsys, *arguments.split())
     assert status == 2 and out == "" and message in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_a_graph_is_captured_once_and_replayed(monkeypatch):
+    from mcode.nets import graphs
+
+    told: list[str] = []
+
+    def capture(call, x):
+        call(x)
+        told.append("captured")
+        return graphs.Captured(x, lambda: told.append("replayed"), x)
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    run = benching._graphed(lambda: told.append("called"), None)
+    for _ in range(3):
+        run()
+    assert told == ["called", "captured", "replayed", "replayed", "replayed"]

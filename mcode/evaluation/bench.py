@@ -335,7 +335,7 @@ def baseline_jobs(codec: str, clip: Sequence[Frame]) -> list[Job]:
 
 
 def _network_jobs(model: Any, size: tuple[int, int], batch: int, compiled: bool, notes: list[str]) -> list[Job]:
-    """The networks alone on tensors already there, plain, compiled and as CUDA graphs; on CUDA the copies too, pinned or not.
+    """The networks alone on tensors already there, plain and compiled, on CUDA as graphs; and the copies, pinned or not.
 
     Both halves see few shapes (one picture; a batch and what is left over of it), which is what compiling and graphs want.
     """
@@ -367,7 +367,8 @@ def _network_jobs(model: Any, size: tuple[int, int], batch: int, compiled: bool,
 
     def forward(network: Callable[[Any], Any], x: Any) -> Callable[[], Any]:
         def run() -> Any:
-            with torch.inference_mode(), torch.autocast(device.type, model.dtype, enabled=model.dtype != torch.float32):
+            on = model.dtype != torch.float32  # no cache of weights: a graph would read them after they were freed
+            with torch.inference_mode(), torch.autocast(device.type, model.dtype, enabled=on, cache_enabled=False):
                 return network(x)
 
         return run
@@ -379,8 +380,11 @@ def _network_jobs(model: Any, size: tuple[int, int], batch: int, compiled: bool,
         add(f"{name} network", frames, forward(network, x))
         if compiled:
             add(f"{name} compiled", frames, forward(torch.compile(network, dynamic=False), x))
+        if cuda:
+            add(f"{name} graph", frames, _graphed(forward(network, x), x))
         if compiled and cuda:
-            add(f"{name} graph", frames, forward(torch.compile(network, dynamic=False, mode="reduce-overhead"), x))
+            reduced = torch.compile(network, dynamic=False, mode="reduce-overhead")
+            add(f"{name} compiled graph", frames, forward(reduced, x))
     if cuda:
         plain = torch.zeros(height, width, 3, dtype=torch.uint8)
         pinned, there = plain.pin_memory(), plain.to(device)
@@ -389,6 +393,20 @@ def _network_jobs(model: Any, size: tuple[int, int], batch: int, compiled: bool,
         add("download", 1, lambda: plain.copy_(there))
         add("download pinned", 1, lambda: pinned.copy_(there, non_blocking=True))
     return jobs
+
+
+def _graphed(call: Callable[[], Any], x: Any) -> Callable[[], Any]:
+    """Replays a CUDA graph of call(), captured when first run; x: its input, for the capture alone."""
+    from mcode.nets.graphs import capture
+
+    captured: list[Any] = []
+
+    def run() -> None:
+        if not captured:
+            captured.append(capture(lambda _: call(), x))
+        captured[0].replay()
+
+    return run
 
 
 def _cuda_timed(call: Callable[[], Any]) -> Callable[[], float]:
