@@ -360,6 +360,38 @@ def test_both_lanes_and_their_counters_reach_a_player(port):
         wait_for(lambda: (last := lane.frame) is not None and not time.sleep(0.3) and lane.frame is last)
 
 
+def test_frames_are_shown_while_the_next_ones_are_synthesised(port):
+    class Gated(BlockMeans):
+        """Its synthesis waits while the gate is closed."""
+
+        def __init__(self):
+            super().__init__()
+            self.gate, self.waits = threading.Event(), threading.Event()
+            self.gate.set()
+
+        def synthesise(self, latents, width, height):
+            if not self.gate.is_set():
+                self.waits.set()
+                self.gate.wait(PATIENCE_S)
+            return super().synthesise(latents, width, height)
+
+    model = Gated()
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=model, lanes=("mcode",)) as receiver:
+        sender = Sender(config(port, n=12, baseline="none", duration_s=None), model=MODEL)
+        sender.start()
+        view = receiver.lanes["mcode"]
+        wait_for(lambda: view.shown > 12 and view.frames - view.shown - view.skipped > 4)
+        model.gate.clear()
+        try:
+            wait_for(model.waits.is_set)
+            held = view.frames
+            wait_for(lambda: view.shown + view.skipped >= held)  # all that was ready, and not one frame synthesised since
+            assert view.frames == held
+        finally:
+            model.gate.set()
+        sender.stop()
+
+
 def test_n_coder_and_channel_change_while_it_runs(port):
     with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
         sender = Sender(config(port, duration_s=None), model=MODEL)
