@@ -4,7 +4,8 @@
          -> MCode encoder -> link (channel) -> MCode decoder -> lane
          -> H.264 encoder -> link (channel) -> H.264 decoder -> lane
 
-All threads keep one clock: it paces the feed, delays the datagrams and shows the frames, so pause and speed act on all.
+MCode's networks run in a process of their own (networks.py); coding, the link and H.264 in threads of this one. They
+keep one clock: it paces the feed, delays the datagrams and shows the frames, so pause and speed act on all.
 """
 
 from __future__ import annotations
