@@ -174,12 +174,14 @@ class VideoView(QWidget):
         painter.drawText(rect, Qt.AlignmentFlag.AlignCenter, "Waiting for a picture")
 
     def _scaled_image(self, lane: Lane, frame: Frame, size: QSize, cache: bool) -> QImage:
-        """The frame at the size it is painted at: area means to shrink, cubic to grow; done once per frame."""
+        """The frame at the size it is painted at: area means to shrink, but linear where it is by little, which takes a
+        seventh of the time; cubic to grow. Done once per frame."""
         held = self._scaled.get(lane.name)
         if held is not None and held[0] == lane.serial and held[1] == size:
             return held[2]
-        shrinks = size.width() < frame.width
-        rgb = cv2.resize(frame.rgb, (size.width(), size.height()), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        scale = size.width() / frame.width
+        kind = cv2.INTER_CUBIC if scale >= 1 else cv2.INTER_LINEAR if scale > 2 / 3 else cv2.INTER_AREA
+        rgb = cv2.resize(frame.rgb, (size.width(), size.height()), interpolation=kind)
         image = image_of(rgb)
         if cache:
             self._scaled[lane.name] = lane.serial, size, image
