@@ -130,6 +130,26 @@ def test_channel_norm_is_equation_5_at_every_position():
         np.testing.assert_allclose(out[b, :, h, w], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [2, 7, 60])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_fused_norm_is_the_plain_one_and_has_its_gradients(channels, layout):
+    torch.manual_seed(0)
+    plain, fused = ChannelNorm(channels), paper.FusedChannelNorm(channels)
+    with torch.no_grad():
+        plain.gamma.normal_()
+        plain.beta.normal_()
+    fused.load_state_dict(plain.state_dict())
+    x = (torch.randn(2, channels, 5, 6) * 3 + 1).contiguous(memory_format=layout)
+    found = []
+    for norm in (plain, fused):
+        own = x.clone().requires_grad_()
+        y = norm(own)
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        found.append((y, own.grad, norm.gamma.grad, norm.beta.grad))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_channel_norm_does_not_depend_on_the_pictures_size():
     x = torch.randn(1, 5, 6, 6)
     assert torch.allclose(ChannelNorm(5)(x)[..., :2, :2], ChannelNorm(5)(x[..., :2, :2]), atol=1e-6)
