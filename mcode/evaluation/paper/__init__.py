@@ -292,7 +292,7 @@ def _talking_head(room: _Room) -> None:
         room.say("learning the linear manifold of 50 coordinates")
         adapt_linear(sorted((room.data / "grid_s1" / "train").glob("*.mpg")), linear, m=50)
     named: list[tuple[str, Any, int | None]] = [("linear, M = 50", load(linear, room.device), None)]
-    named += _named(room, (("NCode DCGAN", "head-dcgan-50", 8),))
+    named += _named(room, (("NCode, WGAN, M = 50", "head-wgan-50", 5),))
     residual = room.manifold("talking-head")
     if residual is None:
         try:
