@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -318,3 +320,17 @@ def test_bad_input_is_one_line(tmp_path, data, capsys, arguments, message):
 def test_an_empty_place_is_named(tmp_path):
     with pytest.raises(InputError, match="no such"):
         evaluate_paper(tmp_path, tmp_path / "out", only=("figure3",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "share", "message"),
+    [((), "1", "usage: scripts/reproduce.sh DATA"), ((".",), "2", "SHARE=2 is not"), ((".",), "none", "SHARE=none is not")],
+)
+def test_reproduce_refuses_what_it_cannot_use(arguments, share, message):
+    script = Path(__file__).parent.parent / "scripts" / "reproduce.sh"
+    result = subprocess.run(
+        ["bash", str(script), *arguments], env=os.environ | {"SHARE": share}, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
