@@ -34,6 +34,8 @@ FORMAT = "1"
 KINDS = ("linear", "ncode", "hific")
 SEARCH_VARIABLE = "MCODE_MANIFOLDS"
 """Environment variable with further folders of manifolds, separated as PATH is."""
+GRAPHS_VARIABLE = "MCODE_CUDA_GRAPHS"
+"""Environment variable that turns CUDA graphs on: measured apart from the codec, never yet run inside it."""
 ZERO_MARGIN = "zero_margin"
 """Name of the tensor (qualities, C) that `Manifold.zero_margin` gives."""
 HYPER = "hyper."
@@ -440,8 +442,8 @@ class Manifold:
             return landed.numpy().copy()
 
     def _half(self, name: str, x: Tensor, pixels: int) -> Tensor:
-        """The network's analysis or synthesis of x: on CUDA, where it is small, as a graph (see nets.graphs)."""
-        if self._on_cuda:
+        """The network's analysis or synthesis of x: on CUDA, where graphs are asked for and it is small, as one of them."""
+        if self._on_cuda and os.environ.get(GRAPHS_VARIABLE):
             from .nets.graphs import LARGEST
 
             if pixels <= LARGEST:

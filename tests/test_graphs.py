@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mcode import manifold
+from mcode.manifold import GRAPHS_VARIABLE
 from mcode.nets.graphs import LARGEST, Captured, Graphs, capture
 
 from .small_hific import small_manifolds
@@ -102,6 +103,11 @@ def test_the_manifold_runs_small_calls_as_graphs_on_cuda_and_nothing_else(model,
         )
         assert torch.equal(model._half("analysis", x, 64 * 64), plain) and not recorder.captured
         monkeypatch.setattr(model, "_on_cuda", True)
+        monkeypatch.delenv(GRAPHS_VARIABLE, raising=False)
+        for _ in range(4):
+            assert torch.equal(model._half("analysis", x, 64 * 64), plain)
+        assert not recorder.captured, "graphs are only taken where they are asked for"
+        monkeypatch.setenv(GRAPHS_VARIABLE, "1")
         for _ in range(4):
             assert torch.equal(model._half("analysis", x, 64 * 64), plain)
         assert recorder.captured == [(1, 3, 64, 64)]
