@@ -297,6 +297,7 @@ def _talking_head(room: _Room) -> None:
     if residual is None:
         try:
             residual = load("talking-head", room.device)
+            room.missing.remove("talking-head")  # the installed one will do
         except ManifoldError:
             residual = None
     if residual is not None and residual.kind == "ncode":
