@@ -25,7 +25,7 @@ from .crops import PICTURES, VIDEOS, load_pictures
 LAGS = (1, 4, 8)
 """Keyframe intervals, in frames, whose deltas the code tables are fitted to."""
 LONGEST = 1024
-DEFAULT_QUALITY = 3
+DEFAULT_QUALITY = 5
 
 
 def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str, Any], pictures: int = 100) -> str:
