@@ -194,7 +194,7 @@ def train(
             speed = (done - first) * config.data.batch * workers / (time.monotonic() - started)
             loop.save_checkpoint(out / loop.CHECKPOINT, model, {}, [of_coder, of_d], done, config)
             log.write(done, norm=norm, pictures_per_s=round(speed, 2))
-            log.picture(done, _beside(x[:4], x_hat[:4]))
+            log.picture(done, loop.beside(x[:4], x_hat[:4]))
     return out / loop.CHECKPOINT
 
 
@@ -221,13 +221,6 @@ def _start_from(net: Hific, path: Path) -> None:
         net.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
     except RuntimeError as error:
         raise InputError(f"initial: {path} is of other networks than this configuration's") from error
-
-
-def _beside(x: torch.Tensor, x_hat: torch.Tensor) -> np.ndarray:
-    """Originals above reconstructions, uint8 (2 H, B W, 3)."""
-    both = torch.stack([x, x_hat.detach()]).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    rows, count, _, height, width = both.shape
-    return both.permute(0, 3, 1, 4, 2).reshape(rows * height, count * width, 3).cpu().numpy()
 
 
 def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
