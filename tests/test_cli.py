@@ -128,6 +128,7 @@ def test_the_commands_are_those_of_the_readme():
         "evaluate images",
         "evaluate paper",
         "evaluate channel",
+        "evaluate ablation",
         "bench",
         "study prepare",
         "study run",

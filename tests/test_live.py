@@ -350,8 +350,9 @@ def test_both_lanes_and_their_counters_reach_a_player(port):
             assert frame.rgb.shape == (48, 64, 3) and frame.rgb.std() > 20, name
             assert 0 <= time.time() - sent_unix_s < PATIENCE_S
         assert receiver.error is None and receiver.is_receiving
-        delay = receiver.lanes["mcode"].delay
-        assert delay.wait_ms == pytest.approx(120, abs=85) and receiver.clock.delay_s is not None
+        # N frames, where the machine is not so busy that those between keyframes are left out
+        wait_for(lambda: receiver.lanes["mcode"].delay.wait_ms == pytest.approx(120, abs=85))
+        assert receiver.clock.delay_s is not None
         report = sender.stop()
         assert report.lanes["h264"].target_kbps is not None
         wait_for(lambda: not receiver.is_receiving)
