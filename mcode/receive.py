@@ -512,7 +512,17 @@ class LaneView:
         is_mcode = isinstance(unit, Received)
         last, steps = (unit.packet.pts, unit.packet.steps) if is_mcode else (unit.pts, 1)
         self.stream = unit.stream if is_mcode else None
-        frames = lane.decode(unit, self._wanted) if is_mcode else lane.decode(unit)
+        first, needed_s = last, -math.inf
+
+        def wanted(pts: int) -> bool:
+            nonlocal first, needed_s
+            first = min(first, pts)
+            # Left out or not, it could not have been here before its keyframe: a clock that only saw what was made would
+            # settle on keyframes alone.
+            needed_s = max(needed_s, unit.arrival_s - pts / link.clock_hz)
+            return self._wanted(pts)
+
+        frames = lane.decode(unit, wanted) if is_mcode else lane.decode(unit)
         self.error = lane.error
         if lane.error is not None:
             return
@@ -521,9 +531,8 @@ class LaneView:
         if due is not None and time.monotonic() - due > 0.25 and not self._units.empty() and self._frame is not None:
             self.skipped += steps  # too late to be seen: decoded, as the next one needs it, but not synthesised
             return
-        first, needed_s = last, -math.inf
         for count, frame in enumerate(frames):
-            first = frame.pts if count == 0 else first
+            first = min(first, frame.pts)
             needed_s = max(needed_s, time.monotonic() - frame.pts / link.clock_hz)
             self._hold(frame)
             if count + 1 >= _MOST_READY or self._stop.is_set():

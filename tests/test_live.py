@@ -361,6 +361,23 @@ def test_both_lanes_and_their_counters_reach_a_player(port):
         wait_for(lambda: (last := lane.frame) is not None and not time.sleep(0.3) and lane.frame is last)
 
 
+def test_the_clock_leaves_time_for_the_frames_between_keyframes(port):
+    """A clock set by what was synthesised alone would settle on showing keyframes, since those are the first to be there."""
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
+        sender = Sender(config(port, n=8, duration_s=None), model=MODEL)
+        sender.start()
+        view = receiver.lanes["mcode"]
+        wait_for(lambda: view.shown > 4)
+
+        def most_are_shown() -> bool:
+            shown, skipped = view.shown, view.skipped
+            time.sleep(1)
+            return view.shown - shown > view.skipped - skipped
+
+        wait_for(most_are_shown)
+        sender.stop()
+
+
 def test_frames_are_shown_while_the_next_ones_are_synthesised(port):
     class Gated(BlockMeans):
         """Its synthesis waits while the gate is closed."""
