@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mcode.cli.apps import evaluate_app
-from mcode.cli.options import Device, Force, Json, output_option
+from mcode.cli.options import Device, Force, Json, Judges, output_option
 from mcode.cli.output import plain, print_json, print_table, print_warnings, progress_bar
 
 
@@ -20,14 +20,7 @@ def ablation(
         typer.Option("--manifolds", "-m", metavar="NAME|FILE,...", help="The models, parted by commas.", show_default=False),
     ],
     output: Annotated[str, output_option("OUT", "Folder for the report; what is measured is kept in OUT/cache.")],
-    perceptual: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the metrics' weights; each metric whose weights are there is measured. Else $MCODE_PERCEPTUAL.",
-            show_default=False,
-        ),
-    ] = None,
+    perceptual: Judges = None,
     device: Device = "auto",
     force: Force = False,
     as_json: Json = False,

@@ -19,6 +19,7 @@ from mcode.cli.options import (
     Force,
     Interval,
     Json,
+    Judges,
     Manifold,
     Quality,
     Start,
@@ -101,14 +102,7 @@ def compare(
 def stills_(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder of images.", show_default=False)],
     manifold: Manifold = "general",
-    perceptual: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of VGG19's and MobileNet's weights, to measure distances too; else $MCODE_PERCEPTUAL.",
-            show_default=False,
-        ),
-    ] = None,
+    perceptual: Judges = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

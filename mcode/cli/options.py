@@ -144,6 +144,15 @@ def _near(text: str, choices: Sequence[str]) -> str:
 Video = Annotated[str, typer.Argument(metavar="INPUT", help="A video or image: anything FFmpeg opens.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Judges = Annotated[
+    str | None,
+    typer.Option(
+        "--perceptual",
+        metavar="DIR",
+        help="Folder of the metrics' weights; each metric whose weights are there is measured. Else $MCODE_PERCEPTUAL.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

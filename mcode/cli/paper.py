@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mcode.cli.apps import evaluate_app
-from mcode.cli.options import Device, Json, output_option, some_of, whole
+from mcode.cli.options import Device, Json, Judges, output_option, some_of, whole
 from mcode.cli.output import print_json, print_warnings
 
 PARTS = ("figure3", "figure4a", "figure4b", "figure5", "figure6", "figure7", "talking-head")
@@ -35,14 +35,7 @@ def paper_(
         str | None,
         typer.Option(metavar="DIR", help="Manifolds trained from configs/paper/, before those installed.", show_default=False),
     ] = None,
-    perceptual: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of VGG19's and MobileNet's weights, to measure distances too; else $MCODE_PERCEPTUAL.",
-            show_default=False,
-        ),
-    ] = None,
+    perceptual: Judges = None,
     pictures: Annotated[
         int,
         typer.Option(

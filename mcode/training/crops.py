@@ -7,9 +7,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 VIDEOS = {".mp4", ".mkv", ".avi", ".mpg", ".mov", ".webm"}
@@ -45,6 +49,13 @@ def _shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
     return cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
+def count_frames(container: InputContainer) -> int:
+    """Of the first video stream, as the file says or its duration tells: Matroska does not count them."""
+    stream = container.streams.video[0]
+    seconds = (container.duration or 0) / 1_000_000  # libavformat's own time base
+    return stream.frames or int(seconds * float(stream.average_rate or 0)) or 250
+
+
 def _video_frames(path: Path, count: int) -> Iterator[np.ndarray]:
     import av
 
@@ -53,8 +64,7 @@ def _video_frames(path: Path, count: int) -> Iterator[np.ndarray]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        seconds = (container.duration or 0) / av.time_base  # Matroska does not count its frames
-        total = stream.frames or int(seconds * float(stream.average_rate or 0)) or 250
+        total = count_frames(container)
         wanted = set(np.linspace(0, total - 1, count).astype(int).tolist())
         for index, frame in enumerate(container.decode(stream)):
             if index in wanted:

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..latents import quantise, symbols
 from ..nets.hific import STRIDE, Gains
 from .compact import CompactTraining
-from .crops import PICTURES, VIDEOS, load_pictures
+from .crops import PICTURES, VIDEOS, count_frames, load_pictures
 
 LAGS = (1, 4, 8)
 """Keyframe intervals, in frames, whose deltas the code tables are fitted to."""
@@ -105,8 +105,7 @@ def frame_runs(video: Path, places: int, length: int) -> Iterator[list[np.ndarra
     """Runs of `length` consecutive frames at evenly spaced places of a video."""
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        seconds = (container.duration or 0) / av.time_base  # Matroska does not count its frames
-        total = stream.frames or int(seconds * float(stream.average_rate or 0)) or 200
+        total = count_frames(container)
         starts = {max(0, total * (i + 1) // (places + 1) - length) for i in range(places)}
         run: list[np.ndarray] | None = None
         for index, frame in enumerate(container.decode(stream)):
