@@ -53,6 +53,10 @@ class Model(Protocol):
     def tables(self, quality: int) -> CodeTables: ...
 
 
+Refine = Callable[[np.ndarray, "Tensor", np.ndarray, "np.ndarray | None", int], np.ndarray]
+"""(rgb, latent, symbols, the symbols they are coded against or None, quality) to symbols."""
+
+
 class Encoder:
     """Frames of one size to packets, one for each keyframe.
 
@@ -61,6 +65,7 @@ class Encoder:
 
     width, height: of the frames pushed. display: the size a decoder shows, when another. refresh_s: a keyframe is sent
     whole at least this often. slices: parts of a keyframe that decode alone. dead_zone: see DEAD_ZONE; of deltas.
+    refine: gives better symbols for a keyframe, at leisure (`mcode.refine.Refiner`).
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class Encoder:
         display: tuple[int, int] | None = None,
         cuts: bool = True,
         dead_zone: float = DEAD_ZONE,
+        refine: Refine | None = None,
     ) -> None:
         if not 1 <= n <= 65_535:
             raise ValueError(f"n is {n}; the keyframe interval is 1 to 65535 frames")
@@ -89,7 +95,7 @@ class Encoder:
         self.model, self.width, self.height = model, width, height
         self.shape = model.latent_shape(width, height)
         self.tables = model.tables(quality)
-        self.cuts, self.dead_zone = cuts, dead_zone
+        self.cuts, self.dead_zone, self.refine = cuts, dead_zone, refine
         self.refresh_ticks = round(refresh_s * TICKS_PER_S)
         self.header = StreamHeader(
             manifold_id=bytes.fromhex(model.id),
@@ -149,6 +155,9 @@ class Encoder:
         refresh = self._symbols is None or self._want_refresh or frame.pts - self._last_refresh >= self.refresh_ticks
         if not refresh and self.header.coder != "fixed":
             symbols = self._held(latent, symbols)
+        if self.refine is not None:
+            base = None if refresh or self.header.coder == "fixed" else self._symbols
+            symbols = self.refine(frame.rgb, latent, symbols, base, quality)
         if self.header.coder == "fixed":
             symbols = fixed.clip(symbols, self.tables)
             parts = [fixed.encode(part, self.tables) for part in slices.split(symbols, self.header.slices)]

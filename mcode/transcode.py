@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .codec import Decoder, Encoder
+from .codec import Decoder, Encoder, Refine
 from .container import McodeReader, McodeWriter
 from .errors import InputError, WireError
 from .frame import TICKS_PER_S, Frame
@@ -83,13 +83,15 @@ def encode_file(
     start_s: float = 0.0,
     duration_s: float | None = None,
     audio: str = "copy",
+    refine: Refine | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Encodes a video (or an image, then n is 1) into an .mcode file.
 
     size: (width, height) to encode and show; None keeps the source's. A manifold of one fixed size gets the centred part
-    of its aspect, scaled to it, and the decoder scales back. Raises InputError, ManifoldError.
+    of its aspect, scaled to it, and the decoder scales back. refine: see `Encoder`; of the same manifold, loaded.
+    Raises InputError, ManifoldError.
     """
     _refuse_same(input, output)
     model = manifold if isinstance(manifold, Manifold) else load(manifold, device)
@@ -98,7 +100,7 @@ def encode_file(
         n = 1
     coded, display, aspect = geometry((reader.width, reader.height), size, model.frame_size)
     reader = FrameReader(input, start_s=start_s, duration_s=duration_s, size=coded, crop_to=aspect)
-    encoder = Encoder(model, *coded, n=n, coder=coder, quality=quality, refresh_s=refresh_s, display=display)
+    encoder = Encoder(model, *coded, n=n, coder=coder, quality=quality, refresh_s=refresh_s, display=display, refine=refine)
     meter = Meter(model)
     total = _expected_frames(reader, duration_s, start_s)
     frames, gap, last_pts = 0, TICKS_PER_S // 25, 0

@@ -7,6 +7,7 @@ Takes a minute. The fonts are those of this machine: install Inter (fonts-inter)
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
@@ -104,4 +105,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "images", help="where the pictures go")
+    main(parser.parse_args().folder)

@@ -103,6 +103,7 @@ def test_training_starts_from_a_manifold_and_added_blocks_start_as_identities(tm
     checkpoint = train(plain, data, tmp_path / "first")
     export_compact(checkpoint, data, tmp_path / "first.safetensors", card={})
     old = mcode.load(tmp_path / "first.safetensors", device="cpu", precision="float32")
+    assert old.card["prices"]["lambdas"] == pytest.approx(lambdas(plain.loss, 2).tolist(), rel=1e-3)
     deeper = replace(plain.network, analysis_blocks=(1, 2, 1), synthesis_blocks=(2, 1, 1, 1))
     model = CompactHific(deeper)
     _start_from(model, str(tmp_path / "first.safetensors"), lambdas(plain.loss, 2))

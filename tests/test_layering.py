@@ -39,6 +39,7 @@ FLOORS = {
     "transcode": 2,
     "fetch": 2,
     "importing": 3,
+    "refine": 3,
     "training": 3,
     "evaluation": 3,
     "cli": 4,

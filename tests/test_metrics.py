@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from mcode.errors import InputError
@@ -141,6 +142,31 @@ def test_unit_distance_is_0_for_equals_whatever_their_length_2_at_right_angles_4
     for b, distance in ((a, 0), (7 * a, 0), (across, 2), (-a, 4)):
         assert unit_distance([a], [b]).tolist() == pytest.approx([distance], abs=1e-6)
     assert unit_distance([a, a], [a, -a]).tolist() == pytest.approx([2])  # the mean over layers
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_unit_distance_has_the_value_and_the_gradient_of_its_definition(dtype, tolerance):
+    draw = torch.Generator().manual_seed(4)
+    a = torch.randn(2, 24, 5, 7, generator=draw, dtype=torch.float64).relu()
+    b = (a + 0.4 * torch.randn(a.shape, generator=draw, dtype=torch.float64)).relu()
+    a[:, :, 0, 0] = b[:, :, 1, 1] = 0  # nothing there
+    b[0, :, 2, 2] = 1e-5  # too little to be scaled to unit length
+    a, b = a.to(dtype), b.to(dtype)
+
+    def found(distance, *pair):
+        leaves = [v.detach().clone().requires_grad_() for v in pair]
+        value = distance(*leaves)
+        (value * torch.tensor([1.0, 3.0])).sum().backward()
+        return [value.detach().double(), *(leaf.grad.double() for leaf in leaves)]
+
+    def definition(a, b):
+        a, b = (v / v.norm(dim=1, keepdim=True).clamp_min(1e-3) for v in (a, b))
+        return (a - b).square().sum(1).mean((1, 2))
+
+    for got, wanted in zip(
+        found(lambda a, b: unit_distance([a], [b]), a, b), found(definition, a.double(), b.double()), strict=True
+    ):
+        assert (got - wanted).norm() <= tolerance * wanted.norm()
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from mcode.cli.options import (
     Json,
     Manifold,
     Quality,
+    Refine,
+    RefineWeights,
     Size,
     Start,
     Video,
@@ -64,18 +66,27 @@ def encode(
     start: Start = 0,
     duration: Duration = None,
     audio: Audio = "copy",
+    refine: Refine = 0,
+    perceptual: RefineWeights = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Encode a video or image to an .mcode file."""
+    from mcode.manifold import load
     from mcode.transcode import encode_file
 
+    model = load(manifold, device)
+    refiner = None
+    if refine:
+        from mcode.refine import Refiner
+
+        refiner = Refiner(model, refine, weights=perceptual)
     with progress_bar("encoding") as progress:
         report = encode_file(
             input,
             output,
             n=n,
-            manifold=manifold,
+            manifold=model,
             coder=coder,
             quality=quality,
             refresh_s=refresh,
@@ -84,6 +95,7 @@ def encode(
             start_s=start,
             duration_s=duration,
             audio=audio,
+            refine=refiner,
             force=force,
             progress=progress,
         )

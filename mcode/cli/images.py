@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mcode.cli.apps import evaluate_app, manifolds_app
-from mcode.cli.options import Device, Force, Json, Judges, one_of, output_option, some_of, whole
+from mcode.cli.options import Coder, Device, Force, Json, Judges, Refine, one_of, output_option, some_of, whole
 from mcode.cli.output import byte_count, plain, print_json, print_report, print_table, print_warnings, progress_bar
 from mcode.errors import InputError
 
@@ -35,6 +35,8 @@ def images_(
         str | None,
         typer.Option(metavar="Q,...", help="Qualities of each manifold; all if left out.", show_default=False),
     ] = None,
+    coder: Coder = "huffman",
+    refine: Refine = 0,
     perceptual: Judges = None,
     fetch_weights: Annotated[
         bool, typer.Option("--fetch-weights", help="Download what LPIPS and FID need (330 MB) into that folder first.")
@@ -77,6 +79,8 @@ def images_(
             manifolds=tuple(dict.fromkeys(name.strip() for name in manifold.split(","))),
             qualities=wanted,
             perceptual=weights,
+            coder=coder,
+            refine=refine,
             crops=crops,
             device=device,
             force=force,

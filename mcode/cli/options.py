@@ -153,6 +153,25 @@ Judges = Annotated[
         show_default=False,
     ),
 ]
+Refine = Annotated[
+    int,
+    typer.Option(
+        "--refine",
+        metavar="STEPS",
+        parser=whole("--refine", "the number of steps", 0, 10_000),
+        help="Look so many steps for symbols that show more for the same bits: 30 help, 100 are thorough. Decoding stays as "
+        "fast. Slow, and needs the weights that --perceptual names.",
+    ),
+]
+RefineWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--perceptual",
+        metavar="DIR",
+        help="With --refine: folder of VGG19's and SqueezeNet's weights. Else $MCODE_PERCEPTUAL.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

@@ -11,12 +11,14 @@ import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from mcode.errors import InputError
@@ -57,13 +59,54 @@ def weights_path(name: str, given: str | os.PathLike[str] | None = None) -> Path
 def unit_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """Mean over layers and positions of the squared distance between unit feature vectors: 0 (equal) to 4 (opposite).
 
-    a, b: one (B, C, h, w) per layer. Returns float32 (B,). Differentiable; computed in float32 whatever autocast says.
+    a, b: one (B, C, h, w) per layer. Returns float32 (B,). Differentiable once; sums are float32
+    whatever autocast says.
     """
-    return torch.stack([_layer_distance(x.float(), y.float()) for x, y in zip(a, b, strict=True)]).mean(0)
+    return torch.stack([_layer_distance(x, y) for x, y in zip(a, b, strict=True)]).mean(0)
+
+
+class _UnitDistance(torch.autograd.Function):
+    """Squared distance between unit feature vectors at every position, with its derivatives in closed form.
+
+    Written out, a |a - b|^2 of normalised float32 copies took three quarters of a training step in VGG19's features: it is
+    2 - 2 cos. Vectors shorter than _TINY are divided by that. Products are in the features' type, sums in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        """a, b: (B, C, H, W) of one type; float32 (B, H, W)."""
+        length_a, length_b = _along_channels(a, a).sqrt(), _along_channels(b, b).sqrt()
+        na, nb = length_a.clamp_min(_TINY), length_b.clamp_min(_TINY)
+        cosine = _along_channels(a, b) / (na * nb)
+        ctx.save_for_backward(a, b, length_a, length_b, cosine)
+        return ((length_a / na).square() + (length_b / nb).square() - 2 * cosine).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b, length_a, length_b, cosine = ctx.saved_tensors
+        gradient = gradient.unsqueeze(1) * 2
+        across = gradient / (length_a.clamp_min(_TINY) * length_b.clamp_min(_TINY))
+
+        def one(own: Tensor, length: Tensor, other: Tensor) -> Tensor:
+            along = gradient * torch.where(length > _TINY, cosine / length.clamp_min(_TINY).square(), 1 / _TINY**2)
+            return torch.addcmul(own * along.to(own.dtype), other, across.to(own.dtype), value=-1)
+
+        return (
+            one(a, length_a, b) if ctx.needs_input_grad[0] else None,
+            one(b, length_b, a) if ctx.needs_input_grad[1] else None,
+        )
+
+
+def _along_channels(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1, keepdim=True, dtype=torch.promote_types(a.dtype, torch.float32))
 
 
 def _layer_distance(a: Tensor, b: Tensor) -> Tensor:
-    difference = functional.normalize(a, dim=1, eps=_TINY) - functional.normalize(b, dim=1, eps=_TINY)
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        return _UnitDistance.apply(a, b).mean((1, 2))
+    # Judging has the time, and equal pictures are at a distance of exactly 0.
+    difference = functional.normalize(a.float(), dim=1, eps=_TINY) - functional.normalize(b.float(), dim=1, eps=_TINY)
     return difference.square().sum(1).mean((1, 2))
 
 

@@ -132,6 +132,8 @@ def evaluate_images(
     manifolds: Sequence[str | os.PathLike[str] | Manifold] = ("general",),
     qualities: Sequence[int] | None = None,
     perceptual: str | os.PathLike[str] | None = None,
+    coder: str = "huffman",
+    refine: int = 0,
     crops: int = 4,
     device: str = "auto",
     force: bool = False,
@@ -139,7 +141,8 @@ def evaluate_images(
 ) -> ImagesReport:
     """Measures codecs on the pictures of a folder and writes OUT/results.json, a PNG for each metric, index.html, crops.html.
 
-    codecs: from CODECS. qualities: of each manifold, all if None. perceptual: the folder of `Judges`' weights. crops: so
+    codecs: from CODECS. qualities: of each manifold, all if None. perceptual: the folder of `Judges`' weights. coder,
+    refine: of manifolds, as when encoding. crops: so
     many pictures, evenly spaced, go into the page of close-ups, each by every codec at about the rate of the first codec's
     middle setting. progress(pictures coded, of how many). Raises InputError, ManifoldError.
     """
@@ -156,7 +159,7 @@ def evaluate_images(
     if results.exists() and not force:
         raise InputError(f"{results}: exists; add --force to write the report anew (what is measured stays measured)")
     paths = stills.image_paths(Path(folder))
-    families = _families(codecs, manifolds, qualities, device)
+    families = _families(codecs, manifolds, qualities, device, _Options(coder, refine, perceptual))
     judges = Judges(perceptual, choose_device(device).type)
     cache = _Cache(out / "cache", judges, {name: model.id for name, (_, model) in families.items() if model})
     listed = [family.make(value) for family, _ in families.values() for value in family.settings]
@@ -208,6 +211,7 @@ def _families(
     manifolds: Sequence[str | os.PathLike[str] | Manifold],
     qualities: Sequence[int] | None,
     device: str,
+    options: _Options,
 ) -> dict[str, tuple[Family, Manifold | None]]:
     """By codec name, MCode's by "MCode NAME"; in the order of the report."""
     found: dict[str, tuple[Family, Manifold | None]] = {}
@@ -227,13 +231,29 @@ def _families(
             if label in found:
                 raise InputError(f"--manifold: two manifolds are named {model.name}; give each once")
             settings = tuple(qualities or range(1, model.qualities + 1))
-            make = _mcode_maker(model)
+            make = _mcode_maker(model, options)
             found[label] = Family(make, settings, 1, model.qualities, 1), model
     return found
 
 
-def _mcode_maker(model: Manifold) -> Callable[[float], StillCodec]:
-    return lambda quality: stills.mcode_still(model, round(quality))
+@dataclass(frozen=True)
+class _Options:
+    """How manifolds encode."""
+
+    coder: str = "huffman"
+    refine: int = 0
+    weights: str | os.PathLike[str] | None = None
+
+
+def _mcode_maker(model: Manifold, options: _Options) -> Callable[[float], StillCodec]:
+    if options.coder == "range" and model.hyper is None:
+        raise InputError(f"--coder range: manifold {model.name} has no hyperprior; its coders are huffman and fixed")
+    refiner = None
+    if options.refine:
+        from mcode.refine import Refiner
+
+        refiner = Refiner(model, options.refine, weights=options.weights)
+    return lambda quality: stills.mcode_still(model, round(quality), options.coder, refiner)
 
 
 def _measure(codec: StillCodec, rgb: np.ndarray, judges: Judges) -> _Measured:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -20,6 +21,9 @@ from mcode.errors import InputError
 from mcode.evaluation.metrics import psnr
 from mcode.frame import Frame
 from mcode.manifold import Manifold
+
+if TYPE_CHECKING:
+    from mcode.refine import Refiner
 
 Code = Callable[[np.ndarray], tuple[int, np.ndarray]]
 """rgb uint8 (H, W, 3) -> (bytes of the coded picture, decoded rgb of the same shape)."""
@@ -139,16 +143,17 @@ def standard_codecs() -> list[StillCodec]:
     ]
 
 
-def mcode_still(model: Manifold, quality: int) -> StillCodec:
-    """MCode as a picture codec: one refresh keyframe, n = 1, coder huffman, counted as a whole sample of a file."""
+def mcode_still(model: Manifold, quality: int, coder: str = "huffman", refine: Refiner | None = None) -> StillCodec:
+    """MCode as a picture codec: one refresh keyframe, n = 1, counted as a whole sample of a file."""
 
     def code(rgb: np.ndarray) -> tuple[int, np.ndarray]:
-        encoder = Encoder(model, rgb.shape[1], rgb.shape[0], n=1, quality=quality)
+        encoder = Encoder(model, rgb.shape[1], rgb.shape[0], n=1, quality=quality, coder=coder, refine=refine)
         packets = [*encoder.push(Frame(rgb, 0)), *encoder.flush()]
         (decoded,) = [frame for decoder in [Decoder(model)] for packet in packets for frame in decoder.push(packet)]
         return sum(len(packet.to_sample(1)) for packet in packets), decoded.rgb
 
-    return StillCodec(f"MCode {model.name}", f"quality {quality}", code)
+    options = ([coder] if coder != "huffman" else []) + ([f"refined {refine.steps}"] if refine else [])
+    return StillCodec(f"MCode {model.name}", ", ".join([f"quality {quality}", *options]), code)
 
 
 def jpeg(quality: int) -> StillCodec:

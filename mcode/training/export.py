@@ -19,7 +19,7 @@ from ..config import from_dict, to_dict
 from ..errors import InputError
 from ..latents import quantise, symbols
 from ..nets.hific import STRIDE, Gains
-from .compact import CompactTraining
+from .compact import CompactTraining, lambdas
 from .crops import PICTURES, VIDEOS, count_frames, load_pictures
 
 LAGS = (1, 4, 8)
@@ -57,7 +57,7 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
         "default_quality": DEFAULT_QUALITY,
         "network": to_dict(network) | {"family": "compact"},
     }
-    card = card | {"training_config": to_dict(config), "steps": int(metadata["step"])}
+    card = card | {"training_config": to_dict(config), "steps": int(metadata["step"]), "prices": _prices(config)}
     # A file with empty tables first, so that the very manifold that will be used computes the symbols.
     blank = [CodeTables.fit([np.zeros((network.channels, 1, 1), np.int16)])] * network.qualities
     options: dict[str, Any] = {"kind": "hific", "name": config.name, "config": described, "tensors": arrays, "card": card}
@@ -73,6 +73,12 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
         arrays[manifold.ZERO_MARGIN] = margin.numpy()
     tables = [_fit(stills, moves, g, m) for g, m in zip(gain, margin, strict=True)]
     return manifold.save(output, tables=tables, **options)
+
+
+def _prices(config: CompactTraining) -> dict[str, Any]:
+    """What `mcode.refine` weighs bits with."""
+    paid = [float(f"{v:.4g}") for v in lambdas(config.loss, config.network.qualities).tolist()]
+    return {"lambdas": paid, "perceptual": config.loss.perceptual, "squeezenet": config.loss.squeezenet}
 
 
 def _zero_margin(stills: list[Tensor], gain: Tensor, strength: float) -> Tensor:
