@@ -9,6 +9,7 @@ its decoders know nothing of it.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from dataclasses import dataclass
@@ -23,11 +24,14 @@ from .coders.range import DELTA, WITH_Z
 from .errors import InputError
 from .evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures, unit_distance
 from .manifold import Manifold
+from .nets.eye import load_eye
 from .nets.hyper import SCALE_LOW, SCALE_STEP, Hyper, LaplaceBits
 from .nets.tiled import parts
 
 PRICES = "prices"
 """Key of a manifold's card: what its training paid (see `Prices`)."""
+JUDGES = ("eye", "vgg19")
+"""What sees the difference: the small network that ships, or VGG19 and SqueezeNet, whose weights do not."""
 MOST_STEPS = 10_000
 LARGEST = 1 << 20
 """Pixels that are refined at once, margins included: some 4 GB in VGG19's features."""
@@ -73,24 +77,38 @@ class Prices:
 class Refiner:
     """Better symbols for a keyframe; see the module. Called by `codec.Encoder`, once for each keyframe.
 
-    steps: 1 to MOST_STEPS; each takes about as long as decoding a frame twenty times. weights: the folder with VGG19's
-    and SqueezeNet's weights, else MCODE_PERCEPTUAL. The same seed, machine and threads give the same symbols. Raises
-    InputError where the weights or the manifold's prices are missing.
+    steps: 1 to MOST_STEPS. judge: of JUDGES. weights: for "vgg19", the folder with VGG19's and SqueezeNet's weights, else
+    MCODE_PERCEPTUAL. The same seed, machine and threads give the same symbols. Raises InputError where the weights or the
+    manifold's prices are missing.
     """
 
-    def __init__(self, model: Manifold, steps: int, *, weights: str | os.PathLike[str] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: Manifold,
+        steps: int,
+        *,
+        judge: str = "eye",
+        weights: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+    ) -> None:
         if not 1 <= steps <= MOST_STEPS:
             raise ValueError(f"steps is {steps}; it is 1 to {MOST_STEPS}")
-        self.model, self.steps, self.seed = model, steps, seed
+        if judge not in JUDGES:
+            raise ValueError(f"judge {judge!r} is not one of {', '.join(JUDGES)}")
+        self.model, self.steps, self.judge, self.seed = model, steps, judge, seed
         self.prices = Prices.of(model)
         assert model.hyper is not None
         self._hyper = Hyper.from_integers(model.hyper.config, model.hyper.weights).to(model.device).requires_grad_(False)
         model.net.requires_grad_(False)
-        judges: list[Any] = [VggFeatures(weights, VGG_LAYERS)]
-        self._shares = [1.0]
-        if self.prices.squeezenet > 0:
-            judges.append(SqueezeNetFeatures(weights))
-            self._shares.append(self.prices.squeezenet)
+        if judge == "vgg19":
+            judges: list[Any] = [VggFeatures(weights, VGG_LAYERS)]
+            self._shares = [1.0]
+            if self.prices.squeezenet > 0:
+                judges.append(SqueezeNetFeatures(weights))
+                self._shares.append(self.prices.squeezenet)
+        else:
+            eye, scale = load_eye()
+            judges, self._shares = [copy.deepcopy(eye)], [scale]
         self._judges = nn.ModuleList(judges).to(model.device, memory_format=torch.channels_last)
 
     def __call__(

@@ -56,9 +56,9 @@ def general() -> manifold.Manifold:
     return manifold.load("general", "cpu", precision="float32")
 
 
-@pytest.fixture(scope="module")
-def refiner(general, weights) -> Refiner:
-    return Refiner(general, 60, weights=weights)
+@pytest.fixture(scope="module", params=refine.JUDGES)
+def refiner(general, weights, request) -> Refiner:
+    return Refiner(general, 60, judge=request.param, weights=weights)
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +107,9 @@ def test_the_bits_of_the_loss_are_those_of_the_coder(general, refiner, frames, m
     assert bits == pytest.approx(coded, rel=0.2, abs=80)  # z, and tables that were counted afterwards
 
 
-def test_the_same_seed_gives_the_same_symbols(general, weights, frames):
+def test_the_same_seed_gives_the_same_symbols(general, frames):
     latent, symbols = first_guess(general, frames[0], 5)
-    made = [Refiner(general, 60, weights=weights, seed=s)(frames[0].rgb, latent, symbols, None, 5) for s in (1, 1, 2)]
+    made = [Refiner(general, 60, seed=s)(frames[0].rgb, latent, symbols, None, 5) for s in (1, 1, 2)]
     assert np.array_equal(made[0], made[1])
     assert not np.array_equal(made[0], made[2])
 
@@ -176,15 +176,15 @@ def test_general_says_what_bits_are_worth_in_it(general):
     [{}, {PRICES: None}, {PRICES: {"lambdas": [1e-3], "perceptual": 1, "squeezenet": 0}}, {PRICES: {"lambdas": [1e-3, -1]}}],
     ids=["none", "null", "too few", "negative"],
 )
-def test_a_manifold_without_sound_prices_is_refused(tmp_path, weights, card):
+def test_a_manifold_without_sound_prices_is_refused(tmp_path, card):
     _, dense = small_manifolds(tmp_path)
     manifold.rewrite(dense, dense, card=card)
     with pytest.raises(InputError, match="--refine: manifold"):
-        Refiner(manifold.load(dense, "cpu"), 1, weights=weights)
+        Refiner(manifold.load(dense, "cpu"), 1)
 
 
-def test_refining_encodes_a_file_that_decodes(tmp_path, clip, weights, monkeypatch):
-    monkeypatch.setenv(WEIGHTS_VARIABLE, str(weights))
+def test_refining_encodes_a_file_that_decodes(tmp_path, clip, monkeypatch):
+    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
     common = ["encode", str(clip), "-n", "4", "--duration", "0.16", "--coder", "range", "--device", "cpu", "--json"]
     plain = CliRunner().invoke(app, [*common, "-o", str(tmp_path / "a.mcode")])
     refined = CliRunner().invoke(app, [*common, "-o", str(tmp_path / "b.mcode"), "--refine", "60"])
@@ -201,8 +201,9 @@ def test_refining_encodes_a_file_that_decodes(tmp_path, clip, weights, monkeypat
     [
         (["--refine", "-1"], "--refine -1"),
         (["--refine", "many"], "--refine many"),
-        (["--refine", "5"], WEIGHTS_VARIABLE),
-        (["--refine", "5", "--perceptual", "nowhere"], "nowhere"),
+        (["--refine", "5", "--refine-by", "taste"], "--refine-by taste"),
+        (["--refine", "5", "--refine-by", "vgg19"], WEIGHTS_VARIABLE),
+        (["--refine", "5", "--refine-by", "vgg19", "--perceptual", "nowhere"], "nowhere"),
         (["--refine", "5", "--manifold", "talking-head"], "--refine: manifold talking-head"),
     ],
 )
@@ -212,3 +213,35 @@ def test_what_refining_cannot_do_is_one_line_and_leaves_no_file(tmp_path, clip, 
     assert result.exit_code == 2 or isinstance(result.exception, InputError)
     assert words in (result.stderr or str(result.exception))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_eye_sees_more_where_more_was_changed():
+    from mcode.evaluation.features import unit_distance
+    from mcode.nets.eye import load_eye
+
+    eye, scale = load_eye()
+    (frame,) = render_frames("arms", seconds=0.04, size=(96, 64), seed=2)
+    x = torch.from_numpy(frame.rgb.copy()).permute(2, 0, 1)[None].float() / 255
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    near, nearer, same = (scale * unit_distance(eye(x), eye(x + share * noise)).item() for share in (0.1, 0.02, 0))
+    assert same == 0 < nearer < near < 8
+    assert [f.shape[2:] for f in eye(x)] == [(32, 48), (16, 24), (8, 12)]
+
+
+def test_an_eye_learns_in_which_direction_its_teachers_would_move_symbols(tmp_path, weights):
+    import cv2
+
+    from mcode.training.eye import EyeTraining, save, train
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, frame in enumerate(render_frames("arms", seconds=0.1, size=(96, 80), seed=3)):
+        cv2.imwrite(str(folder / f"{i}.png"), frame.rgb[..., ::-1])
+    plain, _ = small_manifolds(tmp_path)
+    rows = []
+    training = EyeTraining(steps=50, batch=2, crop=64, warmup=5)
+    model = manifold.load(plain, "cpu", precision="float32")
+    net, scale = train(model, [folder], training, weights=str(weights), report=rows.append)
+    assert rows[-1]["cosine"] > rows[0]["cosine"]
+    save(net, scale, tmp_path / "eye.safetensors", card={"title": "a test"})
+    assert (tmp_path / "eye.safetensors").stat().st_size < 1_500_000

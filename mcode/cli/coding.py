@@ -21,6 +21,7 @@ from mcode.cli.options import (
     Manifold,
     Quality,
     Refine,
+    RefineBy,
     RefineWeights,
     Size,
     Start,
@@ -67,6 +68,7 @@ def encode(
     duration: Duration = None,
     audio: Audio = "copy",
     refine: Refine = 0,
+    refine_by: RefineBy = "eye",
     perceptual: RefineWeights = None,
     force: Force = False,
     as_json: Json = False,
@@ -80,7 +82,7 @@ def encode(
     if refine:
         from mcode.refine import Refiner
 
-        refiner = Refiner(model, refine, weights=perceptual)
+        refiner = Refiner(model, refine, judge=refine_by, weights=perceptual)
     with progress_bar("encoding") as progress:
         report = encode_file(
             input,

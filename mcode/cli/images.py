@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mcode.cli.apps import evaluate_app, manifolds_app
-from mcode.cli.options import Coder, Device, Force, Json, Judges, Refine, one_of, output_option, some_of, whole
+from mcode.cli.options import Coder, Device, Force, Json, Judges, Refine, RefineBy, one_of, output_option, some_of, whole
 from mcode.cli.output import byte_count, plain, print_json, print_report, print_table, print_warnings, progress_bar
 from mcode.errors import InputError
 
@@ -37,6 +37,7 @@ def images_(
     ] = None,
     coder: Coder = "huffman",
     refine: Refine = 0,
+    refine_by: RefineBy = "eye",
     perceptual: Judges = None,
     fetch_weights: Annotated[
         bool, typer.Option("--fetch-weights", help="Download what LPIPS and FID need (330 MB) into that folder first.")
@@ -81,6 +82,7 @@ def images_(
             perceptual=weights,
             coder=coder,
             refine=refine,
+            refine_by=refine_by,
             crops=crops,
             device=device,
             force=force,

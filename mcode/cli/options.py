@@ -159,8 +159,17 @@ Refine = Annotated[
         "--refine",
         metavar="STEPS",
         parser=whole("--refine", "the number of steps", 0, 10_000),
-        help="Look so many steps for symbols that show more for the same bits: 30 help, 100 are thorough. Decoding stays as "
-        "fast. Slow, and needs the weights that --perceptual names.",
+        help="Look so many steps for symbols that show more for the same bits: 30 help, 100 are thorough. Slow; decoding stays "
+        "as fast.",
+    ),
+]
+RefineBy = Annotated[
+    str,
+    typer.Option(
+        "--refine-by",
+        metavar="eye|vgg19",
+        parser=one_of("--refine-by", "eye", "vgg19"),
+        help="What refining sees by: eye is MCode's own; vgg19 sees more and is slower, and needs its weights.",
     ),
 ]
 RefineWeights = Annotated[
@@ -168,7 +177,7 @@ RefineWeights = Annotated[
     typer.Option(
         "--perceptual",
         metavar="DIR",
-        help="With --refine: folder of VGG19's and SqueezeNet's weights. Else $MCODE_PERCEPTUAL.",
+        help="For --refine-by vgg19: folder of VGG19's and SqueezeNet's weights. Else $MCODE_PERCEPTUAL.",
         show_default=False,
     ),
 ]

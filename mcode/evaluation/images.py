@@ -134,6 +134,7 @@ def evaluate_images(
     perceptual: str | os.PathLike[str] | None = None,
     coder: str = "huffman",
     refine: int = 0,
+    refine_by: str = "eye",
     crops: int = 4,
     device: str = "auto",
     force: bool = False,
@@ -142,7 +143,7 @@ def evaluate_images(
     """Measures codecs on the pictures of a folder and writes OUT/results.json, a PNG for each metric, index.html, crops.html.
 
     codecs: from CODECS. qualities: of each manifold, all if None. perceptual: the folder of `Judges`' weights. coder,
-    refine: of manifolds, as when encoding. crops: so
+    refine, refine_by: of manifolds, as when encoding. crops: so
     many pictures, evenly spaced, go into the page of close-ups, each by every codec at about the rate of the first codec's
     middle setting. progress(pictures coded, of how many). Raises InputError, ManifoldError.
     """
@@ -159,7 +160,7 @@ def evaluate_images(
     if results.exists() and not force:
         raise InputError(f"{results}: exists; add --force to write the report anew (what is measured stays measured)")
     paths = stills.image_paths(Path(folder))
-    families = _families(codecs, manifolds, qualities, device, _Options(coder, refine, perceptual))
+    families = _families(codecs, manifolds, qualities, device, _Options(coder, refine, refine_by, perceptual))
     judges = Judges(perceptual, choose_device(device).type)
     cache = _Cache(out / "cache", judges, {name: model.id for name, (_, model) in families.items() if model})
     listed = [family.make(value) for family, _ in families.values() for value in family.settings]
@@ -242,6 +243,7 @@ class _Options:
 
     coder: str = "huffman"
     refine: int = 0
+    refine_by: str = "eye"
     weights: str | os.PathLike[str] | None = None
 
 
@@ -252,7 +254,7 @@ def _mcode_maker(model: Manifold, options: _Options) -> Callable[[float], StillC
     if options.refine:
         from mcode.refine import Refiner
 
-        refiner = Refiner(model, options.refine, weights=options.weights)
+        refiner = Refiner(model, options.refine, judge=options.refine_by, weights=options.weights)
     return lambda quality: stills.mcode_still(model, round(quality), options.coder, refiner)
 
 

@@ -152,7 +152,7 @@ def mcode_still(model: Manifold, quality: int, coder: str = "huffman", refine: R
         (decoded,) = [frame for decoder in [Decoder(model)] for packet in packets for frame in decoder.push(packet)]
         return sum(len(packet.to_sample(1)) for packet in packets), decoded.rgb
 
-    options = ([coder] if coder != "huffman" else []) + ([f"refined {refine.steps}"] if refine else [])
+    options = ([coder] if coder != "huffman" else []) + ([f"refined {refine.steps} by {refine.judge}"] if refine else [])
     return StillCodec(f"MCode {model.name}", ", ".join([f"quality {quality}", *options]), code)
 
 

@@ -1,0 +1,54 @@
+"""A small network whose features compare two pictures much as VGG19's do, at a twelfth of the work: it ships with MCode.
+
+Trained by `mcode.training.eye` so that moving a latent changes its distance as it changes VGG19's and SqueezeNet's.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+EYE_FILE = Path(__file__).with_name("eye.safetensors")
+WIDTHS = (48, 96, 128)
+
+
+class Eye(nn.Module):
+    """rgb (B, 3, H, W) in [0, 1] to features at 1/2, 1/4 and 1/8 of its sides, (B, WIDTHS[i], ., .)."""
+
+    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+        super().__init__()
+        inside = [3, *widths[:-1]]
+        kernels = [6, *(4 for _ in widths[1:])]
+        self.down = nn.ModuleList(
+            nn.Conv2d(i, o, k, stride=2, padding=k // 2 - 1) for i, o, k in zip(inside, widths, kernels, strict=True)
+        )
+        self.same = nn.ModuleList(nn.Conv2d(o, o, 3, padding=1) for o in widths)
+
+    def forward(self, rgb: Tensor) -> list[Tensor]:
+        x = rgb * 4 - 2
+        found = []
+        for down, same in zip(self.down, self.same, strict=True):
+            x = torch.relu(same(torch.relu(down(x))))
+            found.append(x)
+        return found
+
+
+def read(path: Path) -> tuple[Eye, float]:
+    """(the network in a file of `mcode.training.eye.save`, the factor that makes its distances those of its teachers)."""
+    with safe_open(str(path), "pt") as file:
+        card = json.loads(file.metadata()["card"])
+    net = Eye(tuple(card["widths"]))
+    net.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    return net.requires_grad_(False).eval(), float(card["scale"])
+
+
+@cache
+def load_eye() -> tuple[Eye, float]:
+    """The one that ships; see `read`. The factor gives VGG19's plus SqueezeNet's distances."""
+    return read(EYE_FILE)

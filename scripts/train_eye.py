@@ -1,0 +1,55 @@
+"""Trains the small network that `mcode encode --refine` judges pictures by, and writes it. Not needed to use MCode.
+
+    python scripts/train_eye.py --data DIR --output mcode/nets/eye.safetensors --seconds 1200
+
+DIR holds stills/train, video/train and perceptual (VGG19's and SqueezeNet's weights).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mcode import manifold
+from mcode.training.eye import EyeTraining, save, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifold", default="general", help="whose reconstructions it learns on")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=EyeTraining.steps)
+    parser.add_argument("--seconds", type=float, help="end by the clock")
+    parser.add_argument("--start", type=Path, help="a file of this script to go on from")
+    parser.add_argument("--seed", type=int, default=EyeTraining.seed, help="another one where it goes on, for other crops")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    model = manifold.load(given.manifold, "cpu")
+    training = replace(EyeTraining(), steps=given.steps, seconds=given.seconds, seed=given.seed)
+    last: dict[str, object] = {}
+
+    def report(numbers: object) -> None:
+        last.update(numbers)  # type: ignore[call-overload]
+        print(json.dumps(numbers), flush=True)
+
+    folders = [given.data / "stills/train", given.data / "video/train"]
+    net, scale = train(model, folders, training, weights=str(given.data / "perceptual"), start=given.start, report=report)
+    card = {
+        "title": "features to compare pictures by, after VGG19 and SqueezeNet",
+        "data": "reconstructions by general of 674 photographs and 58 clips (see general's card), no labels",
+        "teachers": "VGG19, Simonyan and Zisserman, CC BY 4.0; SqueezeNet 1.0, BSD; their weights are not in it",
+        "licence": "CC BY-SA 4.0",
+        "training_command": "python scripts/train_eye.py --data DIR --output mcode/nets/eye.safetensors",
+        "trained": dict(last),
+    }
+    save(net, scale, given.output, card=card)
+
+
+if __name__ == "__main__":
+    main()
