@@ -283,6 +283,7 @@ def test_the_defaults_of_encode(mcode, transcode):
         "start_s": 0,
         "duration_s": None,
         "audio": "copy",
+        "refine": None,
         "force": False,
     }
 
@@ -302,6 +303,7 @@ def test_every_option_of_encode_arrives(mcode, transcode):
         "start_s": 90,
         "duration_s": 60.5,
         "audio": "none",
+        "refine": None,
         "force": True,
     }
 

@@ -74,14 +74,15 @@ def encode(
     as_json: Json = False,
 ) -> None:
     """Encode a video or image to an .mcode file."""
-    from mcode.manifold import load
     from mcode.transcode import encode_file
 
-    model = load(manifold, device)
+    model: Any = manifold
     refiner = None
     if refine:
+        from mcode.manifold import load
         from mcode.refine import Refiner
 
+        model = load(manifold, device)
         refiner = Refiner(model, refine, judge=refine_by, weights=perceptual)
     with progress_bar("encoding") as progress:
         report = encode_file(
