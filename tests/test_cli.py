@@ -960,6 +960,29 @@ def test_an_encode_that_is_stopped_leaves_nothing_behind(workshop, tmp_path, num
     assert "Traceback" not in err and not list(out.iterdir())
 
 
+def test_a_sigterm_inside_a_finaliser_ends_the_command_all_the_same(monkeypatch):
+    from mcode import cli
+
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0)  # where Python calls the handler
+
+    def command(**options):
+        here = Finalised()
+        del here
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(cli, "app", command)
+    handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == handler and sys.unraisablehook == hook
+
+
 def test_stills_are_measured_beside_other_codecs(mcode, workshop, tmp_path, monkeypatch):
     from PIL import Image
 

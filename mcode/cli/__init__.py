@@ -6,12 +6,15 @@ Exit status: 0 done; 1 an unexpected failure, or a check that did not hold; 2 so
 
 from __future__ import annotations
 
+import _thread
 import errno
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -48,15 +51,37 @@ for _commands in ("coding", "training", "measuring", "paper", "images", "ablatio
     importlib.import_module(f"mcode.cli.{_commands}")
 
 
+@contextmanager
+def _sigterm_ends() -> Iterator[None]:
+    """SIGTERM unwinds, so that temporary files are removed. A signal that arrives inside a finaliser or a library's callback
+    ends only that, as Python reports to sys.unraisablehook; it is then sent once more."""
+
+    def terminate(signum: int, frame: Any) -> None:
+        sys.exit(128 + signum)
+
+    def once_more(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, SystemExit):
+            hook(lost)
+            return
+        again = threading.Timer(0.02, _thread.interrupt_main, (signal.SIGTERM,))  # not here, where it would be lost again
+        again.daemon = True
+        again.start()
+
+    previous, hook = signal.signal(signal.SIGTERM, terminate), sys.unraisablehook
+    sys.unraisablehook = once_more
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGTERM, previous)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (sys.argv's when None) and return the exit status. A fault in mcode itself is raised."""
 
-    def terminate(signum: int, frame: Any) -> None:
-        sys.exit(128 + signum)  # unwinds, so that temporary files are removed
-
-    previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        status = app(args=arguments, prog_name="mcode", standalone_mode=False) or 0
+        with _sigterm_ends():
+            status = app(args=arguments, prog_name="mcode", standalone_mode=False) or 0
     except UsageError as error:  # type: ignore[misc]
         return _usage(error)
     except McodeError as error:
@@ -72,8 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{name}{error.strerror or error}", 2 if error.errno in MENDABLE else 1)
     except MemoryError:
         return _fail("out of memory: try a smaller --size", 1)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     return _fail("interrupted", 130) if status == 130 else status
 
 
