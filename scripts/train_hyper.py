@@ -15,10 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from mcode import manifold
 from mcode.coders.range import HyperConfig
+from mcode.nets.hyper import Hyper
 from mcode.training.hyper import HyperTraining, attach, draw_latents, draw_moves, fit, passes, train
+
+
+def joint(checkpoint: Path, config: HyperConfig) -> Hyper:
+    """The averaged weights of the hyperprior in a checkpoint of a training with `hyper` in its loss."""
+    prefix, net = "ema.hyper.", Hyper(config)
+    tensors = {k.removeprefix(prefix): v for k, v in load_file(checkpoint).items() if k.startswith(prefix)}
+    net.load_state_dict(tensors)
+    return net
 
 
 def main() -> None:
@@ -28,6 +38,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--stills", nargs="+", default=["stills/train", "video/train"])
     parser.add_argument("--videos", nargs="+", default=["video/train"])
+    parser.add_argument("--start", type=Path, help="the checkpoint of `mcode train` whose hyperprior learned along")
+    parser.add_argument("--rate", type=float, default=HyperTraining.learning_rate, help="the learning rate")
     parser.add_argument("--crops", type=int, default=3200)
     parser.add_argument("--steps", type=int, default=HyperTraining.steps)
     parser.add_argument("--seed", type=int, default=HyperTraining.seed)
@@ -45,7 +57,7 @@ def main() -> None:
     print(f"{len(latents)} crops, {len(moves)} places of videos", flush=True)
     config = HyperConfig(model.channels, model.qualities, passes(model.channels))
     checkpoint = given.output.with_suffix(".checkpoint")
-    training = replace(HyperTraining(), steps=given.steps, seed=given.seed)
+    training = replace(HyperTraining(), steps=given.steps, seed=given.seed, learning_rate=given.rate)
     net = train(
         latents,
         moves,
@@ -53,6 +65,7 @@ def main() -> None:
         config,
         training,
         zero_margin=margin,
+        start=None if given.start is None else joint(given.start, config),
         report=lambda numbers: print(json.dumps(dict(numbers)), flush=True),
         save=lambda net: torch.save(net.state_dict(), checkpoint),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,14 @@ import mcode
 from mcode.config import from_dict
 from mcode.errors import ConfigError, InputError
 from mcode.nets.hific import CompactConfig, CompactHific
+from mcode.nets.hyper import Hyper
 from mcode.nets.paper import Discriminator
 from mcode.training import loop
-from mcode.training.compact import CompactTraining, Judge, _start_from, lambdas, train
+from mcode.training.compact import CompactTraining, Judge, _start_from, _windows, lambdas, train
 from mcode.training.crops import CropStream, load_pictures
 from mcode.training.export import export_compact
+
+from .small_hific import small_manifolds
 
 SMALL = {
     "kind": "hific",
@@ -132,8 +136,93 @@ def test_the_gains_of_a_start_follow_its_own_line_over_lambda(tmp_path, data):
     plain = config(loss={"adversarial": 0.0})
     export_compact(train(plain, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
     old = mcode.load(tmp_path / "a.safetensors", device="cpu")
-    same = _start_from(CompactHific(plain.network), str(tmp_path / "a.safetensors"), lambdas(plain.loss, 2))
-    assert torch.allclose(same.exp(), torch.stack([old.gain(1), old.gain(2)]), rtol=1e-3)
+    dearer = replace(plain.loss, lambda_low=3 * plain.loss.lambda_low, lambda_high=3 * plain.loss.lambda_high)
+    for same in (plain.loss, dearer):
+        gain, shrink = _start_from(CompactHific(plain.network), str(tmp_path / "a.safetensors"), lambdas(same, 2))
+        assert torch.allclose(gain.exp(), torch.stack([old.gain(1), old.gain(2)]), rtol=1e-3)
+        assert torch.allclose((shrink - gain).exp(), torch.stack([old.inverse(1), old.inverse(2)]), rtol=1e-3)
+    narrower = replace(plain.loss, lambda_low=math.sqrt(plain.loss.lambda_low * plain.loss.lambda_high))
+    gain, shrink = _start_from(CompactHific(plain.network), str(tmp_path / "a.safetensors"), lambdas(narrower, 2))
+    middle = (old.gain(1).log() + old.gain(2).log()) / 2
+    assert torch.allclose(gain[1], old.gain(2).log(), atol=1e-3) and torch.allclose(gain[0], middle, atol=1e-3)
+    assert not shrink.any()
+
+
+def test_a_start_with_a_margin_around_zero_can_be_trained_on(tmp_path, data):
+    plain = replace(config(loss={"adversarial": 0.0}), zero_margin=0.05)
+    export_compact(train(plain, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
+    assert mcode.load(tmp_path / "a.safetensors", device="cpu").zero_margin(1) is not None
+    assert train(replace(plain, start=str(tmp_path / "a.safetensors")), data, tmp_path / "b").exists()
+
+
+def test_listed_lambdas_are_taken_as_they_are(tmp_path, data):
+    listed = config(loss={"lambdas": [0.002, 0.03], "adversarial": 0.0})
+    assert torch.equal(lambdas(listed.loss, 2), torch.tensor([0.002, 0.03]))
+    export_compact(train(listed, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
+    assert mcode.load(tmp_path / "a.safetensors", device="cpu").card["prices"]["lambdas"] == pytest.approx([0.002, 0.03])
+
+
+def with_hyper(start: Path, share: float = 0.5, **tables: dict) -> CompactTraining:
+    """A training of the networks of `small_hific`, whose hyperprior counts with that share."""
+    network = {
+        "channels": 6,
+        "analysis_blocks": [0, 0, 0],
+        "synthesis_blocks": [0, 0, 0, 0],
+        "stages": [0, 2, 6],
+    }
+    loss = {"adversarial": 0.0, "hyper": share} | tables.pop("loss", {})
+    values = {k: v | {"network": network, "loss": loss}.get(k, {}) if isinstance(v, dict) else v for k, v in SMALL.items()}
+    for name, table in tables.items():
+        values[name] |= table
+    return from_dict(values | {"start": str(start)}, CompactTraining, source="test")
+
+
+def test_a_hyperprior_learns_along_and_the_run_resumes_exactly(tmp_path, data):
+    def keep(row: dict[str, float]) -> None:
+        shutil.copytree(tmp_path / "out", tmp_path / f"killed{row['step']}")
+
+    plain, dense = small_manifolds(tmp_path)
+    before = Hyper.thaw(mcode.load(dense, device="cpu").hyper).state_dict()
+    whole = loop.read_checkpoint(train(with_hyper(dense), data, tmp_path / "out", report=keep))[2]
+    moved = [k for k, v in before.items() if not torch.equal(v, whole[f"model.hyper.{k}"])]
+    assert {"z_mean", "a1.weight", "head.0.weight", "start.bias"} <= set(moved)
+    again = loop.read_checkpoint(train(with_hyper(dense), data, tmp_path / "killed2", resume=True))[2]
+    assert not [k for k in whole if not torch.equal(whole[k], again[k])]
+    with pytest.raises(InputError, match="has no hyperprior"):
+        train(with_hyper(plain), data, tmp_path / "none")
+    with pytest.raises(InputError, match="6 channels and 2 qualities"):
+        train(replace(config(), start=str(dense), loss=with_hyper(dense).loss), data, tmp_path / "other")
+
+
+def test_the_share_of_the_hyperprior_is_its_share_of_the_bits(tmp_path):
+    _, dense = small_manifolds(tmp_path)
+    model, x, quality = mcode.load(dense, device="cpu"), torch.rand(2, 3, 64, 64) * 2 - 1, torch.tensor([0, 1])
+    network = with_hyper(dense).network
+    bits = []
+    for share in (0.0, 0.5, 1.0):
+        torch.manual_seed(0)
+        whole = CompactHific(network, Hyper.thaw(model.hyper), share)
+        whole.net.load_state_dict(model.net.float().state_dict())
+        torch.manual_seed(1)
+        bits.append(whole(x, quality)[1])
+    assert torch.allclose(bits[1], (bits[0] + bits[2]) / 2) and not torch.allclose(bits[0], bits[2])
+
+
+def test_a_discriminator_sees_the_same_places_of_pictures_and_latents():
+    y = torch.arange(64.0).view(1, 1, 8, 8)
+    x = y.repeat_interleave(16, 2).repeat_interleave(16, 3)
+    seen = set()
+    for step in range(36):
+        a, b = _windows(step, 48, x, y)
+        assert a.shape == (1, 1, 48, 48) and b.shape == (1, 1, 3, 3) and torch.equal(a[..., ::16, ::16], b)
+        seen.add(b[0, 0, 0, 0].item())
+    assert len(seen) == 36
+    assert _windows(3, 0, x, y)[0] is x
+
+
+def test_training_with_a_window_for_the_discriminator(tmp_path, data):
+    windowed = train(config(loss={"adversarial_size": 32}), data, tmp_path / "a")
+    assert any(k.startswith("exp_avg.d.") for k in loop.read_checkpoint(windowed)[2])
 
 
 def test_a_start_of_other_networks_is_refused_by_name(tmp_path, data):
@@ -145,7 +234,13 @@ def test_a_start_of_other_networks_is_refused_by_name(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "loss", [{"adversarial": 1.0, "adversarial_from": 1, "ramp": 2}, {"squeezenet": 1.0, "perceptual": 0.0}]
+    "loss",
+    [
+        {"adversarial": 1.0, "adversarial_from": 1, "ramp": 2},
+        {"squeezenet": 1.0, "perceptual": 0.0},
+        {"hyper": 1.5},
+        {"adversarial_size": 24},
+    ],
 )
 def test_a_loss_that_contradicts_itself_is_refused(loss):
     with pytest.raises(ConfigError, match="loss"):
@@ -155,6 +250,13 @@ def test_a_loss_that_contradicts_itself_is_refused(loss):
 def test_a_part_without_a_start_is_refused():
     with pytest.raises(ConfigError, match="start"):
         from_dict(SMALL | {"part": "synthesis"}, CompactTraining, source="test")
+
+
+def test_a_hyperprior_without_a_start_and_lambdas_of_another_count_are_refused():
+    with pytest.raises(ConfigError, match="hyper needs a start"):
+        config(loss={"hyper": 0.5})
+    with pytest.raises(ConfigError, match="lambdas are .* 2 numbers above 0"):
+        config(loss={"lambdas": [0.1]})
 
 
 def test_an_exported_margin_is_wider_where_a_channel_seldom_leaves_zero(tmp_path, data):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .compact import Compact
+from .hyper import Hyper
 from .rate import TableRate
 
 STRIDE = 16
@@ -46,11 +47,15 @@ class Gains(nn.Module):
 
 
 class CompactHific(nn.Module):
-    """Networks, gains and the training's rate model of a compact `hific` manifold."""
+    """Networks, gains and the training's rate model of a compact `hific` manifold.
 
-    def __init__(self, config: CompactConfig) -> None:
+    hyper, hyper_share: a hyperprior whose bits are that share of the rate, beside those of the tables.
+    """
+
+    def __init__(self, config: CompactConfig, hyper: Hyper | None = None, hyper_share: float = 0.0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.hyper_share = config, hyper_share if hyper is not None else 0.0
+        self.hyper = hyper
         self.net = Compact(
             config.channels,
             config.analysis_widths,
@@ -71,6 +76,10 @@ class CompactHific(nn.Module):
         inverse = self.gains.inverse()[quality][..., None, None]
         scaled = y * gain
         symbols = scaled + (scaled.round() - scaled).detach()
-        bits = self.rate(scaled + torch.rand_like(scaled) - 0.5, symbols, quality)
+        noisy = scaled + torch.rand_like(scaled) - 0.5
+        bits = self.rate(noisy, symbols, quality)
+        if self.hyper is not None:
+            with torch.autocast(x.device.type, enabled=False):  # its integers need float32
+                bits = torch.lerp(bits, self.hyper.whole_bits(noisy, symbols.detach(), quality), self.hyper_share)
         y_hat = symbols * inverse
         return self.net.synthesis(y_hat), bits, y_hat

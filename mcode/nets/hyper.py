@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..coders.range import DELTA, HEAD_SHIFT, KINDS, LOG_TABLE, SHIFT, TOP, WITH_Z, Z_MAX, Z_MIN, HyperConfig
+from ..coders.range import DELTA, HEAD_SHIFT, KINDS, LOG_TABLE, SHIFT, TOP, WITH_Z, Z_MAX, Z_MIN, HyperConfig, RangeModel
 
 UNIT = 32
 """Integer steps of an activation, a feature or an output in one unit of the training's numbers."""
@@ -125,6 +125,19 @@ class Hyper(nn.Module):
         net.load_state_dict(state | {"z_mean": net.z_mean.detach(), "z_log_scale": net.z_log_scale.detach()})
         return net
 
+    @classmethod
+    def thaw(cls, model: RangeModel) -> Hyper:
+        """The network of a finished hyperprior, to be trained on: densities of z are taken from its tables."""
+        net = cls.from_integers(model.config, model.weights)
+        values = np.arange(Z_MIN, Z_MAX + 1)
+        share = model.z_tables / model.z_tables.sum(axis=2, keepdims=True)
+        mean = (share * values).sum(axis=2)
+        variance = (share * (values - mean[..., None]) ** 2).sum(axis=2)
+        with torch.no_grad():
+            net.z_mean.copy_(torch.from_numpy(mean))
+            net.z_log_scale.copy_(torch.from_numpy(0.5 * np.log(3 * (variance + 0.05) / np.pi**2)))
+        return net
+
     def prepare(self, spread: Tensor, middle: Tensor | None = None) -> None:
         """Starts the scales from each channel's mean size of symbol and of delta, and the means of whole symbols from its
         middle. spread: (2, qualities, C), of symbols around `middle`; middle: (qualities, C)."""
@@ -200,6 +213,15 @@ class Hyper(nn.Module):
         against = symbols - previous * (kind == DELTA).view(-1, 1, 1, 1)
         bits = LaplaceBits.apply((against - mean / 4).abs(), SCALE_LOW * torch.exp(SCALE_STEP * index))
         return bits.sum((1, 2, 3)), self.z_bits(z, quality) * (kind == WITH_Z)
+
+    def whole_bits(self, noisy: Tensor, symbols: Tensor, quality: Tensor) -> Tensor:
+        """(B,): bits of whole symbols in one slice with their z. noisy: the latents in quantiser steps plus uniform noise,
+        which gradients reach; symbols: the integers that everything is predicted from. Both (B, C, h, w)."""
+        z = self.analysis(symbols, quality)
+        kind = torch.full_like(quality, WITH_Z)
+        index, mean = self.indices(symbols, torch.zeros_like(symbols), z, quality, kind, joined=True)
+        bits = LaplaceBits.apply((noisy - mean / 4).abs(), SCALE_LOW * torch.exp(SCALE_STEP * index))
+        return bits.sum((1, 2, 3)) + self.z_bits(z, quality)
 
     @torch.no_grad()
     def integers(self) -> dict[str, np.ndarray]:

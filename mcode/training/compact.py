@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..nets.hific import CompactConfig, CompactHific
+from ..manifold import ZERO_MARGIN, find, load, read_info
+from ..nets.hific import STRIDE, CompactConfig, CompactHific
+from ..nets.hyper import Hyper
 from ..nets.layers import ResidualBlock
 from ..nets.paper import Discriminator
 from . import loop
@@ -39,12 +41,15 @@ class DataConfig:
 @dataclass(frozen=True)
 class LossConfig:
     """bits per pixel + lambda * (squared error on 0..255 + perceptual * feature distance + adversarial * -log D); lambda
-    rises by equal factors from quality 1 (low) to the highest.
+    rises by equal factors from quality 1 (low) to the highest, or is listed in `lambdas`.
 
     The feature distance is VGG19's plus `squeezenet` times SqueezeNet's, over `perceptual_crops` pictures of each batch, in a
     window of perceptual_size pixels that moves from step to step. It comes in at step `perceptual_from` and D at
     `adversarial_from`, each rising to its weight over `ramp` steps: all at once it threw Adam off (docs/log.md). D itself
-    learns for `ramp` steps before that. conditional and norm: of D, see `nets.paper.Discriminator`.
+    learns for `ramp` steps before that. D looks at such a window of `adversarial_size` pixels, a multiple of 16, or at the
+    whole crop (0). conditional and norm: of D, see `nets.paper.Discriminator`.
+
+    hyper: the share of bits that the hyperprior of `start` counts, which learns along, beside the tables' count.
     """
 
     lambda_low: float = 0.0006
@@ -56,11 +61,18 @@ class LossConfig:
     perceptual_from: int = 0
     adversarial: float = 0.0
     adversarial_from: int = 0
+    adversarial_size: int = 0
     conditional: bool = True
     norm: Literal["spectral", "instance"] = "spectral"
     ramp: int = 600
+    hyper: float = 0.0
+    lambdas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.hyper <= 1:
+            raise ValueError(f"hyper is {self.hyper}; it is a share of the bits, 0 to 1")
+        if self.adversarial_size % STRIDE or self.adversarial_size < 0:
+            raise ValueError(f"adversarial_size is {self.adversarial_size}; it is 0 or a multiple of {STRIDE}")
         if self.adversarial and self.adversarial_from < self.ramp:
             raise ValueError("adversarial_from is at least ramp: D learns for so long before")
         if self.squeezenet and not self.perceptual:
@@ -103,10 +115,16 @@ class CompactTraining:
     def __post_init__(self) -> None:
         if self.part != "all" and self.start is None:
             raise ValueError('part = "synthesis" needs a start, whose analysis it keeps')
+        if self.loss.lambdas and (len(self.loss.lambdas) != self.network.qualities or min(self.loss.lambdas) <= 0):
+            raise ValueError(f"lambdas are {self.loss.lambdas}; they are {self.network.qualities} numbers above 0")
+        if self.loss.hyper and self.start is None:
+            raise ValueError("hyper needs a start, whose hyperprior counts the bits")
 
 
 def lambdas(config: LossConfig, qualities: int) -> Tensor:
     """(qualities,): the price of a squared error of 1 (0..255 scale) in bits per pixel."""
+    if config.lambdas:
+        return torch.tensor(config.lambdas)
     return torch.logspace(math.log10(config.lambda_low), math.log10(config.lambda_high), qualities)
 
 
@@ -141,7 +159,7 @@ def train(
     """
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
-    model = CompactHific(config.network)
+    model = CompactHific(config.network, _hyper_of(config), config.loss.hyper)
     if config.loss.adversarial:
         model.d = Discriminator(config.network.channels, norm=config.loss.norm, conditional=config.loss.conditional)
     first, saved = loop.begin(out, resume, model)
@@ -155,7 +173,7 @@ def train(
     if saved is None:
         _initialise(model, config, pictures, lam)
     if config.part == "synthesis":
-        for kept in (model.net.analysis_net, model.gains, model.rate):
+        for kept in (model.net.analysis_net, model.gains, model.rate, *([] if model.hyper is None else [model.hyper])):
             kept.requires_grad_(False)
     model.to(device, memory_format=torch.channels_last)
     parameters = {k: v for k, v in model.named_parameters() if not k.startswith("d.")}
@@ -168,6 +186,8 @@ def train(
         ],
         lr=config.optimiser.learning_rate,
     )
+    if model.hyper is not None:
+        optimiser.add_param_group({"params": list(model.hyper.parameters()), "speed": 5.0})
     optimisers, judge = [optimiser], None
     if config.loss.adversarial:
         judge = Judge(model.d, config.optimiser.discriminator_rate)
@@ -198,7 +218,7 @@ def train(
             weight = config.loss.perceptual * _risen(step, config.loss.perceptual_from, config.loss.ramp)
             loss = loss + (lam[quality[:k]] * weight * distance).mean()
         if judge is not None and step >= config.loss.adversarial_from:
-            opinion = judge.opinion(x_hat, y_hat)
+            opinion = judge.opinion(*_windows(step, config.loss.adversarial_size, x_hat, y_hat))
             weight = config.loss.adversarial * _risen(step, config.loss.adversarial_from, config.loss.ramp)
             loss = loss + (lam[quality] * weight * opinion).mean()
         norm = loop.update(optimiser, loss, step=step, workers=workers, clip=config.optimiser.clip)
@@ -206,7 +226,8 @@ def train(
         log.add(loss=loss.item(), bpp=bpp.mean().item(), mse=error.mean().item(), feature=distance.mean().item())
         if judge is not None and step >= config.loss.adversarial_from - config.loss.ramp:
             judge.rate(config.optimiser.discriminator_rate * rate / config.optimiser.learning_rate)
-            loss_d = judge.learn(x, x_hat.detach(), y_hat, step=step, workers=workers)
+            seen = _windows(step, config.loss.adversarial_size, x, x_hat.detach(), y_hat)
+            loss_d = judge.learn(*seen, step=step, workers=workers)
             log.add(loss_d=loss_d, loss_g=opinion.mean().item())
         done = step + 1
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done == config.optimiser.steps):
@@ -247,6 +268,32 @@ class Judge:
         return loss.item()
 
 
+def _windows(step: int, size: int, *maps: Tensor) -> tuple[Tensor, ...]:
+    """A window of `size` pixels, which moves from step to step by whole latents, out of pictures and what belongs to them, the
+    last of them latents; all of them where size is 0."""
+    if not size:
+        return maps
+    free = maps[-1].shape[2] - size // STRIDE + 1
+    top, left = step * 5 % free, (step * 7 + step // free) % free
+    found = []
+    for part in maps:
+        unit = part.shape[2] // maps[-1].shape[2]
+        high, wide = (slice(at * unit, at * unit + size * unit // STRIDE) for at in (top, left))
+        found.append(part[..., high, wide])
+    return tuple(found)
+
+
+def _hyper_of(config: CompactTraining) -> Hyper | None:
+    if not config.loss.hyper or config.start is None:
+        return None
+    model = load(config.start)
+    if model.hyper is None:
+        raise InputError(f"hyper = {config.loss.hyper}, and manifold {config.start} has no hyperprior; leave hyper out")
+    if (model.channels, model.qualities) != (config.network.channels, config.network.qualities):
+        raise InputError(f"the hyperprior of {config.start} is for {model.channels} channels and {model.qualities} qualities")
+    return Hyper.thaw(model.hyper)
+
+
 def _initialise(model: CompactHific, config: CompactTraining, pictures: list[np.ndarray], lam: Tensor) -> None:
     """Patch transform, gains and rate model, from the data, or networks and gains from the manifold `config.start`."""
     rng = np.random.default_rng(config.seed)
@@ -256,7 +303,9 @@ def _initialise(model: CompactHific, config: CompactTraining, pictures: list[np.
         fit_patches(model.net.patches, sample, middle)
         log_gain = (middle / start_step(lam)).log().unsqueeze(1).expand_as(model.gains.log_gain)
     else:
-        log_gain = _start_from(model, config.start, lam)
+        log_gain, log_shrink = _start_from(model, config.start, lam)
+        with torch.no_grad():
+            model.gains.log_shrink.copy_(log_shrink)
     with torch.no_grad():
         model.gains.log_gain.copy_(log_gain)
         spread = torch.tensor([-1.5, -0.3, 0.8]).view(1, 3, 1)
@@ -265,20 +314,20 @@ def _initialise(model: CompactHific, config: CompactTraining, pictures: list[np.
         model.rate.log_scale.copy_((model.gains.gain() * y.abs().mean((0, 2, 3))).log().unsqueeze(1) + spread)
 
 
-def _start_from(model: CompactHific, start: str, lam: Tensor) -> Tensor:
-    """Loads the manifold's networks; returns the logarithm of its gains at the qualities' spacing of `lam`, (qualities, C).
+def _start_from(model: CompactHific, start: str, lam: Tensor) -> tuple[Tensor, Tensor]:
+    """Loads the manifold's networks; returns the logarithms of its gains and of what reconstruction shrinks by, (qualities, C).
 
-    Its highest quality gives the gains of the highest, and the others follow its line of gain over lambda: gains adapt
-    quickly, they only must not start far off. Raises InputError where the networks do not fit.
+    Both are the manifold's where its prices rise from quality to quality as `lam` does. Elsewhere its highest quality gives
+    the gains of the highest, and the others follow its line of gain over lambda: gains adapt quickly, they only must not
+    start far off. Raises InputError where the networks do not fit.
     """
     from safetensors.torch import load_file
-
-    from ..manifold import find, read_info
 
     path = find(start)
     tensors = {k: v.float() for k, v in load_file(path).items() if not k.startswith("hyper.")}
     gain = tensors.pop("gain")
-    tensors.pop("inverse")
+    shrink = (gain * tensors.pop("inverse")).log()
+    tensors.pop(ZERO_MARGIN, None)
     own = model.net.state_dict()
     if unknown := sorted(k for k, v in tensors.items() if k not in own or own[k].shape != v.shape):
         raise InputError(f"{path}: its networks are not these: {unknown[0]} does not fit; start from another manifold")
@@ -286,10 +335,15 @@ def _start_from(model: CompactHific, start: str, lam: Tensor) -> Tensor:
     for name, module in model.net.named_modules():
         if isinstance(module, ResidualBlock) and f"{name}.conv2.weight" not in tensors:
             nn.init.zeros_(module.conv2.weight)
-    known = read_info(path).card.get("training_config", {}).get("loss", {})
+    card = read_info(path).card
+    paid = torch.tensor(card.get("prices", {}).get("lambdas", []))
+    if paid.shape == lam.shape and torch.allclose(lam / paid, lam[0] / paid[0], rtol=1e-2):
+        return gain.log(), shrink
+    known = card.get("training_config", {}).get("loss", {})
     spread = math.log(known.get("lambda_high", 0.0175) / known.get("lambda_low", 0.0006))
     slope = (gain[-1].log() - gain[0].log()) / spread
-    return gain[-1].log() + (lam.log() - lam[-1].log()).unsqueeze(1) * slope
+    log_gain = gain[-1].log() + (lam.log() - lam[-1].log()).unsqueeze(1) * slope
+    return log_gain, torch.zeros_like(log_gain)
 
 
 def _features(config: LossConfig, device: str) -> nn.ModuleList | None:

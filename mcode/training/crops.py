@@ -71,6 +71,25 @@ def _video_frames(path: Path, count: int) -> Iterator[np.ndarray]:
                 yield frame.to_ndarray(format="rgb24")
 
 
+def frame_runs(video: Path, places: int, length: int) -> Iterator[list[np.ndarray]]:
+    """Runs of `length` consecutive frames at evenly spaced places of a video."""
+    import av
+
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        total = count_frames(container)
+        starts = {max(0, total * (i + 1) // (places + 1) - length) for i in range(places)}
+        run: list[np.ndarray] | None = None
+        for index, frame in enumerate(container.decode(stream)):
+            if index in starts and run is None:
+                run = []
+            if run is not None:
+                run.append(frame.to_ndarray(format="rgb24"))
+                if len(run) == length:
+                    yield run
+                    run = None
+
+
 def draw_crop(pictures: list[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
     """One random crop, uint8 (size, size, 3): random place, mirrored half the time, scaled down by 1 to 2 where it fits."""
     weights_side = 4  # tries before a small picture is scaled up

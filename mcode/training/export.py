@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -20,7 +19,7 @@ from ..errors import InputError
 from ..latents import quantise, symbols
 from ..nets.hific import STRIDE, Gains
 from .compact import CompactTraining, lambdas
-from .crops import PICTURES, VIDEOS, count_frames, load_pictures
+from .crops import PICTURES, VIDEOS, frame_runs, load_pictures
 
 LAGS = (1, 4, 8)
 """Keyframe intervals, in frames, whose deltas the code tables are fitted to."""
@@ -105,23 +104,6 @@ def _latents(
                 stills.append(first)
                 moves += [(first, model.analyse(frames[lag][None])[0].cpu()) for lag in LAGS if lag < len(frames)]
     return stills, moves
-
-
-def frame_runs(video: Path, places: int, length: int) -> Iterator[list[np.ndarray]]:
-    """Runs of `length` consecutive frames at evenly spaced places of a video."""
-    with av.open(str(video)) as container:
-        stream = container.streams.video[0]
-        total = count_frames(container)
-        starts = {max(0, total * (i + 1) // (places + 1) - length) for i in range(places)}
-        run: list[np.ndarray] | None = None
-        for index, frame in enumerate(container.decode(stream)):
-            if index in starts and run is None:
-                run = []
-            if run is not None:
-                run.append(frame.to_ndarray(format="rgb24"))
-                if len(run) == length:
-                    yield run
-                    run = None
 
 
 def _fit(stills: list[Tensor], moves: list[tuple[Tensor, Tensor]], gain: Tensor, margin: Tensor) -> CodeTables:

@@ -34,8 +34,7 @@ from ..errors import InputError, McodeError
 from ..latents import symbols as symbols_of
 from ..manifold import Manifold, rewrite
 from ..nets.hyper import SCALE_LOW, SCALE_STEP, Hyper
-from .crops import VIDEOS, draw_crop, load_pictures
-from .export import frame_runs
+from .crops import VIDEOS, draw_crop, frame_runs, load_pictures
 
 Report = Callable[[Mapping[str, Any]], None]
 GROUPS = (4, 12, 28, 60)
@@ -110,23 +109,26 @@ def train(
     training: HyperTraining,
     *,
     zero_margin: Tensor | None = None,
+    start: Hyper | None = None,
     report: Report | None = None,
     save: Callable[[Hyper], None] | None = None,
 ) -> Hyper:
     """The hyperprior for symbols at all qualities. gain, zero_margin: (qualities, C), see `latents.symbols`.
 
     latents: float16 (N, C, h, w), coded whole; moves: (M, T, C, h, w) of the same sizes, a later one coded against an
-    earlier one. Each picture's bits are weighed by the usual number at its quality, so that low qualities count as much as
-    high ones. report: called with numbers every 100 steps; save: with the network every 250. Raises McodeError where the
-    loss is not finite.
+    earlier one. start: a network of this config to go on from. Each picture's bits are weighed by the usual number at its
+    quality, so that low qualities count as much as high ones. report: called with numbers every 100 steps; save: with the
+    network every 250. Raises McodeError where the loss is not finite.
     """
     torch.manual_seed(training.seed)
     rng = np.random.default_rng(training.seed)
     pictures, sequences = torch.from_numpy(latents), torch.from_numpy(moves)
-    net = Hyper(config)
     margin = torch.zeros_like(gain) if zero_margin is None else zero_margin
-    middle = _middles(pictures, gain, margin)
-    net.prepare(_spreads(pictures, sequences, gain, margin, middle, rng), middle)
+    net = start
+    if net is None:
+        net = Hyper(config)
+        middle = _middles(pictures, gain, margin)
+        net.prepare(_spreads(pictures, sequences, gain, margin, middle, rng), middle)
     optimiser = torch.optim.Adam(net.parameters(), lr=training.learning_rate)
     usual = torch.zeros(2, config.qualities)
     pixels = 256 * latents.shape[2] * latents.shape[3]
