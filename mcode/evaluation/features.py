@@ -32,7 +32,7 @@ SQUEEZENET_FILE = "squeezenet_v1.0.safetensors"
 VGG_LAYERS = ("relu1_2", "relu2_2", "relu3_4")
 MOBILENET_LAYERS = (1, 3, 5, 11)
 
-SQUEEZENET_FIRES = (3, 5, 9)
+SQUEEZENET_FIRES = (3, 5)
 
 _VGG_CONVOLUTIONS = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "3_4")
 _VGG_POOL_BEFORE = ("2_1", "3_1")
@@ -220,7 +220,7 @@ class SqueezeNetFeatures(nn.Module):
     """SqueezeNet 1.0 (Iandola et al. 2016) up to fire9, averaged over positions: rgb (B, 3, H, W) in [0, 1] to (B, 512).
 
     For distances between sets of pictures. H and W at least 32. A tenth of the activations, which makes Frechet distances
-    about as large as Inception's are. `distance` compares two pictures, as a training loss beside VGG19's.
+    about as large as Inception's are. `distance` compares two pictures by the shallower maps, as a training loss beside VGG19's.
     """
 
     mean_bgr: Tensor
@@ -238,20 +238,30 @@ class SqueezeNetFeatures(nn.Module):
         self.eval()
 
     def forward(self, rgb: Tensor) -> Tensor:
-        return self.maps(rgb)[-1].mean((2, 3)) / 10
+        return self._activations(rgb, len(self.fires) + 1)[-1].mean((2, 3)) / 10
 
     def maps(self, rgb: Tensor) -> list[Tensor]:
-        """Activations of conv1 (B, 96, H/2, W/2) and of the fire modules SQUEEZENET_FIRES, at 1/4, 1/8 and 1/16."""
+        """Activations to compare pictures by: of conv1 (B, 96, H/2, W/2) and of the fire modules SQUEEZENET_FIRES, at 1/4 and 1/8.
+
+        Not of the last ones: fire9's distance has ten times the others' gradient, which points elsewhere with every rounding
+        of the picture, and drowns them (docs/log.md).
+        """
+        found = self._activations(rgb, SQUEEZENET_FIRES[-1])
+        return [found[0], *(found[number - 1] for number in SQUEEZENET_FIRES)]
+
+    def _activations(self, rgb: Tensor, last: int) -> list[Tensor]:
+        """Of conv1 and of the fire modules 2 to `last`."""
         x = functional.relu(self.first(rgb.flip(1) * 255 - self.mean_bgr))
         found = [x]
         for number, fire in enumerate(self.fires, start=2):
+            if number > last:
+                break
             assert isinstance(fire, nn.ModuleList)
             if number in (2, 5, 9):
                 x = functional.max_pool2d(x, 3, 2, ceil_mode=True)  # as Caffe rounds
             x = functional.relu(fire[0](x))
             x = functional.relu(torch.cat([fire[1](x), fire[2](x)], 1))
-            if number in SQUEEZENET_FIRES:
-                found.append(x)
+            found.append(x)
         return found
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
