@@ -293,6 +293,11 @@ def test_squeezenet_tells_noise_from_pictures(data_dir, picture):
         clean, near, far = (net(features.to_batch(rgb)) for rgb in (picture, noisy(picture, 4), noisy(picture, 60)))
     assert clean.shape == (1, 512) and (clean >= 0).all()
     assert 0 < (clean - near).norm() < (clean - far).norm()
+    before = features.to_batch(picture)
+    compared = [net.distance(before, features.to_batch(noisy(picture, sigma))).item() for sigma in (4, 60)]
+    h = picture.shape[0]
+    assert [m.shape[1] for m in net.maps(before)] == [96, 128, 256] and abs(net.maps(before)[-1].shape[2] - h / 8) <= 2
+    assert 0 < compared[0] < compared[1] and net.distance(before, before).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_weights_that_would_run_code_or_are_cut_short_are_one_line(tmp_path):

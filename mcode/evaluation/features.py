@@ -220,7 +220,7 @@ class SqueezeNetFeatures(nn.Module):
     """SqueezeNet 1.0 (Iandola et al. 2016) up to fire9, averaged over positions: rgb (B, 3, H, W) in [0, 1] to (B, 512).
 
     For distances between sets of pictures. H and W at least 32. A tenth of the activations, which makes Frechet distances
-    about as large as Inception's are. `distance` compares two pictures by the shallower maps, as a training loss beside VGG19's.
+    about as large as Inception's are. `distance` compares two pictures by `maps`, as a training loss beside VGG19's.
     """
 
     mean_bgr: Tensor
@@ -241,7 +241,7 @@ class SqueezeNetFeatures(nn.Module):
         return self._activations(rgb, len(self.fires) + 1)[-1].mean((2, 3)) / 10
 
     def maps(self, rgb: Tensor) -> list[Tensor]:
-        """Activations to compare pictures by: of conv1 (B, 96, H/2, W/2) and of the fire modules SQUEEZENET_FIRES, at 1/4 and 1/8.
+        """Activations to compare pictures by: of conv1 (B, 96, H/2, W/2), and of fire modules SQUEEZENET_FIRES at 1/4 and 1/8.
 
         Not of the last ones: fire9's distance has ten times the others' gradient, which points elsewhere with every rounding
         of the picture, and drowns them (docs/log.md).
