@@ -25,6 +25,7 @@ from .errors import InputError
 from .evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures, unit_distance
 from .manifold import Manifold
 from .nets.eye import load_eye
+from .nets.gumbel import gumbel_rounded
 from .nets.hyper import SCALE_LOW, SCALE_STEP, Hyper, LaplaceBits
 from .nets.tiled import parts
 
@@ -148,7 +149,7 @@ class Refiner:
                 group["lr"] = _RATE * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
             if step % _INDEX_EVERY == 0:
                 task.predict(moving.detach().round())
-            loss = task.loss(_annealed(moving, _WARM * (_COLD / _WARM) ** share, noise))
+            loss = task.loss(gumbel_rounded(moving, _WARM * (_COLD / _WARM) ** share, noise))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -214,12 +215,3 @@ def _seen(x: Tensor) -> Tensor:
 
 def _maps(judge: nn.Module, rgb: Tensor) -> list[Tensor]:
     return judge.maps(rgb) if isinstance(judge, SqueezeNetFeatures) else judge(rgb)
-
-
-def _annealed(at: Tensor, temperature: float, noise: torch.Generator) -> Tensor:
-    """Each between its neighbouring integers, near one of them: by chance by how near it lies, the colder the surer."""
-    low = torch.floor(at.detach())
-    above = (at - low).clamp(1e-4, 1 - 1e-4)
-    odds = (torch.atanh(above) - torch.atanh(1 - above)) / temperature
-    chance = torch.rand(at.shape, generator=noise, device=at.device).clamp(1e-7, 1 - 1e-7)
-    return low + torch.sigmoid((odds + torch.logit(chance)) / temperature)

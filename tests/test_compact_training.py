@@ -208,6 +208,23 @@ def test_the_share_of_the_hyperprior_is_its_share_of_the_bits(tmp_path):
     assert torch.allclose(bits[1], (bits[0] + bits[2]) / 2) and not torch.allclose(bits[0], bits[2])
 
 
+def test_with_a_temperature_rate_and_picture_see_the_same_nearly_whole_symbols(tmp_path, data):
+    _, dense = small_manifolds(tmp_path)
+    hyper = Hyper.thaw(mcode.load(dense, device="cpu").hyper)
+    torch.manual_seed(0)
+    model = CompactHific(with_hyper(dense).network, hyper, 1.0, temperature=0.05)
+    model.net.patches.basis.normal_(0, 0.1)
+    x, quality = torch.rand(2, 3, 64, 64) * 2 - 1, torch.tensor([0, 1])
+    _, bits, y_hat = model(x, quality)
+    apart = (y_hat - y_hat.round()).abs()
+    assert 0 < apart.mean() < 0.01 and y_hat.abs().max() > 1
+    whole = model.hyper.whole_bits(y_hat.round(), y_hat.round(), quality)
+    assert torch.allclose(bits, whole, rtol=0.05)
+    bits.sum().backward()
+    assert model.net.analysis_net.last.bias.grad.abs().sum() > 0
+    assert train(with_hyper(dense, loss={"temperature": 0.2}), data, tmp_path / "out").exists()
+
+
 def test_a_discriminator_sees_the_same_places_of_pictures_and_latents():
     y = torch.arange(64.0).view(1, 1, 8, 8)
     x = y.repeat_interleave(16, 2).repeat_interleave(16, 3)
@@ -239,6 +256,7 @@ def test_a_start_of_other_networks_is_refused_by_name(tmp_path, data):
         {"adversarial": 1.0, "adversarial_from": 1, "ramp": 2},
         {"squeezenet": 1.0, "perceptual": 0.0},
         {"hyper": 1.5},
+        {"temperature": -0.1},
         {"adversarial_size": 24},
     ],
 )

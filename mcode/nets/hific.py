@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .compact import Compact
+from .gumbel import gumbel_rounded
 from .hyper import Hyper
 from .rate import TableRate
 
@@ -49,11 +50,15 @@ class Gains(nn.Module):
 class CompactHific(nn.Module):
     """Networks, gains and the training's rate model of a compact `hific` manifold.
 
-    hyper, hyper_share: a hyperprior whose bits are that share of the rate, beside those of the tables.
+    hyper, hyper_share: a hyperprior whose bits are that share of the rate, beside those of the tables. temperature: see
+    `forward`.
     """
 
-    def __init__(self, config: CompactConfig, hyper: Hyper | None = None, hyper_share: float = 0.0) -> None:
+    def __init__(
+        self, config: CompactConfig, hyper: Hyper | None = None, hyper_share: float = 0.0, temperature: float = 0.0
+    ) -> None:
         super().__init__()
+        self.temperature = temperature
         self.config, self.hyper_share = config, hyper_share if hyper is not None else 0.0
         self.hyper = hyper
         self.net = Compact(
@@ -69,17 +74,22 @@ class CompactHific(nn.Module):
     def forward(self, x: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One training pass. x: (B, 3, H, W) in [-1, 1]; quality: int64 (B,) from 0. Returns x_hat, bits (B,) and y_hat.
 
-        Rounding is straight-through for the reconstruction and additive noise for the rate (Mentzer et al. 2020, 3.3).
+        Rounding is straight-through for the reconstruction and additive noise for the rate (Mentzer et al. 2020, 3.3); with a
+        temperature both see `gumbel_rounded` latents. Where most symbols are 0, noise counts up to twice their bits.
         """
         y = self.net.analysis(x).float()
         gain = self.gains.gain()[quality][..., None, None]
         inverse = self.gains.inverse()[quality][..., None, None]
         scaled = y * gain
-        symbols = scaled + (scaled.round() - scaled).detach()
-        noisy = scaled + torch.rand_like(scaled) - 0.5
-        bits = self.rate(noisy, symbols, quality)
+        if self.temperature > 0:
+            symbols = noisy = gumbel_rounded(scaled, self.temperature)
+        else:
+            symbols = scaled + (scaled.round() - scaled).detach()
+            noisy = scaled + torch.rand_like(scaled) - 0.5
+        near = symbols.detach().round()
+        bits = self.rate(noisy, near, quality)
         if self.hyper is not None:
             with torch.autocast(x.device.type, enabled=False):  # its integers need float32
-                bits = torch.lerp(bits, self.hyper.whole_bits(noisy, symbols.detach(), quality), self.hyper_share)
+                bits = torch.lerp(bits, self.hyper.whole_bits(noisy, near, quality), self.hyper_share)
         y_hat = symbols * inverse
         return self.net.synthesis(y_hat), bits, y_hat

@@ -49,6 +49,7 @@ class LossConfig:
     learns for `ramp` steps before that. D looks at such a window of `adversarial_size` pixels, a multiple of 16, or at the
     whole crop (0). conditional and norm: of D, see `nets.paper.Discriminator`.
 
+    temperature: of the rounding that training sees, 0 for noise and straight-through (`nets.hific.CompactHific.forward`).
     hyper: the share of bits that the hyperprior of `start` counts, which learns along, beside the tables' count.
     """
 
@@ -65,10 +66,13 @@ class LossConfig:
     conditional: bool = True
     norm: Literal["spectral", "instance"] = "spectral"
     ramp: int = 600
+    temperature: float = 0.0
     hyper: float = 0.0
     lambdas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 1:
+            raise ValueError(f"temperature is {self.temperature}; it is 0 to 1")
         if not 0 <= self.hyper <= 1:
             raise ValueError(f"hyper is {self.hyper}; it is a share of the bits, 0 to 1")
         if self.adversarial_size % STRIDE or self.adversarial_size < 0:
@@ -159,7 +163,7 @@ def train(
     """
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
-    model = CompactHific(config.network, _hyper_of(config), config.loss.hyper)
+    model = CompactHific(config.network, _hyper_of(config), config.loss.hyper, config.loss.temperature)
     if config.loss.adversarial:
         model.d = Discriminator(config.network.channels, norm=config.loss.norm, conditional=config.loss.conditional)
     first, saved = loop.begin(out, resume, model)
