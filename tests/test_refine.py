@@ -116,7 +116,7 @@ def test_the_same_seed_gives_the_same_symbols(general, frames):
 
 def test_symbols_that_nothing_improves_stay(general, refiner, frames, monkeypatch):
     latent, symbols = first_guess(general, frames[0], 5)
-    monkeypatch.setattr(refine, "_annealed", lambda at, temperature, noise: at * 0)  # steps lead nowhere
+    monkeypatch.setattr(refine, "gumbel_rounded", lambda at, temperature, noise: at * 0)  # steps lead nowhere
     monkeypatch.setattr(refine, "_RATE", 0.0)
     assert np.array_equal(refiner(frames[0].rgb, latent, symbols, None, 5), symbols)
 
