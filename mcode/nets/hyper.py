@@ -211,17 +211,16 @@ class Hyper(nn.Module):
         z = self.analysis(symbols, quality)
         index, mean = self.indices(symbols, previous, z, quality, kind, joined)
         against = symbols - previous * (kind == DELTA).view(-1, 1, 1, 1)
-        bits = LaplaceBits.apply((against - mean / 4).abs(), SCALE_LOW * torch.exp(SCALE_STEP * index))
-        return bits.sum((1, 2, 3)), self.z_bits(z, quality) * (kind == WITH_Z)
+        return _bits(against, index, mean), self.z_bits(z, quality) * (kind == WITH_Z)
 
     def whole_bits(self, noisy: Tensor, symbols: Tensor, quality: Tensor) -> Tensor:
-        """(B,): bits of whole symbols in one slice with their z. noisy: the latents in quantiser steps plus uniform noise,
-        which gradients reach; symbols: the integers that everything is predicted from. Both (B, C, h, w)."""
+        """(B,): bits of whole symbols in one slice with their z. noisy: the latents in quantiser steps, with noise or
+        rounded by chance, which gradients reach; symbols: the integers that everything is predicted from. Both (B, C, h, w).
+        """
         z = self.analysis(symbols, quality)
         kind = torch.full_like(quality, WITH_Z)
         index, mean = self.indices(symbols, torch.zeros_like(symbols), z, quality, kind, joined=True)
-        bits = LaplaceBits.apply((noisy - mean / 4).abs(), SCALE_LOW * torch.exp(SCALE_STEP * index))
-        return bits.sum((1, 2, 3)) + self.z_bits(z, quality)
+        return _bits(noisy, index, mean) + self.z_bits(z, quality)
 
     @torch.no_grad()
     def integers(self) -> dict[str, np.ndarray]:
@@ -232,6 +231,11 @@ class Hyper(nn.Module):
             if isinstance(module, IntegerWeight | IntegerBias):
                 found[name] = module.integers()
         return found
+
+
+def _bits(values: Tensor, index: Tensor, mean: Tensor) -> Tensor:
+    """(B,): of values around means in quarters, scales by their index, (B, C, h, w) all three."""
+    return LaplaceBits.apply((values - mean / 4).abs(), SCALE_LOW * torch.exp(SCALE_STEP * index)).sum((1, 2, 3))
 
 
 class LaplaceBits(torch.autograd.Function):
