@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--only", help="names of configurations, parted by commas; what they start from is trained too")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--steps", type=int, help="of each stage that a configuration has")
+    parser.add_argument("--adversarial-steps", type=int, help="of each stage with the GAN; as many as --steps where left out")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="in every configuration, as TOML")
     parser.add_argument("--pictures", type=Path, help="what the models are measured on; DATA/stills/kodak where there is one")
     parser.add_argument("--perceptual", type=Path, help="folder of the weights of losses and metrics; else $MCODE_PERCEPTUAL")
@@ -49,7 +50,10 @@ def main() -> int:
     pictures = given.pictures or given.data / "stills" / "kodak"
     try:
         family = read_family(given.configs, given.only.split(",") if given.only else None)
-        changed = {name: override(values, given.small, given.steps, given.set) for name, values in family.items()}
+        changed = {
+            name: override(values, given.small, given.steps, given.set, given.adversarial_steps)
+            for name, values in family.items()
+        }
         for name, values in changed.items():
             from_dict(values, HificTraining, source=f"{given.configs / name}.toml")
     except McodeError as error:
@@ -90,8 +94,10 @@ def read_family(folder: Path, only: list[str] | None) -> dict[str, dict[str, Any
     return ordered
 
 
-def override(values: dict[str, Any], small: bool, steps: int | None, assignments: list[str]) -> dict[str, Any]:
-    """The configuration with --small, --steps and --set in it. Raises McodeError."""
+def override(
+    values: dict[str, Any], small: bool, steps: int | None, assignments: list[str], adversarial_steps: int | None = None
+) -> dict[str, Any]:
+    """The configuration with --small, --steps, --adversarial-steps and --set in it. Raises McodeError."""
     changed = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     if small:
         for table, items in SMALL.items():
@@ -104,6 +110,8 @@ def override(values: dict[str, Any], small: bool, steps: int | None, assignments
         optimiser["checkpoint_every"] = max(1, min(optimiser.get("checkpoint_every", steps), steps // 5))
         loss = changed.setdefault("loss", {})
         loss["easy_steps"] = min(loss.get("easy_steps", steps // 20), steps // 20)
+    if adversarial_steps is not None and changed["optimiser"].get("adversarial_steps"):
+        changed["optimiser"]["adversarial_steps"] = adversarial_steps
     for text in assignments:
         place, _, value = text.partition("=")
         table, _, key = place.strip().rpartition(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -82,6 +83,22 @@ def test_the_configurations_hold_what_the_paper_varies():
     assert {configs[n].loss.perceptual for n in ("no-perceptual", "low", "lpips")} == {"none", "vgg19", "lpips"}
     assert configs["instance-eg"].network.norm == "instance" and configs["gan-alone"].loss.k_mse == 0
     assert all((config.network.channels, config.network.width) == (220, 60) for config in configs.values())
+
+
+def test_stages_are_as_long_as_told():
+    spec = importlib.util.spec_from_file_location("ablation_script", ROOT / "scripts" / "ablation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    whole, later = {"optimiser": {"steps": 9, "adversarial_steps": 9}}, {"optimiser": {"steps": 0, "adversarial_steps": 9}}
+    lengths = []
+    for values in (whole, later):
+        for more in ((None, None), (20, None), (20, 5), (None, 5)):
+            made = module.override(values, False, more[0], [], more[1])["optimiser"]
+            lengths.append((made["steps"], made["adversarial_steps"]))
+    assert lengths == [(9, 9), (20, 20), (20, 5), (9, 5), (0, 9), (0, 20), (0, 5), (0, 5)]
+    assert whole["optimiser"]["steps"] == 9
+    alone = module.override({"optimiser": {"steps": 9, "adversarial_steps": 0}}, False, None, [], 5)
+    assert alone["optimiser"]["adversarial_steps"] == 0
 
 
 def test_instance_norm_depends_on_the_whole_picture_and_channel_norm_does_not():
