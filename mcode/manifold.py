@@ -220,11 +220,14 @@ def rewrite(
     card: Mapping[str, Any],
     hyper: Mapping[str, Any] | None = None,
     tensors: Mapping[str, np.ndarray] | None = None,
+    network: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> str:
-    """Writes the manifold `path` with more on its card, and with another hyperprior (see coders.range); returns its id.
+    """Writes the manifold `path` with more on its card, and with other tensors; returns its id.
 
-    card: what is added to the card, which leaves the id as it is. hyper: the hyperprior's config, tensors: named
-    `hyper.*`; the one there, if any, stays when they are left out. Networks and code tables stay as they are.
+    card: what is added to the card, which leaves the id as it is. hyper: the hyperprior's config (see coders.range), whose
+    tensors are named `hyper.*`; the one there, if any, stays when it is left out. network: the config of networks whose
+    tensors take the place of those there. name: another name. Code tables stay as they are.
     """
     source = find(path)
     metadata, _ = _read_header(source)
@@ -232,9 +235,11 @@ def rewrite(
     if hyper is not None:
         kept = {name: array for name, array in kept.items() if not name.startswith(HYPER)}
         config |= {"hyper": dict(hyper)}
+    if network is not None:
+        config |= {"network": dict(network)}
     full_card = json.loads(metadata.get("card", "{}")) | dict(card)
-    name = metadata.get("name") or source.stem
-    return _write(output, metadata["kind"], name, config, metadata["tables"], kept | dict(tensors or {}), full_card)
+    called = name or metadata.get("name") or source.stem
+    return _write(output, metadata["kind"], called, config, metadata["tables"], kept | dict(tensors or {}), full_card)
 
 
 def _write(

@@ -132,6 +132,49 @@ def test_training_the_synthesis_alone_changes_nothing_of_what_is_sent(tmp_path, 
     assert moved and all(k.startswith("synthesis_net.") for k in moved)
 
 
+def test_a_synthesis_trained_alone_is_exported_with_the_codes_of_its_start(tmp_path, data):
+    from mcode.codec import Encoder
+    from mcode.frame import Frame
+
+    whole = replace(config(loss={"adversarial": 0.0}), zero_margin=0.05)
+    export_compact(train(whole, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
+    wider = replace(whole.network, synthesis_blocks=(2, 1, 1, 1))
+    part = replace(whole, start=str(tmp_path / "a.safetensors"), part="synthesis", network=wider, name="b", zero_margin=0.0)
+    export_compact(train(part, data, tmp_path / "b"), data, tmp_path / "b.safetensors", card={"title": "of b"})
+    a, b = (mcode.load(tmp_path / f"{name}.safetensors", device="cpu", precision="float32") for name in "ab")
+    assert (b.info.name, b.card["title"], b.card["training_config"]["part"]) == ("b", "of b", "synthesis")
+    for q in (1, 2):
+        assert torch.equal(a.gain(q), b.gain(q)) and torch.equal(a.inverse(q), b.inverse(q))
+        assert torch.equal(a.zero_margin(q), b.zero_margin(q)) and a.zero_margin(q).any()
+    rgb = np.ascontiguousarray(cv2.imread(str(data / "pictures" / "0.png"))[:64, :64, ::-1])
+    assert torch.equal(a.analyse(rgb[None]), b.analyse(rgb[None]))
+    sent = [Encoder(m, 64, 64, n=1, quality=2).push(Frame(rgb, 0))[0] for m in (a, b)]
+    assert sent[0].slices == sent[1].slices and sent[0].slices[0]
+    latent = a.analyse(rgb[None])
+    assert not np.array_equal(a.synthesise(latent, 64, 64), b.synthesise(latent, 64, 64))
+
+
+def test_the_synthesis_alone_learns_on_the_symbols_that_are_sent():
+    from mcode.latents import symbols
+
+    torch.manual_seed(0)
+    model = CompactHific(config().network)
+    x, quality = torch.rand(2, 3, 64, 64) * 2 - 1, torch.tensor([0, 1])
+    with torch.no_grad():
+        model.net.patches.basis.normal_()
+        model.gains.log_gain.fill_(-2.0)
+    margin = torch.full((2, config().network.channels), 0.3)
+    model.keep_what_is_sent(margin)
+    _, bits, y_hat = model(x, quality)
+    again = model(x, quality)
+    assert torch.equal(y_hat, again[2]) and torch.equal(bits, again[1])
+    wanted = symbols(model.net.analysis(x), model.gains.gain()[quality], margin[quality])
+    assert wanted.any() and not torch.equal(wanted, symbols(model.net.analysis(x), model.gains.gain()[quality]))
+    assert torch.equal(y_hat, wanted * model.gains.inverse()[quality][..., None, None])
+    model(x, quality)[0].sum().backward()
+    assert {name.split(".")[0] for name, p in model.net.named_parameters() if p.grad is not None} == {"synthesis_net"}
+
+
 def test_the_gains_of_a_start_follow_its_own_line_over_lambda(tmp_path, data):
     plain = config(loss={"adversarial": 0.0})
     export_compact(train(plain, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..latents import symbols as symbols_of
 from .compact import Compact
 from .gumbel import gumbel_rounded
 from .hyper import Hyper
@@ -70,13 +71,25 @@ class CompactHific(nn.Module):
         )
         self.gains = Gains(config.qualities, config.channels)
         self.rate = TableRate(config.qualities, config.stages)
+        self._margin: Tensor | None = None
+
+    def keep_what_is_sent(self, margin: Tensor) -> None:
+        """From here on the synthesis alone is trained, on the symbols that an encoder sends: rounded, with the margin around
+        zero of each quality, (qualities, C) in steps."""
+        for kept in (self.net.analysis_net, self.gains, self.rate, *([] if self.hyper is None else [self.hyper])):
+            kept.requires_grad_(False)
+        self._margin = margin
 
     def forward(self, x: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One training pass. x: (B, 3, H, W) in [-1, 1]; quality: int64 (B,) from 0. Returns x_hat, bits (B,) and y_hat.
 
         Rounding is straight-through for the reconstruction and additive noise for the rate (Mentzer et al. 2020, 3.3); with a
-        temperature both see `gumbel_rounded` latents. Where most symbols are 0, noise counts up to twice their bits.
+        temperature both see `gumbel_rounded` latents. Where most symbols are 0, noise counts up to twice their bits. After
+        `keep_what_is_sent` there is neither: symbols are those sent, and their bits have no gradient.
         """
+        if self._margin is not None:
+            y_hat, bits = self._sent(x, quality, self._margin)
+            return self.net.synthesis(y_hat), bits, y_hat
         y = self.net.analysis(x).float()
         gain = self.gains.gain()[quality][..., None, None]
         inverse = self.gains.inverse()[quality][..., None, None]
@@ -93,3 +106,8 @@ class CompactHific(nn.Module):
                 bits = torch.lerp(bits, self.hyper.whole_bits(noisy, near, quality), self.hyper_share)
         y_hat = symbols * inverse
         return self.net.synthesis(y_hat), bits, y_hat
+
+    @torch.no_grad()
+    def _sent(self, x: Tensor, quality: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
+        symbols = symbols_of(self.net.analysis(x), self.gains.gain()[quality], margin.to(x.device)[quality])
+        return symbols * self.gains.inverse()[quality][..., None, None], self.rate(symbols, symbols, quality)

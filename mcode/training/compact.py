@@ -102,8 +102,9 @@ class OptimiserConfig:
 @dataclass(frozen=True)
 class CompactTraining:
     """What configs/general.toml holds. start: a manifold, by name or file, whose networks this training starts from; blocks
-    that it lacks start as identities. part: "synthesis" leaves all else as it starts, and so what is sent. zero_margin: of the
-    manifold, in steps for each bit that leaving zero costs (see `export`)."""
+    that it lacks start as identities. part: "synthesis" leaves all else as it starts, and so what is sent: it sees the symbols
+    that the start's encoder sends, with its margin around zero. zero_margin: of the manifold, in steps for each bit that
+    leaving zero costs (see `export`); with "synthesis" it is the start's."""
 
     kind: Literal["hific"]
     name: str
@@ -177,8 +178,7 @@ def train(
     if saved is None:
         _initialise(model, config, pictures, lam)
     if config.part == "synthesis":
-        for kept in (model.net.analysis_net, model.gains, model.rate, *([] if model.hyper is None else [model.hyper])):
-            kept.requires_grad_(False)
+        model.keep_what_is_sent(_margin_of(config))
     model.to(device, memory_format=torch.channels_last)
     parameters = {k: v for k, v in model.named_parameters() if not k.startswith("d.")}
     ema = loop.averages(parameters, saved)
@@ -285,6 +285,15 @@ def _windows(step: int, size: int, *maps: Tensor) -> tuple[Tensor, ...]:
         high, wide = (slice(at * unit, at * unit + size * unit // STRIDE) for at in (top, left))
         found.append(part[..., high, wide])
     return tuple(found)
+
+
+def _margin_of(config: CompactTraining) -> Tensor:
+    """(qualities, C): of the start, 0 where it has none."""
+    from safetensors.torch import load_file
+
+    assert config.start is not None
+    nothing = torch.zeros(config.network.qualities, config.network.channels)
+    return load_file(find(config.start)).get(ZERO_MARGIN, nothing).float()
 
 
 def _hyper_of(config: CompactTraining) -> Hyper | None:

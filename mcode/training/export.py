@@ -31,7 +31,8 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
     """Writes the manifold file; returns its id.
 
     data: the folder of the training's `data.folders`, whose pictures (at most `pictures` of them, evenly spaced) and
-    videos (three places in each) the code tables are fitted to. Raises InputError for a file that is no checkpoint.
+    videos (three places in each) the code tables are fitted to. A training of the synthesis alone keeps its start's tables,
+    gains, margin and hyperprior. Raises InputError for a file that is no checkpoint.
     """
     try:
         with safe_open(str(checkpoint), "pt") as file:
@@ -42,6 +43,8 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
     weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     weights |= {k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")}
     network = config.network
+    if config.part == "synthesis":
+        return _with_synthesis(config, weights, output, card | {"steps": int(metadata["step"])})
     gains = Gains(network.qualities, network.channels)
     gains.load_state_dict({k.removeprefix("gains."): v for k, v in weights.items() if k.startswith("gains.")})
     with torch.no_grad():
@@ -72,6 +75,21 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
         arrays[manifold.ZERO_MARGIN] = margin.numpy()
     tables = [_fit(stills, moves, g, m) for g, m in zip(gain, margin, strict=True)]
     return manifold.save(output, tables=tables, **options)
+
+
+def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], output: Path, card: dict[str, Any]) -> str:
+    """The start with this synthesis: what is sent, and how it is coded, stay to the last bit."""
+    assert config.start is not None
+    trained = {k.removeprefix("net."): v.half() for k, v in weights.items() if k.startswith("net.synthesis_net.")}
+    card = card | {"training_config": to_dict(config), "prices": _prices(config)}
+    return manifold.rewrite(
+        config.start,
+        output,
+        card=card,
+        tensors={k: v.contiguous().numpy() for k, v in trained.items()},
+        network=to_dict(config.network) | {"family": "compact"},
+        name=config.name,
+    )
 
 
 def _prices(config: CompactTraining) -> dict[str, Any]:
