@@ -215,7 +215,8 @@ class Decoder:
         """The frames after the previous keyframe up to this one, times rising; none before the first refresh.
 
         after_loss: keyframes before this one were lost, so that `steps` does not reach back to the last one received; the
-        gap is then filled at the pace of time alone. State changes at once; frames are synthesised as they are taken.
+        gap is then filled at the pace of time alone. State changes at once; frames are synthesised as they are taken, later or
+        on another thread if need be.
         wanted: asked of each frame's time when its batch is due; those not wanted are not synthesised, but for the last.
         Raises WireError for a packet whose slices do not fit the header.
         """
@@ -225,14 +226,14 @@ class Decoder:
             return iter(())
         symbols = self._decode(packet, after_loss)
         latent = dequantise(symbols, self.model.inverse(self.header.quality))
-        before, since = self._latent, self._pts
+        before, since, size = self._latent, self._pts, (self.header.width, self.header.height)
         self._symbols, self._latent, self._pts = symbols, latent, packet.pts
         if before is None or before.shape != latent.shape:
-            return self._synthesise(latent, latent, [packet.pts], torch.ones(1), wanted)
+            return self._synthesise(size, latent, latent, [packet.pts], torch.ones(1), wanted)
         times = self._times(packet, since, after_loss)
         span = max(1, packet.pts - since)
         positions = torch.tensor([(t - since) / span for t in times], dtype=torch.float32).clamp_(0, 1)
-        return self._synthesise(before, latent, times, positions, wanted)
+        return self._synthesise(size, before, latent, times, positions, wanted)
 
     def _start(self, header: StreamHeader) -> None:
         if self.header == header:
@@ -317,10 +318,15 @@ class Decoder:
         return before + _spread(middle, packet.pts, steps)
 
     def _synthesise(
-        self, a: Tensor, b: Tensor, times: list[int], positions: Tensor, wanted: Callable[[int], bool] | None
+        self,
+        size: tuple[int, int],
+        a: Tensor,
+        b: Tensor,
+        times: list[int],
+        positions: Tensor,
+        wanted: Callable[[int], bool] | None,
     ) -> Iterator[Frame]:
-        assert self.header is not None
-        width, height = self.header.width, self.header.height
+        width, height = size
         batch = max(1, BATCH_PIXELS // (width * height))
         for start in range(0, len(times), batch):
             chosen = list(range(start, min(start + batch, len(times))))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from .codec import Decoder, Encoder, Refine
 from .container import McodeReader, McodeWriter
 from .errors import InputError, WireError
 from .frame import TICKS_PER_S, Frame
+from .jobs import MOST_AHEAD, Jobs
 from .manifold import Manifold, find_id, load
 from .packet import Packet
 from .video import FrameReader, FrameWriter, resize
@@ -101,12 +103,14 @@ def encode_file(
     coded, display, aspect = geometry((reader.width, reader.height), size, model.frame_size)
     reader = FrameReader(input, start_s=start_s, duration_s=duration_s, size=coded, crop_to=aspect)
     encoder = Encoder(model, *coded, n=n, coder=coder, quality=quality, refresh_s=refresh_s, display=display, refine=refine)
-    meter = Meter(model)
+    alone = reader.info.is_image or refine is not None  # refining needs all threads itself
+    jobs: Jobs[Measured] = Jobs(0) if alone else Jobs.on(model.device)
+    meter = Meter(model, jobs)
     total = _expected_frames(reader, duration_s, start_s)
     frames, gap, last_pts = 0, TICKS_PER_S // 25, 0
     started = time.perf_counter()
     sound = input if audio == "copy" and reader.info.audio_codec else None
-    with McodeWriter(output, audio_from=sound, start_s=start_s, duration_s=duration_s, force=force) as writer:
+    with jobs, McodeWriter(output, audio_from=sound, start_s=start_s, duration_s=duration_s, force=force) as writer:
         for frame in reader:
             meter.hold(frame)
             for packet in encoder.push(frame):
@@ -119,6 +123,7 @@ def encode_file(
         for packet in encoder.flush():
             writer.write(packet, n)
             meter.measure(packet)
+        meter.finish()
         if frames == 0:
             raise InputError(f"{input}: no frames from {start_s:g} s on; choose an earlier --start")
         writer.close(gap)
@@ -178,18 +183,33 @@ def decode_file(
     warnings: list[str] = []
     frames = bad = 0
     started = time.perf_counter()
-    with FrameWriter(output, width=width, height=height, audio_from=input if audio else None, force=force) as writer:
-        for packet in reader:
-            try:
-                decoded = decoder.push(packet)
-            except WireError:
-                bad += 1
-                continue
-            for frame in decoded:
-                writer.push(Frame(resize(frame.rgb, width, height), frame.pts))
+    sound = input if audio else None
+    jobs: Jobs[list[Frame]] = Jobs.on(model.device)
+    with jobs, FrameWriter(output, width=width, height=height, audio_from=sound, force=force) as writer:
+
+        def write(shown: Iterable[Frame]) -> None:
+            nonlocal frames
+            for frame in shown:
+                writer.push(frame)
                 frames += 1
                 if progress:
                     progress(frames, None)
+
+        for packet in reader:
+            try:
+                shown = _resized(decoder.push(packet), width, height)
+            except WireError:
+                bad += 1
+                continue
+            if packet.steps * 3 * width * height > MOST_AHEAD:
+                for gap in jobs.rest():
+                    write(gap)
+                write(shown)
+            else:
+                for gap in jobs.run(partial(list, shown)):
+                    write(gap)
+        for gap in jobs.rest():
+            write(gap)
     if reader.truncated:
         warnings.append(f"{input} is cut off: decoded {reader.truncated}")
     if bad:
@@ -218,13 +238,21 @@ def geometry(
     return frame_size, size or (max(1, covered[0]), max(1, covered[1])), frame_size
 
 
+def _resized(frames: Iterator[Frame], width: int, height: int) -> Iterator[Frame]:
+    return (Frame(resize(frame.rgb, width, height), frame.pts) for frame in frames)
+
+
+Measured = list[tuple[float, float]]
+"""Mean squared error of pixels 0..255, and mean variance of the picture's channels, for each frame that was compared."""
+
+
 class Meter:
-    """Decodes what was encoded and compares it with what was fed: PSNR and fit. Holds the frames of one gap, at most 32:
-    of longer gaps it measures every second, fourth ... frame.
+    """Decodes what was encoded and compares it with what was fed: PSNR and fit. Holds the frames of a gap, at most 32:
+    of longer gaps it measures every second, fourth ... frame. `finish` before the results are read.
     """
 
-    def __init__(self, model: Manifold) -> None:
-        self._decoder = Decoder(model)
+    def __init__(self, model: Manifold, jobs: Jobs[Measured]) -> None:
+        self._decoder, self._jobs = Decoder(model), jobs
         self._held: dict[int, np.ndarray] = {}
         self._count, self._stride = 0, 1
         self._psnr_sum, self._error, self._variance, self._measured = 0.0, 0.0, 0.0, 0
@@ -238,21 +266,27 @@ class Meter:
         self._count += 1
 
     def measure(self, packet: Packet) -> None:
-        for index, frame in enumerate(self._decoder.push(packet)):
-            if (rgb := self._held.pop(index, None)) is not None:
-                self._compare(rgb, frame.rgb)
+        fed = {i: rgb for i, rgb in self._held.items() if i < packet.steps}
+        job = partial(_compare, fed, self._decoder.push(packet))
+        if sum(rgb.nbytes for rgb in fed.values()) > MOST_AHEAD:
+            self._add([*self._jobs.rest(), job()])
+        else:
+            self._add(self._jobs.run(job))
         # At a cut one more frame is waiting already: it belongs to the next packet.
-        self._held = {i - packet.steps: rgb for i, rgb in self._held.items()}
+        self._held = {i - packet.steps: rgb for i, rgb in self._held.items() if i >= packet.steps}
         self._count -= packet.steps
         self._stride = 1
 
-    def _compare(self, fed: np.ndarray, decoded: np.ndarray) -> None:
-        error = cv2.norm(fed, decoded, cv2.NORM_L2SQR) / fed.size
-        _, deviation = cv2.meanStdDev(fed)
-        self._psnr_sum += 10 * math.log10(255**2 / error) if error > 0 else 100.0
-        self._error += error
-        self._variance += float((deviation**2).mean())
-        self._measured += 1
+    def finish(self) -> None:
+        """Waits for what is still being measured."""
+        self._add(self._jobs.rest())
+
+    def _add(self, measured: list[Measured]) -> None:
+        for error, variance in (frame for gap in measured for frame in gap):
+            self._psnr_sum += 10 * math.log10(255**2 / error) if error > 0 else 100.0
+            self._error += error
+            self._variance += variance
+            self._measured += 1
 
     @property
     def psnr_db(self) -> float:
@@ -263,6 +297,15 @@ class Meter:
     def fit(self) -> float:
         """1 - error / variance, 0 to 1. Pictures without contrast count as if they had a deviation of 16 grey levels."""
         return max(0.0, 1 - self._error / max(self._variance, 256.0 * max(1, self._measured)))
+
+
+def _compare(fed: dict[int, np.ndarray], decoded: Iterator[Frame]) -> Measured:
+    found = []
+    for index, frame in enumerate(decoded):
+        if (rgb := fed.get(index)) is not None:
+            _, deviation = cv2.meanStdDev(rgb)
+            found.append((cv2.norm(rgb, frame.rgb, cv2.NORM_L2SQR) / rgb.size, float((deviation**2).mean())))
+    return found
 
 
 def _misfit(model: Manifold, meter: Meter, input: str | os.PathLike[str], quality: int) -> str:

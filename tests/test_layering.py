@@ -37,6 +37,7 @@ FLOORS = {
     "receive": 2,
     "testclip": 2,
     "transcode": 2,
+    "jobs": 2,
     "fetch": 2,
     "importing": 3,
     "refine": 3,
