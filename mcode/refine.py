@@ -3,13 +3,14 @@
 The analysis network guesses a picture's latents in one pass; for this one picture better ones exist. They are looked for
 with stochastic Gumbel annealing (Yang, Bamler, Mandt 2020, "Improving Inference for Neural Image Compression"): every
 latent is drawn between its two nearest integers, ever more surely, so that the loss sees what rounding will do. The loss
-is the training's: bits of the hyperprior + lambda * (squared error + weight * feature distance). The stream's format and
-its decoders know nothing of it.
+is the training's, with less of squared error: bits of the hyperprior + lambda * (squared error + weight * feature
+distance). The stream's format and its decoders know nothing of it.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import os
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from .coders.range import DELTA, WITH_Z
 from .errors import InputError
 from .evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures, unit_distance
 from .manifold import Manifold
-from .nets.eye import load_eye
+from .nets.eye import EYE_FILE, load_eyes
 from .nets.gumbel import gumbel_rounded
 from .nets.hyper import SCALE_LOW, SCALE_STEP, Hyper, LaplaceBits
 from .nets.tiled import parts
@@ -32,17 +33,19 @@ from .nets.tiled import parts
 PRICES = "prices"
 """Key of a manifold's card: what its training paid (see `Prices`)."""
 JUDGES = ("eye", "vgg19")
-"""What sees the difference: the small network that ships, or VGG19 and SqueezeNet, whose weights do not."""
+"""What sees the difference: the small networks that ship, or VGG19 and SqueezeNet, whose weights do not."""
 MOST_STEPS = 10_000
 LARGEST = 1 << 20
 """Pixels that are refined at once, margins included: some 4 GB in VGG19's features."""
 MARGIN = 4
 """Latent positions around a part that are computed with it and thrown away."""
-_SHARE = 0.5
-"""Of the training's lambda. Refined symbols show more for every bit, so that at the full price some 15 % more bits are spent at
-the same quality; at half of it a quality keeps nearer to the rate that it is known for."""
+_SHARE = 0.8
+"""Of the training's lambda. Refined symbols show more for every bit, so more bits are worth spending at the same quality. At
+half of this a quality keeps to the rate that it is known for, and a third of what refinement saves is lost."""
+_ERROR = 0.5
+"""Of the training's weight of squared error: its last tenths cost more in features than they bring."""
 _SMALLEST = 32
-_RATE = 0.02
+_RATE = 0.015
 _WARM, _COLD = 0.3, 0.05
 _INDEX_EVERY = 4
 """Steps for which scale and mean of every symbol stay as they were predicted: they hardly move."""
@@ -73,6 +76,13 @@ class Prices:
                 f"--refine: manifold {model.name} does not say what bits are worth in it; use --manifold general, or leave "
                 "--refine out"
             ) from None
+
+
+def fingerprint(judge: str) -> str:
+    """Of all that decides, beside manifold, steps and pictures, what refinement by a judge of JUDGES comes to."""
+    settings = [_SHARE, _ERROR, _RATE, _WARM, _COLD, _INDEX_EVERY, MARGIN, LARGEST]
+    eyes = EYE_FILE.read_bytes() if judge == "eye" else b""
+    return hashlib.sha256(repr(settings).encode() + eyes).hexdigest()[:16]
 
 
 class Refiner:
@@ -108,8 +118,8 @@ class Refiner:
                 judges.append(SqueezeNetFeatures(weights))
                 self._shares.append(self.prices.squeezenet)
         else:
-            eye, scale = load_eye()
-            judges, self._shares = [copy.deepcopy(eye)], [scale]
+            judges = [copy.deepcopy(eye) for eye, _ in load_eyes()]
+            self._shares = [scale for _, scale in load_eyes()]
         self._judges = nn.ModuleList(judges).to(model.device, memory_format=torch.channels_last)
 
     def __call__(
@@ -149,7 +159,7 @@ class Refiner:
                 group["lr"] = _RATE * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
             if step % _INDEX_EVERY == 0:
                 task.predict(moving.detach().round())
-            loss = task.loss(gumbel_rounded(moving, _WARM * (_COLD / _WARM) ** share, noise))
+            loss = task.loss(gumbel_rounded(moving, _WARM * (_COLD / _WARM) ** share, noise), judge=step % len(self._judges))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -190,17 +200,20 @@ class _Task:
         self.mean = mean / 4 if self.previous is None else mean / 4 + self.previous
         return self
 
-    def loss(self, symbols: Tensor) -> Tensor:
-        """bits per pixel + lambda * distortion, of symbols (1, C, h, w), whole or between."""
+    def loss(self, symbols: Tensor, judge: int | None = None) -> Tensor:
+        """bits per pixel + lambda * distortion, of symbols (1, C, h, w), whole or between. judge: that one alone stands for
+        all, as steps take them in turn; None: all are asked."""
         bits = LaplaceBits.apply((symbols - self.mean).abs(), self.scale).sum()
         with self._autocast():
             x_hat = self.model.net.synthesis(symbols * self.inverse)[..., : self.height, : self.width].float()
             error = (x_hat - self.x).square().mean() * 127.5**2
             seen = _seen(x_hat)
-            judged = [unit_distance(a, _maps(j, seen))[0] for a, j in zip(self.wanted, self.refiner._judges, strict=True)]
+            every = list(zip(self.refiner._shares, self.wanted, self.refiner._judges, strict=True))
+            asked = every if judge is None else [every[judge]]
+            distance = sum(share * unit_distance(maps, _maps(j, seen))[0] for share, maps, j in asked)
+            distance = distance * (len(every) / len(asked))
         prices = self.refiner.prices
-        distance = sum(share * d for share, d in zip(self.refiner._shares, judged, strict=True))
-        return bits / (self.height * self.width) + self.price * (error + prices.perceptual * distance)
+        return bits / (self.height * self.width) + self.price * (_ERROR * error + prices.perceptual * distance)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, self.model.dtype, enabled=self.model.dtype != torch.float32)

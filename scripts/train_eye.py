@@ -1,8 +1,10 @@
-"""Trains the small network that `mcode encode --refine` judges pictures by, and writes it. Not needed to use MCode.
+r"""Trains a small network that `mcode encode --refine` judges pictures by, and writes it. Not needed to use MCode.
 
-    python scripts/train_eye.py --data DIR --output mcode/nets/eye.safetensors --seconds 1200
+    python scripts/train_eye.py --data DIR --output first.safetensors --seconds 1800
+    python scripts/train_eye.py --data DIR --start first.safetensors --seed 5 --seconds 1800 \
+        --beside first.safetensors --shares 0.6,0.8 --output mcode/nets/eye.safetensors
 
-DIR holds stills/train, video/train and perceptual (VGG19's and SqueezeNet's weights).
+DIR holds stills/train, video/train and perceptual (VGG19's and SqueezeNet's weights). Two networks see more than one.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 import torch
 
 from mcode import manifold
+from mcode.nets.eye import read
 from mcode.training.eye import EyeTraining, save, train
 
 
@@ -27,8 +30,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="end by the clock")
     parser.add_argument("--start", type=Path, help="a file of this script to go on from")
     parser.add_argument("--seed", type=int, default=EyeTraining.seed, help="another one where it goes on, for other crops")
+    parser.add_argument("--beside", type=Path, help="a file of this script whose networks are written before the new one")
+    parser.add_argument("--shares", help="by what to multiply each network's distance, the new one's last: 0.6,0.8")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
+    before = [] if given.beside is None else read(given.beside)
+    shares = [1.0] * (len(before) + 1) if given.shares is None else [float(s) for s in given.shares.split(",")]
+    if len(shares) != len(before) + 1:
+        parser.error(f"--shares has {len(shares)} numbers for {len(before) + 1} networks")
+    if given.output.exists():
+        parser.error(f"{given.output} exists; name another file")
     torch.set_num_threads(given.threads)
     model = manifold.load(given.manifold, "cpu")
     training = replace(EyeTraining(), steps=given.steps, seconds=given.seconds, seed=given.seed)
@@ -39,16 +50,18 @@ def main() -> None:
         print(json.dumps(numbers), flush=True)
 
     folders = [given.data / "stills/train", given.data / "video/train"]
-    net, scale = train(model, folders, training, weights=str(given.data / "perceptual"), start=given.start, report=report)
+    trained = train(model, folders, training, weights=str(given.data / "perceptual"), start=given.start, report=report)
     card = {
         "title": "features to compare pictures by, after VGG19 and SqueezeNet",
         "data": "reconstructions by general of 674 photographs and 58 clips (see general's card), no labels",
         "teachers": "VGG19, Simonyan and Zisserman, CC BY 4.0; SqueezeNet 1.0, BSD; their weights are not in it",
         "licence": "CC BY-SA 4.0",
-        "training_command": "python scripts/train_eye.py --data DIR --output mcode/nets/eye.safetensors",
+        "training_command": "see scripts/train_eye.py",
         "trained": dict(last),
+        "shares": shares,
     }
-    save(net, scale, given.output, card=card)
+    eyes = [(net, share * scale) for (net, scale), share in zip([*before, trained], shares, strict=True)]
+    save(eyes, given.output, card=card)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,22 +216,71 @@ def test_what_refining_cannot_do_is_one_line_and_leaves_no_file(tmp_path, clip, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_eye_sees_more_where_more_was_changed():
+def test_the_eyes_see_more_where_more_was_changed():
     from mcode.evaluation.features import unit_distance
-    from mcode.nets.eye import load_eye
+    from mcode.nets.eye import load_eyes
 
-    eye, scale = load_eye()
+    eyes = load_eyes()
+    assert len(eyes) > 1
     (frame,) = render_frames("arms", seconds=0.04, size=(96, 64), seed=2)
     x = torch.from_numpy(frame.rgb.copy()).permute(2, 0, 1)[None].float() / 255
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    near, nearer, same = (scale * unit_distance(eye(x), eye(x + share * noise)).item() for share in (0.1, 0.02, 0))
-    assert same == 0 < nearer < near < 8
-    assert [f.shape[2:] for f in eye(x)] == [(32, 48), (16, 24), (8, 12)]
+    for eye, scale in eyes:
+        near, nearer, same = (scale * unit_distance(eye(x), eye(x + share * noise)).item() for share in (0.1, 0.02, 0))
+        assert same == 0 < nearer < near < 8
+        assert [f.shape[2:] for f in eye(x)] == [(32, 48), (16, 24), (8, 12)]
+
+
+def test_refining_adds_up_what_both_eyes_see(general, frames):
+    """The loss is linear in the distances, so with one eye after the other left out the halves sum to the whole."""
+    refiner = Refiner(general, 1)
+    _, symbols = first_guess(general, frames[0], 3)
+    whole = loss(refiner, frames[0], symbols, 3)
+    shares, alone = refiner._shares, []
+    for kept in ([0, 0], [shares[0], 0], [0, shares[1]]):
+        refiner._shares = kept
+        alone.append(loss(refiner, frames[0], symbols, 3))
+    none, first, second = alone
+    assert none < first < whole and none < second < whole
+    assert first + second - none == pytest.approx(whole, rel=1e-5)
+    # Steps ask one eye at a time, which stands for both: on average that is the loss.
+    refiner._shares = shares
+    task = refine._Task(refiner, frames[0].rgb, None, 3)
+    found = torch.from_numpy(symbols.astype(np.float32))[None]
+    with torch.no_grad():
+        by_turns = [float(task.predict(found).loss(found, judge=i)) for i in range(2)]
+    assert by_turns[0] != by_turns[1]
+    assert sum(by_turns) / 2 == pytest.approx(whole, rel=1e-5)
+
+
+def test_every_judge_is_asked_in_turn(general, refiner, frames, monkeypatch):
+    asked, loss_of = [], refine._Task.loss
+
+    def spy(self, symbols, judge=None):
+        asked.append(judge)
+        return loss_of(self, symbols, judge)
+
+    monkeypatch.setattr(refine._Task, "loss", spy)
+    latent, symbols = first_guess(general, frames[0], 5)
+    refiner(frames[0].rgb, latent, symbols, None, 5)
+    assert asked == [i % 2 for i in range(60)] + [None, None]
+
+
+def test_the_fingerprint_changes_with_the_eyes_and_what_steps_do(tmp_path, monkeypatch):
+    before = {judge: refine.fingerprint(judge) for judge in refine.JUDGES}
+    assert before["eye"] != before["vgg19"]
+    monkeypatch.setattr(refine, "EYE_FILE", tmp_path / "eye.safetensors")
+    refine.EYE_FILE.write_bytes(b"others")
+    assert refine.fingerprint("vgg19") == before["vgg19"]
+    assert refine.fingerprint("eye") != before["eye"]
+    monkeypatch.setattr(refine, "_SHARE", 0.1)
+    assert refine.fingerprint("vgg19") != before["vgg19"]
 
 
 def test_an_eye_learns_in_which_direction_its_teachers_would_move_symbols(tmp_path, weights):
     import cv2
 
+    from mcode.nets.eye import read
     from mcode.training.eye import EyeTraining, save, train
 
     folder = tmp_path / "pictures"
@@ -243,5 +293,14 @@ def test_an_eye_learns_in_which_direction_its_teachers_would_move_symbols(tmp_pa
     model = manifold.load(plain, "cpu", precision="float32")
     net, scale = train(model, [folder], training, weights=str(weights), report=rows.append)
     assert rows[-1]["cosine"] > rows[0]["cosine"]
-    save(net, scale, tmp_path / "eye.safetensors", card={"title": "a test"})
-    assert (tmp_path / "eye.safetensors").stat().st_size < 1_500_000
+    path = tmp_path / "eye.safetensors"
+    save([(net, scale)], path, card={"title": "a test"})
+    assert path.stat().st_size < 1_500_000
+    further, _ = train(model, [folder], replace(training, steps=1), weights=str(weights), start=path)
+    save([(net, scale), (further, 2 * scale)], path, card={})
+    (first, one), (second, two) = read(path)
+    assert (one, two) == (scale, 2 * scale)
+    x = torch.rand(1, 3, 16, 16)
+    for written, found in ((net, first), (further, second)):
+        assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(written(x), found(x), strict=True))
+    assert not torch.equal(first(x)[0], second(x)[0])

@@ -162,7 +162,8 @@ def evaluate_images(
     paths = stills.image_paths(Path(folder))
     families = _families(codecs, manifolds, qualities, device, _Options(coder, refine, refine_by, perceptual))
     judges = Judges(perceptual, choose_device(device).type)
-    cache = _Cache(out / "cache", judges, {name: model.id for name, (_, model) in families.items() if model})
+    made_by = _fingerprint(refine, refine_by)
+    cache = _Cache(out / "cache", judges, {name: model.id + made_by for name, (_, model) in families.items() if model})
     listed = [family.make(value) for family, _ in families.values() for value in family.settings]
     total, done, measured = len(paths) * len(listed), 0, 0
     digests = []
@@ -245,6 +246,15 @@ class _Options:
     refine: int = 0
     refine_by: str = "eye"
     weights: str | os.PathLike[str] | None = None
+
+
+def _fingerprint(refine: int, refine_by: str) -> str:
+    """What measurements of refined pictures depend on beside the manifold; nothing for others."""
+    if not refine:
+        return ""
+    from mcode.refine import fingerprint
+
+    return f" {fingerprint(refine_by)}"
 
 
 def _mcode_maker(model: Manifold, options: _Options) -> Callable[[float], StillCodec]:

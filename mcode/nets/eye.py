@@ -1,4 +1,4 @@
-"""A small network whose features compare two pictures much as VGG19's do, at a twelfth of the work: it ships with MCode.
+"""Small networks whose features compare two pictures much as VGG19's do, at a twelfth of the work each: they ship with MCode.
 
 Trained by `mcode.training.eye` so that moving a latent changes its distance as it changes VGG19's and SqueezeNet's.
 """
@@ -39,16 +39,19 @@ class Eye(nn.Module):
         return found
 
 
-def read(path: Path) -> tuple[Eye, float]:
-    """(the network in a file of `mcode.training.eye.save`, the factor that makes its distances those of its teachers)."""
+def read(path: Path) -> list[tuple[Eye, float]]:
+    """The networks in a file of `mcode.training.eye.save`, each with the factor of its distance in their sum."""
     with safe_open(str(path), "pt") as file:
         card = json.loads(file.metadata()["card"])
-    net = Eye(tuple(card["widths"]))
-    net.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    return net.requires_grad_(False).eval(), float(card["scale"])
+    tensors, found = load_file(path), []
+    for i, scale in enumerate(card["scales"]):
+        net, prefix = Eye(tuple(card["widths"])), f"{i}."
+        net.load_state_dict({k.removeprefix(prefix): t.float() for k, t in tensors.items() if k.startswith(prefix)})
+        found.append((net.requires_grad_(False).eval(), float(scale)))
+    return found
 
 
 @cache
-def load_eye() -> tuple[Eye, float]:
-    """The one that ships; see `read`. The factor gives VGG19's plus SqueezeNet's distances."""
+def load_eyes() -> list[tuple[Eye, float]]:
+    """Those that ship; see `read`. The sum of their distances is about VGG19's plus SqueezeNet's."""
     return read(EYE_FILE)

@@ -1,4 +1,4 @@
-"""Trains the network of features that ships for refinement (`nets.eye`) after VGG19 and SqueezeNet.
+"""Trains the networks of features that ship for refinement (`nets.eye`) after VGG19 and SqueezeNet.
 
 What refinement asks of a judge is in which direction to move symbols. So that is what it learns: on reconstructions of a
 manifold the gradient of its distance in the symbols is to point where that of VGG19's plus SqueezeNet's distance points
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,14 @@ def train(
     report: Report | None = None,
 ) -> tuple[Eye, float]:
     """(the network, the factor for its distances). With `seconds` training follows the clock, and ends by
-    it. start: a file of `save` to go on from."""
+    it. start: a file of `save`, from whose last network to go on."""
     torch.manual_seed(training.seed)
     pictures = load_pictures(folders, longest=1024, frames_per_video=2)
     crops = CropStream(pictures, training.batch, training.crop, training.seed)
     vgg, squeeze = VggFeatures(weights, VGG_LAYERS), SqueezeNetFeatures(weights)
     for network in (vgg, squeeze, model.net):
         network.requires_grad_(False).to(memory_format=torch.channels_last)
-    net, scale = (Eye(), 1.0) if start is None else read(start)
+    net, scale = (Eye(), 1.0) if start is None else read(start)[-1]
     net = net.requires_grad_(True).to(memory_format=torch.channels_last)
     log_scale = torch.nn.Parameter(torch.tensor(scale).log())
     optimiser = torch.optim.Adam([*net.parameters(), log_scale], lr=training.learning_rate, betas=(0.9, 0.99))
@@ -123,7 +123,12 @@ def _distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.stack(layers).mean(0)
 
 
-def save(net: Eye, scale: float, path: Path, *, card: Mapping[str, Any]) -> None:
-    """float16, with the card in the file's metadata."""
-    tensors = {name: tensor.detach().half().contiguous() for name, tensor in net.state_dict().items()}
-    save_file(tensors, path, {"card": json.dumps({"widths": list(WIDTHS), "scale": scale} | dict(card))})
+def save(eyes: Sequence[tuple[Eye, float]], path: Path, *, card: Mapping[str, Any]) -> None:
+    """Networks and the factors of their distances, float16, with the card in the file's metadata."""
+    tensors = {
+        f"{i}.{name}": tensor.detach().half().contiguous()
+        for i, (net, _) in enumerate(eyes)
+        for name, tensor in net.state_dict().items()
+    }
+    scales = [scale for _, scale in eyes]
+    save_file(tensors, path, {"card": json.dumps({"widths": list(WIDTHS), "scales": scales} | dict(card))})
