@@ -275,3 +275,24 @@ def test_judges_tell_little_damage_from_much_and_sets_from_other_sets(data_dir):
     close, wide = judges.compare_sets(own, one), judges.compare_sets(own, other)
     assert close["squeezenet_fid256"] < wide["squeezenet_fid256"] and close["mobilenet_kid256"] < wide["mobilenet_kid256"]
     assert judges.compare_sets(own, own)["squeezenet_fid256"] == pytest.approx(0, abs=1e-3)
+
+
+def test_refined_pictures_stand_beside_others_and_are_measured_anew_when_refinement_changes(tmp_path, monkeypatch):
+    from mcode import refine
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for frame in render_frames("arms", seconds=0.04, size=(64, 48), seed=4):
+        Image.fromarray(frame.rgb).save(pictures / "a.png")
+    given = {"codecs": ["mcode"], "qualities": [2, 6], "coder": "range", "device": "cpu", "crops": 0}
+    plain = evaluate_images(pictures, tmp_path / "plain", **given)
+    both = evaluate_images(pictures, tmp_path / "both", refine=30, **given)
+    by_name = {name: [row for row in both.rows if row.codec == name] for name in ("MCode general", "MCode general, refined")}
+    assert [row.bpp for row in by_name["MCode general"]] == [row.bpp for row in plain.rows]
+    refined = by_name["MCode general, refined"]
+    assert [row.setting for row in refined] == [f"quality {q}, range, refined 30 by eye" for q in (2, 6)]
+    assert refined[1].scores["psnr_db"] != plain.rows[1].scores["psnr_db"]
+    again = evaluate_images(pictures, tmp_path / "both", refine=30, force=True, **given)
+    assert (both.measured, again.measured) == (4, 0)
+    monkeypatch.setattr(refine, "_SHARE", 0.1)
+    assert evaluate_images(pictures, tmp_path / "both", refine=30, force=True, **given).measured == 2

@@ -12,8 +12,8 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mcode.errors import InputError
 from mcode.evaluation import stills
 from mcode.evaluation.bd import BdRate, bd_rate, require_bjontegaard
 from mcode.evaluation.judges import Judges, Metric
-from mcode.evaluation.stills import StillCodec
+from mcode.evaluation.stills import REFINED, StillCodec
 from mcode.latents import choose_device
 from mcode.manifold import Manifold, load
 
@@ -143,7 +143,7 @@ def evaluate_images(
     """Measures codecs on the pictures of a folder and writes OUT/results.json, a PNG for each metric, index.html, crops.html.
 
     codecs: from CODECS. qualities: of each manifold, all if None. perceptual: the folder of `Judges`' weights. coder,
-    refine, refine_by: of manifolds, as when encoding. crops: so
+    refine, refine_by: of manifolds, as when encoding; they are measured without it, too. crops: so
     many pictures, evenly spaced, go into the page of close-ups, each by every codec at about the rate of the first codec's
     middle setting. progress(pictures coded, of how many). Raises InputError, ManifoldError.
     """
@@ -162,8 +162,7 @@ def evaluate_images(
     paths = stills.image_paths(Path(folder))
     families = _families(codecs, manifolds, qualities, device, _Options(coder, refine, refine_by, perceptual))
     judges = Judges(perceptual, choose_device(device).type)
-    made_by = _fingerprint(refine, refine_by)
-    cache = _Cache(out / "cache", judges, {name: model.id + made_by for name, (_, model) in families.items() if model})
+    cache = _Cache(out / "cache", judges, _made_by(families, refine_by))
     listed = [family.make(value) for family, _ in families.values() for value in family.settings]
     total, done, measured = len(paths) * len(listed), 0, 0
     digests = []
@@ -215,7 +214,7 @@ def _families(
     device: str,
     options: _Options,
 ) -> dict[str, tuple[Family, Manifold | None]]:
-    """By codec name, MCode's by "MCode NAME"; in the order of the report."""
+    """By codec name, MCode's by "MCode NAME"; in the order of the report. With refinement both, refined and not."""
     found: dict[str, tuple[Family, Manifold | None]] = {}
     for name in dict.fromkeys(codecs):
         if name != "mcode":
@@ -233,8 +232,9 @@ def _families(
             if label in found:
                 raise InputError(f"--manifold: two manifolds are named {model.name}; give each once")
             settings = tuple(qualities or range(1, model.qualities + 1))
-            make = _mcode_maker(model, options)
-            found[label] = Family(make, settings, 1, model.qualities, 1), model
+            for kind, chosen in ((REFINED, options), ("", replace(options, refine=0))):
+                if not kind or options.refine:
+                    found[label + kind] = Family(_mcode_maker(model, chosen), settings, 1, model.qualities, 1), model
     return found
 
 
@@ -248,13 +248,17 @@ class _Options:
     weights: str | os.PathLike[str] | None = None
 
 
-def _fingerprint(refine: int, refine_by: str) -> str:
-    """What measurements of refined pictures depend on beside the manifold; nothing for others."""
-    if not refine:
-        return ""
-    from mcode.refine import fingerprint
+def _made_by(families: Mapping[str, tuple[Family, Manifold | None]], refine_by: str) -> dict[str, str]:
+    """What measurements of MCode's families depend on beside their settings: the manifold, and what refines."""
+    found = {}
+    for name, (_, model) in families.items():
+        if model is not None and name.endswith(REFINED):
+            from mcode.refine import fingerprint
 
-    return f" {fingerprint(refine_by)}"
+            found[name] = f"{model.id} {fingerprint(refine_by)}"
+        elif model is not None:
+            found[name] = model.id
+    return found
 
 
 def _mcode_maker(model: Manifold, options: _Options) -> Callable[[float], StillCodec]:

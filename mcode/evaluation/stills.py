@@ -143,6 +143,10 @@ def standard_codecs() -> list[StillCodec]:
     ]
 
 
+REFINED = ", refined"
+"""What the name of a codec ends in whose symbols are refined."""
+
+
 def mcode_still(model: Manifold, quality: int, coder: str = "huffman", refine: Refiner | None = None) -> StillCodec:
     """MCode as a picture codec: one refresh keyframe, n = 1, counted as a whole sample of a file."""
 
@@ -153,7 +157,7 @@ def mcode_still(model: Manifold, quality: int, coder: str = "huffman", refine: R
         return sum(len(packet.to_sample(1)) for packet in packets), decoded.rgb
 
     options = ([coder] if coder != "huffman" else []) + ([f"refined {refine.steps} by {refine.judge}"] if refine else [])
-    return StillCodec(f"MCode {model.name}", ", ".join([f"quality {quality}", *options]), code)
+    return StillCodec(f"MCode {model.name}" + (REFINED if refine else ""), ", ".join([f"quality {quality}", *options]), code)
 
 
 def jpeg(quality: int) -> StillCodec:
