@@ -159,7 +159,7 @@ Refine = Annotated[
         "--refine",
         metavar="STEPS",
         parser=whole("--refine", "the number of steps", 0, 10_000),
-        help="Look so many steps for symbols that show more for the same bits; 60 is a good number. Each takes about a "
+        help="Look so many steps for symbols that show more for the same bits; 100 is a good number. Each takes about a "
         "second for a megapixel on one processor core; decoding takes no longer than before.",
     ),
 ]
