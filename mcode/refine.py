@@ -40,10 +40,10 @@ LARGEST = 1 << 20
 MARGIN = 4
 """Latent positions around a part that are computed with it and thrown away."""
 _SHARE = 0.8
-"""Of the training's lambda. Refined symbols show more for every bit, so more bits are worth spending at the same quality. At
-half of this a quality keeps to the rate that it is known for, and a third of what refinement saves is lost."""
+"""Of the training's lambda. Refined symbols show more for every bit, so more bits are worth spending at the same quality; at a
+little over half of this a quarter of what refinement saves is lost (docs/log.md)."""
 _ERROR = 0.5
-"""Of the training's weight of squared error: its last tenths cost more in features than they bring."""
+"""Of the training's weight of squared error: with less of it pictures show more at equal bits, down to about here."""
 _SMALLEST = 32
 _RATE = 0.015
 _WARM, _COLD = 0.3, 0.05
