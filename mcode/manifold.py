@@ -275,7 +275,9 @@ def _write(
 
 
 def load(name_or_path: str | os.PathLike[str], device: str = "auto", *, precision: str = "auto") -> Manifold:
-    """A manifold ready to use. precision: "auto" (bfloat16 where native), "float32" or "bfloat16". Raises ManifoldError."""
+    """A manifold ready to use. precision: "auto" (the fastest here), "float32", "bfloat16", or "int8": as "auto", with the
+    synthesis' residual blocks in integers. Raises ManifoldError, also for integers that this manifold or machine has not.
+    """
     from .latents import choose_device
 
     path = find(name_or_path)
@@ -309,7 +311,7 @@ class Manifold:
         self.default_quality = int(info.config.get("default_quality", (info.qualities + 1) // 2))
         self.card, self.config = info.card, info.config
         self._tables = json.loads(tables)
-        self.dtype = fast_dtype(device) if precision == "auto" else getattr(torch, precision)
+        self.dtype = fast_dtype(device) if precision in ("auto", "int8") else getattr(torch, precision)
         try:
             own = {name: array for name, array in tensors.items() if not name.startswith(HYPER)}
             margin = own.pop(ZERO_MARGIN, None)
@@ -321,9 +323,31 @@ class Manifold:
             raise ManifoldError(f"{info.path}: {len(self._tables)} code tables for {self.qualities} qualities")
         self._zero_margin = None if margin is None else torch.from_numpy(margin).float().to(device)
         self.hyper = self._hyper(tensors)
+        self._int8 = self._quantised(precision) if precision in ("auto", "int8") else None
 
     def __repr__(self) -> str:
-        return f"Manifold({self.name} {self.id}, {self.kind}, {self.device.type} {self.dtype})"
+        return f"Manifold({self.name} {self.id}, {self.kind}, {self.device.type} {self.precision})"
+
+    @property
+    def precision(self) -> str:
+        """Of the fastest part: "float32", "bfloat16" or "int8"."""
+        return str(self.dtype).removeprefix("torch.") if self._int8 is None else "int8"
+
+    def _quantised(self, precision: str) -> Callable[[Tensor], Tensor] | None:
+        """The synthesis in integers, None where there is none."""
+        from .nets import int8
+
+        ranges = self.card.get(int8.RANGES)
+        if ranges is None or not int8.supported(self.device):
+            if precision != "int8":
+                return None
+            lacking = "this machine lacks fast integers" if ranges else f"manifold {self.name} has no ranges for integers"
+            raise ManifoldError(f'precision "int8": {lacking}; use "auto"')
+        try:
+            synthesis = int8.quantised(self.net.synthesis_net, ranges)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ManifoldError(f"{self.info.path}: its ranges for integers do not fit ({error})") from error
+        return lambda y: synthesis(y, self.net.patches)
 
     def _hyper(self, tensors: Mapping[str, np.ndarray]) -> RangeModel | None:
         config = self.config.get("hyper")
@@ -447,12 +471,15 @@ class Manifold:
             return landed.numpy().copy()
 
     def _half(self, name: str, x: Tensor, pixels: int) -> Tensor:
-        """The network's analysis or synthesis of x: on CUDA, where graphs are asked for and it is small, as one of them."""
+        """The network's analysis or synthesis of x: on CUDA, where graphs are asked for and it is small, as one of them; on a
+        processor, where it can, the synthesis in integers."""
         if self._on_cuda and os.environ.get(GRAPHS_VARIABLE):
             from .nets.graphs import LARGEST
 
             if pixels <= LARGEST:
                 return self._graphed[name](x)
+        if name == "synthesis" and self._int8 is not None:
+            return self._int8(x)
         return getattr(self.net, name)(x)
 
     @cached_property

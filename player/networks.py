@@ -281,8 +281,7 @@ class _Worker:
             if job is None:
                 job = self._loaded[model.id] = _Job(self)
                 self._loaded = dict(list(self._loaded.items())[-MOST_MANIFOLDS:])
-                precision = str(model.dtype).removeprefix("torch.")
-                self._send(job, {"do": "load", "path": str(model.info.path), "precision": precision, "model": model.id})
+                self._send(job, {"do": "load", "path": str(model.info.path), "precision": model.precision, "model": model.id})
         job.wait()
 
     def begin(self, what: str, model_id: str, array: np.ndarray, most_bytes: int, dtype: Any, **more: int) -> _Job:

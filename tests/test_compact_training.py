@@ -19,7 +19,7 @@ from mcode.nets.hific import CompactConfig, CompactHific
 from mcode.nets.hyper import Hyper
 from mcode.nets.paper import Discriminator
 from mcode.training import loop
-from mcode.training.compact import CompactTraining, Judge, _start_from, _windows, lambdas, train
+from mcode.training.compact import CompactTraining, Judge, _Features, _revive, _start_from, _windows, lambdas, train
 from mcode.training.crops import CropStream, load_pictures
 from mcode.training.export import export_compact
 
@@ -298,6 +298,7 @@ def test_a_start_of_other_networks_is_refused_by_name(tmp_path, data):
     [
         {"adversarial": 1.0, "adversarial_from": 1, "ramp": 2},
         {"squeezenet": 1.0, "perceptual": 0.0},
+        {"eyes": 1.0, "perceptual": 0.0},
         {"hyper": 1.5},
         {"temperature": -0.1},
         {"adversarial_size": 24},
@@ -339,3 +340,50 @@ def test_crops_depend_on_seed_and_number_alone(data):
     batches = [next(stream) for _ in range(6)]
     assert np.array_equal(next(CropStream(pictures, 3, 64, 5, first=4)), batches[4])
     assert not np.array_equal(batches[0], batches[1])
+
+
+def test_what_has_died_in_a_block_starts_afresh_and_unheard():
+    torch.manual_seed(0)
+    model = CompactHific(config().network)
+    x = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        model.net.patches.basis.normal_(0, 0.05)
+        inner, outer = model.net.analysis_net.net[2][0], model.net.synthesis_net.net[1][0]
+        for block in (inner, outer):
+            block.conv1.bias[:3] = -1e4
+            block.conv2.weight.normal_()
+    before = {k: v.clone() for k, v in model.net.state_dict().items()}
+    shown = model.net.analysis(x)
+    with torch.no_grad():
+        _revive(model, x, model.net.synthesis_net)
+        assert torch.equal(inner.conv1.bias, before["analysis_net.net.2.0.conv1.bias"]), "not in the part"
+        _revive(model, x, model.net)
+    for block in (inner, outer):
+        assert (block.conv1.bias[:3] == 0).all() and (block.conv2.weight[:, :3] == 0).all()
+    assert torch.equal(inner.conv2.weight[:, 3:], before["analysis_net.net.2.0.conv2.weight"][:, 3:])
+    assert torch.equal(inner.conv1.weight[3:], before["analysis_net.net.2.0.conv1.weight"][3:])
+    assert torch.allclose(model.net.analysis(x), shown, atol=1e-5)
+    model.net.analysis_net.last.weight.data.normal_()
+    model.net.analysis(x).square().sum().backward()
+    assert (inner.conv2.weight.grad[:, :3].abs().amax((0, 2, 3)) > 0).all()
+
+
+def test_eyes_look_at_every_picture_and_the_large_networks_at_some(monkeypatch):
+    from mcode.evaluation import features
+
+    class Squares(torch.nn.Module):
+        def __init__(self, *_: object, **__: object) -> None:
+            super().__init__()
+
+        def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return (a - b).float().square().mean((1, 2, 3))
+
+    monkeypatch.setattr(features, "VggFeatures", Squares)
+    monkeypatch.setattr(features, "SqueezeNetFeatures", Squares)
+    x, x_hat = torch.zeros(4, 3, 64, 64), torch.full((4, 3, 64, 64), 0.5)
+    values = {"perceptual": 1.0, "perceptual_crops": 2, "perceptual_size": 48}
+    few = _Features(config(loss=values | {"squeezenet": 0.5}).loss)(x, x_hat, 0)
+    assert few[2:].eq(0).all() and few.mean().item() == pytest.approx(1.5 / 16, rel=0.01)
+    both = _Features(config(loss=values | {"eyes": 0.5}).loss)(x, x_hat, 0)
+    twice = _Features(config(loss=values | {"eyes": 1.0}).loss)(x, x_hat, 0)
+    assert both[2:].gt(0).all() and torch.allclose(twice[2:], 2 * both[2:], rtol=0.02)

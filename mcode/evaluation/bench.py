@@ -595,7 +595,7 @@ def describe_machine(device: Any, model: Any) -> Machine:
         memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
         gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         device=device.type,
-        precision=str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
+        precision=getattr(model, "precision", "float32"),
         torch=torch.__version__,
         av=av.__version__,
         python=platform.python_version(),

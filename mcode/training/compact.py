@@ -5,8 +5,10 @@ The distortion is squared error, feature distances and, from a step on, the cond
 
 from __future__ import annotations
 
+import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..manifold import ZERO_MARGIN, find, load, read_info
+from ..nets.eye import load_eyes
 from ..nets.hific import STRIDE, CompactConfig, CompactHific
 from ..nets.hyper import Hyper
 from ..nets.layers import ResidualBlock
@@ -25,6 +28,9 @@ from ..nets.paper import Discriminator
 from . import loop
 from .crops import CropStream, draw_crop, load_pictures
 from .patches import fit_patches
+
+_ALIVE = 0.1
+"""Of pictures in which a hidden channel is to open at all; see `_revive`."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,9 @@ class LossConfig:
     """bits per pixel + lambda * (squared error on 0..255 + perceptual * feature distance + adversarial * -log D); lambda
     rises by equal factors from quality 1 (low) to the highest, or is listed in `lambdas`.
 
-    The feature distance is VGG19's plus `squeezenet` times SqueezeNet's, over `perceptual_crops` pictures of each batch, in a
-    window of perceptual_size pixels that moves from step to step. It comes in at step `perceptual_from` and D at
+    The feature distance is VGG19's plus `squeezenet` times SqueezeNet's, over `perceptual_crops` pictures of each batch, plus
+    `eyes` times that of the networks which ship for refinement (`nets.eye`), over all of them, in a window of perceptual_size
+    pixels that moves from step to step. It comes in at step `perceptual_from` and D at
     `adversarial_from`, each rising to its weight over `ramp` steps: all at once it threw Adam off (docs/log.md). D itself
     learns for `ramp` steps before that. D looks at such a window of `adversarial_size` pixels, a multiple of 16, or at the
     whole crop (0). conditional and norm: of D, see `nets.paper.Discriminator`.
@@ -57,6 +64,7 @@ class LossConfig:
     lambda_high: float = 0.0175
     perceptual: float = 0.0
     squeezenet: float = 0.0
+    eyes: float = 0.0
     perceptual_crops: int = 4
     perceptual_size: int = 128
     perceptual_from: int = 0
@@ -79,8 +87,8 @@ class LossConfig:
             raise ValueError(f"adversarial_size is {self.adversarial_size}; it is 0 or a multiple of {STRIDE}")
         if self.adversarial and self.adversarial_from < self.ramp:
             raise ValueError("adversarial_from is at least ramp: D learns for so long before")
-        if self.squeezenet and not self.perceptual:
-            raise ValueError("squeezenet is a share of perceptual, which is 0")
+        if (self.squeezenet or self.eyes) and not self.perceptual:
+            raise ValueError(f"{'squeezenet' if self.squeezenet else 'eyes'} is a share of perceptual, which is 0")
 
 
 @dataclass(frozen=True)
@@ -197,7 +205,9 @@ def train(
         judge = Judge(model.d, config.optimiser.discriminator_rate)
         optimisers.append(judge.optimiser)
     loop.load_moments(optimisers, model, saved, first)
-    features = _features(config.loss, device)
+    features = None
+    if config.loss.perceptual > 0:
+        features = _Features(config.loss).to(device, memory_format=torch.channels_last)
     crops = CropStream(pictures, config.data.batch, config.data.crop, config.seed * 1000 + worker, first)
     lam, where = lam.to(device), torch.device(device).type
     log, started = loop.Log(out, first, worker, report), time.monotonic()
@@ -217,10 +227,9 @@ def train(
         loss = (bpp + lam[quality] * error).mean()
         distance = opinion = torch.zeros(())
         if features is not None and step >= config.loss.perceptual_from:
-            distance = _feature_distance(features, x, x_hat, config.loss, step)
-            k = distance.numel()
+            distance = features(x, x_hat, step)
             weight = config.loss.perceptual * _risen(step, config.loss.perceptual_from, config.loss.ramp)
-            loss = loss + (lam[quality[:k]] * weight * distance).mean()
+            loss = loss + (lam[quality] * weight * distance).mean()
         if judge is not None and step >= config.loss.adversarial_from:
             opinion = judge.opinion(*_windows(step, config.loss.adversarial_size, x_hat, y_hat))
             weight = config.loss.adversarial * _risen(step, config.loss.adversarial_from, config.loss.ramp)
@@ -323,6 +332,8 @@ def _initialise(model: CompactHific, config: CompactTraining, pictures: list[np.
         model.gains.log_gain.copy_(log_gain)
         spread = torch.tensor([-1.5, -0.3, 0.8]).view(1, 3, 1)
         x = torch.from_numpy(sample[:32]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if config.start is not None:
+            _revive(model, x, model.net.synthesis_net if config.part == "synthesis" else model.net)
         y = model.net.patches(x) if config.start is None else model.net.analysis(x)
         model.rate.log_scale.copy_((model.gains.gain() * y.abs().mean((0, 2, 3))).log().unsqueeze(1) + spread)
 
@@ -359,28 +370,62 @@ def _start_from(model: CompactHific, start: str, lam: Tensor) -> tuple[Tensor, T
     return log_gain, torch.zeros_like(log_gain)
 
 
-def _features(config: LossConfig, device: str) -> nn.ModuleList | None:
-    if config.perceptual <= 0:
-        return None
-    from ..evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures
+class _Features(nn.Module):
+    """The feature distance of LossConfig."""
 
-    found = nn.ModuleList([VggFeatures(layers=VGG_LAYERS)])
-    if config.squeezenet > 0:
-        found.append(SqueezeNetFeatures())
-    return found.to(device, memory_format=torch.channels_last)
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        from ..evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures
+
+        self.config = config
+        self.large, self.shares = nn.ModuleList([VggFeatures(layers=VGG_LAYERS)]), [1.0]
+        if config.squeezenet > 0:
+            self.large.append(SqueezeNetFeatures())
+            self.shares.append(config.squeezenet)
+        eyes = load_eyes() if config.eyes > 0 else []
+        self.eyes = nn.ModuleList(copy.deepcopy(eye) for eye, _ in eyes)
+        self.eye_shares = [config.eyes * scale for _, scale in eyes]
+
+    def forward(self, x: Tensor, x_hat: Tensor, step: int) -> Tensor:
+        """(B,), whose mean is the loss: what is seen of some pictures alone counts the more there."""
+        from ..evaluation.features import unit_distance
+
+        side, few = self.config.perceptual_size, min(self.config.perceptual_crops, len(x))
+        free = x.shape[2] - side
+        top, left = (step * 37) % (free + 1), (step * 53) % (free + 1)
+        window = (..., slice(top, top + side), slice(left, left + side))
+        with torch.autocast(x.device.type, torch.bfloat16):
+            a, b = x[window] / 2 + 0.5, x_hat[window].clamp(-1.2, 1.2) / 2 + 0.5
+            distance = sum(s * net.distance(a[:few], b[:few]) for s, net in zip(self.shares, self.large, strict=True))
+            distance = F.pad(distance * (len(x) / few), (0, len(x) - few))
+            for share, eye in zip(self.eye_shares, self.eyes, strict=True):
+                distance = distance + share * unit_distance(eye(a), eye(b))
+        return distance
+
+
+def _revive(model: CompactHific, x: Tensor, part: nn.Module) -> None:
+    """Starts afresh, and unheard, what has died in the residual blocks of `part`: hidden channels which are 0 everywhere in
+    all but a few of the pictures x, (B, 3, H, W) in [-1, 1]. A ReLU that never opens has no gradient and learns nothing."""
+    seen: dict[ResidualBlock, list[Tensor]] = {m: [] for m in part.modules() if isinstance(m, ResidualBlock)}
+
+    def look(block: ResidualBlock) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _, given, __: seen[block].append(given[0].amax((2, 3)) > 0)
+
+    hooks = [block.conv2.register_forward_hook(look(block)) for block in seen]
+    quality = torch.arange(len(x)) % len(model.gains.log_gain)
+    gain, inverse = (part[quality][..., None, None] for part in (model.gains.gain(), model.gains.inverse()))
+    for picture, its_gain, its_inverse in zip(x.split(4), gain.split(4), inverse.split(4), strict=True):
+        model.net.synthesis((model.net.analysis(picture) * its_gain).round() * its_inverse)
+    for hook in hooks:
+        hook.remove()
+    for block, open_in in seen.items():
+        dead = torch.cat(open_in).float().mean(0) < _ALIVE
+        fresh = torch.empty_like(block.conv1.weight)
+        nn.init.kaiming_normal_(fresh, nonlinearity="relu")
+        block.conv1.weight[dead] = fresh[dead]
+        block.conv1.bias[dead] = 0
+        block.conv2.weight[:, dead] = 0
 
 
 def _risen(step: int, since: int, ramp: int) -> float:
     return min(1.0, (step - since + 1) / max(1, ramp))
-
-
-def _feature_distance(features: nn.ModuleList, x: Tensor, x_hat: Tensor, config: LossConfig, step: int) -> Tensor:
-    """(perceptual_crops,): VGG19's distance plus `squeezenet` times SqueezeNet's."""
-    side, count = config.perceptual_size, config.perceptual_crops
-    free = x.shape[2] - side
-    top, left = (step * 37) % (free + 1), (step * 53) % (free + 1)
-    window = (slice(0, count), slice(None), slice(top, top + side), slice(left, left + side))
-    with torch.autocast(x.device.type, torch.bfloat16):
-        a, b = x[window] / 2 + 0.5, x_hat[window].clamp(-1.2, 1.2) / 2 + 0.5
-        vgg, *more = (network.distance(a, b) for network in features)
-    return vgg + config.squeezenet * sum(more) if more else vgg

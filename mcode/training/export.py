@@ -18,6 +18,7 @@ from ..config import from_dict, to_dict
 from ..errors import InputError
 from ..latents import quantise, symbols
 from ..nets.hific import STRIDE, Gains
+from ..nets.int8 import RANGES, measure
 from .compact import CompactTraining, lambdas
 from .crops import PICTURES, VIDEOS, frame_runs, load_pictures
 
@@ -25,6 +26,8 @@ LAGS = (1, 4, 8)
 """Keyframe intervals, in frames, whose deltas the code tables are fitted to."""
 LONGEST = 1024
 DEFAULT_QUALITY = 5
+_RANGED = 128
+"""Pictures that `ranges_of` looks at."""
 
 
 def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str, Any], pictures: int = 100) -> str:
@@ -44,7 +47,7 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
     weights |= {k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")}
     network = config.network
     if config.part == "synthesis":
-        return _with_synthesis(config, weights, output, card | {"steps": int(metadata["step"])})
+        return _with_synthesis(config, weights, data, output, card | {"steps": int(metadata["step"])})
     gains = Gains(network.qualities, network.channels)
     gains.load_state_dict({k.removeprefix("gains."): v for k, v in weights.items() if k.startswith("gains.")})
     with torch.no_grad():
@@ -74,22 +77,44 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
     if config.zero_margin:
         arrays[manifold.ZERO_MARGIN] = margin.numpy()
     tables = [_fit(stills, moves, g, m) for g, m in zip(gain, margin, strict=True)]
+    card[RANGES] = ranges_of(model, stills)
     return manifold.save(output, tables=tables, **options)
 
 
-def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], output: Path, card: dict[str, Any]) -> str:
+def ranges_of(model: manifold.Manifold, latents: Sequence[Tensor]) -> list[list[float]]:
+    """What the synthesis needs to be computed in integers, from latents (C, h, w): `measure` over some of them, quantised at
+    all qualities in turn."""
+    chosen = latents[:: max(1, len(latents) // _RANGED)]
+
+    def show(numbered: tuple[int, Tensor]) -> None:
+        number, latent = numbered
+        quality = number % model.qualities + 1
+        gain, inverse = (part.view(-1, 1, 1) for part in (model.gain(quality), model.inverse(quality)))
+        model.net.synthesis(((latent.to(model.device) * gain).round() * inverse)[None])
+
+    return measure(model.net.synthesis_net, show, enumerate(chosen))
+
+
+def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], data: Path, output: Path, card: dict[str, Any]) -> str:
     """The start with this synthesis: what is sent, and how it is coded, stay to the last bit."""
     assert config.start is not None
     trained = {k.removeprefix("net."): v.half() for k, v in weights.items() if k.startswith("net.synthesis_net.")}
     card = card | {"training_config": to_dict(config), "prices": _prices(config)}
-    return manifold.rewrite(
-        config.start,
-        output,
-        card=card,
-        tensors={k: v.contiguous().numpy() for k, v in trained.items()},
-        network=to_dict(config.network) | {"family": "compact"},
-        name=config.name,
-    )
+    options: dict[str, Any] = {
+        "tensors": {k: v.contiguous().numpy() for k, v in trained.items()},
+        "network": to_dict(config.network) | {"family": "compact"},
+        "name": config.name,
+    }
+    draft = output.with_suffix(".draft.safetensors")
+    try:
+        manifold.rewrite(config.start, draft, card=card, **options)
+        model = manifold.load(draft, precision="float32")
+        pictures = load_pictures([data / f for f in config.data.folders], longest=LONGEST, frames_per_video=1)
+    finally:
+        draft.unlink(missing_ok=True)
+    some = pictures[:: max(1, len(pictures) // _RANGED)]
+    card[RANGES] = ranges_of(model, [model.analyse(rgb[None])[0] for rgb in some])
+    return manifold.rewrite(config.start, output, card=card, **options)
 
 
 def _prices(config: CompactTraining) -> dict[str, Any]:

@@ -1,0 +1,141 @@
+"""Residual blocks in 8-bit integers: processors with VNNI or AMX multiply those twice as fast as bfloat16.
+
+Only what a block adds is rounded to integers; the map that it is added to stays float32, so errors do not pile up (static
+quantisation, one scale for a map's values and one for each output channel's weights; Jacob et al. 2018, section 2). The
+products are oneDNN's, by the operators behind PyTorch's own quantisation for x86.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import ResidualBlock
+
+RANGES = "ranges"
+"""Key of a manifold's card: `measure` of its synthesis."""
+_LEVELS, _ZERO = 127, 128
+"""Levels on either side of zero, and the unsigned byte that stands for zero."""
+_ONCE = [1, 1]
+_TOLERANCE = 0.1
+
+
+def supported(device: torch.device) -> bool:
+    """Whether integers are worth it here: a processor that multiplies them natively, and a PyTorch that asks it to."""
+    return device.type == "cpu" and _native()
+
+
+@cache
+def _native() -> bool:
+    vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    if not (vnni() or amx()):
+        return False
+    # These operators are not PyTorch's public interface: one that is missing, or means something else, is not used.
+    noise = torch.Generator().manual_seed(0)
+    block = ResidualBlock(32)
+    with torch.inference_mode():
+        x = torch.randn(1, 32, 8, 8, generator=noise).contiguous(memory_format=torch.channels_last)
+        for conv in (block.conv1, block.conv2):
+            conv.weight.copy_(torch.randn(conv.weight.shape, generator=noise) / 17)
+        wanted = block(x) - x
+        hidden = torch.relu(block.conv1(x))
+        try:
+            found = Int8Block(block, float(x.abs().max()), float(hidden.max()))(x.clone()) - x
+        except (AttributeError, RuntimeError, TypeError):
+            return False
+        return bool((found - wanted).std() < _TOLERANCE * wanted.std())
+
+
+class Int8Block(nn.Module):
+    """`ResidualBlock` without normalisation. given, hidden: the largest size of its input's values, and of the values between
+    its two convolutions; what is larger is taken for that large."""
+
+    def __init__(self, block: ResidualBlock, given: float, hidden: float) -> None:
+        super().__init__()
+        if not isinstance(block.norm1, nn.Identity):
+            raise ValueError("a block with normalisation has no 8-bit form")
+        self._given, self._hidden = max(given, 1e-6) / _LEVELS, max(hidden, 1e-6) / (2 * _LEVELS + 1)
+        self._half = torch.tensor(_ZERO + 0.5)
+        self._first = _packed(block.conv1, self._given, _ZERO)
+        self._second = _packed(block.conv2, self._hidden, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to float32 of that shape. An x of float32 is overwritten."""
+        x = x.float()
+        # Casting cuts off decimals, after half a step was added.
+        levels = torch.add(self._half, x, alpha=1 / self._given).clamp_(0, 2 * _LEVELS + 1).to(torch.uint8)
+        operators = torch.ops.onednn.qconv2d_pointwise
+        weight, scale, zero, bias = self._first
+        hidden = operators(
+            *(levels, self._given, _ZERO, weight, scale, zero, bias, _ONCE, _ONCE, _ONCE, 1),
+            *(self._hidden, 0, torch.uint8, "relu", [], ""),
+        )
+        weight, scale, zero, bias = self._second
+        return operators.binary(
+            *(hidden, self._hidden, 0, weight, scale, zero, x, bias, _ONCE, _ONCE, _ONCE, 1),
+            *(1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], ""),
+        )
+
+
+def _packed(conv: nn.Conv2d, step: float, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(weights as oneDNN wants them, their steps, their zeros, biases) for inputs in steps of `step` from `zero`."""
+    weight = conv.weight.detach().float()
+    scale = weight.abs().amax((1, 2, 3)).clamp_min(1e-8) / _LEVELS
+    whole = (weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
+    packed = torch.ops.onednn.qconv_prepack(whole, scale, step, zero, _ONCE, _ONCE, _ONCE, 1, None)
+    assert conv.bias is not None
+    return packed, scale, torch.zeros(len(scale), dtype=torch.int64), conv.bias.detach().float()
+
+
+def _blocks(net: nn.Module) -> Iterator[tuple[nn.Module, str, ResidualBlock]]:
+    """(parent, name in it, block) of all residual blocks, in order."""
+    for parent in net.modules():
+        yield from ((parent, name, block) for name, block in parent.named_children() if isinstance(block, ResidualBlock))
+
+
+def measure(net: nn.Module, run: Callable[[Any], object], samples: Iterable[Any]) -> list[list[float]]:
+    """For each residual block of `net`, [the largest size of its input, of the values between its convolutions] while
+    `run` takes the samples, one after the other."""
+    blocks = [block for _, _, block in _blocks(net)]
+    found = [[0.0, 0.0] for _ in blocks]
+
+    def look(index: int, place: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def note(_: nn.Module, given: tuple[Tensor, ...], __: Tensor) -> None:
+            found[index][place] = max(found[index][place], float(given[0].abs().max()))
+
+        return note
+
+    hooks = [
+        conv.register_forward_hook(look(index, place))
+        for index, block in enumerate(blocks)
+        for place, conv in enumerate((block.conv1, block.conv2))
+    ]
+    try:
+        with torch.inference_mode():
+            for sample in samples:
+                run(sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [[float(f"{size:.4g}") for size in sizes] for sizes in found]
+
+
+def quantised(net: nn.Module, ranges: Sequence[Sequence[float]]) -> nn.Module:
+    """A copy of `net` with its residual blocks in integers. ranges: of `measure`. Raises ValueError where they do not fit."""
+    net = copy.deepcopy(net)
+    places = list(_blocks(net))
+    if len(ranges) != len(places):
+        raise ValueError(f"ranges are for {len(ranges)} blocks, and there are {len(places)}")
+    for (parent, name, block), sizes in zip(places, ranges, strict=True):
+        given, hidden = (float(size) for size in sizes)
+        if not (0 <= given < math.inf and 0 <= hidden < math.inf):
+            raise ValueError(f"ranges are {given} and {hidden}; they are numbers from 0")
+        setattr(parent, name, Int8Block(block, given, hidden))
+    return net

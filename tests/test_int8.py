@@ -1,0 +1,215 @@
+"""The synthesis in 8-bit integers: close to what it stands for, used where it can be, and refused in one line elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mcode import manifold
+from mcode.coders import CodeTables
+from mcode.config import to_dict
+from mcode.errors import ManifoldError
+from mcode.evaluation.metrics import psnr
+from mcode.nets import int8
+from mcode.nets.compact import Compact
+from mcode.nets.hific import CompactConfig
+from mcode.nets.layers import ResidualBlock
+from mcode.testclip import render_frames
+from mcode.training.export import ranges_of
+
+from .range_model import sample
+
+CPU = torch.device("cpu")
+needs_integers = pytest.mark.skipif(not int8.supported(CPU), reason="this processor does not multiply 8-bit integers natively")
+
+
+def block(channels: int = 32, seed: int = 0) -> ResidualBlock:
+    torch.manual_seed(seed)
+    made = ResidualBlock(channels)
+    torch.nn.init.kaiming_normal_(made.conv2.weight)
+    torch.nn.init.normal_(made.conv2.bias)
+    return made
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3)).contiguous(memory_format=torch.channels_last)
+
+
+def measured(made: ResidualBlock, x: torch.Tensor) -> list[float]:
+    return int8.measure(torch.nn.Sequential(made), made, [x])[0]
+
+
+@needs_integers
+@pytest.mark.parametrize("shape", [(1, 32, 23, 40), (3, 32, 8, 8), (2, 32, 1, 1), (1, 32, 17, 1)])
+def test_what_a_block_adds_is_within_two_per_cent(shape):
+    made, x = block(), noise(*shape)
+    with torch.inference_mode():
+        added = made(x) - x
+        found = int8.Int8Block(made, *measured(made, x))(x.clone()) - x
+    assert found.shape == added.shape and found.dtype == torch.float32
+    assert (found - added).square().mean().sqrt() < 0.02 * added.square().mean().sqrt()
+
+
+@needs_integers
+def test_values_beyond_the_range_are_cut_and_the_map_itself_is_not():
+    made, x = block(), noise(1, 32, 9, 9)
+    small = int8.Int8Block(made, *measured(made, x))
+    with torch.inference_mode():
+        far = small(100 * x) - 100 * x
+        exact = made(100 * x) - 100 * x
+    assert far.abs().max() < exact.abs().max() / 5
+    assert torch.isfinite(far).all()
+
+
+@needs_integers
+def test_a_block_of_bfloat16_leaves_its_input_alone():
+    made, x = block(), noise(1, 32, 8, 8).bfloat16()
+    before = x.clone()
+    with torch.inference_mode():
+        assert int8.Int8Block(made, 5.0, 5.0)(x).dtype == torch.float32
+    assert torch.equal(x, before)
+
+
+def test_ranges_are_the_largest_values_of_all_samples():
+    made = block()
+    xs = [noise(1, 32, 8, 8), 3 * noise(1, 32, 4, 4)]
+    with torch.inference_mode():
+        hidden = max(torch.relu(made.conv1(x)).max().item() for x in xs)
+    given = max(x.abs().max().item() for x in xs)
+    assert int8.measure(torch.nn.Sequential(made), made, xs) == [pytest.approx([given, hidden], rel=1e-3)]
+    assert not made.conv1._forward_hooks and not made.conv2._forward_hooks
+
+
+@needs_integers
+@pytest.mark.parametrize("ranges", [[], [[1.0, 1.0]] * 2, [[1.0]], [[-1.0, 2.0]], [[float("nan"), 1.0]]])
+def test_ranges_that_do_not_fit_are_refused(ranges):
+    with pytest.raises(ValueError, match=r"ranges|unpack"):
+        int8.quantised(torch.nn.Sequential(block()), ranges)
+
+
+def test_a_block_with_normalisation_is_refused():
+    with pytest.raises(ValueError, match="normalisation"):
+        int8.Int8Block(ResidualBlock(8, norm=True), 1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A compact manifold without ranges."""
+    torch.manual_seed(1)
+    config = CompactConfig(6, (8, 8, 8), (1, 0, 1), (32, 16, 16, 8), (2, 1, 1, 1), (0, 2, 6), 1)
+    net = Compact(6, config.analysis_widths, config.analysis_blocks, config.synthesis_widths, config.synthesis_blocks)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        net.patches.basis.normal_(0, 0.05)
+    path = tmp_path_factory.mktemp("int8") / "plain.safetensors"
+    ones = np.ones((1, 6), np.float32)
+    manifold.save(
+        path,
+        kind="hific",
+        name="plain",
+        config={
+            "frame_size": None,
+            "stride": 16,
+            "qualities": 1,
+            "network": to_dict(config) | {"family": "compact"},
+        },
+        tables=[CodeTables.fit([sample(i, 8, 8) for i in range(4)])],
+        tensors={k: v.numpy() for k, v in net.state_dict().items()} | {"gain": ones, "inverse": ones},
+        card={},
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def ranged(plain):
+    """The same with ranges measured on noise, which it is shown here."""
+    model = manifold.load(plain, "cpu", precision="float32")
+    path = plain.with_name("ranged.safetensors")
+    ranges = ranges_of(model, [noise(1, 6, 4, 5)[0] * 4 for _ in range(3)])
+    assert manifold.rewrite(plain, path, card={int8.RANGES: ranges}) == model.id, "a card leaves the id as it is"
+    return path
+
+
+def noise_latents(*shape: int) -> torch.Tensor:
+    return (noise(*shape) * 4).round()
+
+
+@needs_integers
+def test_a_manifold_with_ranges_uses_integers_unless_told_otherwise(plain, ranged):
+    assert manifold.load(ranged, "cpu").precision == manifold.load(ranged, "cpu", precision="int8").precision == "int8"
+    assert manifold.load(ranged, "cpu", precision="float32").precision == "float32"
+    assert manifold.load(ranged, "cpu", precision="bfloat16").precision == "bfloat16"
+    assert manifold.load(plain, "cpu").precision != "int8"
+
+
+@needs_integers
+def test_a_manifold_in_integers_shows_nearly_the_same_and_analyses_the_same(ranged):
+    exact, fast = (manifold.load(ranged, "cpu", precision=p) for p in ("float32", "int8"))
+    y = noise_latents(2, 6, 5, 7)
+    shown = [m.synthesise(y, 109, 75) for m in (exact, fast)]
+    assert shown[0].std() > 20
+    assert not np.array_equal(*shown)
+    assert np.abs(shown[0].astype(int) - shown[1]).mean() < 0.06 * shown[0].std()
+    rgb = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    assert torch.equal(fast.analyse(rgb), manifold.load(ranged, "cpu", precision=str(fast.dtype)[6:]).analyse(rgb))
+
+
+@needs_integers
+def test_integers_give_the_same_picture_twice_in_batches_and_in_parts(ranged):
+    model = manifold.load(ranged, "cpu", precision="int8")
+    y = noise_latents(2, 6, 20, 30)
+    whole = model.synthesise(y, 480, 320)
+    assert np.array_equal(model.synthesise(y, 480, 320), whole)
+    assert np.abs(model.synthesise(y[1:], 480, 320)[0].astype(int) - whole[1]).max() <= 2
+    model.net.pixels_at_once = 160 * 160
+    assert len(list(model._parts(20, 30, model._reaches[1]))) > 1
+    assert np.abs(model.synthesise(y, 480, 320).astype(int) - whole).mean() < 0.1
+
+
+@needs_integers
+def test_a_card_whose_ranges_do_not_fit_is_one_line(ranged, tmp_path):
+    for number, bad in enumerate(([[1.0, 1.0]], "wide", [[1.0, None]] * 5, [[1.0, float("inf")]] * 5)):
+        path = tmp_path / f"{number}.safetensors"
+        manifold.rewrite(ranged, path, card={int8.RANGES: bad})
+        with pytest.raises(ManifoldError, match="ranges for integers do not fit"):
+            manifold.load(path, "cpu")
+        assert manifold.load(path, "cpu", precision="float32").precision == "float32"
+
+
+def test_integers_that_are_not_to_be_had_are_refused_when_asked_for(plain, ranged, monkeypatch):
+    with pytest.raises(ManifoldError, match=r'"int8".*no ranges.*"auto"'):
+        manifold.load(plain, "cpu", precision="int8")
+    monkeypatch.setattr(int8, "_native", lambda: False)
+    with pytest.raises(ManifoldError, match=r'"int8".*lacks fast integers.*"auto"'):
+        manifold.load(ranged, "cpu", precision="int8")
+    assert manifold.load(ranged, "cpu").precision != "int8"
+    assert not int8.supported(torch.device("meta"))
+
+
+@needs_integers
+@pytest.mark.parametrize("failure", [AttributeError, RuntimeError, TypeError])
+def test_a_pytorch_without_these_operators_goes_without(failure, monkeypatch):
+    def broken(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(int8.Int8Block, "__init__", broken)
+    assert int8._native.__wrapped__() is False
+
+
+@needs_integers
+def test_a_pytorch_whose_operators_mean_something_else_goes_without(monkeypatch):
+    monkeypatch.setattr(int8.Int8Block, "forward", lambda self, x: x)
+    assert int8._native.__wrapped__() is False
+
+
+@needs_integers
+def test_general_in_integers_loses_less_than_a_twentieth_of_a_decibel():
+    exact, fast = (manifold.load("general", "cpu", precision=p) for p in ("float32", "int8"))
+    frames = np.stack([f.rgb for f in render_frames("arms", 0.2, 10, (160, 96), 0)])
+    for quality in (2, 5, 8):
+        gain, inverse = exact.gain(quality).view(-1, 1, 1), exact.inverse(quality).view(-1, 1, 1)
+        y = (exact.analyse(frames) * gain).round() * inverse
+        scores = [np.mean([psnr(a, b) for a, b in zip(frames, m.synthesise(y, 160, 96), strict=True)]) for m in (exact, fast)]
+        assert scores[0] - scores[1] < 0.05
