@@ -19,7 +19,7 @@ from mcode.nets.hific import CompactConfig, CompactHific
 from mcode.nets.hyper import Hyper
 from mcode.nets.paper import Discriminator
 from mcode.training import loop
-from mcode.training.compact import CompactTraining, Judge, _Features, _revive, _start_from, _windows, lambdas, train
+from mcode.training.compact import CompactTraining, Judge, _Features, _opened, _revive, _start_from, _windows, lambdas, train
 from mcode.training.crops import CropStream, load_pictures
 from mcode.training.export import export_compact
 
@@ -352,6 +352,8 @@ def test_what_has_died_in_a_block_starts_afresh_and_unheard():
         for block in (inner, outer):
             block.conv1.bias[:3] = -1e4
             block.conv2.weight.normal_()
+    opened = _opened(model, x, torch.zeros(4, dtype=torch.int64), model.net)
+    assert [int((opened[b][:3] > 0).sum()) for b in (inner, outer)] == [0, 0] and opened[inner][3:].max() == 1
     before = {k: v.clone() for k, v in model.net.state_dict().items()}
     shown = model.net.analysis(x)
     with torch.no_grad():
@@ -363,6 +365,7 @@ def test_what_has_died_in_a_block_starts_afresh_and_unheard():
     assert torch.equal(inner.conv2.weight[:, 3:], before["analysis_net.net.2.0.conv2.weight"][:, 3:])
     assert torch.equal(inner.conv1.weight[3:], before["analysis_net.net.2.0.conv1.weight"][3:])
     assert torch.allclose(model.net.analysis(x), shown, atol=1e-5)
+    assert all((share > 0).all() for share in _opened(model, x, torch.zeros(4, dtype=torch.int64), model.net).values())
     model.net.analysis_net.last.weight.data.normal_()
     model.net.analysis(x).square().sum().backward()
     assert (inner.conv2.weight.grad[:, :3].abs().amax((0, 2, 3)) > 0).all()

@@ -167,7 +167,9 @@ def train(
 ) -> Path:
     """Trains until `optimiser.steps`, writing OUT/checkpoint.safetensors and OUT/log.jsonl; returns the checkpoint's path.
 
-    With resume it goes on from the checkpoint: same crops, same noise, same optimiser state, as if it had not stopped.
+    The log's `dead` counts hidden channels that are 0 all over the last batch: they learn nothing, and a training that goes on
+    from the manifold starts them afresh. With resume it goes on from the checkpoint: same crops, same noise, same optimiser
+    state, as if it had not stopped.
     Raises McodeError when the loss is not finite, naming the step.
     """
     workers, worker = loop.join_workers(device)
@@ -246,7 +248,9 @@ def train(
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done == config.optimiser.steps):
             rate_of_pictures = (done - first) * config.data.batch * workers / (time.monotonic() - started)
             loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config)
-            log.write(done, lr=rate, norm=norm, pictures_per_s=rate_of_pictures)
+            with torch.autocast(where, torch.bfloat16):
+                dead = sum(int((share == 0).sum()) for share in _opened(model, x, quality, model.net).values())
+            log.write(done, lr=rate, norm=norm, dead=dead, pictures_per_s=rate_of_pictures)
             log.picture(done, loop.beside(x[:8], x_hat[:8]))
     return checkpoint
 
@@ -403,23 +407,30 @@ class _Features(nn.Module):
         return distance
 
 
-def _revive(model: CompactHific, x: Tensor, part: nn.Module) -> None:
-    """Starts afresh, and unheard, what has died in the residual blocks of `part`: hidden channels which are 0 everywhere in
-    all but a few of the pictures x, (B, 3, H, W) in [-1, 1]. A ReLU that never opens has no gradient and learns nothing."""
+def _opened(model: CompactHific, x: Tensor, quality: Tensor, part: nn.Module) -> dict[ResidualBlock, Tensor]:
+    """For each residual block of `part`, in what share of the pictures x, (B, 3, H, W) in [-1, 1], each of its hidden channels
+    is anywhere above 0, float32 (channels,)."""
     seen: dict[ResidualBlock, list[Tensor]] = {m: [] for m in part.modules() if isinstance(m, ResidualBlock)}
 
     def look(block: ResidualBlock) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda _, given, __: seen[block].append(given[0].amax((2, 3)) > 0)
 
     hooks = [block.conv2.register_forward_hook(look(block)) for block in seen]
-    quality = torch.arange(len(x)) % len(model.gains.log_gain)
-    gain, inverse = (part[quality][..., None, None] for part in (model.gains.gain(), model.gains.inverse()))
-    for picture, its_gain, its_inverse in zip(x.split(4), gain.split(4), inverse.split(4), strict=True):
-        model.net.synthesis((model.net.analysis(picture) * its_gain).round() * its_inverse)
+    with torch.no_grad():
+        gain, inverse = (each[quality][..., None, None] for each in (model.gains.gain(), model.gains.inverse()))
+        for picture, its_gain, its_inverse in zip(x.split(4), gain.split(4), inverse.split(4), strict=True):
+            model.net.synthesis((model.net.analysis(picture) * its_gain).round() * its_inverse)
     for hook in hooks:
         hook.remove()
-    for block, open_in in seen.items():
-        dead = torch.cat(open_in).float().mean(0) < _ALIVE
+    return {block: torch.cat(opened).float().mean(0) for block, opened in seen.items()}
+
+
+def _revive(model: CompactHific, x: Tensor, part: nn.Module) -> None:
+    """Starts afresh, and unheard, what has died in the residual blocks of `part`: hidden channels which are 0 everywhere in
+    all but a few of the pictures x, (B, 3, H, W) in [-1, 1]. A ReLU that never opens has no gradient and learns nothing."""
+    quality = torch.arange(len(x)) % len(model.gains.log_gain)
+    for block, share in _opened(model, x, quality, part).items():
+        dead = share < _ALIVE
         fresh = torch.empty_like(block.conv1.weight)
         nn.init.kaiming_normal_(fresh, nonlinearity="relu")
         block.conv1.weight[dead] = fresh[dead]
