@@ -7,6 +7,7 @@ read headers only.
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import os
@@ -332,6 +333,12 @@ class Manifold:
     def precision(self) -> str:
         """Of the fastest part: "float32", "bfloat16" or "int8"."""
         return str(self.dtype).removeprefix("torch.") if self._int8 is None else "int8"
+
+    def in_floats(self) -> Manifold:
+        """The same manifold, sharing its weights, that computes nothing in integers."""
+        plain = copy.copy(self)
+        plain._int8 = None
+        return plain
 
     def _quantised(self, precision: str) -> Callable[[Tensor], Tensor] | None:
         """The synthesis in integers, None where there is none."""

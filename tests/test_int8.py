@@ -157,6 +157,16 @@ def test_a_manifold_in_integers_shows_nearly_the_same_and_analyses_the_same(rang
 
 
 @needs_integers
+def test_a_manifold_without_its_integers_is_the_one_that_never_had_any(ranged):
+    fast, y = manifold.load(ranged, "cpu", precision="int8"), noise_latents(1, 6, 5, 7)
+    plain = fast.in_floats()
+    assert (fast.precision, plain.precision) == ("int8", str(fast.dtype)[6:])
+    wanted = manifold.load(ranged, "cpu", precision=plain.precision).synthesise(y, 112, 80)
+    assert np.array_equal(plain.synthesise(y, 112, 80), wanted)
+    assert not np.array_equal(fast.synthesise(y, 112, 80), wanted)
+
+
+@needs_integers
 def test_integers_give_the_same_picture_twice_in_batches_and_in_parts(ranged):
     model = manifold.load(ranged, "cpu", precision="int8")
     y = noise_latents(2, 6, 20, 30)

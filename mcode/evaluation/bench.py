@@ -266,7 +266,8 @@ def make_clip(size: tuple[int, int], frames: int, *, moving_camera: bool = True)
 
 
 def manifold_jobs(model: Any, clip: Sequence[Frame], n: int, compiled: bool, notes: list[str]) -> list[Job]:
-    """Analysis of a keyframe, synthesis of a decoder's batch, every coder alone, and whole: frames to bytes and back."""
+    """Analysis of a keyframe, synthesis of a decoder's batch, once more without integers where it uses them, every coder
+    alone, and whole: frames to bytes and back."""
     from mcode.codec import BATCH_PIXELS
     from mcode.latents import dequantise, quantise
 
@@ -289,6 +290,9 @@ def manifold_jobs(model: Any, clip: Sequence[Frame], n: int, compiled: bool, not
         job("analysis", 1, lambda: model.analyse(clip[0].rgb[None])),
         job("synthesis", batch, lambda: model.synthesise(some, width, height)),
     ]
+    if getattr(model, "precision", "") == "int8":
+        plain = model.in_floats()
+        jobs.append(job(f"synthesis {plain.precision}", batch, lambda: plain.synthesise(some, width, height)))
     for coder in ("fixed", "huffman", *(("range",) if model.hyper is not None else ())):
         bare = _WithoutNetworks(model, latents)
         data = _encode(bare, keyframes, 1, coder)
