@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mcode.memory import keep_freed_memory
+
 MOST_MANIFOLDS = 3
 
 
@@ -85,6 +87,7 @@ class Worker:
 
 def serve(jobs: int) -> None:
     """Until standard input ends."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the window, which then ends this
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print shall not stand between the replies

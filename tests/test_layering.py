@@ -19,6 +19,7 @@ FLOORS = {
     "errors": 0,
     "frame": 0,
     "config": 0,
+    "memory": 0,
     "packet": 1,
     "channel": 1,
     "coders": 1,

@@ -22,6 +22,7 @@ import typer
 from mcode.cli.apps import app
 from mcode.cli.output import one_line
 from mcode.errors import McodeError
+from mcode.memory import keep_freed_memory
 
 UsageError = typer.BadParameter.__base__
 """Typer's parent of every usage error; it has lived in click and in typer, and both call it this way."""
@@ -78,7 +79,7 @@ def _sigterm_ends() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (sys.argv's when None) and return the exit status. A fault in mcode itself is raised."""
-
+    keep_freed_memory()
     try:
         with _sigterm_ends():
             status = app(args=arguments, prog_name="mcode", standalone_mode=False) or 0
