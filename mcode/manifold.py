@@ -223,16 +223,18 @@ def rewrite(
     tensors: Mapping[str, np.ndarray] | None = None,
     network: Mapping[str, Any] | None = None,
     name: str | None = None,
+    replace: bool = False,
 ) -> str:
     """Writes the manifold `path` with more on its card, and with other tensors; returns its id.
 
     card: what is added to the card, which leaves the id as it is. hyper: the hyperprior's config (see coders.range), whose
     tensors are named `hyper.*`; the one there, if any, stays when it is left out. network: the config of networks whose
-    tensors take the place of those there. name: another name. Code tables stay as they are.
+    tensors take the place of those there. name: another name. replace: `tensors` are all there are, none of the old ones
+    stays. Code tables stay as they are.
     """
     source = find(path)
     metadata, _ = _read_header(source)
-    kept, config = _read_tensors(source), json.loads(metadata["config"])
+    kept, config = {} if replace else _read_tensors(source), json.loads(metadata["config"])
     if hyper is not None:
         kept = {name: array for name, array in kept.items() if not name.startswith(HYPER)}
         config |= {"hyper": dict(hyper)}

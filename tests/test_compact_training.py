@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import shutil
 from dataclasses import replace
@@ -390,3 +391,29 @@ def test_eyes_look_at_every_picture_and_the_large_networks_at_some(monkeypatch):
     both = _Features(config(loss=values | {"eyes": 0.5}).loss)(x, x_hat, 0)
     twice = _Features(config(loss=values | {"eyes": 1.0}).loss)(x, x_hat, 0)
     assert both[2:].gt(0).all() and torch.allclose(twice[2:], 2 * both[2:], rtol=0.02)
+
+
+def test_blocks_that_have_died_are_dropped_and_what_is_sent_stays(tmp_path, data, monkeypatch):
+    from safetensors.numpy import load_file
+
+    deep = config(loss={"adversarial": 0.0}, network={"analysis_blocks": [1, 2, 3]})
+    export_compact(train(deep, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
+    tensors = load_file(tmp_path / "a.safetensors")
+    for name in ("4.1", "6.0", "6.1"):
+        tensors[f"analysis_net.net.{name}.conv1.bias"] = np.full(8, -1e4, np.float16)
+        tensors[f"analysis_net.net.{name}.conv2.bias"] = np.full(8, 0.5, np.float16)
+    tensors["analysis_net.last.weight"] = np.ones_like(tensors["analysis_net.last.weight"])
+    mcode.manifold.rewrite(tmp_path / "a.safetensors", tmp_path / "dead.safetensors", card={}, tensors=tensors)
+    spec = importlib.util.spec_from_file_location("drop", Path(__file__).parent.parent / "scripts" / "drop_dead_blocks.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    given = [str(tmp_path / "dead.safetensors"), "--data", str(data), "--folders", "pictures"]
+    monkeypatch.setattr("sys.argv", ["drop", *given, "--output", str(tmp_path / "out.safetensors")])
+    script.main()
+    old, new = (mcode.load(tmp_path / f"{n}.safetensors", device="cpu", precision="float32") for n in ("dead", "out"))
+    assert new.config["network"]["analysis_blocks"] == [1, 1, 1]
+    picture = cv2.imread(str(data / "pictures" / "0.png"))[None]
+    assert torch.allclose(old.analyse(picture), new.analyse(picture), rtol=1e-3, atol=2e-3)
+    assert torch.equal(old.gain(1), new.gain(1)) and old.tables(1).to_bytes() == new.tables(1).to_bytes()
+    with pytest.raises(SystemExit):
+        script.main()  # the output exists
