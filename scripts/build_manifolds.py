@@ -2,7 +2,8 @@
 
     mcode train configs/talking-head.toml --data DIR --out runs/talking-head
     python scripts/build_manifolds.py talking-head --data DIR --checkpoint runs/talking-head/checkpoint.safetensors
-    mcode train configs/general.toml --data DIR --out runs/general
+    mcode train configs/general.toml --data DIR --out runs/general              # the second go of it, see there
+    mcode train configs/general-synthesis.toml --data DIR --out runs/general    # the third
     python scripts/build_manifolds.py general --data DIR --checkpoint runs/general/checkpoint.safetensors
     python scripts/build_manifolds.py paper --trained results/manifolds     # as scripts/reproduce.sh leaves them
 
@@ -33,7 +34,7 @@ GENERAL = {
     "scenes free for research",
     "data_licence": "mixed, see data",
     "licence": "CC BY-SA 4.0",
-    "training_command": "mcode train configs/general.toml --data DIR --out runs/general",
+    "training_command": "mcode train configs/general.toml, then configs/general-synthesis.toml --data DIR --out runs/general",
     "not_for": "text, screens and drawings, of which it has seen few; moving cameras at n over 2, where what lies between "
     "two keyframes is not on the line between their latents",
 }
