@@ -1,10 +1,14 @@
-"""Makes the manifolds that ship in the package, from the training data. Not needed to use MCode.
+r"""Makes the manifolds that ship in the package, from the training data. Not needed to use MCode.
 
     mcode train configs/talking-head.toml --data DIR --out runs/talking-head
     python scripts/build_manifolds.py talking-head --data DIR --checkpoint runs/talking-head/checkpoint.safetensors
-    mcode train configs/general.toml --data DIR --out runs/general              # the second go of it, see there
-    mcode train configs/general-synthesis.toml --data DIR --out runs/general    # the third
-    python scripts/build_manifolds.py general --data DIR --checkpoint runs/general/checkpoint.safetensors
+    mcode train configs/general.toml --data DIR --out runs/general              # the second of three, see there
+    python scripts/build_manifolds.py general --data DIR --checkpoint runs/general/checkpoint.safetensors \
+        --output second.safetensors
+    python scripts/train_hyper.py second.safetensors --data DIR --output second-range.safetensors
+    python scripts/drop_dead_blocks.py second-range.safetensors --data DIR --output general-light.safetensors
+    mcode train configs/general-synthesis.toml --data DIR --out runs/synthesis  # the third
+    python scripts/build_manifolds.py general --data DIR --checkpoint runs/synthesis/checkpoint.safetensors
     python scripts/build_manifolds.py paper --trained results/manifolds     # as scripts/reproduce.sh leaves them
 
 DIR holds the folders that the cards name (grid_s1/train, stills/train, video/train). The scores in a card come from

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from mcode import manifold
-from mcode.nets.layers import Down, ResidualBlock
+from mcode.nets.layers import Down, watched
 from mcode.training.crops import load_pictures
 
 FEW = 0.001
@@ -28,18 +28,15 @@ FEW = 0.001
 
 def dead_blocks(model: manifold.Manifold, pictures: list[np.ndarray]) -> list[str]:
     """Names of the analysis' blocks in which every hidden channel is above 0 in at most FEW of all positions."""
-    blocks = {name: m for name, m in model.net.analysis_net.named_modules() if isinstance(m, ResidualBlock)}
-    opened: dict[str, list[torch.Tensor]] = {name: [] for name in blocks}
-    hooks = [
-        block.conv2.register_forward_hook(
-            lambda _, given, __, name=name: opened[name].append((given[0] > 0).float().mean((2, 3)))
-        )
-        for name, block in blocks.items()
-    ]
-    for rgb in pictures:
-        model.analyse(rgb[None])
-    for hook in hooks:
-        hook.remove()
+    opened: dict[str, list[torch.Tensor]] = {}
+
+    def note(name: str, given: torch.Tensor, second: bool) -> None:
+        if second:
+            opened.setdefault(name, []).append((given > 0).float().mean((2, 3)))
+
+    with watched(model.net.analysis_net, note):
+        for rgb in pictures:
+            model.analyse(rgb[None])
     return [name for name, seen in opened.items() if bool((torch.cat(seen).mean(0) <= FEW).all())]
 
 

@@ -354,7 +354,8 @@ def test_what_has_died_in_a_block_starts_afresh_and_unheard():
             block.conv1.bias[:3] = -1e4
             block.conv2.weight.normal_()
     opened = _opened(model, x, torch.zeros(4, dtype=torch.int64), model.net)
-    assert [int((opened[b][:3] > 0).sum()) for b in (inner, outer)] == [0, 0] and opened[inner][3:].max() == 1
+    names = "analysis_net.net.2.0", "synthesis_net.net.1.0"
+    assert [int((opened[n][:3] > 0).sum()) for n in names] == [0, 0] and opened[names[0]][3:].max() == 1
     before = {k: v.clone() for k, v in model.net.state_dict().items()}
     shown = model.net.analysis(x)
     with torch.no_grad():

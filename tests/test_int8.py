@@ -78,7 +78,7 @@ def test_ranges_are_the_largest_values_of_all_samples():
         hidden = max(torch.relu(made.conv1(x)).max().item() for x in xs)
     given = max(x.abs().max().item() for x in xs)
     assert int8.measure(torch.nn.Sequential(made), made, xs) == [pytest.approx([given, hidden], rel=1e-3)]
-    assert not made.conv1._forward_hooks and not made.conv2._forward_hooks
+    assert not made.conv1._forward_pre_hooks and not made.conv2._forward_pre_hooks
 
 
 @needs_integers

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import ResidualBlock
+from .layers import ResidualBlock, watched
 
 RANGES = "ranges"
 """Key of a manifold's card: `measure` of its synthesis."""
@@ -103,28 +103,16 @@ def _blocks(net: nn.Module) -> Iterator[tuple[nn.Module, str, ResidualBlock]]:
 def measure(net: nn.Module, run: Callable[[Any], object], samples: Iterable[Any]) -> list[list[float]]:
     """For each residual block of `net`, [the largest size of its input, of the values between its convolutions] while
     `run` takes the samples, one after the other."""
-    blocks = [block for _, _, block in _blocks(net)]
-    found = [[0.0, 0.0] for _ in blocks]
+    found: dict[str, list[float]] = {}
 
-    def look(index: int, place: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def note(_: nn.Module, given: tuple[Tensor, ...], __: Tensor) -> None:
-            found[index][place] = max(found[index][place], float(given[0].abs().max()))
+    def note(name: str, given: Tensor, second: bool) -> None:
+        sizes = found.setdefault(name, [0.0, 0.0])
+        sizes[second] = max(sizes[second], float(given.abs().max()))
 
-        return note
-
-    hooks = [
-        conv.register_forward_hook(look(index, place))
-        for index, block in enumerate(blocks)
-        for place, conv in enumerate((block.conv1, block.conv2))
-    ]
-    try:
-        with torch.inference_mode():
-            for sample in samples:
-                run(sample)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [[float(f"{size:.4g}") for size in sizes] for sizes in found]
+    with watched(net, note), torch.inference_mode():
+        for sample in samples:
+            run(sample)
+    return [[float(f"{size:.4g}") for size in sizes] for sizes in found.values()]
 
 
 def quantised(net: nn.Module, ranges: Sequence[Sequence[float]]) -> nn.Module:

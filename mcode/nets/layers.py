@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +48,24 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+
+
+@contextmanager
+def watched(net: nn.Module, see: Callable[[str, Tensor, bool], None]) -> Iterator[None]:
+    """While it lasts, `see` is called for each residual block of `net` that runs: its name, what one of its convolutions is
+    given, and whether that is the second one, behind the ReLU."""
+
+    def look(name: str, second: bool) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, given: see(name, given[0], second)
+
+    blocks = [(name, m) for name, m in net.named_modules() if isinstance(m, ResidualBlock)]
+    hooks = [b.conv1.register_forward_pre_hook(look(name, False)) for name, b in blocks]
+    hooks += [b.conv2.register_forward_pre_hook(look(name, True)) for name, b in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Down(nn.Sequential):

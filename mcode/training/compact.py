@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,7 @@ from ..manifold import ZERO_MARGIN, find, load, read_info
 from ..nets.eye import load_eyes
 from ..nets.hific import STRIDE, CompactConfig, CompactHific
 from ..nets.hyper import Hyper
-from ..nets.layers import ResidualBlock
+from ..nets.layers import ResidualBlock, watched
 from ..nets.paper import Discriminator
 from . import loop
 from .crops import CropStream, draw_crop, load_pictures
@@ -407,30 +406,28 @@ class _Features(nn.Module):
         return distance
 
 
-def _opened(model: CompactHific, x: Tensor, quality: Tensor, part: nn.Module) -> dict[ResidualBlock, Tensor]:
+def _opened(model: CompactHific, x: Tensor, quality: Tensor, part: nn.Module) -> dict[str, Tensor]:
     """For each residual block of `part`, in what share of the pictures x, (B, 3, H, W) in [-1, 1], each of its hidden channels
     is anywhere above 0, float32 (channels,)."""
-    seen: dict[ResidualBlock, list[Tensor]] = {m: [] for m in part.modules() if isinstance(m, ResidualBlock)}
+    seen: dict[str, list[Tensor]] = {}
 
-    def look(block: ResidualBlock) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _, given, __: seen[block].append(given[0].amax((2, 3)) > 0)
+    def note(name: str, given: Tensor, second: bool) -> None:
+        if second:
+            seen.setdefault(name, []).append(given.amax((2, 3)) > 0)
 
-    hooks = [block.conv2.register_forward_hook(look(block)) for block in seen]
-    with torch.no_grad():
+    with watched(part, note), torch.no_grad():
         gain, inverse = (each[quality][..., None, None] for each in (model.gains.gain(), model.gains.inverse()))
         for picture, its_gain, its_inverse in zip(x.split(4), gain.split(4), inverse.split(4), strict=True):
             model.net.synthesis((model.net.analysis(picture) * its_gain).round() * its_inverse)
-    for hook in hooks:
-        hook.remove()
-    return {block: torch.cat(opened).float().mean(0) for block, opened in seen.items()}
+    return {name: torch.cat(opened).float().mean(0) for name, opened in seen.items()}
 
 
 def _revive(model: CompactHific, x: Tensor, part: nn.Module) -> None:
     """Starts afresh, and unheard, what has died in the residual blocks of `part`: hidden channels which are 0 everywhere in
     all but a few of the pictures x, (B, 3, H, W) in [-1, 1]. A ReLU that never opens has no gradient and learns nothing."""
     quality = torch.arange(len(x)) % len(model.gains.log_gain)
-    for block, share in _opened(model, x, quality, part).items():
-        dead = share < _ALIVE
+    for name, share in _opened(model, x, quality, part).items():
+        block, dead = part.get_submodule(name), share < _ALIVE
         fresh = torch.empty_like(block.conv1.weight)
         nn.init.kaiming_normal_(fresh, nonlinearity="relu")
         block.conv1.weight[dead] = fresh[dead]
