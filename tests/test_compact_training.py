@@ -373,25 +373,53 @@ def test_what_has_died_in_a_block_starts_afresh_and_unheard():
     assert (inner.conv2.weight.grad[:, :3].abs().amax((0, 2, 3)) > 0).all()
 
 
-def test_eyes_look_at_every_picture_and_the_large_networks_at_some(monkeypatch):
+@pytest.fixture
+def pixels_as_features(monkeypatch):
+    """VGG19 and SqueezeNet replaced by networks whose maps are the picture, compared by squared error, which is 1/16 here."""
     from mcode.evaluation import features
 
-    class Squares(torch.nn.Module):
-        def __init__(self, *_: object, **__: object) -> None:
+    class Pixels(torch.nn.Module):
+        def __init__(self, layers: tuple[str, ...] = ()) -> None:
             super().__init__()
+            self.layers = layers
 
-        def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            return (a - b).float().square().mean((1, 2, 3))
+        def forward(self, rgb: torch.Tensor) -> list[torch.Tensor]:
+            return self.chosen(rgb, self.layers)
 
-    monkeypatch.setattr(features, "VggFeatures", Squares)
-    monkeypatch.setattr(features, "SqueezeNetFeatures", Squares)
-    x, x_hat = torch.zeros(4, 3, 64, 64), torch.full((4, 3, 64, 64), 0.5)
+        def chosen(self, rgb: torch.Tensor, names: tuple[str, ...]) -> list[torch.Tensor]:
+            return [rgb for _ in names]
+
+    def squares(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+        each = [(x - y).float().square().mean((1, 2, 3)) for x, y in zip(a, b, strict=True)]
+        return torch.stack(each).mean(0)
+
+    monkeypatch.setattr(features, "VggFeatures", Pixels)
+    monkeypatch.setattr(features, "SqueezeNetFeatures", Pixels)
+    monkeypatch.setattr(features, "unit_distance", squares)
+    return torch.zeros(4, 3, 64, 64), torch.full((4, 3, 64, 64), 0.5)
+
+
+def test_eyes_look_at_every_picture_and_the_large_networks_at_some(pixels_as_features):
+    x, x_hat = pixels_as_features
     values = {"perceptual": 1.0, "perceptual_crops": 2, "perceptual_size": 48}
     few = _Features(config(loss=values | {"squeezenet": 0.5}).loss)(x, x_hat, 0)
     assert few[2:].eq(0).all() and few.mean().item() == pytest.approx(1.5 / 16, rel=0.01)
     both = _Features(config(loss=values | {"eyes": 0.5}).loss)(x, x_hat, 0)
     twice = _Features(config(loss=values | {"eyes": 1.0}).loss)(x, x_hat, 0)
     assert both[2:].gt(0).all() and torch.allclose(twice[2:], 2 * both[2:], rtol=0.02)
+
+
+def test_single_maps_count_beside_the_networks_own(pixels_as_features):
+    values = {"perceptual": 1.0, "perceptual_size": 48}
+    for given, expected in (
+        ({"maps": [["relu1_1", 0.7]]}, 1.7),
+        ({"maps": [["fire6", 0.25], ["relu1_1", 0.5]]}, 1.75),
+        ({"maps": [["relu3_4", 0.3], ["fire3", 0.3]], "squeezenet": 0.5}, 2.1),
+    ):
+        found = _Features(config(loss=values | given).loss)(*pixels_as_features, 0)
+        assert found.mean().item() == pytest.approx(expected / 16, rel=0.01)
+    with pytest.raises(ConfigError, match="no map fire1 in maps; they are relu1_1, "):
+        config(loss=values | {"maps": [["fire1", 1.0]]})
 
 
 def test_blocks_that_have_died_are_dropped_and_what_is_sent_stays(tmp_path, data, monkeypatch):

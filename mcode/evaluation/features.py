@@ -34,6 +34,9 @@ MOBILENET_LAYERS = (1, 3, 5, 11)
 
 SQUEEZENET_FIRES = (3, 5)
 
+VGG_MAPS = ("relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1", "relu3_2", "relu3_3", "relu3_4")
+SQUEEZENET_MAPS = ("conv1", "fire2", "fire3", "fire4", "fire5", "fire6", "fire7", "fire8", "fire9")
+"""Maps of the two networks that pictures can be compared in."""
 _VGG_CONVOLUTIONS = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "3_4")
 _VGG_POOL_BEFORE = ("2_1", "3_1")
 _MOBILENET_STRIDE_2 = (2, 4, 6, 12)
@@ -248,6 +251,13 @@ class SqueezeNetFeatures(nn.Module):
         """
         found = self._activations(rgb, SQUEEZENET_FIRES[-1])
         return [found[0], *(found[number - 1] for number in SQUEEZENET_FIRES)]
+
+    def chosen(self, rgb: Tensor, names: Sequence[str]) -> list[Tensor]:
+        """Activations of those of SQUEEZENET_MAPS, in that order; at 1/2 of the sides (conv1), 1/4 (fire2 to fire4), 1/8 and,
+        fire9, 1/16."""
+        numbers = [SQUEEZENET_MAPS.index(name) for name in names]
+        found = self._activations(rgb, 1 + max(numbers))
+        return [found[number] for number in numbers]
 
     def _activations(self, rgb: Tensor, last: int) -> list[Tensor]:
         """Of conv1 and of the fire modules 2 to `last`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..evaluation import features
 from ..manifold import ZERO_MARGIN, find, load, read_info
 from ..nets.eye import load_eyes
 from ..nets.hific import STRIDE, CompactConfig, CompactHific
@@ -48,8 +50,9 @@ class LossConfig:
     """bits per pixel + lambda * (squared error on 0..255 + perceptual * feature distance + adversarial * -log D); lambda
     rises by equal factors from quality 1 (low) to the highest, or is listed in `lambdas`.
 
-    The feature distance is VGG19's plus `squeezenet` times SqueezeNet's, over `perceptual_crops` pictures of each batch, plus
-    `eyes` times that of the networks which ship for refinement (`nets.eye`), over all of them, in a window of perceptual_size
+    The feature distance is VGG19's plus `squeezenet` times SqueezeNet's plus, for each of `maps`, its share times the distance
+    in that map alone (("relu1_1", 1.7), ("fire6", 0.3)), over `perceptual_crops` pictures of each batch, plus `eyes` times that
+    of the networks which ship for refinement (`nets.eye`), over all of them, in a window of perceptual_size
     pixels that moves from step to step. It comes in at step `perceptual_from` and D at
     `adversarial_from`, each rising to its weight over `ramp` steps: all at once it threw Adam off (docs/log.md). D itself
     learns for `ramp` steps before that. D looks at such a window of `adversarial_size` pixels, a multiple of 16, or at the
@@ -63,6 +66,7 @@ class LossConfig:
     lambda_high: float = 0.0175
     perceptual: float = 0.0
     squeezenet: float = 0.0
+    maps: tuple[tuple[str, float], ...] = ()
     eyes: float = 0.0
     perceptual_crops: int = 4
     perceptual_size: int = 128
@@ -86,8 +90,12 @@ class LossConfig:
             raise ValueError(f"adversarial_size is {self.adversarial_size}; it is 0 or a multiple of {STRIDE}")
         if self.adversarial and self.adversarial_from < self.ramp:
             raise ValueError("adversarial_from is at least ramp: D learns for so long before")
-        if (self.squeezenet or self.eyes) and not self.perceptual:
-            raise ValueError(f"{'squeezenet' if self.squeezenet else 'eyes'} is a share of perceptual, which is 0")
+        for name in ("squeezenet", "maps", "eyes"):
+            if getattr(self, name) and not self.perceptual:
+                raise ValueError(f"{name} is a share of perceptual, which is 0")
+        if unknown := [name for name, _ in self.maps if name not in (*features.VGG_MAPS, *features.SQUEEZENET_MAPS)]:
+            known = ", ".join((*features.VGG_MAPS, *features.SQUEEZENET_MAPS))
+            raise ValueError(f"no map {unknown[0]} in maps; they are {known}")
 
 
 @dataclass(frozen=True)
@@ -206,9 +214,9 @@ def train(
         judge = Judge(model.d, config.optimiser.discriminator_rate)
         optimisers.append(judge.optimiser)
     loop.load_moments(optimisers, model, saved, first)
-    features = None
+    feature_distance = None
     if config.loss.perceptual > 0:
-        features = _Features(config.loss).to(device, memory_format=torch.channels_last)
+        feature_distance = _Features(config.loss).to(device, memory_format=torch.channels_last)
     crops = CropStream(pictures, config.data.batch, config.data.crop, config.seed * 1000 + worker, first)
     lam, where = lam.to(device), torch.device(device).type
     log, started = loop.Log(out, first, worker, report), time.monotonic()
@@ -227,8 +235,8 @@ def train(
         bpp = bits / (x.shape[2] * x.shape[3])
         loss = (bpp + lam[quality] * error).mean()
         distance = opinion = torch.zeros(())
-        if features is not None and step >= config.loss.perceptual_from:
-            distance = features(x, x_hat, step)
+        if feature_distance is not None and step >= config.loss.perceptual_from:
+            distance = feature_distance(x, x_hat, step)
             weight = config.loss.perceptual * _risen(step, config.loss.perceptual_from, config.loss.ramp)
             loss = loss + (lam[quality] * weight * distance).mean()
         if judge is not None and step >= config.loss.adversarial_from:
@@ -378,32 +386,42 @@ class _Features(nn.Module):
 
     def __init__(self, config: LossConfig) -> None:
         super().__init__()
-        from ..evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures
-
         self.config = config
-        self.large, self.shares = nn.ModuleList([VggFeatures(layers=VGG_LAYERS)]), [1.0]
+        shares = dict.fromkeys(features.VGG_LAYERS, 1 / len(features.VGG_LAYERS))
         if config.squeezenet > 0:
-            self.large.append(SqueezeNetFeatures())
-            self.shares.append(config.squeezenet)
+            theirs = ("conv1", *(f"fire{number}" for number in features.SQUEEZENET_FIRES))
+            shares |= dict.fromkeys(theirs, config.squeezenet / len(theirs))
+        for name, share in config.maps:
+            shares[name] = shares.get(name, 0.0) + share
+        self.vgg_shares = {name: shares[name] for name in features.VGG_MAPS if name in shares}
+        self.squeezenet_shares = {name: shares[name] for name in features.SQUEEZENET_MAPS if name in shares}
+        self.vgg = features.VggFeatures(layers=tuple(self.vgg_shares))
+        self.squeezenet = features.SqueezeNetFeatures() if self.squeezenet_shares else None
         eyes = load_eyes() if config.eyes > 0 else []
         self.eyes = nn.ModuleList(copy.deepcopy(eye) for eye, _ in eyes)
         self.eye_shares = [config.eyes * scale for _, scale in eyes]
 
     def forward(self, x: Tensor, x_hat: Tensor, step: int) -> Tensor:
         """(B,), whose mean is the loss: what is seen of some pictures alone counts the more there."""
-        from ..evaluation.features import unit_distance
-
         side, few = self.config.perceptual_size, min(self.config.perceptual_crops, len(x))
         free = x.shape[2] - side
         top, left = (step * 37) % (free + 1), (step * 53) % (free + 1)
         window = (..., slice(top, top + side), slice(left, left + side))
         with torch.autocast(x.device.type, torch.bfloat16):
             a, b = x[window] / 2 + 0.5, x_hat[window].clamp(-1.2, 1.2) / 2 + 0.5
-            distance = sum(s * net.distance(a[:few], b[:few]) for s, net in zip(self.shares, self.large, strict=True))
+            distance = _shared(self.vgg(a[:few]), self.vgg(b[:few]), self.vgg_shares.values())
+            if self.squeezenet is not None:
+                maps = (self.squeezenet.chosen(each[:few], tuple(self.squeezenet_shares)) for each in (a, b))
+                distance = distance + _shared(*maps, self.squeezenet_shares.values())
             distance = F.pad(distance * (len(x) / few), (0, len(x) - few))
             for share, eye in zip(self.eye_shares, self.eyes, strict=True):
-                distance = distance + share * unit_distance(eye(a), eye(b))
+                distance = distance + share * features.unit_distance(eye(a), eye(b))
         return distance
+
+
+def _shared(a: list[Tensor], b: list[Tensor], shares: Iterable[float]) -> Tensor:
+    """(B,): the sum of each map's distance times its share."""
+    return torch.stack([s * features.unit_distance([x], [y]) for x, y, s in zip(a, b, shares, strict=True)]).sum(0)
 
 
 def _opened(model: CompactHific, x: Tensor, quality: Tensor, part: nn.Module) -> dict[str, Tensor]:
