@@ -123,6 +123,21 @@ def test_training_starts_from_a_manifold_and_added_blocks_start_as_identities(tm
     )
 
 
+def test_emphasis_weighs_each_quality_of_a_batch(tmp_path, data):
+    def first_loss(name: str, *emphasis: float) -> float:
+        loss = {"adversarial": 0.0, "emphasis": list(emphasis)}
+        rows = []
+        once = config(loss=loss, data={"batch": 6}, optimiser={"steps": 1, "checkpoint_every": 1})
+        train(once, data, tmp_path / name, report=rows.append)
+        return rows[0]["loss"]
+
+    plain, first, second = first_loss("plain"), first_loss("first", 3.0, 1.0), first_loss("second", 1.0, 3.0)
+    assert min(first, second) > 1.02 * plain, "six pictures of two qualities are of one"
+    assert first + second == pytest.approx(4 * plain, rel=1e-3)
+    with pytest.raises(ConfigError, match="emphasis are .* 2 numbers above 0"):
+        config(loss={"emphasis": [1.0, 1.0, 1.0]})
+
+
 def test_training_the_synthesis_alone_changes_nothing_of_what_is_sent(tmp_path, data):
     export_compact(train(config(), data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
     part = replace(config(), start=str(tmp_path / "a.safetensors"), part="synthesis")

@@ -60,6 +60,7 @@ class LossConfig:
 
     temperature: of the rounding that training sees, 0 for noise and straight-through (`nets.hific.CompactHific.forward`).
     hyper: the share of bits that the hyperprior of `start` counts, which learns along, beside the tables' count.
+    emphasis: what each quality's loss is multiplied by, 1 where it is empty; the low qualities have a small part of the loss.
     """
 
     lambda_low: float = 0.0006
@@ -80,6 +81,7 @@ class LossConfig:
     temperature: float = 0.0
     hyper: float = 0.0
     lambdas: tuple[float, ...] = ()
+    emphasis: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 1:
@@ -135,8 +137,10 @@ class CompactTraining:
     def __post_init__(self) -> None:
         if self.part != "all" and self.start is None:
             raise ValueError('part = "synthesis" needs a start, whose analysis it keeps')
-        if self.loss.lambdas and (len(self.loss.lambdas) != self.network.qualities or min(self.loss.lambdas) <= 0):
-            raise ValueError(f"lambdas are {self.loss.lambdas}; they are {self.network.qualities} numbers above 0")
+        for name in ("lambdas", "emphasis"):
+            values = getattr(self.loss, name)
+            if values and (len(values) != self.network.qualities or min(values) <= 0):
+                raise ValueError(f"{name} are {values}; they are {self.network.qualities} numbers above 0")
         if self.loss.hyper and self.start is None:
             raise ValueError("hyper needs a start, whose hyperprior counts the bits")
 
@@ -219,6 +223,7 @@ def train(
         feature_distance = _Features(config.loss).to(device, memory_format=torch.channels_last)
     crops = CropStream(pictures, config.data.batch, config.data.crop, config.seed * 1000 + worker, first)
     lam, where = lam.to(device), torch.device(device).type
+    emphasis = torch.tensor(config.loss.emphasis or (1.0,) * len(lam), device=device)
     log, started = loop.Log(out, first, worker, report), time.monotonic()
     for step in range(first, config.optimiser.steps):
         rate = learning_rate(step, config.optimiser)
@@ -233,16 +238,17 @@ def train(
         x_hat, y_hat = x_hat.float(), y_hat.detach()
         error = (x_hat - x).square().mean((1, 2, 3)) * 127.5**2
         bpp = bits / (x.shape[2] * x.shape[3])
-        loss = (bpp + lam[quality] * error).mean()
+        price = emphasis[quality] * lam[quality]
+        loss = (emphasis[quality] * bpp + price * error).mean()
         distance = opinion = torch.zeros(())
         if feature_distance is not None and step >= config.loss.perceptual_from:
             distance = feature_distance(x, x_hat, step)
             weight = config.loss.perceptual * _risen(step, config.loss.perceptual_from, config.loss.ramp)
-            loss = loss + (lam[quality] * weight * distance).mean()
+            loss = loss + (price * weight * distance).mean()
         if judge is not None and step >= config.loss.adversarial_from:
             opinion = judge.opinion(*_windows(step, config.loss.adversarial_size, x_hat, y_hat))
             weight = config.loss.adversarial * _risen(step, config.loss.adversarial_from, config.loss.ramp)
-            loss = loss + (lam[quality] * weight * opinion).mean()
+            loss = loss + (price * weight * opinion).mean()
         norm = loop.update(optimiser, loss, step=step, workers=workers, clip=config.optimiser.clip)
         loop.smooth(ema, parameters, config.optimiser.ema, step)
         log.add(loss=loss.item(), bpp=bpp.mean().item(), mse=error.mean().item(), feature=distance.mean().item())
