@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mcode
 from mcode.config import from_dict
@@ -461,3 +463,33 @@ def test_blocks_that_have_died_are_dropped_and_what_is_sent_stays(tmp_path, data
     assert torch.equal(old.gain(1), new.gain(1)) and old.tables(1).to_bytes() == new.tables(1).to_bytes()
     with pytest.raises(SystemExit):
         script.main()  # the output exists
+
+
+def test_channels_that_die_on_the_way_start_afresh_and_runs_resume_exactly(tmp_path, data):
+    export_compact(train(config(), data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
+    part = replace(config(), start=str(tmp_path / "a.safetensors"), part="synthesis")
+    block, dead = "net.synthesis_net.net.1.0", slice(0, 3)
+
+    def run(folder: str, steps: int, revive_every: int, report: loop.Report | None = None) -> dict[str, torch.Tensor]:
+        optimiser = replace(part.optimiser, steps=steps, revive_every=revive_every)
+        return loop.read_checkpoint(
+            train(replace(part, optimiser=optimiser), data, tmp_path / folder, resume=True, report=report)
+        )[2]
+
+    run("out", 2, 0)
+    path = tmp_path / "out" / loop.CHECKPOINT
+    step, values, tensors = loop.read_checkpoint(path)
+    for kind in ("model", "ema"):
+        tensors[f"{kind}.{block}.conv1.bias"][dead] = -1e4
+    save_file(tensors, path, {"step": str(step), "config": json.dumps(values)})
+    shutil.copytree(tmp_path / "out", tmp_path / "never")
+    never = run("never", 6, 0)
+    assert (never[f"ema.{block}.conv1.bias"][dead] < -9e3).all()
+    revived = run("out", 6, 4, lambda row: shutil.copytree(tmp_path / "out", tmp_path / f"killed{row['step']}"))
+    for kind in ("model", "ema"):
+        assert (revived[f"{kind}.{block}.conv1.bias"][dead].abs() < 0.1).all()
+        assert (revived[f"{kind}.{block}.conv2.weight"][:, dead].abs() < 0.01).all()
+        assert torch.allclose(revived[f"{kind}.{block}.conv1.weight"][3:], never[f"{kind}.{block}.conv1.weight"][3:], atol=0.01)
+    assert revived[f"model.{block}.conv2.weight"][:, dead].any(), "what was revived learns"
+    again = run("killed4", 6, 4)
+    assert not [k for k in revived if not torch.equal(revived[k], again[k])]

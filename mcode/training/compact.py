@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -103,7 +103,8 @@ class LossConfig:
 @dataclass(frozen=True)
 class OptimiserConfig:
     """Adam; the rate warms up linearly, stays, and falls by a cosine over the last `decay_steps`. discriminator_rate: D's,
-    which falls with it."""
+    which falls with it. revive_every: in the first two thirds of training, each so many steps, hidden channels that have
+    died start afresh, 0: never."""
 
     steps: int
     learning_rate: float = 4e-4
@@ -114,6 +115,7 @@ class OptimiserConfig:
     clip: float = 1.0
     ema: float = 0.999
     checkpoint_every: int = 250
+    revive_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,13 @@ def train(
             loss_d = judge.learn(*seen, step=step, workers=workers)
             log.add(loss_d=loss_d, loss_g=opinion.mean().item())
         done = step + 1
+        if (
+            config.optimiser.revive_every
+            and done % config.optimiser.revive_every == 0
+            and done <= 2 / 3 * config.optimiser.steps
+        ):
+            loop.seed_step(config.seed, step, workers)  # all processes alike
+            _revive(model, _probe(config, pictures).to(device), _trained(model, config), ema, optimiser)
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done == config.optimiser.steps):
             rate_of_pictures = (done - first) * config.data.batch * workers / (time.monotonic() - started)
             loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config)
@@ -350,7 +359,7 @@ def _initialise(model: CompactHific, config: CompactTraining, pictures: list[np.
         spread = torch.tensor([-1.5, -0.3, 0.8]).view(1, 3, 1)
         x = torch.from_numpy(sample[:32]).permute(0, 3, 1, 2).float() / 127.5 - 1
         if config.start is not None:
-            _revive(model, x, model.net.synthesis_net if config.part == "synthesis" else model.net)
+            _revive(model, x, _trained(model, config))
         y = model.net.patches(x) if config.start is None else model.net.analysis(x)
         model.rate.log_scale.copy_((model.gains.gain() * y.abs().mean((0, 2, 3))).log().unsqueeze(1) + spread)
 
@@ -446,17 +455,47 @@ def _opened(model: CompactHific, x: Tensor, quality: Tensor, part: nn.Module) ->
     return {name: torch.cat(opened).float().mean(0) for name, opened in seen.items()}
 
 
-def _revive(model: CompactHific, x: Tensor, part: nn.Module) -> None:
+def _trained(model: CompactHific, config: CompactTraining) -> nn.Module:
+    return model.net.synthesis_net if config.part == "synthesis" else model.net
+
+
+def _probe(config: CompactTraining, pictures: list[np.ndarray]) -> Tensor:
+    """Crops in [-1, 1], (32, 3, 256, 256), to see by what has died: always the same."""
+    rng = np.random.default_rng(config.seed)
+    x = torch.from_numpy(np.stack([draw_crop(pictures, 256, rng) for _ in range(32)]))
+    return x.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def _revive(
+    model: CompactHific,
+    x: Tensor,
+    part: nn.Module,
+    ema: Mapping[str, Tensor] | None = None,
+    optimiser: torch.optim.Optimizer | None = None,
+) -> None:
     """Starts afresh, and unheard, what has died in the residual blocks of `part`: hidden channels which are 0 everywhere in
-    all but a few of the pictures x, (B, 3, H, W) in [-1, 1]. A ReLU that never opens has no gradient and learns nothing."""
-    quality = torch.arange(len(x)) % len(model.gains.log_gain)
+    all but a few of the pictures x, (B, 3, H, W) in [-1, 1]. A ReLU that never opens has no gradient and learns nothing.
+    Their averages start with them, and Adam's moments as those of the channels that live."""
+    quality = torch.arange(len(x), device=x.device) % len(model.gains.log_gain)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, share in _opened(model, x, quality, part).items():
         block, dead = part.get_submodule(name), share < _ALIVE
+        if not dead.any():
+            continue
         fresh = torch.empty_like(block.conv1.weight)
         nn.init.kaiming_normal_(fresh, nonlinearity="relu")
         block.conv1.weight[dead] = fresh[dead]
         block.conv1.bias[dead] = 0
         block.conv2.weight[:, dead] = 0
+        for parameter, axis in ((block.conv1.weight, 0), (block.conv1.bias, 0), (block.conv2.weight, 1)):
+            if ema is not None:
+                ema[names[id(parameter)]].transpose(0, axis)[dead] = parameter.transpose(0, axis)[dead]
+            moments = {} if optimiser is None else optimiser.state.get(parameter, {})
+            if moments and not dead.all():
+                moments["exp_avg"].transpose(0, axis)[dead] = 0
+                squares = moments["exp_avg_sq"].transpose(0, axis)
+                squares[dead] = squares[~dead].mean(0)
 
 
 def _risen(step: int, since: int, ramp: int) -> float:
