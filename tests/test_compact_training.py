@@ -22,7 +22,18 @@ from mcode.nets.hific import CompactConfig, CompactHific
 from mcode.nets.hyper import Hyper
 from mcode.nets.paper import Discriminator
 from mcode.training import loop
-from mcode.training.compact import CompactTraining, Judge, _Features, _opened, _revive, _start_from, _windows, lambdas, train
+from mcode.training.compact import (
+    CompactTraining,
+    Judge,
+    _Features,
+    _opened,
+    _revive,
+    _start_from,
+    _windows,
+    grid_error,
+    lambdas,
+    train,
+)
 from mcode.training.crops import CropStream, load_pictures
 from mcode.training.export import export_compact
 
@@ -138,6 +149,22 @@ def test_emphasis_weighs_each_quality_of_a_batch(tmp_path, data):
     assert first + second == pytest.approx(4 * plain, rel=1e-3)
     with pytest.raises(ConfigError, match="emphasis are .* 2 numbers above 0"):
         config(loss={"emphasis": [1.0, 1.0, 1.0]})
+
+
+def test_grid_error_sees_what_alternates_and_little_else(tmp_path, data):
+    flat = torch.zeros(6, 3, 32, 32)
+    columns = torch.tensor([1.0, -1.0]).repeat(16).expand(3, 32, 32) * 3 / 127.5
+    both = columns * columns[0, 0].sign().view(-1, 1)
+    noise = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 6 / 127.5
+    edge = (torch.arange(32) > 11).float().expand(3, 32, 32)
+    seen = grid_error(flat, torch.stack([columns, columns.mT, both, 0.2 + flat[0], noise, edge]))
+    assert seen[:3].tolist() == pytest.approx([3.0, 3.0, 3.0], rel=1e-4)
+    assert seen[3] < 1e-6 and seen[4] < 0.1 and seen[5] < 0.01 * 127.5**2 * edge.var()
+    rows = []
+    for grid in (0.0, 1e4):
+        once = config(loss={"adversarial": 0.0, "grid": grid}, optimiser={"steps": 1, "checkpoint_every": 1})
+        train(once, data, tmp_path / str(grid), report=rows.append)
+    assert rows[1]["loss"] > 1.01 * rows[0]["loss"]
 
 
 def test_training_the_synthesis_alone_changes_nothing_of_what_is_sent(tmp_path, data):
