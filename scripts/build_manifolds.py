@@ -2,13 +2,16 @@ r"""Makes the manifolds that ship in the package, from the training data. Not ne
 
     mcode train configs/talking-head.toml --data DIR --out runs/talking-head
     python scripts/build_manifolds.py talking-head --data DIR --checkpoint runs/talking-head/checkpoint.safetensors
-    mcode train configs/general.toml --data DIR --out runs/general              # the second of three, see there
+    mcode train configs/general.toml --data DIR --out runs/general              # the second of four, see there
     python scripts/build_manifolds.py general --data DIR --checkpoint runs/general/checkpoint.safetensors \
         --output second.safetensors
     python scripts/train_hyper.py second.safetensors --data DIR --output second-range.safetensors
     python scripts/drop_dead_blocks.py second-range.safetensors --data DIR --output general-light.safetensors
     mcode train configs/general-synthesis.toml --data DIR --out runs/synthesis  # the third
-    python scripts/build_manifolds.py general --data DIR --checkpoint runs/synthesis/checkpoint.safetensors
+    python scripts/build_manifolds.py general --data DIR --checkpoint runs/synthesis/checkpoint.safetensors \
+        --output general-synthesis.safetensors
+    mcode train configs/general-finish.toml --data DIR --out runs/finish        # the fourth
+    python scripts/build_manifolds.py general --data DIR --checkpoint runs/finish/checkpoint.safetensors
     python scripts/build_manifolds.py paper --trained results/manifolds     # as scripts/reproduce.sh leaves them
 
 DIR holds the folders that the cards name (grid_s1/train, stills/train, video/train). The scores in a card come from
@@ -38,7 +41,8 @@ GENERAL = {
     "scenes free for research",
     "data_licence": "mixed, see data",
     "licence": "CC BY-SA 4.0",
-    "training_command": "mcode train configs/general.toml, then configs/general-synthesis.toml --data DIR --out runs/general",
+    "training_command": "mcode train configs/general.toml, then configs/general-synthesis.toml, then configs/general-finish.toml "
+    "--data DIR --out runs/general",
     "not_for": "text, screens and drawings, of which it has seen few; moving cameras at n over 2, where what lies between "
     "two keyframes is not on the line between their latents",
 }
