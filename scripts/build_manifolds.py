@@ -41,8 +41,8 @@ GENERAL = {
     "scenes free for research",
     "data_licence": "mixed, see data",
     "licence": "CC BY-SA 4.0",
-    "training_command": "mcode train configs/general.toml, then configs/general-synthesis.toml, then configs/general-finish.toml "
-    "--data DIR --out runs/general",
+    "training_command": "mcode train configs/general.toml, then configs/general-synthesis.toml, then "
+    "configs/general-finish.toml --data DIR --out runs/general",
     "not_for": "text, screens and drawings, of which it has seen few; moving cameras at n over 2, where what lies between "
     "two keyframes is not on the line between their latents",
 }

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -391,6 +392,18 @@ def test_every_option_of_train_arrives(mcode, monkeypatch, tiny):
     assert (train.args, train.options) == (("c.toml", "d", "o"), {"resume": True, "device": "cpu", "perceptual": "weights"})
     monkeypatch.setenv("RANK", "1")
     assert mcode("train", "c.toml", "--data", "d", "--out", "o")[1] == ""
+
+
+def test_train_warns_once_of_channels_that_have_died(mcode, monkeypatch, tiny):
+    def training(*_: object, report: Callable[[dict[str, float]], None], **__: object) -> Path:
+        for step, share in ((1, 0.05), (2, 0.31), (3, 0.4)):
+            report({"step": step, "dead_share": share})
+        return tiny
+
+    monkeypatch.setattr("mcode.training.train.train", training)
+    err = mcode("train", "c.toml", "--data", "d", "--out", "o")[2].splitlines()
+    assert [line.split()[0] for line in err] == ["step", "step", "mcode:", "step"]
+    assert "31% of the hidden channels" in err[2] and "learning_rate" in err[2]
 
 
 def test_every_option_of_testclip_arrives(mcode, monkeypatch, tmp_path):

@@ -11,7 +11,11 @@ import typer
 from mcode.cli.apps import app
 from mcode.cli.coding import show_manifold
 from mcode.cli.options import SMALL, Device, Force, Json, Seed, Size, one_of, output_option, seconds_of, size_of, whole
-from mcode.cli.output import bit_rate, byte_count, decibels, print_json, print_report, progress_bar
+from mcode.cli.output import bit_rate, byte_count, decibels, print_json, print_report, print_warnings, progress_bar
+
+MOST_DEAD = 0.12
+"""Share of hidden channels that may be shut before `train` warns. The last training of general had up to 0.07; one that lost
+what it had, 0.15 and more."""
 
 
 @app.command()
@@ -101,8 +105,17 @@ def train(
     from mcode.manifold import read_info
     from mcode.training.train import train
 
+    warned = False
+
     def report(row: dict[str, float]) -> None:
+        nonlocal warned
         print("  ".join(f"{key} {value:g}" for key, value in row.items()), file=sys.stderr)
+        if not warned and row.get("dead_share", 0) > MOST_DEAD:
+            warned = True
+            remedy = "stop, and resume with a lower learning_rate, or with revive_every"
+            print_warnings(
+                [f"{row['dead_share']:.0%} of the hidden channels were shut for a whole batch, and learn nothing; {remedy}"]
+            )
 
     path = train(config, data, out, resume=resume, device=device, perceptual=perceptual, report=report)
     if os.environ.get("RANK", "0") != "0":

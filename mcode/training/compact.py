@@ -190,9 +190,9 @@ def train(
 ) -> Path:
     """Trains until `optimiser.steps`, writing OUT/checkpoint.safetensors and OUT/log.jsonl; returns the checkpoint's path.
 
-    The log's `dead` counts hidden channels that are 0 all over the last batch: they learn nothing, and a training that goes on
-    from the manifold starts them afresh. With resume it goes on from the checkpoint: same crops, same noise, same optimiser
-    state, as if it had not stopped.
+    The log's `dead` counts hidden channels that are 0 all over the last batch, `dead_share` of all: they learn nothing, and a
+    training that goes on from the manifold starts them afresh. With resume it goes on from the checkpoint: same crops, same
+    noise, same optimiser state, as if it had not stopped.
     Raises McodeError when the loss is not finite, naming the step.
     """
     workers, worker = loop.join_workers(device)
@@ -283,8 +283,10 @@ def train(
             rate_of_pictures = (done - first) * config.data.batch * workers / (time.monotonic() - started)
             loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config)
             with torch.autocast(where, torch.bfloat16):
-                dead = sum(int((share == 0).sum()) for share in _opened(model, x, quality, model.net).values())
-            log.write(done, lr=rate, norm=norm, dead=dead, pictures_per_s=rate_of_pictures)
+                shut = [share == 0 for share in _opened(model, x, quality, model.net).values()]
+            dead = sum(int(each.sum()) for each in shut)
+            dead_share = dead / max(1, sum(map(len, shut)))
+            log.write(done, lr=rate, norm=norm, dead=dead, dead_share=dead_share, pictures_per_s=rate_of_pictures)
             log.picture(done, loop.beside(x[:8], x_hat[:8]))
     return checkpoint
 
