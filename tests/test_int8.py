@@ -21,7 +21,7 @@ from mcode.training.export import ranges_of
 from .range_model import sample
 
 CPU = torch.device("cpu")
-needs_integers = pytest.mark.skipif(not int8.supported(CPU), reason="this processor does not multiply 8-bit integers natively")
+needs_integers = pytest.mark.skipif(not int8.supported(CPU), reason="this processor does not multiply 8-bit integers fast")
 
 
 def block(channels: int = 32, seed: int = 0) -> ResidualBlock:
@@ -60,6 +60,29 @@ def test_values_beyond_the_range_are_cut_and_the_map_itself_is_not():
         exact = made(100 * x) - 100 * x
     assert far.abs().max() < exact.abs().max() / 5
     assert torch.isfinite(far).all()
+
+
+@needs_integers
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_as_large_as_they_get_are_right(sign):
+    """Without VNNI two products are added in 16 bits, which saturate with weights of 8 bits."""
+    made, x = block(), sign * torch.ones(1, 32, 9, 9).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for conv in (made.conv1, made.conv2):
+            conv.weight.fill_(0.01 * sign)
+        added = made(x) - x
+        found = int8.Int8Block(made, *measured(made, x))(x.clone()) - x
+    assert (found - added).abs().max() < 0.02 * added.abs().max()
+
+
+@needs_integers
+def test_coarse_weights_are_only_for_processors_whose_sums_saturate(monkeypatch):
+    right = int8._right
+    monkeypatch.setattr(int8, "_right", lambda levels: levels == 63)
+    assert int8._weight_levels.__wrapped__() == 63
+    monkeypatch.setattr(int8, "_right", lambda levels: True)
+    assert int8._weight_levels.__wrapped__() == 127
+    assert right(63), "weights of 7 bits are right everywhere"
 
 
 @needs_integers
@@ -191,7 +214,7 @@ def test_a_card_whose_ranges_do_not_fit_is_one_line(ranged, tmp_path):
 def test_integers_that_are_not_to_be_had_are_refused_when_asked_for(plain, ranged, monkeypatch):
     with pytest.raises(ManifoldError, match=r'"int8".*no ranges.*"auto"'):
         manifold.load(plain, "cpu", precision="int8")
-    monkeypatch.setattr(int8, "_native", lambda: False)
+    monkeypatch.setattr(int8, "_weight_levels", lambda: 0)
     with pytest.raises(ManifoldError, match=r'"int8".*lacks fast integers.*"auto"'):
         manifold.load(ranged, "cpu", precision="int8")
     assert manifold.load(ranged, "cpu").precision != "int8"
@@ -205,13 +228,13 @@ def test_a_pytorch_without_these_operators_goes_without(failure, monkeypatch):
         raise failure
 
     monkeypatch.setattr(int8.Int8Block, "__init__", broken)
-    assert int8._native.__wrapped__() is False
+    assert int8._weight_levels.__wrapped__() == 0
 
 
 @needs_integers
 def test_a_pytorch_whose_operators_mean_something_else_goes_without(monkeypatch):
     monkeypatch.setattr(int8.Int8Block, "forward", lambda self, x: x)
-    assert int8._native.__wrapped__() is False
+    assert int8._weight_levels.__wrapped__() == 0
 
 
 @needs_integers

@@ -1,8 +1,10 @@
-"""Residual blocks in 8-bit integers: processors with VNNI or AMX multiply those twice as fast as bfloat16.
+"""Residual blocks in 8-bit integers: processors with VNNI or AMX multiply those twice as fast as bfloat16, others with AVX2
+1.7 times as fast as float32.
 
 Only what a block adds is rounded to integers; the map that it is added to stays float32, so errors do not pile up (static
 quantisation, one scale for a map's values and one for each output channel's weights; Jacob et al. 2018, section 2). The
-products are oneDNN's, by the operators behind PyTorch's own quantisation for x86.
+products are oneDNN's, by the operators behind PyTorch's own quantisation for x86. Without VNNI they add two neighbouring
+products, of a byte and a signed byte each, in 16 bits that saturate; weights of 7 bits never reach that.
 """
 
 from __future__ import annotations
@@ -22,49 +24,60 @@ RANGES = "ranges"
 """Key of a manifold's card: `measure` of its synthesis."""
 _LEVELS, _ZERO = 127, 128
 """Levels on either side of zero, and the unsigned byte that stands for zero."""
+_WEIGHT_LEVELS = (127, 63)
+"""Levels of weights on either side of zero: where sums do not saturate, and where they do (2 x 255 x 63 < 2 ** 15)."""
 _ONCE = [1, 1]
 _TOLERANCE = 0.1
 
 
 def supported(device: torch.device) -> bool:
-    """Whether integers are worth it here: a processor that multiplies them natively, and a PyTorch that asks it to."""
-    return device.type == "cpu" and _native()
+    """Whether integers are worth it here: a processor that multiplies them fast, and a PyTorch that asks it to."""
+    return device.type == "cpu" and _weight_levels() > 0
 
 
 @cache
-def _native() -> bool:
-    vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    if not (vnni() or amx()):
-        return False
+def _weight_levels() -> int:
+    """The finest of _WEIGHT_LEVELS with which this processor's sums are right; 0 where integers are not worth it."""
+    fast = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("avx2", "vnni", "amx_tile"))
+    return next((levels for levels in _WEIGHT_LEVELS if _right(levels)), 0) if any(is_there() for is_there in fast) else 0
+
+
+def _right(levels: int) -> bool:
+    """Whether a block of noise comes out as it should, and one whose sums are as large as they get."""
     # These operators are not PyTorch's public interface: one that is missing, or means something else, is not used.
     noise = torch.Generator().manual_seed(0)
-    block = ResidualBlock(32)
+    random, even = ResidualBlock(32), ResidualBlock(32)
     with torch.inference_mode():
         x = torch.randn(1, 32, 8, 8, generator=noise).contiguous(memory_format=torch.channels_last)
-        for conv in (block.conv1, block.conv2):
+        for conv in (random.conv1, random.conv2):
             conv.weight.copy_(torch.randn(conv.weight.shape, generator=noise) / 17)
-        wanted = block(x) - x
-        hidden = torch.relu(block.conv1(x))
+        for conv in (even.conv1, even.conv2):
+            conv.weight.fill_(0.01)
         try:
-            found = Int8Block(block, float(x.abs().max()), float(hidden.max()))(x.clone()) - x
+            return _close(random, x, levels) and _close(even, torch.ones_like(x), levels)
         except (AttributeError, RuntimeError, TypeError):
             return False
-        return bool((found - wanted).std() < _TOLERANCE * wanted.std())
+
+
+def _close(block: ResidualBlock, x: Tensor, levels: int) -> bool:
+    added = block(x) - x
+    found = Int8Block(block, float(x.abs().max()), float(torch.relu(block.conv1(x)).max()), levels)(x.clone()) - x
+    return bool((found - added).norm() < _TOLERANCE * added.norm())
 
 
 class Int8Block(nn.Module):
     """`ResidualBlock` without normalisation. given, hidden: the largest size of its input's values, and of the values between
-    its two convolutions; what is larger is taken for that large."""
+    its two convolutions; what is larger is taken for that large. weight_levels: of _WEIGHT_LEVELS, None for this processor's."""
 
-    def __init__(self, block: ResidualBlock, given: float, hidden: float) -> None:
+    def __init__(self, block: ResidualBlock, given: float, hidden: float, weight_levels: int | None = None) -> None:
         super().__init__()
+        levels = weight_levels or _weight_levels() or _WEIGHT_LEVELS[-1]
         if not isinstance(block.norm1, nn.Identity):
             raise ValueError("a block with normalisation has no 8-bit form")
         self._given, self._hidden = max(given, 1e-6) / _LEVELS, max(hidden, 1e-6) / (2 * _LEVELS + 1)
         self._half = torch.tensor(_ZERO + 0.5)
-        self._first = _packed(block.conv1, self._given, _ZERO)
-        self._second = _packed(block.conv2, self._hidden, 0)
+        self._first = _packed(block.conv1, self._given, _ZERO, levels)
+        self._second = _packed(block.conv2, self._hidden, 0, levels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to float32 of that shape. An x of float32 is overwritten."""
@@ -84,10 +97,10 @@ class Int8Block(nn.Module):
         )
 
 
-def _packed(conv: nn.Conv2d, step: float, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _packed(conv: nn.Conv2d, step: float, zero: int, levels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(weights as oneDNN wants them, their steps, their zeros, biases) for inputs in steps of `step` from `zero`."""
     weight = conv.weight.detach().float()
-    scale = weight.abs().amax((1, 2, 3)).clamp_min(1e-8) / _LEVELS
+    scale = weight.abs().amax((1, 2, 3)).clamp_min(1e-8) / levels
     whole = (weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
     packed = torch.ops.onednn.qconv_prepack(whole, scale, step, zero, _ONCE, _ONCE, _ONCE, 1, None)
     assert conv.bias is not None
