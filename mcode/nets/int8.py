@@ -67,7 +67,8 @@ def _close(block: ResidualBlock, x: Tensor, levels: int) -> bool:
 
 class Int8Block(nn.Module):
     """`ResidualBlock` without normalisation. given, hidden: the largest size of its input's values, and of the values between
-    its two convolutions; what is larger is taken for that large. weight_levels: of _WEIGHT_LEVELS, None for this processor's."""
+    its two convolutions; what is larger is taken for that large. weight_levels: of _WEIGHT_LEVELS, None for what suits this
+    processor."""
 
     def __init__(self, block: ResidualBlock, given: float, hidden: float, weight_levels: int | None = None) -> None:
         super().__init__()
