@@ -20,7 +20,7 @@ from .coders import CodeTables, fixed, huffman, slices
 from .coders import range as ranges
 from .errors import InputError, ManifoldError, WireError
 from .frame import TICKS_PER_S, Frame
-from .latents import dequantise, interpolate, quantise
+from .latents import dequantise, hold, interpolate, quantise
 from .packet import Packet, StreamHeader
 
 if TYPE_CHECKING:
@@ -183,9 +183,9 @@ class Encoder:
     def _held(self, latent: Tensor, symbols: np.ndarray) -> np.ndarray:
         """The symbols, but the last keyframe's where the latent lies within the dead zone around them."""
         assert self._symbols is not None
-        scaled = latent.float() * self.model.gain(self.header.quality).view(-1, 1, 1)
-        moved = np.abs(scaled.cpu().numpy() - self._symbols)
-        return np.where(moved < self.dead_zone, self._symbols, symbols)
+        scaled = (latent.float() * self.model.gain(self.header.quality).view(-1, 1, 1)).cpu()
+        before, fresh = (torch.from_numpy(part) for part in (self._symbols, symbols))
+        return hold(scaled, before, fresh, self.dead_zone).numpy()
 
     def _huffman(self, symbols: np.ndarray, delta: np.ndarray | None) -> list[bytes]:
         whole = slices.split(symbols, self.header.slices)

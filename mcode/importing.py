@@ -30,6 +30,7 @@ from mcode.nets.paper import STRIDE, Hific, PaperConfig
 from mcode.testclip import render_frames
 from mcode.training import hyper
 from mcode.training.crops import VIDEOS, load_pictures
+from mcode.training.deltas import RUN
 
 REPOSITORY = "https://github.com/Justin-Tan/high-fidelity-generative-compression"
 FORMATS = ("hific-pytorch",)
@@ -178,9 +179,9 @@ def _rendered_moves(model: manifold.Manifold) -> np.ndarray:
     """float16 (N, frames, C, h, w): as `hyper.draw_moves` gives them, of rendered scenes."""
     found = []
     for scene, seed in ((scene, seed) for seed in range(4 * _CLIP_SEEDS) for scene in ("arms", "face", "pan")):
-        seconds = (hyper.MOVE_STEPS[-1] + 1) / 25
+        seconds = (RUN[-1] + 1) / 25
         frames = list(render_frames(scene, seconds, 25, (_RANGE_SIZE, _RANGE_SIZE), seed))
-        found.append(model.analyse(np.stack([frames[i].rgb for i in hyper.MOVE_STEPS])).half().cpu().numpy())
+        found.append(model.analyse(np.stack([frames[i].rgb for i in RUN])).half().cpu().numpy())
     return np.stack(found)
 
 

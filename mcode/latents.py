@@ -30,6 +30,14 @@ def symbols(latent: Tensor, gain: Tensor, zero_margin: Tensor | None = None) -> 
     return torch.where(scaled.abs() < 0.5 + zero_margin[..., None, None], 0.0, rounded)
 
 
+def hold(scaled: Tensor, before: Tensor, fresh: Tensor, dead_zone: float) -> Tensor:
+    """The symbols `fresh`, but those of the last keyframe, `before`, where a latent lies within the dead zone around them.
+
+    scaled: latents in quantiser steps. dead_zone: in steps, 0.5 or more. All of one shape.
+    """
+    return torch.where((scaled - before).abs() < dead_zone, before, fresh)
+
+
 def dequantise(symbols: np.ndarray, inverse: Tensor) -> Tensor:
     """symbols * inverse as float32 on the device of `inverse`. symbols: int16 (C, h, w); inverse: (C,)."""
     return torch.from_numpy(symbols.astype(np.float32)).to(inverse.device) * inverse.view(-1, 1, 1)

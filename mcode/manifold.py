@@ -210,8 +210,11 @@ def save(
     card: Mapping[str, Any],
 ) -> str:
     """Writes a manifold file, whole or not at all; returns its id. tables: one for each quality."""
-    tables_text = json.dumps([base64.b64encode(t.to_bytes()).decode() for t in tables])
-    return _write(path, kind, name, config, tables_text, tensors, card)
+    return _write(path, kind, name, config, _tables_text(tables), tensors, card)
+
+
+def _tables_text(tables: Sequence[CodeTables]) -> str:
+    return json.dumps([base64.b64encode(t.to_bytes()).decode() for t in tables])
 
 
 def rewrite(
@@ -221,6 +224,7 @@ def rewrite(
     card: Mapping[str, Any],
     hyper: Mapping[str, Any] | None = None,
     tensors: Mapping[str, np.ndarray] | None = None,
+    tables: Sequence[CodeTables] | None = None,
     network: Mapping[str, Any] | None = None,
     name: str | None = None,
     replace: bool = False,
@@ -230,7 +234,7 @@ def rewrite(
     card: what is added to the card, which leaves the id as it is. hyper: the hyperprior's config (see coders.range), whose
     tensors are named `hyper.*`; the one there, if any, stays when it is left out. network: the config of networks whose
     tensors take the place of those there. name: another name. replace: `tensors` are all there are, none of the old ones
-    stays. Code tables stay as they are.
+    stays. tables: one for each quality, in place of those there.
     """
     source = find(path)
     metadata, _ = _read_header(source)
@@ -242,7 +246,8 @@ def rewrite(
         config |= {"network": dict(network)}
     full_card = json.loads(metadata.get("card", "{}")) | dict(card)
     called = name or metadata.get("name") or source.stem
-    return _write(output, metadata["kind"], called, config, metadata["tables"], kept | dict(tensors or {}), full_card)
+    text = metadata["tables"] if tables is None else _tables_text(tables)
+    return _write(output, metadata["kind"], called, config, text, kept | dict(tensors or {}), full_card)
 
 
 def _write(

@@ -1,15 +1,25 @@
-"""The deltas that an encoder of coordinates sends: what code tables are fitted to."""
+"""The deltas that an encoder sends: what code tables and hyperpriors are fitted to.
+
+Each keyframe's symbols are held within the dead zone around those of the keyframe before, as `codec.Encoder` holds them;
+so chains of keyframes are followed, since the difference of two latents that were rounded by themselves is another thing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..codec import DEAD_ZONE
+from ..latents import hold
+from ..latents import symbols as symbols_of
 
 LAGS = (1, 2, 4, 8, 16)
 """Keyframe intervals, in frames."""
+RUN = (0, 1, 2, 4, 8, 12, 16, 24, 32)
+"""Frames of a run of video whose latents are kept: the first ones of chains at all LAGS."""
 _PHASES = 8
 """At most so many first keyframes of each clip, at each interval."""
 
@@ -41,3 +51,42 @@ def _chain(keyframes: np.ndarray, low: int, high: int, dead_zone: float) -> Iter
             symbols = np.where(np.abs(wanted - before) < dead_zone, before, symbols)
             yield (symbols - before).astype(np.int16)
         before = symbols
+
+
+def chains(run: Sequence[int] = RUN, lags: Sequence[int] = LAGS) -> list[list[int]]:
+    """Places in `run`, rising frames from 0, of the keyframes at each interval that it holds two or more of."""
+    found = []
+    for lag in lags:
+        places = [run.index(0)]
+        while len(places) * lag in run:
+            places.append(run.index(len(places) * lag))
+        if len(places) > 1:
+            found.append(places)
+    return found
+
+
+def chained(run: Tensor, places: Sequence[int], gain: Tensor, margin: Tensor | None) -> Iterator[Tensor]:
+    """Symbols (C, h, w) of the keyframes at `places` of a run, latents (T, C, h, w), one after the other. gain, margin: (C,),
+    see `latents.symbols`."""
+    before: Tensor | None = None
+    for place in places:
+        latent = run[place].float()
+        symbols = symbols_of(latent, gain, margin)
+        if before is not None:
+            symbols = hold(latent * gain[:, None, None], before, symbols, DEAD_ZONE)
+        before = symbols
+        yield symbols
+
+
+def draw_pairs(runs: Tensor, gain: Tensor, margin: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Symbols of two keyframes that follow each other, both (B, C, h, w), somewhere in a chain of a random run and interval.
+
+    runs: latents (N, T, C, h, w) of frames RUN[:T]. gain, margin: (B, C), of each pair.
+    """
+    every, before, after = chains(RUN[: runs.shape[1]]), [], []
+    for g, m in zip(gain, margin, strict=True):
+        places = every[rng.integers(len(every))]
+        *_, first, second = chained(runs[rng.integers(len(runs))], places[: rng.integers(2, len(places) + 1)], g, m)
+        before.append(first)
+        after.append(second)
+    return torch.stack(before), torch.stack(after)

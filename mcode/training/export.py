@@ -21,6 +21,7 @@ from ..nets.hific import STRIDE, Gains
 from ..nets.int8 import RANGES, measure
 from .compact import CompactTraining, lambdas
 from .crops import PICTURES, VIDEOS, frame_runs, load_pictures
+from .deltas import RUN, chained, chains
 
 LAGS = (1, 4, 8)
 """Keyframe intervals, in frames, whose deltas the code tables are fitted to."""
@@ -70,13 +71,13 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
     try:
         manifold.save(draft, tables=blank, **options)
         model = manifold.load(draft)
-        stills, moves = _latents(model, data, config.data.folders, pictures)
+        stills, runs = _latents(model, data, config.data.folders, pictures)
     finally:
         draft.unlink(missing_ok=True)
     margin = torch.stack([_zero_margin(stills, g, config.zero_margin) for g in gain])
     if config.zero_margin:
         arrays[manifold.ZERO_MARGIN] = margin.numpy()
-    tables = [_fit(stills, moves, g, m) for g, m in zip(gain, margin, strict=True)]
+    tables = [_fit(stills, runs, g, m) for g, m in zip(gain, margin, strict=True)]
     card[RANGES] = ranges_of(model, stills)
     return manifold.save(output, tables=tables, **options)
 
@@ -130,11 +131,15 @@ def _zero_margin(stills: list[Tensor], gain: Tensor, strength: float) -> Tensor:
     return (strength * torch.log2(2 * zeros / ones)).clamp(0, 0.4)
 
 
-def _latents(
-    model: manifold.Manifold, data: Path, folders: Sequence[str], count: int
-) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
-    """Latents (C, h, w) of pictures, and pairs of them a keyframe interval apart in videos."""
-    stills, moves = [], []
+def fit_tables(model: manifold.Manifold, data: Path, folders: Sequence[str], *, pictures: int = 100) -> list[CodeTables]:
+    """Code tables of each quality, fitted to the symbols of pictures (at most so many) and to the deltas of videos."""
+    stills, runs = _latents(model, data, folders, pictures)
+    return [_fit(stills, runs, model.gain(q), model.zero_margin(q)) for q in range(1, model.qualities + 1)]
+
+
+def _latents(model: manifold.Manifold, data: Path, folders: Sequence[str], count: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Latents (C, h, w) of pictures, and (T, C, h, w) of runs of video, three in each, in half precision."""
+    stills, runs = [], []
     for folder in folders:
         files = sorted((data / folder).rglob("*"))
         if any(f.suffix.lower() in PICTURES for f in files):
@@ -142,13 +147,13 @@ def _latents(
             for rgb in every[:: max(1, len(every) // count)]:
                 stills.append(model.analyse(rgb[None])[0].cpu())
         for video in (f for f in files if f.suffix.lower() in VIDEOS):
-            for frames in frame_runs(video, 3, max(LAGS) + 1):
-                first = model.analyse(frames[0][None])[0].cpu()
-                stills.append(first)
-                moves += [(first, model.analyse(frames[lag][None])[0].cpu()) for lag in LAGS if lag < len(frames)]
-    return stills, moves
+            for frames in frame_runs(video, 3, RUN[-1] + 1):
+                runs.append(torch.cat([model.analyse(frames[i][None]).half().cpu() for i in RUN]))
+                stills.append(runs[-1][0].float())
+    return stills, runs
 
 
-def _fit(stills: list[Tensor], moves: list[tuple[Tensor, Tensor]], gain: Tensor, margin: Tensor) -> CodeTables:
-    pairs = ((quantise(a, gain, margin), quantise(b, gain, margin)) for a, b in moves)
-    return CodeTables.fit([quantise(y, gain, margin) for y in stills], [b - a for a, b in pairs])
+def _fit(stills: list[Tensor], runs: list[Tensor], gain: Tensor, margin: Tensor | None) -> CodeTables:
+    whole = [quantise(y, gain, margin) for y in stills]
+    last = [list(chained(run, places, gain, margin))[-2:] for run in runs for places in chains(lags=LAGS)]
+    return CodeTables.fit(whole, [(after - before).to(torch.int16).numpy() for before, after in last])

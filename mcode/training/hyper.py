@@ -35,12 +35,11 @@ from ..latents import symbols as symbols_of
 from ..manifold import Manifold, rewrite
 from ..nets.hyper import SCALE_LOW, SCALE_STEP, Hyper
 from .crops import VIDEOS, draw_crop, frame_runs, load_pictures
+from .deltas import RUN, draw_pairs
 
 Report = Callable[[Mapping[str, Any]], None]
 GROUPS = (4, 12, 28, 60)
 """Channels 0-3 go in two checkerboard passes, the others in groups that about double."""
-MOVE_STEPS = (0, 1, 4, 8, 16)
-"""Frames whose pairs are the deltas that are trained."""
 PRIOR_SYMBOLS = 30
 """Weight of the trained distribution against what was counted for a table."""
 
@@ -81,23 +80,25 @@ def draw_latents(model: Manifold, folders: list[Path], crops: int, *, size: int 
     return np.concatenate([model.analyse(batch).half().cpu().numpy() for batch in batches])[:crops]
 
 
-def draw_moves(model: Manifold, folders: list[Path], *, size: int = 256, places: int = 3, seed: int = 1) -> np.ndarray:
-    """float16 (N, len(MOVE_STEPS), C, h, w): latents of crops that stay in place over frames MOVE_STEPS of the videos, two
-    crops at each of `places` places of a video."""
+def draw_moves(
+    model: Manifold, folders: list[Path], *, size: int = 256, places: int = 4, crops: int = 3, seed: int = 1
+) -> np.ndarray:
+    """float16 (N, len(RUN), C, h, w): latents of crops that stay in place over frames RUN of the videos, `crops` of them at
+    each of `places` places of a video."""
     rng = np.random.default_rng(seed)
     found = []
     for path in (path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS):
-        for frames in frame_runs(path, places, MOVE_STEPS[-1] + 1):
+        for frames in frame_runs(path, places, RUN[-1] + 1):
             h, w = frames[0].shape[:2]
-            for _ in range(2):
+            for _ in range(crops):
                 side = int(min(h, w, rng.uniform(size, 2 * size)))
                 top, left = rng.integers(h - side + 1), rng.integers(w - side + 1)
-                crops = [frames[i][top : top + side, left : left + side] for i in MOVE_STEPS]
+                parts = [frames[i][top : top + side, left : left + side] for i in RUN]
                 how = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-                scaled = np.stack([cv2.resize(crop, (size, size), interpolation=how) for crop in crops])
+                scaled = np.stack([cv2.resize(part, (size, size), interpolation=how) for part in parts])
                 found.append(model.analyse(scaled).half().cpu().numpy())
     if not found:
-        raise InputError(f"no videos in {', '.join(map(str, folders))}")
+        raise InputError(f"no videos of {RUN[-1] + 1} frames or more in {', '.join(map(str, folders))}")
     return np.stack(found)
 
 
@@ -115,10 +116,10 @@ def train(
 ) -> Hyper:
     """The hyperprior for symbols at all qualities. gain, zero_margin: (qualities, C), see `latents.symbols`.
 
-    latents: float16 (N, C, h, w), coded whole; moves: (M, T, C, h, w) of the same sizes, a later one coded against an
-    earlier one. start: a network of this config to go on from. Each picture's bits are weighed by the usual number at its
-    quality, so that low qualities count as much as high ones. report: called with numbers every 100 steps; save: with the
-    network every 250. Raises McodeError where the loss is not finite.
+    latents: float16 (N, C, h, w), coded whole; moves: (M, T, C, h, w) of the same sizes, frames deltas.RUN[:T] of videos,
+    coded as chains of keyframes. start: a network of this config to go on from. Each picture's bits are weighed by the usual
+    number at its quality, so that low qualities count as much as high ones. report: called with numbers every 100 steps;
+    save: with the network every 250. Raises McodeError where the loss is not finite.
     """
     torch.manual_seed(training.seed)
     rng = np.random.default_rng(training.seed)
@@ -138,9 +139,10 @@ def train(
             group["lr"] = learning_rate(step, training)
         quality = torch.from_numpy(rng.integers(0, config.qualities, training.batch))
         stills = pictures[torch.from_numpy(rng.integers(0, len(pictures), whole))]
-        before, after = _pairs(sequences, training.deltas, rng)
-        symbols = symbols_of(torch.cat([stills, after]), gain[quality], margin[quality])
-        previous = symbols_of(torch.cat([torch.zeros_like(stills), before]), gain[quality], margin[quality])
+        of_stills, of_moves = quality[:whole], quality[whole:]
+        before, after = draw_pairs(sequences, gain[of_moves], margin[of_moves], rng)
+        symbols = torch.cat([symbols_of(stills, gain[of_stills], margin[of_stills]), after])
+        previous = torch.cat([torch.zeros_like(stills, dtype=torch.float32), before])
         joined = bool(rng.random() < training.joined)
         kind = torch.full((training.batch,), DELTA)
         kind[:whole] = torch.from_numpy(np.where(rng.random(whole) < training.with_z[0 if joined else 1], WITH_Z, WHOLE))
@@ -163,13 +165,6 @@ def train(
     return net
 
 
-def _pairs(sequences: Tensor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """`count` random earlier and later latents of the same place, (count, C, h, w) both."""
-    which = torch.from_numpy(rng.integers(0, len(sequences), count))
-    order = np.sort([rng.choice(sequences.shape[1], 2, replace=False) for _ in range(count)], axis=1)
-    return sequences[which, order[:, 0]], sequences[which, order[:, 1]]
-
-
 def _middles(pictures: Tensor, gain: Tensor, margin: Tensor) -> Tensor:
     """(qualities, C): medians of symbols, 0 in most manifolds, but not in all that come from elsewhere."""
     every = torch.linspace(0, len(pictures) - 1, min(200, len(pictures))).long()
@@ -182,11 +177,11 @@ def _spreads(
 ) -> Tensor:
     """(2, qualities, C): mean size of symbols around `middle`, and of deltas."""
     sample = pictures[torch.from_numpy(rng.permutation(len(pictures))[:200])]
-    before, after = _pairs(sequences, 100, rng)
     each = list(zip(gain, margin, strict=True))
     centres = (c.view(-1, 1, 1) for c in middle)
     whole = [(symbols_of(sample, g, m) - c).abs().mean((0, 2, 3)) for (g, m), c in zip(each, centres, strict=True)]
-    delta = [(symbols_of(after, g, m) - symbols_of(before, g, m)).abs().mean((0, 2, 3)) for g, m in each]
+    pairs = (draw_pairs(sequences, g.expand(100, -1), m.expand(100, -1), rng) for g, m in each)
+    delta = [(after - before).abs().mean((0, 2, 3)) for before, after in pairs]
     return torch.stack([torch.stack(whole), torch.stack(delta)])
 
 
@@ -219,9 +214,9 @@ def fit(
     rng = np.random.default_rng(0)
     for i in np.linspace(0, len(latents) - 1, min(limit, len(latents))).astype(int):
         picture = torch.from_numpy(latents[i : i + 1])
-        before, after = _pairs(torch.from_numpy(moves[rng.integers(len(moves))][None]), 1, rng)
-        for quality, (g, m) in enumerate(zip(gain, margin, strict=True), 1):
-            whole, last, this = (symbols_of(y, g, m)[0].numpy().astype(np.int16) for y in (picture, before, after))
+        moving = draw_pairs(torch.from_numpy(moves[rng.integers(len(moves))][None]), gain, margin, rng)
+        for quality, (g, m, *pair) in enumerate(zip(gain, margin, *moving, strict=True), 1):
+            whole, last, this = (y.numpy().astype(np.int16) for y in (symbols_of(picture, g, m)[0], *pair))
             joined = bool((i + quality) % 2)
             model.count(whole, None, quality, joined, counts, z_counts)
             model.count(this, last, quality, joined, counts, z_counts)
