@@ -10,6 +10,7 @@ test can put one in its place which a reader computes by hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import cv2
@@ -35,6 +36,7 @@ saves 9 % of the bits of feature maps at equal PSNR (docs/log.md), and still pic
 CUT_THRESHOLD = 30.0
 """Grey levels: two frames whose 16x16 thumbnails differ more on average have a cut between them."""
 _EVEN_TOLERANCE = TICKS_PER_S // 1000
+_GREY_TOLERANCE = 1
 
 
 class Model(Protocol):
@@ -61,7 +63,8 @@ class Encoder:
     """Frames of one size to packets, one for each keyframe.
 
     Every n-th frame is a keyframe, and the last one. At a cut the frame before it and the one after it are keyframes too,
-    since nothing lies between two scenes. n = 1 is the image codec.
+    since nothing lies between two scenes. n = 1 is the image codec. Frames whose three colours are alike from one refresh on
+    are sent as grey ones; the first with colour is sent whole.
 
     width, height: of the frames pushed. display: the size a decoder shows, when another. refresh_s: a keyframe is sent
     whole at least this often. slices: parts of a keyframe that decode alone. dead_zone: see DEAD_ZONE; of deltas.
@@ -114,6 +117,7 @@ class Encoder:
         self._last_pts = self._last_refresh = 0
         self._thumbnail: np.ndarray | None = None
         self._want_refresh = False
+        self._all_grey = True  # the frames since the last keyframe
 
     def request_refresh(self) -> None:
         """The next keyframe will be sent whole (a receiver asked for it, or joins)."""
@@ -126,6 +130,7 @@ class Encoder:
         cut = self._is_cut(frame)
         packets = self.flush() if cut else []
         self._waiting.append(frame.pts)
+        self._all_grey = self._all_grey and _is_grey(frame.rgb)
         if cut or self._symbols is None or len(self._waiting) == self.header.n:
             packets.append(self._keyframe(frame))
         else:
@@ -152,7 +157,11 @@ class Encoder:
         latent = self.model.analyse(frame.rgb[None])[0]
         quality = self.header.quality
         symbols = quantise(latent, self.model.gain(quality), self.model.zero_margin(quality))
+        grey, self._all_grey = self._all_grey, True
         refresh = self._symbols is None or self._want_refresh or frame.pts - self._last_refresh >= self.refresh_ticks
+        if refresh or not grey:
+            refresh = refresh or self.header.grey
+            self.header = replace(self.header, grey=grey)
         if not refresh and self.header.coder != "fixed":
             symbols = self._held(latent, symbols)
         if self.refine is not None:
@@ -226,14 +235,14 @@ class Decoder:
             return iter(())
         symbols = self._decode(packet, after_loss)
         latent = dequantise(symbols, self.model.inverse(self.header.quality))
-        before, since, size = self._latent, self._pts, (self.header.width, self.header.height)
+        before, since = self._latent, self._pts
         self._symbols, self._latent, self._pts = symbols, latent, packet.pts
         if before is None or before.shape != latent.shape:
-            return self._synthesise(size, latent, latent, [packet.pts], torch.ones(1), wanted)
+            return self._synthesise(self.header, latent, latent, [packet.pts], torch.ones(1), wanted)
         times = self._times(packet, since, after_loss)
         span = max(1, packet.pts - since)
         positions = torch.tensor([(t - since) / span for t in times], dtype=torch.float32).clamp_(0, 1)
-        return self._synthesise(size, before, latent, times, positions, wanted)
+        return self._synthesise(self.header, before, latent, times, positions, wanted)
 
     def _start(self, header: StreamHeader) -> None:
         if self.header == header:
@@ -319,14 +328,14 @@ class Decoder:
 
     def _synthesise(
         self,
-        size: tuple[int, int],
+        header: StreamHeader,
         a: Tensor,
         b: Tensor,
         times: list[int],
         positions: Tensor,
         wanted: Callable[[int], bool] | None,
     ) -> Iterator[Frame]:
-        width, height = size
+        width, height = header.width, header.height
         batch = max(1, BATCH_PIXELS // (width * height))
         for start in range(0, len(times), batch):
             chosen = list(range(start, min(start + batch, len(times))))
@@ -336,7 +345,20 @@ class Decoder:
                 continue
             latents = interpolate(a, b, positions[chosen])
             for rgb, i in zip(self.model.synthesise(latents, width, height), chosen, strict=True):
-                yield Frame(rgb, times[i])
+                yield Frame(_without_colour(rgb) if header.grey else rgb, times[i])
+
+
+def _is_grey(rgb: np.ndarray) -> bool:
+    """Whether the three colours of every pixel are alike. Looks at a few rows first: pictures with colour show it there."""
+    for part in (rgb[:: max(1, len(rgb) // 8)], rgb):
+        red, green, blue = cv2.split(part)
+        if max(cv2.norm(red, green, cv2.NORM_INF), cv2.norm(green, blue, cv2.NORM_INF)) > _GREY_TOLERANCE:
+            return False
+    return True
+
+
+def _without_colour(rgb: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(cv2.transform(rgb, np.full((1, 3), 1 / 3)), cv2.COLOR_GRAY2RGB)
 
 
 def _even(since: int, times: list[int]) -> bool:

@@ -20,11 +20,11 @@ import av
 from mcode import __version__
 from mcode.errors import FormatError, InputError, WireError
 from mcode.frame import TICKS_PER_S
-from mcode.packet import FORMAT, Packet, StreamHeader
+from mcode.packet import Packet, StreamHeader
 from mcode.video import TICK, AudioTrack, OutputFile, StrPath
 
-FORMAT_KEY = "mcode"
-"""The metadata key that makes an MP4 an .mcode file; its value is the format of the samples."""
+FORMAT_KEY, FORMAT = "mcode", 1
+"""The metadata key that makes an MP4 an .mcode file, and its value; samples tell their own format (packet.FORMAT)."""
 
 LEAST_FRAGMENT_S, MOST_FRAGMENT_S = 5, 20
 """A fragment (about 110 bytes, 220 with sound) starts at the first refresh after 5 s, and at any keyframe after 20 s."""

@@ -1,6 +1,6 @@
 """Packets: one keyframe as bytes, header and slices. Not the container's or RTP's framing, nor what slices hold.
 
-LAYOUT is the byte layout of format 1, the only place where it is written down.
+LAYOUT is the byte layout of formats 1 and 2, the only place where it is written down.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 from mcode.errors import FormatError, WireError
 
-FORMAT = 1
+FORMAT = 2
+"""The newest format. 2 is 1 with grey pictures, and is written for those alone."""
 
 CODERS = ("fixed", "huffman", "range")
 """By their numbers in the stream header."""
@@ -20,8 +21,8 @@ CODERS = ("fixed", "huffman", "range")
 LAYOUT = """\
 | field | bytes | present | is |
 |---|---|---|---|
-| flags | 1 | always | bit 0: stream header; bit 1: steps; bit 2: times; bits 3-7: 0 in format 1 |
-| format | 1 | bit 0 | 1 |
+| flags | 1 | always | bit 0: stream header; bit 1: steps; bit 2: times; bits 3-7: 0 |
+| format | 1 | bit 0 | 1; 2: pictures are grey, shown as the mean of the three colours |
 | coder, quality | 1 | bit 0 | coder << 4 (0 fixed, 1 huffman, 2 range), quality 0-15 |
 | manifold | 8 | bit 0 | the first bytes of the manifold's SHA-256 |
 | width, height | 2 varints | bit 0 | the picture as the manifold sees it, 1-65535 |
@@ -52,7 +53,8 @@ class StreamHeader:
 
     manifold_id: the first 8 bytes of the manifold's SHA-256. width, height: the picture as the manifold sees it;
     display_width, display_height: as it is shown. n: keyframe interval. coder: one of CODERS. quality: 0..15.
-    slices: of each keyframe, 1..255. Raises ValueError for values outside LAYOUT's ranges.
+    slices: of each keyframe, 1..255. grey: pictures without colour, whatever the networks make of them. Raises ValueError for
+    values outside LAYOUT's ranges.
     """
 
     manifold_id: bytes
@@ -64,6 +66,7 @@ class StreamHeader:
     coder: str
     quality: int
     slices: int
+    grey: bool = False
 
     def __post_init__(self) -> None:
         if len(self.manifold_id) != _MANIFOLD_BYTES:
@@ -109,7 +112,7 @@ class Packet:
         flags = _REFRESH * (self.header is not None) | _STEPS * explicit | _TIMES * (self.times is not None)
         parts = [bytes([flags])]
         if (h := self.header) is not None:
-            parts += [bytes([FORMAT, CODERS.index(h.coder) << 4 | h.quality]), h.manifold_id]
+            parts += [bytes([1 + h.grey, CODERS.index(h.coder) << 4 | h.quality]), h.manifold_id]
             parts += map(_varint, (h.width, h.height, h.display_width, h.display_height, h.n, h.slices))
         if explicit:
             parts.append(_varint(self.steps))
@@ -153,7 +156,7 @@ def _parse_header(reader: _Reader) -> StreamHeader:
     version = reader.byte()
     if version > FORMAT:
         raise _newer(str(version))
-    if version != FORMAT:
+    if version < 1:
         raise WireError(f"there is no stream format {version}")
     coder, quality = divmod(reader.byte(), 16)
     if coder >= len(CODERS):
@@ -161,7 +164,8 @@ def _parse_header(reader: _Reader) -> StreamHeader:
     manifold_id = reader.take(_MANIFOLD_BYTES)
     width, height, shown_width, shown_height = (reader.varint("size", _RANGES.size) for _ in range(4))
     n, slices = reader.varint("n", _RANGES.n), reader.varint("slices", _RANGES.slices)
-    return StreamHeader(manifold_id, width, height, shown_width, shown_height, n, CODERS[coder], quality, slices)
+    size = (width, height, shown_width, shown_height)
+    return StreamHeader(manifold_id, *size, n, CODERS[coder], quality, slices, grey=version == 2)
 
 
 def _newer(version: str) -> NewerFormatError:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .coders.range import DELTA, WITH_Z
+from .coders.range import DELTA, WITH_Z, level_of
 from .errors import InputError
 from .evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures, unit_distance
 from .manifold import Manifold
@@ -183,7 +183,6 @@ class _Task:
         self.inverse = self.model.inverse(quality).view(-1, 1, 1)
         self.price = _SHARE * refiner.prices.lambdas[quality - 1]
         self.quality = torch.tensor([quality - 1], device=device)
-        self.kind = torch.tensor([WITH_Z if previous is None else DELTA], device=device)
         self.previous = None if previous is None else torch.from_numpy(previous.astype(np.float32))[None].to(device)
         self.mean = self.scale = torch.empty(0)
         with torch.no_grad(), self._autocast():
@@ -195,10 +194,16 @@ class _Task:
         previous = torch.zeros_like(symbols) if self.previous is None else self.previous
         with torch.no_grad():
             z = hyper.analysis(symbols, self.quality)
-            index, mean = hyper.indices(symbols, previous, z, self.quality, self.kind, joined=True)
+            index, mean = hyper.indices(symbols, previous, z, self.quality, self._kind(symbols), joined=True)
         self.scale = SCALE_LOW * torch.exp(SCALE_STEP * index)
         self.mean = mean / 4 if self.previous is None else mean / 4 + self.previous
         return self
+
+    def _kind(self, symbols: Tensor) -> Tensor:
+        if self.previous is None:
+            return torch.full_like(self.quality, WITH_Z)
+        pair = (part[0].flatten(1).cpu().numpy() for part in (symbols, self.previous))
+        return torch.full_like(self.quality, DELTA + level_of(*pair, self.refiner._hyper.config.levels))
 
     def loss(self, symbols: Tensor, judge: int | None = None) -> Tensor:
         """bits per pixel + lambda * distortion, of symbols (1, C, h, w), whole or between. judge: that one alone stands for

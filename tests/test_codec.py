@@ -226,3 +226,49 @@ def test_a_dead_zone_stills_a_noisy_scene():
         return sum(int((a != b).sum()) for a, b in pairwise(shown))
 
     assert moved(0.8) < 0.5 * moved(0.5)
+
+
+def tinted(index, value=100, tint=6):
+    """Nearly grey, but not quite."""
+    rgb = np.full((8, 16, 3), value, np.uint8)
+    rgb[5, 9, 2] += tint
+    return Frame(rgb, index * TICKS)
+
+
+class Tinting(BlockMeans):
+    """Shows everything with too much blue."""
+
+    def synthesise(self, latents, width, height):
+        return super().synthesise(latents, width, height) + np.array([0, 0, 9], np.uint8)
+
+
+def shown(packets):
+    decoder = Decoder(Tinting())
+    return [frame.rgb.reshape(-1, 3).mean(axis=0).round(1).tolist() for packet in packets for frame in decoder.push(packet)]
+
+
+def test_grey_frames_come_back_grey_and_others_as_they_are_shown():
+    packets = encode([grey(100, i) for i in range(5)], n=2)
+    assert [p.header.grey for p in packets if p.header] == [True]
+    assert shown(packets) == [[103, 103, 103]] * 5
+    packets = encode([tinted(i) for i in range(5)], n=2)
+    assert not any(p.header.grey for p in packets if p.header)
+    assert all(blue - red >= 9 for red, _, blue in shown(packets))
+
+
+def test_the_first_colour_in_a_grey_video_is_sent_whole_and_grey_waits_for_a_refresh():
+    frames = [grey(100, i) for i in range(4)] + [tinted(i) for i in range(4, 8)] + [grey(100, i) for i in range(8, 16)]
+    packets = encode(frames, n=2, cuts=False, refresh_s=10 / 25)
+    assert [(p.pts // TICKS, p.header.grey) for p in packets if p.header] == [(0, True), (4, False), (14, True)]
+    assert [red == blue for red, _, blue in shown(packets)] == [True] * 3 + [False] * 10 + [True] * 3
+
+
+def test_a_flicker_of_colour_between_two_grey_keyframes_is_colour():
+    frames = [grey(100, 0), tinted(1), grey(100, 2), grey(100, 3), grey(100, 4)]
+    packets = encode(frames, n=2, cuts=False)
+    assert [(p.pts // TICKS, p.header.grey) for p in packets if p.header] == [(0, True), (2, False)]
+
+
+def test_one_level_of_colour_is_none():
+    assert encode([tinted(0, tint=1)])[0].header.grey
+    assert not encode([tinted(0, tint=2)])[0].header.grey

@@ -220,9 +220,9 @@ def test_a_newer_format_is_named_by_the_samples_too(tmp_path: Path) -> None:
     path = tmp_path / "a.mcode"
     write(path)
     data = bytearray(path.read_bytes())
-    data[data.index(keyframe(0).to_sample(N)) + 1] = 2
+    data[data.index(keyframe(0).to_sample(N)) + 1] = 3
     path.write_bytes(data)
-    with pytest.raises(FormatError, match="a.mcode: stream is format 2.*reads 1"):
+    with pytest.raises(FormatError, match="a.mcode: stream is format 3.*reads 2"):
         McodeReader(path)
 
 

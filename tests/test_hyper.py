@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -41,8 +42,8 @@ def coding_indices(model, symbols, previous, quality, kind, joined):
     size = symbols.shape[1:]
     flat = symbols.reshape(len(symbols), -1)
     from_z = ranges._synthesis(ranges._analysis(symbols, quality, model), size, model) if kind == WITH_Z else None
-    base = previous.reshape(flat.shape) if kind == DELTA else None
-    walk = ranges._Walk(model, quality, size, np.arange(flat.shape[1]), joined, from_z, base)
+    base = previous.reshape(flat.shape) if kind >= DELTA else None
+    walk = ranges._Walk(model, quality, size, np.arange(flat.shape[1]), joined, from_z, base, max(0, kind - DELTA))
     table, mean = np.zeros(flat.shape, int), np.zeros(flat.shape, int)
     for i, p in enumerate(model.config.passes):
         plan = walk.plan(i)
@@ -78,6 +79,40 @@ def test_training_sees_the_very_indices_that_code_for_ten_thousand_latents_in_an
                 whole = whole + (before[index].reshape(6, -1) if kind == DELTA else 0)
                 different += np.count_nonzero(expected != table) + np.count_nonzero(whole != mean)
     assert different == 0
+
+
+def test_levels_of_deltas_are_the_coders_own():
+    config = replace(CONFIG, levels=3)
+    net = Hyper.thaw(tiny(), levels=3)
+    with torch.no_grad():
+        net.start.bias += torch.randn(net.start.bias.shape, generator=torch.Generator().manual_seed(0)) * 0.3
+    model = ranges.RangeModel(config, net.integers(), *(getattr(tiny(), n) for n in ("sizes", "tables", "z_tables")))
+    x, last = torch.from_numpy(sample(1, 9, 7)[None]).float(), torch.from_numpy(sample(2, 9, 7)[None]).float()
+    quality, tables = torch.tensor([1]), []
+    for kind in (WHOLE, WITH_Z, DELTA, DELTA + 1, DELTA + 2):
+        with torch.no_grad():
+            scale, quarters = net.indices(x, last, net.analysis(x, quality), quality, torch.tensor([kind]), True)
+        symbols, before = sample(1, 9, 7), sample(2, 9, 7)
+        table, mean = coding_indices(model, symbols, before, 2, kind, True)
+        q = quarters[0].numpy().reshape(6, -1).astype(int)
+        whole = (q + 1) >> 2
+        assert np.array_equal(scale[0].numpy().reshape(6, -1).astype(int) * FRACTIONS + np.abs(q - 4 * whole), table)
+        assert np.array_equal(whole + (before.reshape(6, -1) if kind >= DELTA else 0), mean)
+        tables.append(table)
+    assert not any(np.array_equal(a, b) for a, b in pairwise(tables[2:]))
+
+
+def test_levels_begin_as_the_one_delta_there_was():
+    model, thawed = tiny(), Hyper.thaw(tiny(), levels=4)
+    symbols, last = (torch.from_numpy(sample(i, 8, 8)[None]).float() for i in (1, 2))
+    quality = torch.tensor([1])
+    with torch.no_grad():
+        z = thawed.analysis(symbols, quality)
+        one = Hyper.thaw(model).indices(symbols, last, z, quality, torch.tensor([DELTA]), True)
+        for level in range(4):
+            kind = torch.tensor([DELTA + level])
+            for a, b in zip(one, thawed.indices(symbols, last, z, quality, kind, True), strict=True):
+                assert torch.equal(a, b)
 
 
 def test_the_integers_bring_the_network_back():

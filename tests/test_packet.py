@@ -1,6 +1,7 @@
-"""The byte layout of format 1: literal bytes both ways, every truncation, round trips and seeded damage."""
+"""The byte layout of formats 1 and 2: literal bytes both ways, every truncation, round trips and seeded damage."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ GOLDEN = {
         None,
         "01 01 2f 0000000000000000 01 ffff03 11 17 ac02 03 01 01 00 0203",
     ),
+    "grey": (Packet(0, 4, None, replace(HEADER, grey=True), (b"",)), None, "0102130102030405060708 8005 f002 8005 e802 04 01"),
     "fixed, steps and times": (
         Packet(5, 2, (3,), StreamHeader(b"\xff" * 8, 9, 9, 9, 9, 1, "fixed", 0, 1), (b"\x07",)),
         None,
@@ -65,10 +67,10 @@ def test_a_steady_keyframe_costs_one_byte_over_its_slice():
 
 
 def test_a_newer_format_is_named_to_commands_and_to_receive_loops():
-    newer = bytes.fromhex("01 02") + bytes(20)
-    with pytest.raises(FormatError, match=r"stream is format 2, this is mcode .*, which reads 1"):
+    newer = bytes.fromhex("01 03") + bytes(20)
+    with pytest.raises(FormatError, match=r"stream is format 3, this is mcode .*, which reads 2"):
         Packet.parse_sample(newer, 0, None)
-    with pytest.raises(WireError, match="format newer than 1"):
+    with pytest.raises(WireError, match="format newer than 2"):
         Packet.parse_sample(b"\x08", 0, HEADER)
 
 
@@ -135,6 +137,7 @@ def packets(draw):
         draw(st.sampled_from(CODERS)),
         draw(st.integers(0, 15)),
         count,
+        draw(st.booleans()),
     )
     steps = draw(st.one_of(st.just(header.n), st.integers(1, 20)))
     times = None
@@ -176,7 +179,7 @@ def test_damaged_samples_parse_or_are_the_wires_error():
                 parsed += 1
             except WireError:
                 pass
-    assert 300 < parsed < 2300  # both happen
+    assert 300 < parsed < 2600  # both happen
 
 
 def test_the_layout_names_every_coder_and_field():

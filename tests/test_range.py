@@ -24,6 +24,7 @@ from .block_means import BlockMeans, grey
 from .range_model import CONFIG, frequencies, sample, tiny
 
 MODEL = tiny()
+LEVELLED = tiny(config=replace(CONFIG, levels=5))
 
 
 def decode(parts, previous, h, w, quality=1, model=MODEL):
@@ -408,3 +409,86 @@ def test_a_missing_slice_keeps_what_was_there():
     list(decoder.push(packets[0]))
     (frame,) = decoder.push(replace(packets[1], slices=(packets[1].slices[0], None)))
     assert set(np.unique(frame.rgb)) == {100, 150}
+
+
+def moved(symbols, share, seed=0):
+    """The keyframe before: `share` of its symbols are others."""
+    rng = np.random.default_rng(seed)
+    return symbols - (rng.random(symbols.shape) < share).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    ("changed", "levels", "expected"),
+    [
+        (0, 8, 0),
+        (6, 8, 0),  # of 100 positions: less than 1/16
+        (7, 8, 1),
+        (49, 8, 3),
+        (50, 8, 4),
+        (399, 8, 6),
+        (400, 8, 7),
+        (600, 8, 7),
+        (600, 1, 0),
+        (0, 1, 0),
+        (399, 2, 0),
+        (400, 2, 1),
+    ],
+)
+def test_the_level_of_a_delta_is_how_many_symbols_a_position_change(changed, levels, expected):
+    before = np.zeros((6, 100), np.int16)
+    after = before.copy()
+    after.reshape(-1)[:changed] = -3
+    assert ranges.level_of(after, before, levels) == expected
+
+
+@pytest.mark.parametrize("share", [0.0, 0.004, 0.05, 0.2, 1.0])
+@pytest.mark.parametrize("slices", [1, 3])
+def test_deltas_of_every_level_come_back(share, slices):
+    symbols = sample(5, 12, 17)
+    before = moved(symbols, share)
+    parts = ranges.encode(symbols, before, slices, 2, LEVELLED)
+    assert np.array_equal(decode(parts, before, 12, 17, quality=2, model=LEVELLED), symbols)
+
+
+def test_a_level_is_told_in_the_first_symbol_and_changes_what_is_predicted():
+    found = {}
+    for share in (0.0, 0.1, 0.2, 0.4):
+        symbols = sample(5, 12, 17)
+        before = moved(symbols, share)
+        (data,) = ranges.encode(symbols, before, 1, 2, LEVELLED)
+        kind = int(ranges._stack(data).decode(LEVELLED._kind.model, 1)[0])
+        found[share] = kind - ranges.DELTA
+        assert found[share] == ranges.level_of(symbols.reshape(6, -1), before.reshape(6, -1), 5)
+        assert ranges.decode(data, None, 0, 1, (12, 17), 2, LEVELLED).needs_previous
+    assert len(set(found.values())) >= 3
+    flat = before.reshape(6, -1)
+    walks = [ranges._Walk(LEVELLED, 2, (12, 17), np.arange(204), True, None, flat, level) for level in (0, 4)]
+    assert not np.array_equal(*(walk.plan(0).table for walk in walks))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 7, 16])
+def test_the_kinds_frequencies_are_those_of_the_format(levels):
+    costs = tiny(config=replace(CONFIG, levels=levels))._kind.costs / 1024
+    assert len(costs) == 2 + levels
+    assert (2.0**-costs).sum() == pytest.approx(1, abs=1e-3)
+    expected = [5 / 16, 5 / 16, 6 / 16] if levels == 1 else [1 / 8, 1 / 8, *[3 / 4 / levels] * levels]
+    assert 2.0**-costs == pytest.approx(expected, rel=1e-3)
+
+
+@given(st.binary(max_size=60), st.sampled_from([1, 3]), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_any_bytes_decode_with_levels_too(data, slices, with_previous):
+    positions = len(slicing.positions(0, slices, 4, 5))
+    previous = slicing.split(sample(1, 4, 5), slices)[0] if with_previous else None
+    found = ranges.decode(data, previous, 0, slices, (4, 5), 1, LEVELLED)
+    assert found.symbols.shape == (6, positions)
+
+
+def test_levels_are_named_in_the_config_only_where_there_are_some():
+    assert "levels" not in CONFIG.to_dict()
+    config = LEVELLED.config
+    assert config.to_dict()["levels"] == 5
+    assert ranges.HyperConfig.from_dict(config.to_dict(), 6, 2) == config
+    for bad in (0, 17, "many"):
+        with pytest.raises(FormatError):
+            ranges.HyperConfig.from_dict(config.to_dict() | {"levels": bad}, 6, 2)

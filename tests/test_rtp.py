@@ -284,9 +284,9 @@ def test_a_newer_format_is_named():
     (packet,) = Packetiser(1).push(keyframe(0, header=STREAM))
     end = payload.protected_bytes(packet) - 12 - 2
     raw = bytearray(packet.payload[:end])
-    raw[7] = 2  # the stream header's format
+    raw[7] = 3  # the stream header's format
     whole = bytes(raw) + crc16(packet.header + bytes(raw)).to_bytes(2) + b"abcdefg"
-    with pytest.raises(FormatError, match="format 2"):
+    with pytest.raises(FormatError, match="format 3"):
         Depacketiser().push(bytes(replace(packet, payload=whole)), 0.0)
 
 

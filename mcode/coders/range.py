@@ -8,7 +8,8 @@ tables (Ballé, Johnston, Minnen 2019). The training's double is mcode.nets.hype
 
 A slice, in the order of decoding:
 
-    1 symbol           0: whole symbols, 1: the same, the hyper-latent follows, 2: a delta to the previous keyframe
+    1 symbol           0: whole symbols, 1: the same, the hyper-latent follows, 2 and more: a delta to the previous keyframe,
+                       2 the stillest, the last one that in which most moves
     Z x hz x wz        hyper-latent (after 1), channel by channel, hz = ceil(h / 4), wz = ceil(w / 4)
     for each pass      its symbols, sorted by table, then by channel, then by position; then what escaped, 16 bits each
 
@@ -18,6 +19,7 @@ cut goes on with predictions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,8 +46,9 @@ LOG_TABLE = np.rint(16 * np.log2(1 + np.arange(4096))).astype(np.int16)
 PRECISION = 24
 """Frequencies of a table sum to 2^24."""
 WHOLE, WITH_Z, DELTA = 0, 1, 2
-KINDS = 3
-"""Kinds of slice, as its first symbol tells. A delta is coded around the previous keyframe's symbols and knows them."""
+"""Kinds of slice, as its first symbol tells. A delta is coded around the previous keyframe's symbols and knows them; DELTA + i
+is one of level i, see `level_of`."""
+MOST_LEVELS = 16
 FRACTIONS = 3
 """Means are in quarters: tables for a mean at 0, 1/4 and 1/2 of a step; 3/4 is 1/4 mirrored."""
 Z_RATIO = 4
@@ -54,6 +57,8 @@ BOTH_WAYS = 512
 """Whole slices of fewer positions are tried with and without the hyper-latent; larger ones always have it."""
 
 _SIZES = ("hidden", "wide", "latents", "scales", "signed", "mean_limit")
+_BUSIEST = 4.0
+"""Changed symbols a position, from which a delta is of the last level; each level below begins at half of that."""
 _EXACT = 1 << 24
 _ESCAPE_BITS = 16
 _PIECE = 500_000
@@ -75,7 +80,7 @@ class Pass(NamedTuple):
 class HyperConfig:
     """passes: in coding order; together they hold each channel and position once, a pass of parity 1 right after that of
     parity 0. hidden, wide: channels of the networks. latents: channels of z. scales: number of scale indices.
-    signed: the first channels, whose signs the network sees."""
+    signed: the first channels, whose signs the network sees. levels: kinds of delta, by how much moves."""
 
     channels: int
     qualities: int
@@ -86,6 +91,11 @@ class HyperConfig:
     scales: int = 48
     signed: int = 4
     mean_limit: int = 1023
+    levels: int = 1
+
+    @property
+    def kinds(self) -> int:
+        return DELTA + self.levels
 
     def signed_of(self, p: Pass) -> int:
         """How many of the pass's channels the network sees with their sign."""
@@ -93,7 +103,9 @@ class HyperConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """What the manifold's config holds; channels and qualities stand there already."""
-        return {"format": 1, "passes": [list(p) for p in self.passes]} | {name: getattr(self, name) for name in _SIZES}
+        sizes = {name: getattr(self, name) for name in _SIZES}
+        levels = {"levels": self.levels} if self.levels > 1 else {}
+        return {"format": 1, "passes": [list(p) for p in self.passes]} | sizes | levels
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], channels: int, qualities: int) -> HyperConfig:
@@ -102,7 +114,7 @@ class HyperConfig:
             raise FormatError(f"the hyperprior is of format {values.get('format')}; this version reads 1")
         try:
             passes = tuple(Pass(*p) for p in values["passes"])
-            sizes = {k: int(values[k]) for k in _SIZES}
+            sizes = {k: int(values[k]) for k in _SIZES} | {"levels": int(values.get("levels", 1))}
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"the hyperprior's config is damaged ({error})") from None
         at, parity, last = 0, None, (0, 0)
@@ -113,6 +125,8 @@ class HyperConfig:
             parity, last = p.parity, (p.start, p.stop)
         if at != channels or parity == 0 or min(sizes.values()) < 1 or max(sizes.values()) > 4096 or sizes["signed"] > channels:
             raise FormatError(f"the hyperprior does not fit {channels} channels")
+        if sizes["levels"] > MOST_LEVELS:
+            raise FormatError(f"the hyperprior has {sizes['levels']} levels; there are at most {MOST_LEVELS}")
         return cls(channels, qualities, passes, **sizes)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -129,7 +143,7 @@ class HyperConfig:
             "s1_bias": (1, wide),
             "s2": (Z_RATIO**2 * hidden, wide, 1, 1),
             "before": (hidden, c + self.signed, 1, 1),
-            "start": (2 * KINDS * q, hidden),
+            "start": (2 * self.kinds * q, hidden),
         }
         for i, p in enumerate(self.passes):
             n = p.stop - p.start
@@ -234,7 +248,8 @@ class RangeModel:
             np.add.at(z_counts[quality - 1], (np.arange(len(z))[:, None], rows), 1)
         else:
             base = previous.reshape(len(previous), -1)
-        walk = _Walk(self, quality, size, np.arange(size[0] * size[1]), joined, from_z, base)
+        level = 0 if base is None else level_of(flat, base, self.config.levels)
+        walk = _Walk(self, quality, size, np.arange(size[0] * size[1]), joined, from_z, base, level)
         for i, p in enumerate(self.config.passes):
             plan = walk.plan(i)
             wanted = np.ascontiguousarray(flat[p.start : p.stop, plan.columns])
@@ -311,6 +326,15 @@ class RangeModel:
         return np.concatenate([weight, offset[:, None]], axis=1)
 
     @cached_property
+    def _kind(self) -> _Alphabet:
+        """Of a slice's first symbol: 5, 5 and 6 of 16 where all deltas are of one level, else 2, 2, and 12 for all levels."""
+        levels = self.config.levels
+        if levels == 1:
+            return _alphabet(np.array([5 << 20, 5 << 20, 6 << 20]))
+        each, more = divmod(12 << 20, levels)
+        return _alphabet(np.array([2 << 20, 2 << 20, each + more, *[each] * (levels - 1)]))
+
+    @cached_property
     def _rows(self) -> dict[tuple[str, int], np.ndarray]:
         return {}
 
@@ -357,15 +381,16 @@ def decode(
     _check(model, model.config.channels, quality)
     h, w = size
     coder = _stack(data)
-    kind = int(coder.decode(_KIND.model, 1)[0])
-    needs_previous = kind == DELTA and previous is None
+    kind = int(coder.decode(model._kind.model, 1)[0])
+    needs_previous = kind >= DELTA and previous is None
     if needs_previous:
         coder, kind = AnsCoder(), WHOLE  # an empty stack: what is predicted from nothing
     from_z = None
     if kind == WITH_Z:
         from_z = _synthesis(_read_latent(coder, quality, size, model), size, model)
     positions = slicing.positions(slice_index, slices, h, w)
-    walk = _Walk(model, quality, size, positions, slices == 1, from_z, previous if kind == DELTA else None)
+    base = previous if kind >= DELTA else None
+    walk = _Walk(model, quality, size, positions, slices == 1, from_z, base, max(0, kind - DELTA))
     symbols = _read(coder, walk)
     return Decoded(symbols, needs_previous, not coder.is_empty())
 
@@ -447,14 +472,16 @@ class _Walk:
         joined: bool,
         from_z: np.ndarray | None,
         previous: np.ndarray | None,
+        level: int = 0,
     ) -> None:
-        """from_z: of _synthesis, for the whole map; previous: int16 (C, P), of the slice; at most one of the two."""
+        """from_z: of _synthesis, for the whole map; previous: int16 (C, P), of the slice; at most one of the two. level: of a
+        delta."""
         self.model, self.size, self.joined, self.previous = model, size, joined, previous
-        kind = DELTA if previous is not None else WHOLE if from_z is None else WITH_Z
-        self.row = 2 * (quality - 1) + (kind == DELTA)
+        kind = DELTA + level if previous is not None else WHOLE if from_z is None else WITH_Z
+        self.row = 2 * (quality - 1) + (kind >= DELTA)
         self.count = len(positions)
         w = model._floats
-        start = w["start"][2 * KINDS * (quality - 1) + KINDS * joined + kind]
+        start = w["start"][model.config.kinds * (2 * (quality - 1) + joined) + kind]
         if previous is not None:
             self.total = _product(w["before"], _features(previous, model.config.signed)) + start
         elif from_z is not None:
@@ -555,13 +582,16 @@ def _choose(
     for index, (part, base) in enumerate(zip(slicing.split(symbols, slices), before, strict=True)):
         tried = []
         for kind in _kinds(part, base):
-            told, from_z = [_Told(np.array([kind], np.int32), _KIND)], None
+            told, from_z, known, level = [], None, None, 0
             if kind == WITH_Z:
                 latent = latent or _latent(symbols, quality, model)
-                told, from_z = told + latent[0], latent[1]
+                told, from_z = latent
+            elif kind == DELTA and base is not None:
+                known, level = base, level_of(part, base, model.config.levels)
+            first = _Told(np.array([kind + level], np.int32), model._kind)
             positions = slicing.positions(index, slices, *size)
-            walk = _Walk(model, quality, size, positions, slices == 1, from_z, base if kind == DELTA else None)
-            tried.append(told + _tell(part, walk))
+            walk = _Walk(model, quality, size, positions, slices == 1, from_z, known, level)
+            tried.append([first, *told, *_tell(part, walk)])
         chosen.append(min(tried, key=_price) if len(tried) > 1 else tried[0])
     return chosen
 
@@ -573,6 +603,13 @@ def _kinds(part: np.ndarray, base: np.ndarray | None) -> tuple[int, ...]:
         return whole
     size, change = _size_of(part), _size_of(part.astype(np.int32) - base)
     return (DELTA,) if 8 * change < 7 * size else whole if 7 * change > 8 * size else (DELTA, *whole)
+
+
+def level_of(symbols: np.ndarray, previous: np.ndarray, levels: int) -> int:
+    """How much moves between two keyframes, 0 to levels - 1, by the changed symbols a position. Both (C, P)."""
+    density = np.count_nonzero(symbols != previous) / max(1, symbols.shape[-1])
+    below = math.ceil(math.log2(_BUSIEST / density)) if density else levels
+    return min(max(levels - 1 - max(below, 0), 0), levels - 1)
 
 
 def _size_of(values: np.ndarray) -> int:
@@ -658,7 +695,6 @@ def _alphabet(frequencies: np.ndarray) -> _Alphabet:
     return _Alphabet(model, reader, np.rint(1024 * (PRECISION - np.log2(frequencies.astype(np.float64)))).astype(np.int64))
 
 
-_KIND = _alphabet(np.array([5 << 20, 5 << 20, 6 << 20]))
 _RAW = _Alphabet(*2 * (Uniform(1 << _ESCAPE_BITS),), np.full(1 << _ESCAPE_BITS, 1024 * _ESCAPE_BITS))
 _LOG_FLOATS = LOG_TABLE.astype(np.float32)
 

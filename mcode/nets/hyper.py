@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..coders.range import DELTA, HEAD_SHIFT, KINDS, LOG_TABLE, SHIFT, TOP, WITH_Z, Z_MAX, Z_MIN, HyperConfig, RangeModel
+from ..coders.range import DELTA, HEAD_SHIFT, LOG_TABLE, SHIFT, TOP, WITH_Z, Z_MAX, Z_MIN, HyperConfig, RangeModel
 
 UNIT = 32
 """Integer steps of an activation, a feature or an output in one unit of the training's numbers."""
@@ -99,7 +100,7 @@ class Hyper(nn.Module):
         self.s1, self.s1_bias = IntegerWeight(wide, z, 3), IntegerBias(1, wide)
         self.s2 = IntegerWeight(16 * hidden, wide)
         self.before = IntegerWeight(hidden, c + config.signed)
-        self.start = IntegerBias(2 * KINDS * q, hidden)
+        self.start = IntegerBias(2 * config.kinds * q, hidden)
         sizes = [p.stop - p.start for p in config.passes]
         self.inner = nn.ModuleList(IntegerWeight(hidden, hidden, scale=1.4) for _ in sizes)
         self.inner_bias = nn.ModuleList(IntegerBias(1, hidden) for _ in sizes)
@@ -126,9 +127,15 @@ class Hyper(nn.Module):
         return net
 
     @classmethod
-    def thaw(cls, model: RangeModel) -> Hyper:
-        """The network of a finished hyperprior, to be trained on: densities of z are taken from its tables."""
-        net = cls.from_integers(model.config, model.weights)
+    def thaw(cls, model: RangeModel, levels: int | None = None) -> Hyper:
+        """The network of a finished hyperprior, to be trained on: densities of z are taken from its tables. levels: another
+        number than its own, all of which begin as its first."""
+        config, weights = model.config, dict(model.weights)
+        if levels is not None and levels != config.levels:
+            rows = weights["start"].reshape(2 * config.qualities, config.kinds, -1)
+            wanted = np.minimum(np.arange(DELTA + levels), DELTA)
+            config, weights["start"] = replace(config, levels=levels), rows[:, wanted].reshape(-1, rows.shape[2])
+        net = cls.from_integers(config, weights)
         values = np.arange(Z_MIN, Z_MAX + 1)
         share = model.z_tables / model.z_tables.sum(axis=2, keepdims=True)
         mean = (share * values).sum(axis=2)
@@ -168,14 +175,15 @@ class Hyper(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(scale index, mean in quarters), both (B, C, h, w), each from what is coded before it.
 
-        previous: what the symbols are coded against, where kind is DELTA. kind: int64 (B,). joined: whether neighbours are
-        known, as in a keyframe of one slice.
+        previous: what the symbols are coded against, where kind is DELTA or more. kind: int64 (B,). joined: whether neighbours
+        are known, as in a keyframe of one slice.
         """
         config = self.config
         h, w = symbols.shape[2:]
-        mode = KINDS * int(joined) + kind
-        total = self.start.value().view(config.qualities, 2 * KINDS, -1)[quality, mode][..., None, None].expand(-1, -1, h, w)
-        delta = (kind == DELTA).view(-1, 1, 1, 1)
+        mode = config.kinds * int(joined) + kind
+        start = self.start.value().view(config.qualities, 2 * config.kinds, -1)
+        total = start[quality, mode][..., None, None].expand(-1, -1, h, w)
+        delta = (kind >= DELTA).view(-1, 1, 1, 1)
         total = total + self.synthesis(z)[:, :, :h, :w] * (kind == WITH_Z).view(-1, 1, 1, 1)
         total = total + self.before(features(previous * delta, config.signed))
         residual = symbols - previous * delta
@@ -184,7 +192,7 @@ class Hyper(nn.Module):
         means: list[Tensor] = []
         for i, p in enumerate(config.passes):
             x = activate(self.inner[i](activate(total)) + self.inner_bias[i].value()[..., None, None])
-            offset = self.head_bias[i].value()[2 * quality + (kind == DELTA).long()][..., None, None]
+            offset = self.head_bias[i].value()[2 * quality + (kind >= DELTA).long()][..., None, None]
             scale, mean = _rounded((self.head[i](x) + offset) * HEAD_UNIT, 1).chunk(2, 1)
             part = residual[:, p.start : p.stop]
             if p.parity is not None:
@@ -210,7 +218,7 @@ class Hyper(nn.Module):
         """(bits of the symbols, bits of z), both (B,). symbols, previous: integers as float (B, C, h, w); see `indices`."""
         z = self.analysis(symbols, quality)
         index, mean = self.indices(symbols, previous, z, quality, kind, joined)
-        against = symbols - previous * (kind == DELTA).view(-1, 1, 1, 1)
+        against = symbols - previous * (kind >= DELTA).view(-1, 1, 1, 1)
         return _bits(against, index, mean), self.z_bits(z, quality) * (kind == WITH_Z)
 
     def whole_bits(self, noisy: Tensor, symbols: Tensor, quality: Tensor) -> Tensor:

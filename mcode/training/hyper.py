@@ -28,6 +28,7 @@ from ..coders.range import (
     HyperConfig,
     Pass,
     RangeModel,
+    level_of,
     unzigzag,
 )
 from ..errors import InputError, McodeError
@@ -118,7 +119,7 @@ def train(
 
     latents: float16 (N, C, h, w), coded whole; moves: (M, T, C, h, w) of the same sizes, frames deltas.RUN[:T] of videos,
     coded as chains of keyframes. start: a network of this config to go on from. Each picture's bits are weighed by the usual
-    number at its quality, so that low qualities count as much as high ones. report: called with numbers every 100 steps;
+    number at its quality and level, so that low ones count as much as high ones. report: called with numbers every 100 steps;
     save: with the network every 250. Raises McodeError where the loss is not finite.
     """
     torch.manual_seed(training.seed)
@@ -131,7 +132,7 @@ def train(
         middle = _middles(pictures, gain, margin)
         net.prepare(_spreads(pictures, sequences, gain, margin, middle, rng), middle)
     optimiser = torch.optim.Adam(net.parameters(), lr=training.learning_rate)
-    usual = torch.zeros(2, config.qualities)
+    usual = torch.zeros(config.kinds - 1, config.qualities)  # of whole pictures, and of deltas of each level
     pixels = 256 * latents.shape[2] * latents.shape[3]
     whole = training.batch - training.deltas
     for step in range(training.steps):
@@ -144,10 +145,12 @@ def train(
         symbols = torch.cat([symbols_of(stills, gain[of_stills], margin[of_stills]), after])
         previous = torch.cat([torch.zeros_like(stills, dtype=torch.float32), before])
         joined = bool(rng.random() < training.joined)
-        kind = torch.full((training.batch,), DELTA)
-        kind[:whole] = torch.from_numpy(np.where(rng.random(whole) < training.with_z[0 if joined else 1], WITH_Z, WHOLE))
+        with_z = rng.random(whole) < training.with_z[0 if joined else 1]
+        kind = torch.from_numpy(
+            np.concatenate([np.where(with_z, WITH_Z, WHOLE), DELTA + _levels(before, after, config.levels)])
+        )
         bits, z_bits = net(symbols, previous, quality, kind, joined)
-        total, group_of = bits + z_bits, (kind == DELTA).long()
+        total, group_of = bits + z_bits, (kind - 1).clamp_min(0)
         for d, q, b in zip(group_of.tolist(), quality.tolist(), total.detach(), strict=True):
             usual[d, q] = 0.98 * usual[d, q] + 0.02 * b if usual[d, q] else b
         loss = (total / usual[group_of, quality]).mean()
@@ -158,11 +161,17 @@ def train(
         torch.nn.utils.clip_grad_norm_(net.parameters(), training.clip)
         optimiser.step()
         if report is not None and (step + 1) % 100 == 0:
-            whole_bpp, delta_bpp = ([round(b, 4) for b in row] for row in (usual / pixels).tolist())
-            report({"step": step + 1, "whole": whole_bpp, "delta": delta_bpp, "z": z_bits.detach().mean().item() / pixels})
+            whole_bpp, *delta_bpp = ([round(b, 4) for b in row] for row in (usual / pixels).tolist())
+            report({"step": step + 1, "whole": whole_bpp, "deltas": delta_bpp, "z": z_bits.detach().mean().item() / pixels})
         if save is not None and (step + 1) % 250 == 0:
             save(net)
     return net
+
+
+def _levels(before: Tensor, after: Tensor, levels: int) -> np.ndarray:
+    """Of each of these deltas, (B,)."""
+    flat = (part.flatten(2).numpy() for part in (after, before))
+    return np.array([level_of(*pair, levels) for pair in zip(*flat, strict=True)])
 
 
 def _middles(pictures: Tensor, gain: Tensor, margin: Tensor) -> Tensor:
