@@ -59,13 +59,17 @@ def plots(request, monkeypatch):
         monkeypatch.setattr(images_report, "_drawn", lambda report, metric, kind: b"<svg></svg>")
 
 
+@pytest.fixture(scope="module")
+def rendered() -> list[Image.Image]:
+    return [Image.fromarray(next(iter(render_frames("pan", 0.04, 25, (208, 180), seed))).rgb) for seed in range(2)]
+
+
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def pictures(tmp_path, rendered) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for seed, name in enumerate(("b", "a")):
-        frame = next(iter(render_frames("pan", 0.04, 25, (208, 180), seed)))
-        Image.fromarray(frame.rgb).save(folder / f"{name}.png")
+    for image, name in zip(rendered, "ba", strict=True):
+        image.save(folder / f"{name}.png")
     (folder / "notes.txt").write_text("no picture")
     return folder
 
@@ -304,15 +308,17 @@ def test_refined_pictures_stand_beside_others_and_are_measured_anew_when_refinem
     pictures.mkdir()
     for frame in render_frames("arms", seconds=0.04, size=(64, 48), seed=4):
         Image.fromarray(frame.rgb).save(pictures / "a.png")
-    given = {"codecs": ["mcode"], "qualities": [2, 6], "coder": "range", "device": "cpu", "crops": 0}
+    general = manifold.load("general", "cpu")
+    given = {"codecs": ["mcode"], "manifolds": [general], "qualities": [2, 6], "coder": "range", "device": "cpu", "crops": 0}
     plain = evaluate_images(pictures, tmp_path / "plain", **given)
-    both = evaluate_images(pictures, tmp_path / "both", refine=30, **given)
+    both = evaluate_images(pictures, tmp_path / "both", refine=10, **given)
     by_name = {name: [row for row in both.rows if row.codec == name] for name in ("MCode general", "MCode general, refined")}
     assert [row.bpp for row in by_name["MCode general"]] == [row.bpp for row in plain.rows]
     refined = by_name["MCode general, refined"]
-    assert [row.setting for row in refined] == [f"quality {q}, range, refined 30 by eye" for q in (2, 6)]
+    assert [row.setting for row in refined] == [f"quality {q}, range, refined 10 by eye" for q in (2, 6)]
     assert refined[1].scores["psnr_db"] != plain.rows[1].scores["psnr_db"]
-    again = evaluate_images(pictures, tmp_path / "both", refine=30, force=True, **given)
+    again = evaluate_images(pictures, tmp_path / "both", refine=10, force=True, **given)
     assert (both.measured, again.measured) == (4, 0)
     monkeypatch.setattr(refine, "_SHARE", 0.1)
-    assert evaluate_images(pictures, tmp_path / "both", refine=30, force=True, **given).measured == 2
+    changed = evaluate_images(pictures, tmp_path / "both", refine=10, force=True, **(given | {"qualities": [6]}))
+    assert (changed.measured, changed.total) == (1, 2)  # not the unrefined one
