@@ -230,9 +230,9 @@ def test_the_family_is_trained_in_order_and_measured(trained, data):
     for row in rows.values():
         assert row["bpp"] > 0 and row["estimate"] > 0 and row["settings"]["steps"] == 2
         assert row["distortion"] == pytest.approx(0.075 / 32 * row["mse"])  # d_P = none here
-        assert row["scores"]["psnr_db"] > 0
+        assert row["scores"]["psnr_db"] > 0 and 0 < row["scores"]["ssim"] < 1
     markdown = (out / "report" / "ablation.md").read_text().splitlines()
-    assert markdown[2].startswith("| model | beta | norm in D | D sees y | bit/pixel | under P | d | PSNR")
+    assert markdown[2].startswith("| model | beta | norm in D | D sees y | bit/pixel | under P | d | PSNR, dB | SSIM |")
     assert len(markdown) == 4 + 4 and markdown[-1].startswith("| hific-unconditional | 0.15 | spectral | no |")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 
 import numpy as np
@@ -16,19 +17,35 @@ from mcode.evaluation.bench import Job, bench, make_clip, rows_of, take_turns
 from tests.block_means import BlockMeans
 from tests.test_manifold import TABLES
 from tests.test_manifold import save as save_linear
+from tests.test_range import WithHyper
 
 SIZE = (64, 48)
 STEPS = ["analysis", "synthesis", "fixed encode", "fixed decode", "huffman encode", "huffman decode", "encode", "decode"]
+RANGE = ["range encode", "range decode"]
+WHOLE_RANGE = ["encode with range", "decode with range"]
 
 
 class Means(BlockMeans):
     name, frame_size = "means", None
 
 
+class Dense(WithHyper):
+    name, frame_size = "dense", None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_samples():
+    """The clock's grain matters to figures; here it only takes time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benching, "_SAMPLE_S", 0.001)
+        yield
+
+
 @pytest.fixture(scope="module")
 def report():
     ticks = []
-    found = bench([Means()], sizes=[SIZE], seconds=0.01, frames=6, memory=False, progress=lambda done, _: ticks.append(done))
+    options = {"seconds": 0.01, "frames": 6, "memory": False, "progress": lambda done, _: ticks.append(done)}
+    found = bench([Means(), Dense()], sizes=[SIZE], **options)
     assert ticks == list(range(1, len(ticks) + 1))
     return found
 
@@ -36,7 +53,8 @@ def report():
 def test_every_step_of_every_codec_has_a_row(report):
     rows = [(row.codec, row.step) for row in report.rows]
     others = [(codec, step) for codec in ("x264 medium", "SVT-AV1 6") for step in ("encode", "decode")]
-    assert rows == [("means", step) for step in STEPS] + others
+    dense = STEPS[:6] + RANGE + STEPS[6:] + WHOLE_RANGE
+    assert rows == [("means", step) for step in STEPS] + [("dense", step) for step in dense] + others
     assert all((row.width, row.height) == SIZE for row in report.rows)
 
 
@@ -61,7 +79,28 @@ def test_encode_and_decode_are_compared_with_the_same_rounds_of_the_others(repor
         rounds = [b / a for a, b in zip(mine.samples_s, x264.samples_s, strict=True)]
         assert mine.faster.keys() == {"h264", "av1"} and x264.faster.keys() == {"av1"}
         assert mine.faster["h264"] == pytest.approx(statistics.median(rounds))
-    assert rows["means", "analysis"].faster == {}
+    assert rows["means", "analysis"].faster == rows["dense", "range encode"].faster == {}
+
+
+def test_whole_encoding_with_range_is_compared_with_the_same_step_of_the_others(report):
+    rows = {(row.codec, row.step): row for row in report.rows}
+    for step in ("encode", "decode"):
+        mine, av1 = rows["dense", f"{step} with range"], rows["SVT-AV1 6", step]
+        rounds = [b / a for a, b in zip(mine.samples_s, av1.samples_s, strict=True)]
+        assert mine.faster.keys() == {"h264", "av1"} and mine.faster["av1"] == pytest.approx(statistics.median(rounds))
+        assert mine.frames == 6
+    whole, huffman = rows["dense", "encode with range"].rate_kbps, rows["dense", "encode"].rate_kbps
+    assert 0 < whole != huffman and rows["dense", "decode with range"].rate_kbps is None
+
+
+def test_a_coders_share_is_that_of_a_keyframe_analysed_and_then_coded(report):
+    rows = {(row.codec, row.step): row for row in report.rows}
+    coder, analysis = rows["dense", "range encode"], rows["dense", "analysis"]
+    assert (coder.frames, analysis.frames) == (3, 1)
+    rounds = [a / 3 / (a / 3 + b) for a, b in zip(coder.samples_s, analysis.samples_s, strict=True)]
+    assert coder.share == pytest.approx(statistics.median(rounds)) and 0 < coder.share < 1
+    with_share = {row.step for row in report.rows if row.share is not None}
+    assert with_share == {"fixed encode", "huffman encode", "range encode"}
 
 
 def test_encode_rows_tell_the_rate_and_keyframes_are_the_coders_frames(report):
@@ -73,7 +112,7 @@ def test_encode_rows_tell_the_rate_and_keyframes_are_the_coders_frames(report):
 
 
 def test_scaling_is_a_factor_for_each_doubling_of_the_pixels(report):
-    assert [row.step for row in report.scaling] == ["encode image", "decode image"]
+    assert [row.step for row in report.scaling] == ["encode image", "decode image"] * 2
     for row in report.scaling:
         assert row.sizes == (SIZE, (128, 128))
         ratios = [b / a for a, b in zip(*row.samples_s, strict=True)]
@@ -159,8 +198,9 @@ def test_the_table_fits_a_hundred_columns(linear, capsys):
     status, out, _ = run(capsys, "-m", linear, "--seconds", "0.01", "--frames", "3", "--no-memory", "--device", "cpu")
     assert status == 0 and "40x32" in out and "threads" in out
     assert max(map(len, out.splitlines())) <= 120
-    table = [line for line in out.splitlines() if line.startswith(("tiny", "codec"))]
+    table = [line for line in out.splitlines() if line.startswith(("tiny ", "codec"))]
     assert len(table) == 9 and max(map(len, table)) <= 100
+    assert re.search(r"\ntiny, of a keyframe's analysis and coding: fixed encode \d+%, huffman encode \d+%\n", out)
 
 
 def test_a_network_that_cannot_be_compiled_is_left_out_with_a_note(linear, monkeypatch, capsys):

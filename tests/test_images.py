@@ -21,7 +21,7 @@ from mcode.evaluation import images, images_report, stills
 from mcode.evaluation import judges as judges_module
 from mcode.evaluation.images import Family, at_rate, evaluate_images
 from mcode.evaluation.judges import Judges
-from mcode.evaluation.metrics import psnr
+from mcode.evaluation.metrics import psnr, ssim
 from mcode.evaluation.stills import StillCodec
 from mcode.nets.hific import CompactConfig, CompactHific
 from mcode.testclip import render_frames
@@ -59,13 +59,17 @@ def plots(request, monkeypatch):
         monkeypatch.setattr(images_report, "_drawn", lambda report, metric, kind: b"<svg></svg>")
 
 
+@pytest.fixture(scope="module")
+def rendered() -> list[Image.Image]:
+    return [Image.fromarray(next(iter(render_frames("pan", 0.04, 25, (208, 180), seed))).rgb) for seed in range(2)]
+
+
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def pictures(tmp_path, rendered) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for seed, name in enumerate(("b", "a")):
-        frame = next(iter(render_frames("pan", 0.04, 25, (208, 180), seed)))
-        Image.fromarray(frame.rgb).save(folder / f"{name}.png")
+    for image, name in zip(rendered, "ba", strict=True):
+        image.save(folder / f"{name}.png")
     (folder / "notes.txt").write_text("no picture")
     return folder
 
@@ -99,7 +103,10 @@ def test_rows_are_means_and_bd_rates_are_against_the_anchor(stand_ins, pictures,
     expected = np.mean([psnr(rgb, coarse("x", 1)(64).code(rgb)[1]) for rgb in first])
     assert report.rows[0].scores["psnr_db"] == pytest.approx(expected)
     assert report.rows[0].bpp == pytest.approx(round(40_000 / 64 * 1.3) * 8 / (208 * 180))
-    assert [metric.key for metric in report.metrics] == ["psnr_db", "ms_ssim"]  # what needs no weights
+    assert [metric.key for metric in report.metrics] == ["psnr_db", "ssim", "ms_ssim"]  # what needs no weights
+    assert report.rows[0].scores["ssim"] == pytest.approx(
+        np.mean([ssim(rgb, coarse("x", 1)(64).code(rgb)[1]) for rgb in first])
+    )
     found = {row.metric: row.bd for row in report.bd_rates}
     assert {row.codec for row in report.bd_rates} == {"JPEG"}
     assert found["psnr_db"].percent == pytest.approx(30, abs=0.2) and found["psnr_db"].overlap == 1
@@ -130,6 +137,22 @@ def test_an_interrupted_evaluation_goes_on(stand_ins, pictures, tmp_path, monkey
     assert evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True).measured == 1
     Image.fromarray(np.zeros((180, 200, 3), np.uint8)).save(pictures / "b.png")  # another picture under an old name
     assert evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True).measured == 4
+
+
+def test_what_was_measured_before_there_was_ssim_is_kept_without_it(stand_ins, pictures, tmp_path):
+    out = tmp_path / "out"
+    report = evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=0)
+    assert Judges(None).identity == "psnr_db,ms_ssim"  # a part of the names in the cache
+    for path in (out / "cache" / "jpeg").iterdir():
+        with np.load(path) as file:
+            known = json.loads(str(file["scores"]))
+        assert known["scores"].pop("ssim") > 0
+        np.savez(path, scores=json.dumps(known))
+    again = evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=0, force=True)
+    assert again.measured == 0 and again.warnings[1].startswith("SSIM is missing")
+    for old, new in zip(again.rows, report.rows, strict=True):
+        assert old.scores == new.scores | ({"ssim": None} if new.codec == "JPEG" else {})
+    assert {row.metric: row.bd is None for row in again.bd_rates} == {"psnr_db": False, "ssim": True, "ms_ssim": False}
 
 
 def test_another_manifold_under_an_old_name_is_measured_anew(pictures, tiny, tmp_path):
@@ -174,7 +197,7 @@ def test_the_pages_hold_curves_tables_and_close_ups_at_about_equal_rate(stand_in
     assert all(Path(path).is_file() for path in report.files)
     names = {Path(path).relative_to(out).as_posix() for path in report.files}
     assert names == {
-        "index.html", "crops.html", "results.json", "psnr_db.png", "ms_ssim.png",
+        "index.html", "crops.html", "results.json", "psnr_db.png", "ssim.png", "ms_ssim.png",
         "crops/a-original.png", "crops/a-JPEG.png", "crops/a-H.265-intra-4-4-4.png",
     }  # fmt: skip
     for page in ("index.html", "crops.html"):
@@ -182,7 +205,7 @@ def test_the_pages_hold_curves_tables_and_close_ups_at_about_equal_rate(stand_in
         for link in Links(text).found:
             assert link.startswith(("data:", "#")) or (out / link).exists(), link
     index = (out / "index.html").read_text(encoding="utf-8")
-    assert index.count("<svg") == 2 and "+30." in index and "step 64" in index
+    assert index.count("<svg") == 3 and "+30." in index and "step 64" in index
     rates = [float(word) for word in re.findall(r"([0-9.]+) bit/pixel", (out / "crops.html").read_text())]
     assert len(rates) == 2 and rates[0] == pytest.approx(rates[1], rel=0.1)
     written = json.loads((out / "results.json").read_text())
@@ -198,6 +221,7 @@ def test_small_pictures_have_no_score_where_a_metric_needs_more(stand_ins, tmp_p
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(folder / "a.png")
     report = evaluate_images(folder, tmp_path / "out", codecs=("jpeg", "h265"), crops=1)
     assert report.rows[0].scores["ms_ssim"] is None and report.rows[0].scores["psnr_db"] is not None
+    assert 0 < report.rows[0].scores["ssim"] < 1
     assert next(row.bd for row in report.bd_rates if row.metric == "ms_ssim") is None
     assert not (tmp_path / "out" / "ms_ssim.png").exists()
 
@@ -268,7 +292,7 @@ def test_judges_tell_little_damage_from_much_and_sets_from_other_sets(data_dir):
     near, far = (coarse("x", 1)(step).code(rgb)[1] for step in (8, 64))
     small = rgb[:180, :208].copy()
     a, b = (judges.score(small, x[:180, :208]) for x in (near, far))
-    assert a["psnr_db"] > b["psnr_db"] and a["ms_ssim"] > b["ms_ssim"]
+    assert a["psnr_db"] > b["psnr_db"] and a["ssim"] > b["ssim"] and a["ms_ssim"] > b["ms_ssim"]
     assert 0 < a["vgg19"] < b["vgg19"] and 0 < a["mobilenet"] < b["mobilenet"] and a["niqe"] > 0
     own, one, other = (judges.patch_features(x) for x in (rgb, near, far))
     assert own["squeezenet"].shape == (2, 512) and own["mobilenet"].shape == (2, 1024)
@@ -284,15 +308,17 @@ def test_refined_pictures_stand_beside_others_and_are_measured_anew_when_refinem
     pictures.mkdir()
     for frame in render_frames("arms", seconds=0.04, size=(64, 48), seed=4):
         Image.fromarray(frame.rgb).save(pictures / "a.png")
-    given = {"codecs": ["mcode"], "qualities": [2, 6], "coder": "range", "device": "cpu", "crops": 0}
+    general = manifold.load("general", "cpu")
+    given = {"codecs": ["mcode"], "manifolds": [general], "qualities": [2, 6], "coder": "range", "device": "cpu", "crops": 0}
     plain = evaluate_images(pictures, tmp_path / "plain", **given)
-    both = evaluate_images(pictures, tmp_path / "both", refine=30, **given)
+    both = evaluate_images(pictures, tmp_path / "both", refine=10, **given)
     by_name = {name: [row for row in both.rows if row.codec == name] for name in ("MCode general", "MCode general, refined")}
     assert [row.bpp for row in by_name["MCode general"]] == [row.bpp for row in plain.rows]
     refined = by_name["MCode general, refined"]
-    assert [row.setting for row in refined] == [f"quality {q}, range, refined 30 by eye" for q in (2, 6)]
+    assert [row.setting for row in refined] == [f"quality {q}, range, refined 10 by eye" for q in (2, 6)]
     assert refined[1].scores["psnr_db"] != plain.rows[1].scores["psnr_db"]
-    again = evaluate_images(pictures, tmp_path / "both", refine=30, force=True, **given)
+    again = evaluate_images(pictures, tmp_path / "both", refine=10, force=True, **given)
     assert (both.measured, again.measured) == (4, 0)
     monkeypatch.setattr(refine, "_SHARE", 0.1)
-    assert evaluate_images(pictures, tmp_path / "both", refine=30, force=True, **given).measured == 2
+    changed = evaluate_images(pictures, tmp_path / "both", refine=10, force=True, **(given | {"qualities": [6]}))
+    assert (changed.measured, changed.total) == (1, 2)  # not the unrefined one

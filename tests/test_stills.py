@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mcode.errors import InputError
-from mcode.evaluation.metrics import psnr
+from mcode.evaluation.metrics import psnr, ssim
 from mcode.evaluation.stills import (
     StillCodec,
     StillRow,
@@ -83,6 +83,7 @@ def test_rows_are_means_over_pictures_of_any_size():
     # of the pictures' rates, not of all bytes over all pixels
     assert row.bpp == pytest.approx((400 / 100 + 400 / 400) / 2)
     assert row.psnr_db == pytest.approx(20 * math.log10(25.5))
+    assert row.ssim == pytest.approx(ssim(np.zeros((20, 20), np.uint8), np.full((20, 20), 10, np.uint8)))  # of every size
     assert (row.vgg, row.vgg_relu3_4, row.mobilenet) == (None, None, None)
 
 

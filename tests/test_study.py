@@ -295,16 +295,40 @@ def test_pictures_of_other_formats_match_by_their_names(folder):
 SKILL = {"a": 1660.0, "b": 1560.0, "c": 1500.0, "d": 1430.0, "e": 1350.0}
 
 
-def simulated(skill: dict[str, float], count: int, seed: int = 0, raters: int = 4) -> list[Answer]:
-    """Answers of raters who prefer by the logistic law of Elo's model, on random pairs."""
-    rng = np.random.default_rng(seed)
-    names, answers = list(skill), []
-    for number in range(count):
-        first, second = (names[i] for i in rng.choice(len(names), 2, replace=False))
-        wins = rng.random() < 1 / (1 + 10 ** ((skill[second] - skill[first]) / 400))
-        better, worse = (first, second) if wins else (second, first)
-        answers.append(Answer(f"rater {number % raters}", 0, f"{number % 20}", better, worse, better, 0, 0, 8, 8, 1, 1.0))
-    return answers
+def random_games(skill: dict[str, float], count: int, seed: int = 0) -> np.ndarray:
+    """(count, 2), winner and loser by their places in skill: random pairs, preferred by the logistic law of Elo's model."""
+    rng, truth = np.random.default_rng(seed), np.array(list(skill.values()))
+    first = rng.integers(len(truth), size=count)
+    second = (first + rng.integers(1, len(truth), size=count)) % len(truth)
+    wins = rng.random(count) < 1 / (1 + 10 ** ((truth[second] - truth[first]) / 400))
+    return np.where(wins[:, None], np.stack([first, second], 1), np.stack([second, first], 1))
+
+
+def ranked_games(skill: dict[str, float], rankings: int, seed: int = 0) -> np.ndarray:
+    """The same raters, asked about the pairs that binary search leads to: one `Ranking` of all methods after the other."""
+    rng, names, games = np.random.default_rng(seed), list(skill), []
+    for _ in range(rankings):
+        ranking = Ranking([names[i] for i in rng.permutation(len(names))])
+        while ranking.pair:
+            first, second = ranking.pair
+            wins = rng.random() < 1 / (1 + 10 ** ((skill[second] - skill[first]) / 400))
+            better, worse = (first, second) if wins else (second, first)
+            ranking.answer(better)
+            games.append((names.index(better), names.index(worse)))
+    return np.array(games)
+
+
+def answers_of(games: np.ndarray, skill: dict[str, float], raters: int = 4) -> list[Answer]:
+    """In turns of the raters, and on twenty pictures."""
+    names = list(skill)
+    return [
+        Answer(f"rater {number % raters}", 0, f"{number % 20}", names[better], names[worse], names[better], 0, 0, 8, 8, 1, 1.0)
+        for number, (better, worse) in enumerate(games)
+    ]
+
+
+def simulated(skill: dict[str, float], count: int) -> list[Answer]:
+    return answers_of(random_games(skill, count), skill)
 
 
 def test_one_game_between_equals_is_worth_half_of_k():
@@ -327,7 +351,7 @@ def test_elo_is_that_of_a_plain_loop_over_each_order():
 
 
 def test_known_skill_is_recovered_within_the_intervals():
-    result = score(simulated(SKILL, 2000), shuffles=2000)
+    result = score(simulated(SKILL, 2000), shuffles=500)
     assert [each.method for each in result.methods] == list(SKILL)
     for each in result.methods:
         assert each.low < SKILL[each.method] < each.high
@@ -348,14 +372,29 @@ def test_bradley_terrys_intervals_hold_the_truth_nineteen_times_in_twenty_and_sh
     truth = np.array(list(SKILL.values()))
     for count in (200, 800):
         for seed in range(60):
-            names = list(SKILL)
-            answers = simulated(SKILL, count, seed)
-            games = np.array([(names.index(each.better), names.index(each.worse)) for each in answers])
-            strength, error = bradley_terry(games, len(names))
+            strength, error = bradley_terry(random_games(SKILL, count, seed), len(SKILL))
             inside.append(np.abs(strength - truth) < 1.96 * error)
         widths[count] = error.mean()
     assert 0.92 < np.mean(inside) < 0.985
     assert widths[800] == pytest.approx(widths[200] / 2, rel=0.15)
+
+
+def test_elo_recovers_the_skill_from_noisy_answers_by_binary_search():
+    answers = answers_of(ranked_games(SKILL, 300), SKILL)
+    result = score(answers, shuffles=200)
+    assert 1800 < result.answers < 2400  # 3000 if all pairs were asked about
+    assert [each.method for each in result.methods] == list(SKILL)
+    for each in result.methods:
+        assert abs(each.elo - SKILL[each.method]) < 40
+        assert each.strength_low < SKILL[each.method] < each.strength_high
+
+
+def test_bradley_terrys_intervals_hold_the_truth_of_noisy_answers_by_binary_search():
+    truth, inside = np.array(list(SKILL.values())), []
+    for seed in range(40):
+        strength, error = bradley_terry(ranked_games(SKILL, 50, seed), len(SKILL))
+        inside.append(np.abs(strength - truth) < 1.96 * error)
+    assert 0.92 < np.mean(inside) < 0.985
 
 
 def test_bradley_terry_of_two_methods_is_the_logarithm_of_the_odds():

@@ -126,6 +126,9 @@ def _print(report: Any) -> None:
                 )
             )
         print_table(columns, lines, right=columns[2:])
+        for codec in dict.fromkeys(row.codec for row in rows if row.share is not None):
+            shares = [f"{row.step} {row.share:.0%}" for row in rows if row.codec == codec and row.share is not None]
+            print(f"{codec}, of a keyframe's analysis and coding: {', '.join(shares)}")
     for row in report.scaling:
         ends = " to ".join(f"{w}x{h}" for w, h in (row.sizes[0], row.sizes[-1]))
         steps = ", ".join(f"{factor:.2f}" for factor in row.factors)
@@ -134,7 +137,8 @@ def _print(report: Any) -> None:
         print(f"\n  ({held} {DOUBLING_LIMIT}; from size to size: {steps})", end="")
     print("\n" if report.scaling else "")
     print(f"Frames are keyframes for analysis and the coders: one in {report.n} of the video's. encode and decode are whole,")
-    print("RGB frames in memory to bytes and back. x264, AV1: how many times faster than these, in the same rounds.")
+    print("RGB frames in memory to bytes and back, by huffman if not with range. x264, AV1: how many times faster than these,")
+    print("in the same rounds.")
     print("peak MB: of a process that encodes and decodes, libraries included.")
 
 

@@ -55,8 +55,8 @@ def images_(
     """Draw rate against distortion and perception of MCode and picture codecs.
 
     Writes OUT/index.html, crops.html, a PNG for each metric and results.json. An evaluation that was interrupted goes on
-    where it stopped. PSNR and MS-SSIM need no weights; VGG19, MobileNet, SqueezeNet, NIQE, LPIPS and FID do. Only FID of
-    Inception's features is called FID.
+    where it stopped. PSNR, SSIM and MS-SSIM need no weights; VGG19, MobileNet, SqueezeNet, NIQE, LPIPS and FID do. Only
+    FID of Inception's features is called FID.
     """
     from mcode.evaluation.features import WEIGHTS_VARIABLE
     from mcode.evaluation.images import ANCHOR, evaluate_images, to_json

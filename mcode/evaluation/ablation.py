@@ -20,7 +20,7 @@ import numpy as np
 
 from mcode.errors import InputError
 from mcode.evaluation import stills
-from mcode.evaluation.images import _Cache, _digest, _mean, _Measured
+from mcode.evaluation.images import _Cache, _digest, _mean, _Measured, not_measured
 from mcode.evaluation.images_report import _finite, _write, value_text
 from mcode.evaluation.judges import METRICS, Judges, Metric
 from mcode.latents import choose_device, quantise
@@ -136,16 +136,13 @@ def evaluate_ablation(
         mean, features = _mean([cache.read(codec, digest) for digest in digests])
         mean.scores.update(judges.compare_sets(originals, features))
         rows.append(_row(info.name, info.id, settings_of(info.card, info.config), mean))
-    missing = ", ".join(f"{label} (no {file})" for label, file in judges.missing.items())
-    if perceptual is None:
-        missing = "all that need weights; give their folder with --perceptual"
     report = AblationReport(
         folder=os.fspath(folder),
         images=len(paths),
         metrics=judges.metrics,
         rows=tuple(rows),
         measured=measured,
-        warnings=(f"not measured: {missing}",) if missing else (),
+        warnings=not_measured(judges, perceptual, [row.scores for row in rows]),
         files=(),
     )
     return AblationReport(**(vars(report) | {"files": tuple(map(str, _write_all(out, report)))}))

@@ -59,7 +59,9 @@ class Row:
 
     frames: pictures a sample processes (keyframes for analysis, coders and networks). fps, fps_low, fps_high: median and
     quartiles over the samples; ms and ms_per_megapixel: a frame's, from the median. faster: how many times faster than
-    another codec's same step, median over the rounds; only for encode and decode. samples_s: seconds, one for each round.
+    another codec encodes or decodes, median over the rounds; only for whole encoding and decoding. samples_s: seconds, one
+    for each round. share: of a coder's encoding, its part in a keyframe's analysis and coding, one after the other; median
+    over the rounds.
     """
 
     codec: str
@@ -75,6 +77,7 @@ class Row:
     samples_s: tuple[float, ...]
     rate_kbps: float | None = None
     faster: dict[str, float] = field(default_factory=dict)
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ class BenchReport:
 
 @dataclass(frozen=True)
 class Job:
-    """Something to time. run may return the seconds that it measured itself, as CUDA's events do."""
+    """Something to time. run may return the seconds that it measured itself, as CUDA's events do. against: the other codecs'
+    step it is compared with, where that has another name. after: the same codec's step before it, for its share in both."""
 
     codec: str
     step: str
@@ -126,6 +130,8 @@ class Job:
     frames: int
     run: Callable[[], float | None]
     rate_kbps: float | None = None
+    against: str | None = None
+    after: str | None = None
 
 
 def bench(
@@ -203,12 +209,18 @@ def _timed(job: Job, count: int) -> float:
 
 def rows_of(jobs: Sequence[Job], samples: Sequence[Sequence[float]]) -> list[Row]:
     found = {(job.codec, job.step): np.array(times) for job, times in zip(jobs, samples, strict=True)}
+    frames = {(job.codec, job.step): job.frames for job in jobs}
     rows = []
     for job, times in zip(jobs, samples, strict=True):
         low, median, high = (float(job.frames / q) for q in np.percentile(times, (75, 50, 25)))
-        others = {name: found[label, job.step] for name, (label, _) in BASELINES.items() if (label, job.step) in found}
+        step = job.against or job.step
+        others = {name: found[label, step] for name, (label, _) in BASELINES.items() if (label, step) in found}
         mine = found[job.codec, job.step]
         faster = {name: float(np.median(other / mine)) for name, other in others.items() if BASELINES[name][0] != job.codec}
+        share = None
+        if job.after is not None:
+            own, before = mine / job.frames, found[job.codec, job.after] / frames[job.codec, job.after]
+            share = float(np.median(own / (own + before)))
         ms = 1000 / median
         rows.append(
             Row(
@@ -216,6 +228,7 @@ def rows_of(jobs: Sequence[Job], samples: Sequence[Sequence[float]]) -> list[Row
                 tuple(times),
                 job.rate_kbps,
                 faster,
+                share,
             )
         )
     return rows
@@ -267,7 +280,7 @@ def make_clip(size: tuple[int, int], frames: int, *, moving_camera: bool = True)
 
 def manifold_jobs(model: Any, clip: Sequence[Frame], n: int, compiled: bool, notes: list[str]) -> list[Job]:
     """Analysis of a keyframe, synthesis of a decoder's batch, once more without integers where it uses them, every coder
-    alone, and whole: frames to bytes and back."""
+    alone, and whole: frames to bytes and back, with `huffman` and, where there is a hyperprior, with `range`."""
     from mcode.codec import BATCH_PIXELS
     from mcode.latents import dequantise, quantise
 
@@ -279,12 +292,12 @@ def manifold_jobs(model: Any, clip: Sequence[Frame], n: int, compiled: bool, not
     decoded = dequantise(quantise(latents[0][0], model.gain(quality)), model.inverse(quality))
     some = decoded.expand(batch, *decoded.shape).contiguous()
 
-    def job(step: str, frames: int, run: Callable[[], Any], kbps: float | None = None) -> Job:
+    def job(step: str, frames: int, run: Callable[[], Any], kbps: float | None = None, **beside: str) -> Job:
         def synchronised() -> None:
             run()
             sync()
 
-        return Job(model.name, step, size, frames, synchronised, kbps)
+        return Job(model.name, step, size, frames, synchronised, kbps, **beside)
 
     jobs = [
         job("analysis", 1, lambda: model.analyse(clip[0].rgb[None])),
@@ -293,15 +306,17 @@ def manifold_jobs(model: Any, clip: Sequence[Frame], n: int, compiled: bool, not
     if getattr(model, "precision", "") == "int8":
         plain = model.in_floats()
         jobs.append(job(f"synthesis {plain.precision}", batch, lambda: plain.synthesise(some, width, height)))
-    for coder in ("fixed", "huffman", *(("range",) if model.hyper is not None else ())):
+    dense = ("range",) if model.hyper is not None else ()
+    for coder in ("fixed", "huffman", *dense):
         bare = _WithoutNetworks(model, latents)
-        data = _encode(bare, keyframes, 1, coder)
-        rate = _kbps(data, clip)
-        jobs.append(job(f"{coder} encode", len(keyframes), partial(_encode, bare, keyframes, 1, coder), rate))
+        data, encode = _encode(bare, keyframes, 1, coder), partial(_encode, bare, keyframes, 1, coder)
+        jobs.append(job(f"{coder} encode", len(keyframes), encode, _kbps(data, clip), after="analysis"))
         jobs.append(job(f"{coder} decode", len(keyframes), partial(_decode, bare, data, 1)))
-    data = _encode(model, clip, n, "huffman")
-    jobs.append(job("encode", len(clip), lambda: _encode(model, clip, n, "huffman"), _kbps(data, clip)))
-    jobs.append(job("decode", len(clip), lambda: _decode(model, data, n)))
+    for coder in ("huffman", *dense):
+        data, encode = _encode(model, clip, n, coder), partial(_encode, model, clip, n, coder)
+        named = "" if coder == "huffman" else f" with {coder}"
+        jobs.append(job(f"encode{named}", len(clip), encode, _kbps(data, clip), against="encode"))
+        jobs.append(job(f"decode{named}", len(clip), partial(_decode, model, data, n), against="decode"))
     if hasattr(model, "net") and (compiled or model.device.type == "cuda"):
         jobs += _network_jobs(model, size, batch, compiled, notes)
     return jobs

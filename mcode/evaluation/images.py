@@ -186,9 +186,6 @@ def evaluate_images(
         mean.scores.update(judges.compare_sets(features, decoded))
         rows.append(ImageRow(codec.name, codec.setting, mean.bpp, mean.scores))
     close_ups = list(_close_ups(paths, families, judges, crops))
-    missing = ", ".join(f"{label} (no {file})" for label, file in judges.missing.items())
-    if perceptual is None:
-        missing = "all that need weights; give their folder with --perceptual"
     report = ImagesReport(
         folder=os.fspath(folder),
         images=len(paths),
@@ -200,11 +197,24 @@ def evaluate_images(
         manifolds={model.name: model.id for _, model in families.values() if model},
         measured=measured,
         total=total,
-        warnings=(f"not measured: {missing}",) if missing else (),
+        warnings=not_measured(judges, perceptual, [row.scores for row in rows]),
         files=(),
     )
     files = images_report.write(out, report, close_ups)
     return ImagesReport(**(vars(report) | {"files": tuple(map(str, files))}))
+
+
+def not_measured(
+    judges: Judges, perceptual: str | os.PathLike[str] | None, scores: Sequence[Mapping[str, float | None]]
+) -> tuple[str, ...]:
+    """Warnings of metrics that the report lacks: without weights, or in `scores`, each row's, from an old cache."""
+    missing = ", ".join(f"{label} (no {file})" for label, file in judges.missing.items())
+    if perceptual is None:
+        missing = "all that need weights; give their folder with --perceptual"
+    warnings = [f"not measured: {missing}"] if missing else []
+    if any(row.get("ssim") is None for row in scores):
+        warnings.append("SSIM is missing where pictures were measured before it was; delete OUT/cache to measure them again")
+    return tuple(warnings)
 
 
 def _families(
@@ -374,7 +384,8 @@ class _Cache:
         try:
             with open(self._path(codec, picture), "rb") as opened, np.load(opened) as file:
                 known = json.loads(str(file["scores"]))
-                return _Measured(known["bpp"], known["scores"], {name: file[name] for name in self._names})
+                scores = {"ssim": None, **known["scores"]}  # files from before it was measured have none
+                return _Measured(known["bpp"], scores, {name: file[name] for name in self._names})
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
             return None
 

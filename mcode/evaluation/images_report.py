@@ -111,7 +111,8 @@ def value_text(key: str, value: float | None) -> str:
     """A score with the digits that mean something."""
     if value is None:
         return "–"
-    digits = {"psnr_db": 2, "ms_ssim": 4, "niqe": 2, "fid256": 2, "squeezenet_fid256": 2, "kid256": 5, "mobilenet_kid256": 5}
+    digits = {"ssim": 4, "ms_ssim": 4, "kid256": 5, "mobilenet_kid256": 5}
+    digits |= dict.fromkeys(("psnr_db", "niqe", "fid256", "squeezenet_fid256"), 2)
     return f"{value:.{digits.get(key, 3)}f}"
 
 

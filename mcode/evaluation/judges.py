@@ -25,7 +25,7 @@ from mcode.evaluation.features import (
     unit_distance,
 )
 from mcode.evaluation.frechet import frechet_distance, kernel_distance, patches
-from mcode.evaluation.metrics import ms_ssim, psnr
+from mcode.evaluation.metrics import ms_ssim, psnr, ssim
 from mcode.evaluation.niqe import NIQE_FILE, Niqe
 from mcode.fetch import Pinned, download
 
@@ -51,6 +51,7 @@ class Metric:
 
 METRICS = (
     Metric("psnr_db", "PSNR, dB", True),
+    Metric("ssim", "SSIM", True),
     Metric("ms_ssim", "MS-SSIM", True),
     Metric("lpips", "LPIPS (AlexNet)", False, (lpips.ALEXNET_FILE, lpips.LINEAR_FILE)),
     Metric("vgg19", "VGG19 distance", False, (VGG_FILE,)),
@@ -61,6 +62,7 @@ METRICS = (
     Metric("squeezenet_fid256", "SqueezeNet FID/256", False, (SQUEEZENET_FILE,), "squeezenet"),
     Metric("mobilenet_kid256", "MobileNet KID/256", False, (MOBILENET_FILE,), "mobilenet"),
 )
+"""SSIM is of RGB, the mean over its channels, as MS-SSIM is; of videos it is luma's (compare.py)."""
 _SET_DISTANCES = {
     "fid256": frechet_distance,
     "kid256": kernel_distance,
@@ -93,7 +95,7 @@ def fetch_standard_weights(
 
 
 class Judges:
-    """Scores pictures by every metric whose weight files lie in the folder; PSNR and MS-SSIM need none.
+    """Scores pictures by every metric whose weight files lie in the folder; PSNR, SSIM and MS-SSIM need none.
 
     metrics: those at hand; missing: the labels of the others, with the first file that each lacks. Raises InputError for a
     folder that is not there or a damaged file.
@@ -110,10 +112,10 @@ class Judges:
 
         self.metrics = tuple(metric for metric in METRICS if lacks(metric) is None)
         self.missing = {metric.label: file for metric in METRICS if (file := lacks(metric)) is not None}
+        # Without SSIM, the youngest metric, which needs nothing: what was measured before there was one is still found.
+        keys = [metric.key for metric in self.metrics if metric.key != "ssim"]
         used = sorted({name for metric in self.metrics for name in metric.needs})
-        self.identity = ",".join(
-            [m.key for m in self.metrics] + [f"{n}:{(folder or Path()).joinpath(n).stat().st_size}" for n in used]
-        )
+        self.identity = ",".join([*keys, *(f"{n}:{(folder or Path()).joinpath(n).stat().st_size}" for n in used)])
         here = {metric.key for metric in self.metrics}
         self._vgg = VggFeatures(folder, VGG_LAYERS).to(self.device) if "vgg19" in here else None
         self._mobilenet = MobileNetFeatures(folder).to(self.device) if "mobilenet" in here else None
@@ -141,6 +143,7 @@ class Judges:
         side = min(original.shape[:2])
         scores: dict[str, float | None] = {
             "psnr_db": psnr(original, decoded),
+            "ssim": ssim(original, decoded),
             "ms_ssim": ms_ssim(original, decoded) if side >= MS_SSIM_SIDE else None,
         }
         if self._lpips:

@@ -1,4 +1,4 @@
-"""Still-picture codecs on a folder of images: bits per pixel, PSNR and feature distances, as one table.
+"""Still-picture codecs on a folder of images: bits per pixel, PSNR, SSIM and feature distances, as one table.
 
 Bytes are counted as files are, headers included; for H.265 and AV1, which need a container to be a file, as raw packets.
 """
@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from mcode.baseline import CODERS, BaselineDecoder, BaselineEncoder
 from mcode.codec import Decoder, Encoder
 from mcode.errors import InputError
-from mcode.evaluation.metrics import psnr
+from mcode.evaluation.metrics import psnr, ssim
 from mcode.frame import Frame
 from mcode.manifold import Manifold
 
@@ -42,13 +42,15 @@ class StillCodec:
 
 @dataclass(frozen=True)
 class StillRow:
-    """Means over the images: bits per pixel, PSNR in dB, feature distances (None where no weights were given)."""
+    """Means over the images: bits per pixel, PSNR in dB, SSIM of RGB (None in results that are older than it), feature
+    distances (None where no weights were given)."""
 
     codec: str
     setting: str
     images: int
     bpp: float
     psnr_db: float
+    ssim: float | None = None
     vgg: float | None = None
     vgg_relu3_4: float | None = None
     mobilenet: float | None = None
@@ -74,7 +76,8 @@ def rd_table(
         count += 1
         for codec, row in zip(codecs, sums, strict=True):
             size, decoded = codec.code(rgb)
-            scores = {"bpp": size * 8 / (rgb.shape[0] * rgb.shape[1]), "psnr_db": psnr(rgb, decoded)}
+            bpp = size * 8 / (rgb.shape[0] * rgb.shape[1])
+            scores = {"bpp": bpp, "psnr_db": psnr(rgb, decoded), "ssim": ssim(rgb, decoded)}
             if distances:
                 scores |= distances(rgb, decoded)
             for key, score in scores.items():
