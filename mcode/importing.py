@@ -164,7 +164,7 @@ def _add_range(
     else:
         latents = hyper.draw_latents(model, [folder], RANGE_CROPS, size=_RANGE_SIZE)
         source = f"{len(latents)} crops of {folder.resolve().name}"
-    config = HyperConfig(model.channels, model.qualities, hyper.passes(model.channels))
+    config = HyperConfig(model.channels, model.qualities, hyper.passes(model.channels), levels=hyper.LEVELS)
     net = hyper.train(latents, moves, gain, config, replace(hyper.HyperTraining(), steps=steps), report=report)
     every = np.linspace(0, len(latents) - 1, min(400, len(latents))).astype(int)
     try:

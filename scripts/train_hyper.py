@@ -1,9 +1,11 @@
 """Trains the hyperprior of the coder `range` for a manifold, and writes the manifold with it. Not needed to use MCode.
 
     python scripts/train_hyper.py general --data DIR --output general-range.safetensors
+    python scripts/train_hyper.py general --data DIR --output general-range.safetensors --go-on --rate 1e-3 --deltas 6
 
-DIR holds the folders --stills and --videos name. Latents are drawn once (some minutes), training takes about ten minutes of
-one core; OUT.checkpoint keeps the newest weights. Pixels stay what they were; the manifold's id changes.
+With --go-on training starts from the hyperprior that the manifold has. DIR holds the folders --stills and --videos name.
+Latents are drawn once (some minutes), training takes about ten minutes of one core; OUT.checkpoint keeps the newest
+weights. Pixels stay what they were; the manifold's id changes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from safetensors.torch import load_file
 from mcode import manifold
 from mcode.coders.range import HyperConfig
 from mcode.nets.hyper import Hyper
-from mcode.training.hyper import HyperTraining, attach, draw_latents, draw_moves, fit, passes, train
+from mcode.training.hyper import LEVELS, HyperTraining, attach, draw_latents, draw_moves, fit, passes, train
 
 
 def joint(checkpoint: Path, config: HyperConfig) -> Hyper:
@@ -39,6 +41,9 @@ def main() -> None:
     parser.add_argument("--stills", nargs="+", default=["stills/train", "video/train"])
     parser.add_argument("--videos", nargs="+", default=["video/train"])
     parser.add_argument("--start", type=Path, help="the checkpoint of `mcode train` whose hyperprior learned along")
+    parser.add_argument("--go-on", action="store_true", help="from the manifold's own hyperprior")
+    parser.add_argument("--levels", type=int, default=LEVELS, help="kinds of delta, by how much moves")
+    parser.add_argument("--deltas", type=int, default=HyperTraining.deltas, help="deltas in each batch of 12")
     parser.add_argument("--rate", type=float, default=HyperTraining.learning_rate, help="the learning rate")
     parser.add_argument("--crops", type=int, default=3200)
     parser.add_argument("--steps", type=int, default=HyperTraining.steps)
@@ -48,6 +53,8 @@ def main() -> None:
     if given.output.exists():
         parser.error(f"{given.output} exists; name another file")
     model = manifold.load(given.manifold, given.device)
+    if given.go_on and model.hyper is None:
+        parser.error(f"--go-on: manifold {given.manifold} has no hyperprior; leave --go-on out")
     qualities = range(1, model.qualities + 1)
     gain = torch.stack([model.gain(q).float().cpu() for q in qualities])
     margins = [model.zero_margin(q) for q in qualities]
@@ -55,9 +62,13 @@ def main() -> None:
     latents = draw_latents(model, [given.data / f for f in given.stills], given.crops, seed=given.seed)
     moves = draw_moves(model, [given.data / f for f in given.videos], seed=given.seed)
     print(f"{len(latents)} crops, {len(moves)} places of videos", flush=True)
-    config = HyperConfig(model.channels, model.qualities, passes(model.channels))
+    config = HyperConfig(model.channels, model.qualities, passes(model.channels), levels=given.levels)
+    start = None if given.start is None else joint(given.start, config)
+    if given.go_on:
+        start = Hyper.thaw(model.hyper, given.levels).requires_grad_(True)
+        config = start.config
     checkpoint = given.output.with_suffix(".checkpoint")
-    training = replace(HyperTraining(), steps=given.steps, seed=given.seed, learning_rate=given.rate)
+    training = replace(HyperTraining(), steps=given.steps, seed=given.seed, learning_rate=given.rate, deltas=given.deltas)
     net = train(
         latents,
         moves,
@@ -65,7 +76,7 @@ def main() -> None:
         config,
         training,
         zero_margin=margin,
-        start=None if given.start is None else joint(given.start, config),
+        start=start,
         report=lambda numbers: print(json.dumps(dict(numbers)), flush=True),
         save=lambda net: torch.save(net.state_dict(), checkpoint),
     )

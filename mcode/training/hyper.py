@@ -41,6 +41,8 @@ from .deltas import RUN, draw_pairs
 Report = Callable[[Mapping[str, Any]], None]
 GROUPS = (4, 12, 28, 60)
 """Channels 0-3 go in two checkerboard passes, the others in groups that about double."""
+LEVELS = 8
+"""Kinds of delta of a hyperprior trained from nothing."""
 PRIOR_SYMBOLS = 30
 """Weight of the trained distribution against what was counted for a table."""
 
