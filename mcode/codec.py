@@ -63,8 +63,8 @@ class Encoder:
     """Frames of one size to packets, one for each keyframe.
 
     Every n-th frame is a keyframe, and the last one. At a cut the frame before it and the one after it are keyframes too,
-    since nothing lies between two scenes. n = 1 is the image codec. Frames whose three colours are alike from one refresh on
-    are sent as grey ones; the first with colour is sent whole.
+    since nothing lies between two scenes. n = 1 is the image codec. Frames whose three colours are alike from a refresh or a
+    cut on are sent as grey ones; the first with colour is sent whole.
 
     width, height: of the frames pushed. display: the size a decoder shows, when another. refresh_s: a keyframe is sent
     whole at least this often. slices: parts of a keyframe that decode alone. dead_zone: see DEAD_ZONE; of deltas.
@@ -132,7 +132,7 @@ class Encoder:
         self._waiting.append(frame.pts)
         self._all_grey = self._all_grey and _is_grey(frame.rgb)
         if cut or self._symbols is None or len(self._waiting) == self.header.n:
-            packets.append(self._keyframe(frame))
+            packets.append(self._keyframe(frame, cut))
         else:
             self._newest = frame
         return packets
@@ -151,7 +151,7 @@ class Encoder:
         before, self._thumbnail = self._thumbnail, thumbnail
         return before is not None and float(np.abs(thumbnail - before).mean()) > CUT_THRESHOLD
 
-    def _keyframe(self, frame: Frame) -> Packet:
+    def _keyframe(self, frame: Frame, cut: bool = False) -> Packet:
         """Encodes `frame`, the last of those waiting, and starts a new gap."""
         times, self._waiting, self._newest = self._waiting, [], None
         latent = self.model.analyse(frame.rgb[None])[0]
@@ -159,9 +159,8 @@ class Encoder:
         symbols = quantise(latent, self.model.gain(quality), self.model.zero_margin(quality))
         grey, self._all_grey = self._all_grey, True
         refresh = self._symbols is None or self._want_refresh or frame.pts - self._last_refresh >= self.refresh_ticks
-        if refresh or not grey:
-            refresh = refresh or self.header.grey
-            self.header = replace(self.header, grey=grey)
+        if grey != self.header.grey and (refresh or cut or not grey):
+            refresh, self.header = True, replace(self.header, grey=grey)
         if not refresh and self.header.coder != "fixed":
             symbols = self._held(latent, symbols)
         if self.refine is not None:

@@ -269,6 +269,13 @@ def test_a_flicker_of_colour_between_two_grey_keyframes_is_colour():
     assert [(p.pts // TICKS, p.header.grey) for p in packets if p.header] == [(0, True), (2, False)]
 
 
+def test_behind_a_cut_grey_begins_at_once():
+    frames = [tinted(i) for i in range(4)] + [grey(200, i) for i in range(4, 9)]
+    packets = encode(frames, n=4)
+    assert [(p.pts // TICKS, p.header.grey) for p in packets if p.header] == [(0, False), (4, True)]
+    assert [red == blue for red, _, blue in shown(packets)] == [False] * 4 + [True] * 5
+
+
 def test_one_level_of_colour_is_none():
     assert encode([tinted(0, tint=1)])[0].header.grey
     assert not encode([tinted(0, tint=2)])[0].header.grey
