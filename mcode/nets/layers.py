@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 
 class ChannelNorm(nn.Module):
-    """Normalises each position over its channels, with a scale and offset per channel (Mentzer et al. 2020, section 3.2).
+    """Normalises each position over its channels, with a scale and offset per channel (Mentzer et al. 2020, section 3.3).
 
+    The variance is divided by C - 1 and has eps added, as in the authors' code and its PyTorch port; equation 5 has 1/C.
     Unlike instance normalisation its statistics do not depend on the picture's size, so a network trained on crops does
     not darken larger pictures. (B, C, h, w) to (B, C, h, w).
     """

@@ -5,7 +5,7 @@
               +- hyper-analysis - z - hyper-synthesis - mean, scale   y_hat - conv - nearest up 16
 
 Edges, strides and shapes are those of the public PyTorch port (Justin-Tan/high-fidelity-generative-compression), in its
-order of layers, so that importing its weights is renaming (and ChannelNorm divides by C - 1, as there, not by C).
+order of layers, so that importing its weights is renaming (and ChannelNorm divides by C - 1: see `layers`).
 Parameters at full size: E 7,423,420; G 156,774,683; P 17,277,560 with the density of z; 181,475,663 together. D, in
 training only: 2,793,117.
 """
@@ -15,8 +15,9 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -203,6 +204,14 @@ def _hyper_synthesis(channels: int, hyper: int) -> nn.Sequential:
     return nn.Sequential(up(), nn.ReLU(), up(), nn.ReLU(), nn.ConvTranspose2d(hyper, channels, 3, padding=1))
 
 
+class Bits(NamedTuple):
+    """What y and z of each picture cost under P, each (B,). noisy: rounding simulated by uniform noise, which gradients go
+    through; rounded: of integers, without gradient. Noise costs bits even where nothing is sent: see `Hyperprior.forward`."""
+
+    noisy: Tensor
+    rounded: Tensor
+
+
 class Hyperprior(nn.Module):
     """P: side information z (B, N, h/4, w/4) of y, and from it a normal distribution for each element of y."""
 
@@ -229,38 +238,50 @@ class Hyperprior(nn.Module):
         mean, scale = self.synthesis_mean(z).float(), self.synthesis_scale(z).float()
         return mean[..., :height, :width], at_least(scale[..., :height, :width], SMALLEST_SCALE)
 
-    def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One training pass: y_hat (B, C, h, w), rounded straight-through around the means, and bits (B,), whose
-        rounding is simulated by uniform noise (section 3.3)."""
+    def forward(self, y: Tensor) -> tuple[Tensor, Bits]:
+        """One training pass: y_hat (B, C, h, w), rounded straight-through around the means, and bits (section 3.3).
+
+        Both rates of y are under the distribution that z with noise gives. 220 channels at the smallest scale cost 0.13
+        bit/pixel by noise alone where y lies at its means, and 0 rounded: only the latter can be held against a target.
+        """
         y = y.float()
         z = self.side(y).float()
-        z = z + torch.rand_like(z) - 0.5
-        mean, scale = self.distribution(z, *y.shape[2:])
+        noisy_z = z + torch.rand_like(z) - 0.5
+        mean, scale = self.distribution(noisy_z, *y.shape[2:])
         centred = y - mean
         y_hat = mean + centred + (centred.round() - centred).detach()
         with torch.autocast(y.device.type, enabled=False):
-            p_y = gaussian_probability(centred + torch.rand_like(y) - 0.5, scale)
-            p_z = self.density(z)
-        return y_hat, -(p_y.log2().sum((1, 2, 3)) + p_z.log2().sum((1, 2, 3)))
+            noisy = _bits(gaussian_probability(centred + torch.rand_like(y) - 0.5, scale), self.density(noisy_z))
+            with torch.no_grad():
+                rounded = _bits(gaussian_probability(centred.round(), scale), self.density(z.round()))
+        return y_hat, Bits(noisy, rounded)
+
+
+def _bits(p_y: Tensor, p_z: Tensor) -> Tensor:
+    return -(p_y.log2().sum((1, 2, 3)) + p_z.log2().sum((1, 2, 3)))
 
 
 class Discriminator(nn.Module):
     """D: pictures (B, 3, 16 h, 16 w) and y_hat (B, C, h, w) to a logit for each patch, (B, 1, h, w).
 
-    norm: "spectral", or "instance" as in the ablation (section 5.3); conditional = False leaves y_hat out.
+    Depth and strides are the PyTorch port's: four convolutions of stride 2, patches of 1/16. The authors' own has three of
+    stride 2 and one of stride 1, and judges at 1/8. norm: "spectral", of every convolution, as in the authors' code (the port
+    leaves out the first and the last), or "instance", behind those of stride 2, as in the ablation (section 5.4).
+    conditional = False leaves y_hat out.
     """
 
     def __init__(self, channels: int, *, norm: Literal["spectral", "instance"] = "spectral", conditional: bool = True) -> None:
         super().__init__()
-        self.condition = Conv(channels, 12, 3) if conditional else None
+        normed: Callable[[nn.Module], nn.Module] = spectral_norm if norm == "spectral" else lambda conv: conv
+        self.condition = normed(Conv(channels, 12, 3)) if conditional else None
         layers: list[nn.Module] = []
         width_in = 3 + 12 * conditional
         for width in (64, 128, 256, 512):
-            conv = Conv(width_in, width, 4, edges=(1, 1, 1, 1), stride=2)
-            normed = [spectral_norm(conv)] if norm == "spectral" else [conv, nn.InstanceNorm2d(width, affine=True)]
-            layers += [*normed, nn.LeakyReLU(0.2)]
+            layers.append(normed(Conv(width_in, width, 4, edges=(1, 1, 1, 1), stride=2)))
+            layers += [nn.InstanceNorm2d(width, affine=True)] if norm == "instance" else []
+            layers.append(nn.LeakyReLU(0.2))
             width_in = width
-        self.net = nn.Sequential(*layers, nn.Conv2d(512, 1, 1))
+        self.net = nn.Sequential(*layers, normed(nn.Conv2d(512, 1, 1)))
 
     def forward(self, x: Tensor, y_hat: Tensor) -> Tensor:
         if self.condition is not None:
@@ -300,7 +321,7 @@ class Hific(nn.Module):
         p_y, p_z = gaussian_probability(symbols - mean, scale), self.hyperprior.density(z)
         return float(-(p_y.log2().sum() + p_z.log2().sum()))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One training pass: x_hat, y_hat and bits (B,)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Bits]:
+        """One training pass: x_hat, y_hat and bits."""
         y_hat, bits = self.hyperprior(self.encoder(x))
         return self.synthesis(y_hat), y_hat, bits
