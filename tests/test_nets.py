@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from mcode import manifold
 from mcode.coders import CodeTables
 from mcode.config import to_dict
-from mcode.nets import paper
+from mcode.nets import mean_scale, paper
 from mcode.nets.build import build
 from mcode.nets.hific import CompactConfig, CompactHific
 from mcode.nets.layers import ChannelNorm
@@ -147,6 +148,35 @@ def test_noise_alone_costs_as_much_as_the_low_rate_target_where_nothing_is_sent(
         of_z = -hyperprior.density(torch.zeros(1, 1, 4, 4)).log2().sum() / 256**2
     assert bits.noisy.item() / 256**2 == pytest.approx(0.13, abs=0.01)
     assert bits.rounded.item() / 256**2 < of_z + 0.001
+
+
+def test_gdn_is_its_formula_and_its_inverse_multiplies():
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float32) * 3
+    for inverse in (False, True):
+        gdn = mean_scale.Gdn(3, inverse=inverse)
+        with torch.no_grad():
+            gdn.beta.copy_(torch.tensor([1.0, 0.5, 2.0]))
+            gdn.gamma.copy_(torch.linspace(0, 0.8, 9).view(3, 3))
+        for b, h, w in np.ndindex(2, 4, 5):
+            f = x[b, :, h, w].double().numpy()
+            norm = np.sqrt(np.array([1, 0.25, 4]) + np.square(np.linspace(0, 0.8, 9).reshape(3, 3)) @ f**2)
+            expected = f * norm if inverse else f / norm
+            np.testing.assert_allclose(gdn(x)[b, :, h, w].detach(), expected, rtol=1e-4)
+    at_zero = mean_scale.Gdn(3)
+    at_zero(x).square().sum().backward()
+    assert (at_zero.gamma.grad != 0).all()  # those at 0 can leave it
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 80), (48, 32)])
+def test_the_mean_scale_autoencoder_maps_as_hific_does_and_learns(height, width):
+    torch.manual_seed(1)
+    net, x = paper.Hific(replace(SMALL, autoencoder="mean-scale", width=5)), pictures(2, height, width)
+    x_hat, y_hat, bits = net(x)
+    assert x_hat.shape == x.shape and y_hat.shape == net.analysis(x).shape == (2, 6, height // 16, width // 16)
+    assert_every_parameter_gets_a_gradient(net, (x_hat - x).square().mean() + bits.noisy.mean() / 1000)
+    assert len(net.generator) == len(net.encoder) == 7
+    with pytest.raises(ValueError, match="norm"):
+        replace(SMALL, autoencoder="mean-scale", norm="instance")
 
 
 def test_channel_norm_divides_by_c_less_1_at_every_position():
@@ -315,10 +345,11 @@ def test_an_ncode_manifold_gives_symbols_of_as_many_bits_as_its_quality(tmp_path
         assert (out == out[..., :1]).all()
 
 
-def test_a_paper_manifold_takes_any_size(tmp_path):
+@pytest.mark.parametrize("network", [SMALL, replace(SMALL, autoencoder="mean-scale")])
+def test_a_paper_manifold_takes_any_size(tmp_path, network):
     ones = np.ones((1, 6), np.float32)
-    described = {"frame_size": None, "stride": 16, "qualities": 1, "network": to_dict(SMALL), "channels": 6}
-    model = saved(tmp_path / "p.safetensors", "hific", described, paper.Hific(SMALL), gain=ones, inverse=ones)
+    described = {"frame_size": None, "stride": 16, "qualities": 1, "network": to_dict(network), "channels": 6}
+    model = saved(tmp_path / "p.safetensors", "hific", described, paper.Hific(network), gain=ones, inverse=ones)
     for height, width in ((1, 1), (17, 40)):
         latents = model.analyse(np.zeros((1, height, width, 3), np.uint8))
         assert latents.shape[1:] == model.latent_shape(width, height)

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .layers import ChannelNorm
+from .layers import ChannelNorm, at_least
+from .mean_scale import MeanScaleEncoder, MeanScaleGenerator
 
 STRIDE = 16
 SMALLEST_SCALE = 0.11
@@ -40,7 +41,8 @@ class PaperConfig:
     """channels: C of y. width: of the outermost convolutions, which four halvings double to 960. blocks: n_R. hyper:
     channels of z. qualities: quantisers which the manifold holds. tanh: G ends in one, as in weights of the port that were
     trained on pictures in [-1, 1]. norm: of E and G; "instance" is the ablation that darkens pictures of other sizes than the
-    training's crops (section 5.4)."""
+    training's crops (section 5.4). autoencoder: E and G; "mean-scale" are those of Minnen et al. 2018, with `width` channels
+    everywhere and neither blocks nor norm (figure 6b)."""
 
     family: Literal["paper"] = "paper"
     channels: int = 220
@@ -50,11 +52,14 @@ class PaperConfig:
     qualities: int = 1
     tanh: bool = False
     norm: Norm = "channel"
+    autoencoder: Literal["hific", "mean-scale"] = "hific"
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "blocks", "hyper", "qualities"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} is not 1 or more")
+        if self.autoencoder == "mean-scale" and self.norm != "channel":
+            raise ValueError(f'norm = "{self.norm}": the mean-scale autoencoder has none; leave it out')
 
 
 def pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
@@ -139,25 +144,6 @@ class Generator(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         head = self.first(y)
         return self.last(self.up(self.blocks(head) + head))
-
-
-class _AtLeast(torch.autograd.Function):
-    """max(x, bound), whose gradient also reaches x below the bound where it would raise it (Balle et al. 2018)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.bound = bound
-        return x.clamp_min(bound)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return gradient * ((x >= ctx.bound) | (gradient < 0)), None
-
-
-def at_least(x: Tensor, bound: float) -> Tensor:
-    return _AtLeast.apply(x, bound)
 
 
 def gaussian_probability(v: Tensor, scale: Tensor) -> Tensor:
@@ -298,8 +284,14 @@ class Hific(nn.Module):
     def __init__(self, config: PaperConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.channels, config.width, config.norm)
-        self.generator = Generator(config.channels, config.width, config.blocks, config.norm)
+        self.encoder: nn.Module
+        self.generator: nn.Module
+        if config.autoencoder == "mean-scale":
+            self.encoder = MeanScaleEncoder(config.channels, config.width)
+            self.generator = MeanScaleGenerator(config.channels, config.width)
+        else:
+            self.encoder = Encoder(config.channels, config.width, config.norm)
+            self.generator = Generator(config.channels, config.width, config.blocks, config.norm)
         if config.norm == "instance":
             self.pixels_at_once = sys.maxsize  # each position depends on the whole picture: no parts
         self.hyperprior = Hyperprior(config.channels, config.hyper)
