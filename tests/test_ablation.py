@@ -126,9 +126,10 @@ def write_vgg(folder):
     save_file(tensors, folder / VGG_FILE)
 
 
-@pytest.mark.parametrize(
-    "name", [*(f"beta-{b}-{rate}" for b in (0.015, 1.5) for rate in ("medium", "high")), "gan-alone-fixed", "vgg-l1", "hyperprior-gan"]
-)  # fmt: skip
+SWEPT = [f"beta-{beta}-{rate}" for beta in (0.015, 1.5) for rate in ("medium", "high")]
+
+
+@pytest.mark.parametrize("name", [*SWEPT, "gan-alone-fixed", "vgg-l1", "hyperprior-gan"])
 def test_the_configurations_train_on_small_networks(tmp_path, data, monkeypatch, name):
     """Whole, with the stage that they start from; a training without d_P's weights would stop."""
     module = ablation_script()
