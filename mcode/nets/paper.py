@@ -5,7 +5,7 @@
               +- hyper-analysis - z - hyper-synthesis - mean, scale   y_hat - conv - nearest up 16
 
 Edges, strides and shapes are those of the public PyTorch port (Justin-Tan/high-fidelity-generative-compression), in its
-order of layers, so that importing its weights is renaming (and ChannelNorm divides by C - 1: see `layers`).
+order of layers, so that importing its weights is renaming (and ChannelNorm divides by C - 1, as there, not by C).
 Parameters at full size: E 7,423,420; G 156,774,683; P 17,277,560 with the density of z; 181,475,663 together. D, in
 training only: 2,793,117.
 """
