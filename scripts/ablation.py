@@ -3,6 +3,10 @@
     python scripts/ablation.py configs/hific --data DIR --out runs/hific --pictures DIR/stills/kodak --device cuda
     python scripts/ablation.py configs/hific --data DIR --out runs/small --small --steps 500 --only no-gan,low,beta-1.5
 
+configs/hific has, by what the paper shows them in: low, medium, high and no-gan* (the models and their stage 1), hyperprior*
+(M&S); beta-* (figure 5); unconditional, blocks-*, hyperprior-gan (figure 6); unconditional, instance-d* (table 1); instance-eg
+(darkening); no-perceptual, vgg-l1, lpips (figure 8); gan-alone, gan-alone-fixed (figure 9).
+
 A configuration whose `initial` names another's checkpoint is trained after it. OUT/NAME holds each training, OUT/NAME.toml what
 it was trained with, OUT/report the table, the sweep over beta and ablation.json (as `mcode evaluate ablation` makes them).
 --small: networks, crops and batches for an afternoon on a processor. A training that fails is named, and the others go on.
@@ -31,6 +35,7 @@ SMALL = {
     "optimiser": {"learning_rate": 2e-4, "clip": 1.0},
 }
 SMALL_BLOCKS = {9: 3, 5: 2, 1: 1}
+SMALL_MEAN_SCALE = 26  # of 192 channels as 8 of 60
 
 
 def main() -> int:
@@ -104,6 +109,8 @@ def override(
             changed[table] = changed.get(table, {}) | items
         blocks = changed["network"].get("blocks", 9)
         changed["network"]["blocks"] = SMALL_BLOCKS.get(blocks, blocks)
+        if changed["network"].get("autoencoder") == "mean-scale":
+            changed["network"]["width"] = SMALL_MEAN_SCALE
     if steps is not None:
         optimiser = changed["optimiser"]
         optimiser |= {key: steps for key in ("steps", "adversarial_steps") if optimiser.get(key)}

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import mcode
 from mcode import manifold
 from mcode.cli import main
+from mcode.config import from_dict, to_dict
 from mcode.errors import InputError
 from mcode.evaluation import lpips
 from mcode.evaluation.ablation import AblationReport, AblationRow, Settings, evaluate_ablation, settings_of, sweep_points, table
+from mcode.evaluation.features import VGG_FILE, VGG_LAYERS, VggFeatures
 from mcode.evaluation.judges import METRICS
 from mcode.nets.paper import Discriminator, Hific, PaperConfig
 from mcode.training import hific, loop
@@ -58,6 +66,13 @@ def trained(tmp_path_factory, data):
     return out, done.stdout
 
 
+def ablation_script():
+    spec = importlib.util.spec_from_file_location("ablation_script", ROOT / "scripts" / "ablation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 # Configurations
 
 
@@ -75,20 +90,126 @@ def test_the_configurations_hold_what_the_paper_varies():
         assert configs[name].loss.k_mse == 0.075 / 32
         plain = configs["hyperprior" + ("" if name == "low" else f"-{name}")]
         assert plain.loss.perceptual == "none" and plain.optimiser.adversarial_steps == 0 and plain.loss.rate_target == target
-    assert sorted(configs[n].loss.beta for n in ("beta-0.015", "low", "beta-1.5")) == [0.015, 0.15, 1.5]
+        for beta in (0.015, 1.5):  # figure 5, from the same stage 1
+            swept = configs[f"beta-{beta}" + ("" if name == "low" else f"-{name}")]
+            assert swept == replace(configs[name], name=swept.name, loss=replace(configs[name].loss, beta=beta))
+    assert configs["low"].loss.beta == 0.15
     assert not configs["unconditional"].loss.conditional and configs["instance-d"].loss.norm == "instance"
     both = configs["instance-d-unconditional"].loss
     assert (both.norm, both.conditional) == ("instance", False)
     assert [configs[n].network.blocks for n in ("blocks-1", "blocks-5", "low")] == [1, 5, 9]
-    assert {configs[n].loss.perceptual for n in ("no-perceptual", "low", "lpips")} == {"none", "vgg19", "lpips"}
+    of_figure_8 = [configs[n].loss.perceptual for n in ("no-perceptual", "vgg-l1", "lpips", "low")]
+    assert of_figure_8 == ["none", "vgg19-l1", "lpips", "vgg19"]
     assert configs["instance-eg"].network.norm == "instance" and configs["gan-alone"].loss.k_mse == 0
+    alone, fixed = configs["gan-alone"], configs["gan-alone-fixed"]
+    assert fixed == replace(alone, name="hific-gan-alone-fixed", freeze="encoder") and alone.freeze is None
+    shallow = configs.pop("hyperprior-gan")
+    assert shallow.network == PaperConfig(autoencoder="mean-scale", width=192) and shallow.loss == configs["blocks-1"].loss
+    assert shallow.optimiser == configs["blocks-1"].optimiser
     assert all((config.network.channels, config.network.width) == (220, 60) for config in configs.values())
+    assert all(config.network.autoencoder == "hific" for config in configs.values())
+
+
+def test_the_script_names_every_configuration():
+    named = re.split(r"[\s,();:]+", ablation_script().__doc__)
+    missing = [path.stem for path in CONFIGS.glob("*.toml") if not any(fnmatch(path.stem, pattern) for pattern in named)]
+    assert not missing
+
+
+def write_vgg(folder):
+    """Random weights of a VGG19 with 4 channels, in the file's layout."""
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for name in ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "3_4"):
+        channels = 3 if name == "1_1" else 4
+        tensors[f"conv{name}.weight"] = torch.randn(4, channels, 3, 3, generator=generator) / (9 * channels / 2) ** 0.5
+        tensors[f"conv{name}.bias"] = torch.zeros(4)
+    save_file(tensors, folder / VGG_FILE)
+
+
+SWEPT = [f"beta-{beta}-{rate}" for beta in (0.015, 1.5) for rate in ("medium", "high")]
+
+
+@pytest.mark.parametrize("name", [*SWEPT, "gan-alone-fixed", "vgg-l1", "hyperprior-gan"])
+def test_the_configurations_train_on_small_networks(tmp_path, data, monkeypatch, name):
+    """Whole, with the stage that they start from; a training without d_P's weights would stop."""
+    module = ablation_script()
+    write_vgg(tmp_path)
+    monkeypatch.setenv("MCODE_PERCEPTUAL", str(tmp_path))
+    given = [text for text in TINY if "perceptual" not in text]
+    rows: list[dict[str, float]] = []
+    for each, values in module.read_family(CONFIGS, [name]).items():
+        config = from_dict(module.override(values, False, 1, given), hific.HificTraining)
+        checkpoint = hific.train(config, data, tmp_path / each, report=rows.append)
+    assert each == name and config.loss.beta * rows[-1]["loss_g"] > 0
+    assert (rows[-1]["feature"] > 0) is (name != "gan-alone-fixed")
+    model = mcode.load(hific_manifold(checkpoint, data, tmp_path / "m.safetensors"), device="cpu")
+    assert model.synthesise(model.analyse(np.zeros((1, 40, 33, 3), np.uint8)), 33, 40).shape == (1, 40, 33, 3)
+    if name == "gan-alone-fixed":
+        before, after = (loop.read_checkpoint(tmp_path / n / loop.CHECKPOINT)[2] for n in ("no-gan", name))
+        moved = {
+            key.split(".")[2] for key in before if key.startswith("model.hific.") and not torch.equal(before[key], after[key])
+        }
+        assert moved == {"generator"}
+
+
+def hific_manifold(checkpoint, data, path):
+    hific.export(checkpoint, data, path)
+    return path
+
+
+def test_what_the_gan_leaves_alone_learns_in_the_stage_before():
+    config = hific.HificTraining(
+        "hific",
+        "x",
+        PaperConfig(channels=4, width=2, blocks=1, hyper=4),
+        hific.HificData(("p",), crop=64),
+        hific.HificOptimiser(1, 1),
+        freeze="encoder",
+        loss=hific.HificLoss(easy_steps=0),
+        bfloat16=False,
+    )
+    torch.manual_seed(0)
+    model, x = hific.Networks(config), torch.rand(1, 3, 64, 64)
+    for learning, step in ((True, 0), (False, 1), (True, 0)):
+        model.zero_grad(set_to_none=True)
+        hific.coder_loss(model, x, config, None, step).loss.backward()
+        for part, expected in (
+            (model.hific.encoder, learning),
+            (model.hific.hyperprior, learning),
+            (model.hific.generator, True),
+        ):
+            assert all((p.grad is not None) is expected for p in part.parameters())
+    with pytest.raises(ValueError, match="adversarial_steps"):
+        replace(config, optimiser=hific.HificOptimiser(1, 0))
+
+
+def test_vgg_l1_is_the_absolute_difference_of_features_and_has_a_gradient(tmp_path, monkeypatch):
+    write_vgg(tmp_path)
+    monkeypatch.setenv("MCODE_PERCEPTUAL", str(tmp_path))
+    torch.manual_seed(0)
+    a, b = torch.rand(2, 3, 32, 48), torch.rand(2, 3, 32, 48, requires_grad=True)
+    found = hific.perceptual_distance(hific.HificLoss(perceptual="vgg19-l1"), "cpu")(a, b)
+    with torch.no_grad():
+        maps = [VggFeatures(layers=VGG_LAYERS)(each) for each in (a, b)]
+    for i in range(2):
+        layers = [float(np.abs(u[i].numpy() - v[i].numpy()).mean()) for u, v in zip(*maps, strict=True)]
+        assert found[i].item() == pytest.approx(sum(layers) / 3 / 255, rel=1e-4)
+    found.sum().backward()
+    assert b.grad is not None and b.grad.abs().sum() > 0
+    assert hific.perceptual_distance(hific.HificLoss(perceptual="vgg19"), "cpu")(a, b).sum() != found.sum()
+
+
+def test_small_networks_keep_their_proportions():
+    module = ablation_script()
+    widths = {}
+    for name in ("low", "hyperprior-gan"):
+        values = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
+        widths[name] = module.override(values, True, 1, [])["network"]["width"]
+    assert widths["hyperprior-gan"] / widths["low"] == pytest.approx(192 / 60, rel=0.05)
 
 
 def test_stages_are_as_long_as_told():
-    spec = importlib.util.spec_from_file_location("ablation_script", ROOT / "scripts" / "ablation.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ablation_script()
     whole, later = {"optimiser": {"steps": 9, "adversarial_steps": 9}}, {"optimiser": {"steps": 0, "adversarial_steps": 9}}
     lengths = []
     for values in (whole, later):
@@ -129,6 +250,26 @@ def test_bits_are_those_of_the_distribution():
 
 
 # Training
+
+
+def test_a_checkpoint_from_before_d_was_normalised_whole_starts_others_but_is_not_resumed(trained, data, tmp_path):
+    """Its E, G and P are as they were; its D is another network."""
+    out, _ = trained
+    config = read_config(out / "low.toml")
+    step, _, tensors = loop.read_checkpoint(out / "low" / loop.CHECKPOINT)
+    for name in ("condition", "net.8"):
+        for part in ("0.0._u", "0.0._v", "0._u", "0._v"):
+            tensors.pop(f"model.d.{name}.parametrizations.weight.{part}", None)
+        for kind in ("model", "exp_avg", "exp_avg_sq", "updates"):
+            tensors[f"{kind}.d.{name}.weight"] = tensors.pop(f"{kind}.d.{name}.parametrizations.weight.original")
+    (tmp_path / "low").mkdir()
+    metadata = {"step": str(step), "config": json.dumps(to_dict(config))}
+    save_file(tensors, tmp_path / "low" / loop.CHECKPOINT, metadata)
+    with pytest.raises(InputError, match="other networks"):
+        hific.train(config, data, tmp_path / "low", resume=True)
+    hific._start_from(hific.Networks(config).hific, tmp_path / "low" / loop.CHECKPOINT)
+    hific.export(tmp_path / "low" / loop.CHECKPOINT, data, tmp_path / "m.safetensors")
+    assert manifold.verify(tmp_path / "m.safetensors") == manifold.verify(out / "low" / "hific-low.safetensors")
 
 
 def test_stage_2_starts_from_stage_1_and_its_d_afresh(trained):

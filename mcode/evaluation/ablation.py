@@ -33,7 +33,7 @@ PERCEPTION = ("fid256", "kid256", "squeezenet_fid256", "mobilenet_kid256", "niqe
 @dataclass(frozen=True)
 class Settings:
     """What a training's configuration says, None where the manifold's card has none. beta: 0 without a GAN loss. norm_d,
-    conditional: of D, None without one. steps: of both stages, those done."""
+    conditional: of D, None without one. steps: of both stages, those done. freeze: what the GAN leaves alone."""
 
     rate_target: float | None
     beta: float | None
@@ -45,11 +45,13 @@ class Settings:
     norm: str | None
     blocks: int | None
     steps: int | None
+    autoencoder: str | None = None
+    freeze: str | None = None
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """All but rate target, beta and D: models of one kind belong to one sweep over beta."""
-        return self.k_mse, self.k_perceptual, self.perceptual, self.norm, self.blocks
+        return self.k_mse, self.k_perceptual, self.perceptual, self.norm, self.blocks, self.autoencoder, self.freeze
 
     @property
     def usual_d(self) -> bool:
@@ -165,6 +167,8 @@ def settings_of(card: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:
         norm=network.get("norm"),
         blocks=network.get("blocks"),
         steps=card.get("steps"),
+        autoencoder=network.get("autoencoder", "hific") if network.get("family") == "paper" else None,
+        freeze=training.get("freeze"),
     )
 
 
@@ -273,7 +277,7 @@ def _write_all(out: Path, report: AblationReport) -> list[Path]:
 def table(report: AblationReport) -> tuple[list[str], list[list[str]]]:
     """Column names and rows of text: what distinguishes the trainings, then what was measured."""
     shown = [metric for metric in report.metrics if any(row.scores.get(metric.key) is not None for row in report.rows)]
-    settings = ["rate_target", "beta", "perceptual", "norm_d", "conditional", "norm", "blocks"]
+    settings = ["rate_target", "beta", "perceptual", "norm_d", "conditional", "norm", "blocks", "autoencoder", "freeze"]
     kept = [name for name in settings if len({getattr(row.settings, name) for row in report.rows}) > 1]
     labels = {
         "rate_target": "r_t",
@@ -281,6 +285,8 @@ def table(report: AblationReport) -> tuple[list[str], list[list[str]]]:
         "norm_d": "norm in D",
         "norm": "norm in E, G",
         "conditional": "D sees y",
+        "autoencoder": "E, G",
+        "freeze": "fixed",
     }
     columns = ["model", *(labels.get(name, name) for name in kept), "bit/pixel", "under P", "d", *(m.label for m in shown)]
     lines = []

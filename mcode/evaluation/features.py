@@ -155,6 +155,13 @@ class VggFeatures(nn.Module):
         """`unit_distance` between pictures a and b (B, 3, H, W) in [0, 1]. Returns (B,); `.mean()` of it is a loss."""
         return unit_distance(self(a), self(b))
 
+    def absolute_distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """L1 in these features: the mean over layers of each one's mean absolute difference (Mentzer et al. 2020, section 5.4;
+        layers and weights are not given there). In units of a picture's range, 255, it is about as large as `distance`.
+        a, b: (B, 3, H, W) in [0, 1]. Returns (B,)."""
+        layers = [(x - y).abs().mean((1, 2, 3), dtype=torch.float32) for x, y in zip(self(a), self(b), strict=True)]
+        return torch.stack(layers).mean(0) / 255
+
 
 class MobileNetFeatures(nn.Module):
     """MobileNet-v1 1.0 (Howard et al. 2017), the outputs of its pointwise blocks `blocks`, after normalisation and ReLU6.

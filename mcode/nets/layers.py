@@ -1,4 +1,4 @@
-"""Layers which several networks share: channel normalisation, residual blocks, sub-pixel resampling."""
+"""Layers which several networks share: channel normalisation, residual blocks, sub-pixel resampling, a lower bound."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 
 class ChannelNorm(nn.Module):
-    """Normalises each position over its channels, with a scale and offset per channel (Mentzer et al. 2020, section 3.2).
+    """Normalises each position over its channels, with a scale and offset per channel (Mentzer et al. 2020, section 3.3).
 
+    The variance is divided by C - 1 and has eps added, as in the authors' code and its PyTorch port; equation 5 has 1/C.
     Unlike instance normalisation its statistics do not depend on the picture's size, so a network trained on crops does
     not darken larger pictures. (B, C, h, w) to (B, C, h, w).
     """
@@ -80,3 +81,22 @@ class Up(nn.Sequential):
 
     def __init__(self, channels_in: int, channels_out: int, factor: int = 2) -> None:
         super().__init__(nn.Conv2d(channels_in, channels_out * factor**2, 1), nn.PixelShuffle(factor))
+
+
+class _AtLeast(torch.autograd.Function):
+    """max(x, bound), whose gradient also reaches x below the bound where it would raise it (Balle et al. 2018)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        return x.clamp_min(bound)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return gradient * ((x >= ctx.bound) | (gradient < 0)), None
+
+
+def at_least(x: Tensor, bound: float) -> Tensor:
+    return _AtLeast.apply(x, bound)

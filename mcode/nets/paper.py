@@ -15,15 +15,17 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .layers import ChannelNorm
+from .layers import ChannelNorm, at_least
+from .mean_scale import MeanScaleEncoder, MeanScaleGenerator
 
 STRIDE = 16
 SMALLEST_SCALE = 0.11
@@ -39,7 +41,8 @@ class PaperConfig:
     """channels: C of y. width: of the outermost convolutions, which four halvings double to 960. blocks: n_R. hyper:
     channels of z. qualities: quantisers which the manifold holds. tanh: G ends in one, as in weights of the port that were
     trained on pictures in [-1, 1]. norm: of E and G; "instance" is the ablation that darkens pictures of other sizes than the
-    training's crops (section 5.4)."""
+    training's crops (section 5.4). autoencoder: E and G; "mean-scale" are those of Minnen et al. 2018, with `width` channels
+    everywhere and neither blocks nor norm (figure 6b)."""
 
     family: Literal["paper"] = "paper"
     channels: int = 220
@@ -49,11 +52,14 @@ class PaperConfig:
     qualities: int = 1
     tanh: bool = False
     norm: Norm = "channel"
+    autoencoder: Literal["hific", "mean-scale"] = "hific"
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "blocks", "hyper", "qualities"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} is not 1 or more")
+        if self.autoencoder == "mean-scale" and self.norm != "channel":
+            raise ValueError(f'norm = "{self.norm}": the mean-scale autoencoder has none; leave it out')
 
 
 def pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
@@ -140,25 +146,6 @@ class Generator(nn.Module):
         return self.last(self.up(self.blocks(head) + head))
 
 
-class _AtLeast(torch.autograd.Function):
-    """max(x, bound), whose gradient also reaches x below the bound where it would raise it (Balle et al. 2018)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.bound = bound
-        return x.clamp_min(bound)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return gradient * ((x >= ctx.bound) | (gradient < 0)), None
-
-
-def at_least(x: Tensor, bound: float) -> Tensor:
-    return _AtLeast.apply(x, bound)
-
-
 def gaussian_probability(v: Tensor, scale: Tensor) -> Tensor:
     """P(v - 1/2 < X < v + 1/2) of a normal distribution with mean 0 and standard deviation `scale`, from 1e-9 up."""
     v = v.abs()  # the lower tails: no cancellation
@@ -203,6 +190,14 @@ def _hyper_synthesis(channels: int, hyper: int) -> nn.Sequential:
     return nn.Sequential(up(), nn.ReLU(), up(), nn.ReLU(), nn.ConvTranspose2d(hyper, channels, 3, padding=1))
 
 
+class Bits(NamedTuple):
+    """What y and z of each picture cost under P, each (B,). noisy: rounding simulated by uniform noise, which gradients go
+    through; rounded: of integers, without gradient. Noise costs bits even where nothing is sent: see `Hyperprior.forward`."""
+
+    noisy: Tensor
+    rounded: Tensor
+
+
 class Hyperprior(nn.Module):
     """P: side information z (B, N, h/4, w/4) of y, and from it a normal distribution for each element of y."""
 
@@ -229,38 +224,50 @@ class Hyperprior(nn.Module):
         mean, scale = self.synthesis_mean(z).float(), self.synthesis_scale(z).float()
         return mean[..., :height, :width], at_least(scale[..., :height, :width], SMALLEST_SCALE)
 
-    def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One training pass: y_hat (B, C, h, w), rounded straight-through around the means, and bits (B,), whose
-        rounding is simulated by uniform noise (section 3.3)."""
+    def forward(self, y: Tensor) -> tuple[Tensor, Bits]:
+        """One training pass: y_hat (B, C, h, w), rounded straight-through around the means, and bits (section 3.3).
+
+        Both rates of y are under the distribution that z with noise gives. 220 channels at the smallest scale cost 0.13
+        bit/pixel by noise alone where y lies at its means, and 0 rounded: only the latter can be held against a target.
+        """
         y = y.float()
         z = self.side(y).float()
-        z = z + torch.rand_like(z) - 0.5
-        mean, scale = self.distribution(z, *y.shape[2:])
+        noisy_z = z + torch.rand_like(z) - 0.5
+        mean, scale = self.distribution(noisy_z, *y.shape[2:])
         centred = y - mean
         y_hat = mean + centred + (centred.round() - centred).detach()
         with torch.autocast(y.device.type, enabled=False):
-            p_y = gaussian_probability(centred + torch.rand_like(y) - 0.5, scale)
-            p_z = self.density(z)
-        return y_hat, -(p_y.log2().sum((1, 2, 3)) + p_z.log2().sum((1, 2, 3)))
+            noisy = _bits(gaussian_probability(centred + torch.rand_like(y) - 0.5, scale), self.density(noisy_z))
+            with torch.no_grad():
+                rounded = _bits(gaussian_probability(centred.round(), scale), self.density(z.round()))
+        return y_hat, Bits(noisy, rounded)
+
+
+def _bits(p_y: Tensor, p_z: Tensor) -> Tensor:
+    return -(p_y.log2().sum((1, 2, 3)) + p_z.log2().sum((1, 2, 3)))
 
 
 class Discriminator(nn.Module):
     """D: pictures (B, 3, 16 h, 16 w) and y_hat (B, C, h, w) to a logit for each patch, (B, 1, h, w).
 
-    norm: "spectral", or "instance" as in the ablation (section 5.3); conditional = False leaves y_hat out.
+    Depth and strides are the PyTorch port's: four convolutions of stride 2, patches of 1/16. The authors' own has three of
+    stride 2 and one of stride 1, and judges at 1/8. norm: "spectral", of every convolution, as in the authors' code (the port
+    leaves out the first and the last), or "instance", behind those of stride 2, as in the ablation (section 5.4).
+    conditional = False leaves y_hat out.
     """
 
     def __init__(self, channels: int, *, norm: Literal["spectral", "instance"] = "spectral", conditional: bool = True) -> None:
         super().__init__()
-        self.condition = Conv(channels, 12, 3) if conditional else None
+        normed: Callable[[nn.Module], nn.Module] = spectral_norm if norm == "spectral" else lambda conv: conv
+        self.condition = normed(Conv(channels, 12, 3)) if conditional else None
         layers: list[nn.Module] = []
         width_in = 3 + 12 * conditional
         for width in (64, 128, 256, 512):
-            conv = Conv(width_in, width, 4, edges=(1, 1, 1, 1), stride=2)
-            normed = [spectral_norm(conv)] if norm == "spectral" else [conv, nn.InstanceNorm2d(width, affine=True)]
-            layers += [*normed, nn.LeakyReLU(0.2)]
+            layers.append(normed(Conv(width_in, width, 4, edges=(1, 1, 1, 1), stride=2)))
+            layers += [nn.InstanceNorm2d(width, affine=True)] if norm == "instance" else []
+            layers.append(nn.LeakyReLU(0.2))
             width_in = width
-        self.net = nn.Sequential(*layers, nn.Conv2d(512, 1, 1))
+        self.net = nn.Sequential(*layers, normed(nn.Conv2d(512, 1, 1)))
 
     def forward(self, x: Tensor, y_hat: Tensor) -> Tensor:
         if self.condition is not None:
@@ -277,8 +284,14 @@ class Hific(nn.Module):
     def __init__(self, config: PaperConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.channels, config.width, config.norm)
-        self.generator = Generator(config.channels, config.width, config.blocks, config.norm)
+        self.encoder: nn.Module
+        self.generator: nn.Module
+        if config.autoencoder == "mean-scale":
+            self.encoder = MeanScaleEncoder(config.channels, config.width)
+            self.generator = MeanScaleGenerator(config.channels, config.width)
+        else:
+            self.encoder = Encoder(config.channels, config.width, config.norm)
+            self.generator = Generator(config.channels, config.width, config.blocks, config.norm)
         if config.norm == "instance":
             self.pixels_at_once = sys.maxsize  # each position depends on the whole picture: no parts
         self.hyperprior = Hyperprior(config.channels, config.hyper)
@@ -300,7 +313,7 @@ class Hific(nn.Module):
         p_y, p_z = gaussian_probability(symbols - mean, scale), self.hyperprior.density(z)
         return float(-(p_y.log2().sum() + p_z.log2().sum()))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One training pass: x_hat, y_hat and bits (B,)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Bits]:
+        """One training pass: x_hat, y_hat and bits."""
         y_hat, bits = self.hyperprior(self.encoder(x))
         return self.synthesis(y_hat), y_hat, bits

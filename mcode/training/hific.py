@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -44,12 +44,13 @@ class HificData:
 @dataclass(frozen=True)
 class HificLoss:
     """lambda' * bits per pixel + k_mse * squared error (0..255 scale) + k_perceptual * d_P - beta log D (section 3.2),
-    where lambda' is lambda_a above rate_target bits per pixel, else lambda_b.
+    where lambda' is lambda_a while rounded latents take more than rate_target bits per pixel, else lambda_b.
 
-    perceptual: d_P, "lpips" as in the paper, where AlexNet's and LPIPS's weights are at hand, or "vgg19", the VGG19 feature
-    distance. In the first `easy_steps` lambda' is doubled and the target 0.2/0.14 times as high, as in the authors' code. The
-    paper's "no GAN" is adversarial_steps = 0, its "M&S hyperprior" (with our E and G) also k_perceptual = 0; `conditional` and
-    `norm` are its ablations of D. See configs/hific.
+    perceptual: d_P, "lpips" as in the paper, where AlexNet's and LPIPS's weights are at hand, "vgg19", the VGG19 feature
+    distance, or "vgg19-l1", the absolute difference of VGG19's features (section 5.4). In the first `easy_steps` lambda' is
+    halved and the target 0.2/0.14 times as high, as in the authors' code, where lambda, by which the rate is divided, is
+    doubled. The paper's "no GAN" is adversarial_steps = 0, its "M&S hyperprior" also k_perceptual = 0 (and, for its own E
+    and G, network.autoencoder = "mean-scale"); `conditional` and `norm` are its ablations of D. See configs/hific.
     """
 
     rate_target: float = 0.14
@@ -57,7 +58,7 @@ class HificLoss:
     lambda_b: float = 0.0625
     k_mse: float = 0.075 / 32
     k_perceptual: float = 1.0
-    perceptual: Literal["none", "vgg19", "lpips"] = "vgg19"
+    perceptual: Literal["none", "vgg19", "vgg19-l1", "lpips"] = "vgg19"
     beta: float = 0.15
     easy_steps: int = 50_000
     conditional: bool = True
@@ -68,10 +69,10 @@ class HificLoss:
             raise ValueError("rate_target is above 0, and lambda_a at least lambda_b")
 
     def rate_weight(self, bpp: float, step: int) -> float:
-        """lambda' (section 3.2)."""
+        """lambda' (section 3.2). bpp: of rounded latents; with noise a picture that needs no bits is near the target."""
         easy = step < self.easy_steps
         target = self.rate_target * (0.2 / 0.14 if easy else 1.0)
-        return (self.lambda_a if bpp > target else self.lambda_b) * (2.0 if easy else 1.0)
+        return (self.lambda_a if bpp > target else self.lambda_b) * (0.5 if easy else 1.0)
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class HificTraining:
 
     initial: the checkpoint of another training whose E, G and P this one starts from, relative to --out: GAN models start
     from one trained for rate and distortion alone (section 4), which several can share. D starts afresh.
+    freeze: "encoder" keeps E, and P with it, as they are when the GAN sets in: what is sent stays, G and D learn (figure 9).
     """
 
     kind: Literal["hific"]
@@ -112,6 +114,11 @@ class HificTraining:
     bfloat16: bool = True
     seed: int = 1
     initial: str | None = None
+    freeze: Literal["encoder"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.freeze is not None and not self.optimiser.adversarial_steps:
+            raise ValueError("freeze holds in the steps with the GAN, of which there are none; set adversarial_steps")
 
 
 class Networks(nn.Module):
@@ -156,7 +163,6 @@ def train(
     loop.load_moments([of_coder, of_d], model, saved, first)
     crops = CropStream(pictures, config.data.batch, config.data.crop, config.seed * 1000 + worker, first)
     log, started = loop.Log(out, first, worker, report), time.monotonic()
-    loss_of, kind = config.loss, torch.device(device).type
     total = config.optimiser.steps + config.optimiser.adversarial_steps
     for step in range(first, total):
         adversarial = step >= config.optimiser.steps
@@ -165,37 +171,68 @@ def train(
         loop.seed_step(config.seed, step, worker)
         x = torch.from_numpy(next(crops)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         x = x.contiguous(memory_format=torch.channels_last)
-        model.d.requires_grad_(False)
-        distance = disagreement = loss_d = torch.zeros(())
-        with torch.autocast(kind, torch.bfloat16, enabled=config.bfloat16):
-            x_hat, y_hat, bits = model.hific(x)
-            x_hat, y_hat = x_hat.float(), y_hat.detach()
-            if distance_of is not None:
-                distance = distance_of(x / 2 + 0.5, x_hat / 2 + 0.5).mean()
-            if adversarial:
-                disagreement = F.softplus(-model.d(x_hat, y_hat).float()).mean()
-        bpp = bits.mean() / (x.shape[2] * x.shape[3])
-        error = (x_hat - x).square().mean() * 127.5**2
-        loss = loss_of.rate_weight(bpp.item(), step) * bpp + loss_of.k_mse * error
-        loss = loss + loss_of.k_perceptual * distance + loss_of.beta * disagreement
-        norm = loop.update(of_coder, loss, step=step, workers=workers, clip=config.optimiser.clip)
+        made = coder_loss(model, x, config, distance_of, step)
+        norm = loop.update(of_coder, made.loss, step=step, workers=workers, clip=config.optimiser.clip)
+        log.add(loss=made.loss.item(), bpp=made.bpp.item(), bpp_rounded=made.bpp_rounded.item())
+        log.add(mse=made.error.item(), feature=made.distance.item())
         if adversarial:
-            model.d.requires_grad_(True)
-            with torch.autocast(kind, torch.bfloat16, enabled=config.bfloat16):
-                judged = model.d(torch.cat([x, x_hat.detach()]), torch.cat([y_hat, y_hat])).float()
-            on_real, on_coded = judged.chunk(2)
-            loss_d = F.softplus(-on_real).mean() + F.softplus(on_coded).mean()
+            loss_d = discriminator_loss(model.d, x, made.x_hat, made.y_hat, bfloat16=config.bfloat16)
             loop.update(of_d, loss_d, step=step, workers=workers, clip=config.optimiser.clip)
-        log.add(loss=loss.item(), bpp=bpp.item(), mse=error.item(), feature=distance.item())
-        if adversarial:
-            log.add(loss_d=loss_d.item(), loss_g=disagreement.item())
+            log.add(loss_d=loss_d.item(), loss_g=made.disagreement.item())
         done = step + 1
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done in (config.optimiser.steps, total)):
             speed = (done - first) * config.data.batch * workers / (time.monotonic() - started)
             loop.save_checkpoint(out / loop.CHECKPOINT, model, {}, [of_coder, of_d], done, config)
             log.write(done, norm=norm, pictures_per_s=round(speed, 2))
-            log.picture(done, loop.beside(x[:4], x_hat[:4]))
+            log.picture(done, loop.beside(x[:4], made.x_hat[:4]))
     return out / loop.CHECKPOINT
+
+
+class Coded(NamedTuple):
+    """What E, P and G make of a batch x, and its loss (equation 3) with its terms, each a mean over the batch: bpp with noise,
+    which the loss weighs, and of rounded latents, which chooses the weight; error: squared, of values 0..255; distance: d_P;
+    disagreement: -log D, 0 before the GAN. y_hat has no gradient."""
+
+    x_hat: Tensor
+    y_hat: Tensor
+    loss: Tensor
+    bpp: Tensor
+    bpp_rounded: Tensor
+    error: Tensor
+    distance: Tensor
+    disagreement: Tensor
+
+
+def coder_loss(
+    model: Networks, x: Tensor, config: HificTraining, distance_of: Callable[[Tensor, Tensor], Tensor] | None, step: int
+) -> Coded:
+    """One pass of x (B, 3, H, W) in [-1, 1] at this step of the training. Leaves gradients to all that learns in it but D."""
+    weights, adversarial = config.loss, step >= config.optimiser.steps
+    model.d.requires_grad_(False)
+    for part in (model.hific.encoder, model.hific.hyperprior):
+        part.requires_grad_(not (adversarial and config.freeze == "encoder"))
+    distance = disagreement = torch.zeros(())
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
+        x_hat, y_hat, bits = model.hific(x)
+        x_hat, y_hat = x_hat.float(), y_hat.detach()
+        if distance_of is not None:
+            distance = distance_of(x / 2 + 0.5, x_hat / 2 + 0.5).mean()
+        if adversarial:
+            disagreement = F.softplus(-model.d(x_hat, y_hat).float()).mean()
+    bpp, bpp_rounded = (each.mean() / (x.shape[2] * x.shape[3]) for each in bits)
+    error = (x_hat - x).square().mean() * 127.5**2
+    loss = weights.rate_weight(bpp_rounded.item(), step) * bpp + weights.k_mse * error
+    loss = loss + weights.k_perceptual * distance + weights.beta * disagreement
+    return Coded(x_hat, y_hat, loss, bpp, bpp_rounded, error, distance, disagreement)
+
+
+def discriminator_loss(d: Discriminator, x: Tensor, x_hat: Tensor, y_hat: Tensor, *, bfloat16: bool = False) -> Tensor:
+    """Equation 4, on logits: 2 log 2 where D cannot tell. Gradients reach D alone."""
+    d.requires_grad_(True)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        judged = d(torch.cat([x, x_hat.detach()]), torch.cat([y_hat, y_hat])).float()
+    on_real, on_coded = judged.chunk(2)
+    return F.softplus(-on_real).mean() + F.softplus(on_coded).mean()
 
 
 def perceptual_distance(loss: HificLoss, device: str) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -209,7 +246,8 @@ def perceptual_distance(loss: HificLoss, device: str) -> Callable[[Tensor, Tenso
         return lpips.Lpips(weights_path(lpips.ALEXNET_FILE), weights_path(lpips.LINEAR_FILE), device).distance
     from ..evaluation.features import VGG_LAYERS, VggFeatures
 
-    return VggFeatures(layers=VGG_LAYERS).to(device, memory_format=torch.channels_last).distance
+    vgg = VggFeatures(layers=VGG_LAYERS).to(device, memory_format=torch.channels_last)
+    return vgg.absolute_distance if loss.perceptual == "vgg19-l1" else vgg.distance
 
 
 def _start_from(net: Hific, path: Path) -> None:
