@@ -11,7 +11,11 @@ r"""Makes the manifolds that ship in the package, from the training data. Not ne
     python scripts/build_manifolds.py general --data DIR --checkpoint runs/synthesis/checkpoint.safetensors \
         --output general-synthesis.safetensors
     mcode train configs/general-finish.toml --data DIR --out runs/finish        # the fourth
-    python scripts/build_manifolds.py general --data DIR --checkpoint runs/finish/checkpoint.safetensors
+    python scripts/build_manifolds.py general --data DIR --checkpoint runs/finish/checkpoint.safetensors \
+        --output fourth.safetensors
+    python scripts/fit_tables.py fourth.safetensors --data DIR --output tables.safetensors
+    python scripts/train_hyper.py tables.safetensors --data DIR --output general.safetensors --go-on --steps 9200 \
+        --deltas 6 --rate 1e-3                                                  # the same symbols in fewer bits
     python scripts/build_manifolds.py paper --trained results/manifolds     # as scripts/reproduce.sh leaves them
 
 DIR holds the folders that the cards name (grid_s1/train, stills/train, video/train). The scores in a card come from
