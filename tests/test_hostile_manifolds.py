@@ -318,3 +318,29 @@ def test_a_file_with_anothers_id_does_not_stand_in_for_it(folder):
     assert manifold.find_id(bytes.fromhex(info.id)) == folder / "good.safetensors"
     shutil.copy(folder / "good.safetensors", folder / "0.safetensors")
     assert manifold.find_id(bytes.fromhex(info.id)) == folder / "0.safetensors"
+
+
+ESCAPES = "\x1b]0;pwned\x07\x1b[31mred\x9b\u202e"
+
+
+def test_nothing_in_a_manifold_tells_the_terminal_what_to_do(folder, capsys):
+    path = folder / "mine.safetensors"
+    save(path, name=f"mine{ESCAPES}", card={"title": f"a{ESCAPES}\nb", f"k{ESCAPES}": {"x": ESCAPES}, "l": [ESCAPES]})
+    for arguments in (["list"], ["show", str(path)], ["verify", str(path)], ["list", "--json"], ["show", str(path), "--json"]):
+        assert main(["manifolds", *arguments]) == 0
+        out, err = capsys.readouterr()
+        assert "pwned" in out and all(c.isprintable() or c == "\n" for c in out + err)
+        if arguments[-1] == "--json":
+            found = json.loads(out)
+            assert (found.get("manifolds") or [found])[0]["name"] == f"mine{ESCAPES}"
+
+
+def test_tables_and_reports_keep_their_columns(capsys):
+    from mcode.cli.output import one_line, print_report, print_table, print_warnings
+
+    print_table(("a\x1b", "b "), [("x\ny", "  1"), ("\u00e9\u4e2d", "22")], right=("b ",))
+    print_report("t\x07", {"k\x1b": "v\x1b[2J\n", "long": "w"})
+    print_warnings(["a\x1b\nb"])
+    out, err = capsys.readouterr()
+    assert out == "a?    b\nx y    1\n\u00e9\u4e2d    22\nt?\n  k?    v?[2J \n  long  w\n" and err == "mcode: warning: a? b\n"
+    assert one_line("a \n\tb\ud800\x7f") == "a b??"
