@@ -40,6 +40,7 @@ _RANGE_SIZE = 256
 _CLIP_SIZE, _CLIP_SEEDS = (384, 256), 3
 _CLIP_FPS, _CLIP_FRAMES = 6, 3  # deltas over 1/6 and 1/3 s: 4 and 8 frames of a usual video
 _PARTS = ("Encoder.", "Generator.", "Hyperprior.")
+_LARGEST_PICKLE, _MOST_BLOCKS = 16 << 20, 64
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ def read_hific_pytorch(path: str | os.PathLike[str]) -> Checkpoint:
     if not isinstance(given, Mapping):
         raise InputError(f"{path}: has no model_state_dict; give a checkpoint as the port of {REPOSITORY} writes it")
     tensors = {k: v for k, v in given.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    _check_plain(tensors, path)
     arguments = content.get("args")
     normalised = isinstance(arguments, Mapping) and arguments.get("normalize_input_image") is True
     config = _config(tensors, path, normalised)
@@ -228,7 +230,10 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the port's README links its checkpoints: {REPOSITORY}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None:
@@ -236,8 +241,37 @@ def _load(path: Path) -> Any:
         raise InputError(
             f"{path}: refused, since loading it would run code ({asked[1]}); take it from where {REPOSITORY} links it"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+    except (
+        *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error),
+        zipfile.BadZipFile,
+    ) as error:
         raise InputError(f"{path}: no checkpoint of PyTorch, or one cut short; fetch it again") from error
+
+
+def _check_archive(path: Path) -> None:
+    """PyTorch stores everything as it is: what is packed, or a pickle far larger than names and shapes, may fill the memory.
+    Raises InputError."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            pickled = member.filename.endswith(".pkl")
+            if member.compress_type != zipfile.ZIP_STORED or (pickled and member.file_size > _LARGEST_PICKLE):
+                raise InputError(f"{path}: refused, since its {member.filename!r:.80} is packed or too large for a checkpoint")
+
+
+def _check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """All numbers that the tensors of our parts claim are in the file, each once. Raises InputError."""
+    left = path.stat().st_size
+    for name, tensor in tensors.items():
+        if not name.startswith(_PARTS):
+            continue
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        plain = plain and not tensor.is_nested and not tensor.is_complex()
+        if plain:
+            claimed = tensor.numel() * tensor.element_size()
+            left -= claimed
+            plain = claimed <= tensor.untyped_storage().nbytes() and left >= 0
+        if not plain:
+            raise InputError(f"{path}: {name!r:.80} is no plain tensor, or claims more numbers than the file holds")
 
 
 def _config(tensors: Mapping[str, Tensor], path: Path, normalised: bool) -> PaperConfig:
@@ -251,6 +285,8 @@ def _config(tensors: Mapping[str, Tensor], path: Path, normalised: bool) -> Pape
     blocks = 0
     while f"Generator.resblock_{blocks}.conv1.weight" in tensors:
         blocks += 1
+    if blocks > _MOST_BLOCKS:
+        raise InputError(f"{path}: not HiFiC as the port builds it: {blocks:,} residual blocks; it has {PaperConfig.blocks}")
     try:
         return PaperConfig(
             channels=size("Encoder.conv_block_out.1.weight", 0),

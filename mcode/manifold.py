@@ -10,6 +10,7 @@ import base64
 import copy
 import hashlib
 import json
+import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import FormatError, ManifoldError
+from .errors import ConfigError, FormatError, ManifoldError
+from .header import FORMAT, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from .nets.graphs import Graphs
     from .nets.tiled import Part
 
-FORMAT = "1"
-KINDS = ("linear", "ncode", "hific")
 SEARCH_VARIABLE = "MCODE_MANIFOLDS"
 """Environment variable with further folders of manifolds, separated as PATH is."""
 GRAPHS_VARIABLE = "MCODE_CUDA_GRAPHS"
@@ -41,7 +41,6 @@ ZERO_MARGIN = "zero_margin"
 """Name of the tensor (qualities, C) that `Manifold.zero_margin` gives."""
 HYPER = "hyper."
 """What the names of the hyperprior's tensors begin with."""
-_LARGEST_HEADER = 64 << 20
 LARGEST_PICTURE = 1 << 27
 """Pixels. Larger pictures are refused: 15360x8640 passes, and takes about 5 GB; a damaged header asks for 30 times as many."""
 
@@ -86,68 +85,92 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         candidate = folder / f"{text}.safetensors"
         if candidate.is_file():
             return candidate
-    installed = list_manifolds()
+    installed = list(_installed())
     for info in installed:
-        if len(text) >= 8 and info.id.startswith(text.lower()):
+        if info.name == text or (len(text) >= 8 and info.id.startswith(text.lower())):
             return info.path
-    names = ", ".join(info.name for info in installed) or "none"
+    names = ", ".join(dict.fromkeys(info.name for info in installed)) or "none"
     raise ManifoldError(f"no manifold named {text!r} is installed (installed: {names}); give a name or a .safetensors file")
 
 
 def find_id(manifold_id: bytes) -> Path:
-    """The installed manifold a stream names. Raises ManifoldError saying which one is missing and how to get it."""
+    """The installed manifold a stream names, whatever its file is called. Raises ManifoldError saying which one is missing
+    and how to get it."""
     wanted = manifold_id.hex()
-    for info in list_manifolds():
-        if info.id == wanted:
-            return info.path
+    paths = [info.path for info in _installed() if info.id == wanted]
+    if len(paths) > 1:  # one that only says it is the one must not hide the other
+        paths = [path for path in paths if _is_whole(path)] or paths
+    if paths:
+        return paths[0]
     raise ManifoldError(
         f"this stream needs manifold {wanted}, which is not installed; put its .safetensors file, from whoever encoded the "
         f"stream, into {folders()[-2]}, or name it with --manifold"
     )
 
 
-def list_manifolds() -> list[ManifoldInfo]:
-    """Every readable manifold in `folders()`, the first of each name."""
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except ManifoldError:
+        return False
+    return True
+
+
+def list_manifolds(skipped: list[str] | None = None) -> list[ManifoldInfo]:
+    """Every readable manifold in `folders()`, one of each name: the one that `find` gives for it. skipped: takes a line for
+    each of the others."""
     found: dict[str, ManifoldInfo] = {}
-    for folder in folders():
+    others: list[ManifoldInfo] = []
+    every = list(_installed(skipped))
+    for info in sorted(every, key=lambda info: info.path.stem != info.name):  # as `find`, which looks for files first
+        if found.setdefault(info.name, info) is not info:
+            others.append(info)
+    if skipped is not None:
+        skipped += [
+            f"{info.path}: calls itself {info.name}, as {found[info.name].path} does, and is another; name it by its file"
+            for info in others
+            if info.id != found[info.name].id
+        ]
+    kept = {info.path for info in found.values()}
+    return [info for info in every if info.path in kept]
+
+
+def _installed(skipped: list[str] | None = None) -> Iterator[ManifoldInfo]:
+    """All that can be read in `folders()`, whatever their names. skipped: takes what is wrong with each of the others."""
+    for folder in dict.fromkeys(folders()):
         for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
             try:
-                info = read_info(path)
-            except ManifoldError:
-                continue
-            found.setdefault(info.name, info)
-    return list(found.values())
+                yield read_info(path)
+            except (ManifoldError, OSError) as error:
+                if skipped is not None:
+                    skipped.append(str(error))
 
 
 def read_info(name_or_path: str | os.PathLike[str]) -> ManifoldInfo:
     """The header alone, without torch and without reading weights. Raises ManifoldError."""
     path = find(name_or_path)
-    metadata, tensors = _read_header(path)
-    config = json.loads(metadata["config"])
-    parameters = sum(int(np.prod(t["shape"])) for t in tensors.values())
-    card = json.loads(metadata.get("card", "{}"))
-    size = config.get("frame_size")
+    header = read_header(path)
     return ManifoldInfo(
-        name=metadata.get("name") or path.stem,
+        name=header.metadata.get("name") or path.stem,
         path=path,
-        id=metadata["id"],
-        kind=metadata["kind"],
-        title=str(card.get("title", "")),
-        parameters=parameters,
+        id=header.metadata["id"],
+        kind=header.metadata["kind"],
+        title=str(header.card.get("title", "")),
+        parameters=sum(map(math.prod, header.shapes.values())),
         file_bytes=path.stat().st_size,
-        frame_size=(int(size[0]), int(size[1])) if size else None,
-        stride=config.get("stride"),
-        qualities=int(config["qualities"]),
-        coders=("huffman", "fixed", "range") if config.get("hyper") else ("huffman", "fixed"),
-        card=card,
-        config=config,
+        frame_size=header.frame_size,
+        stride=header.stride,
+        qualities=header.qualities,
+        coders=("huffman", "fixed", "range") if header.config.get("hyper") else ("huffman", "fixed"),
+        card=header.card,
+        config=header.config,
     )
 
 
 def verify(name_or_path: str | os.PathLike[str]) -> str:
     """Recomputes the content's hash; returns the id. Raises ManifoldError when it is not the one the file states."""
     path = find(name_or_path)
-    metadata, _ = _read_header(path)
+    metadata = read_header(path).metadata
     actual = content_id(metadata["kind"], metadata["config"], metadata["tables"], _read_tensors(path))
     if actual != metadata["id"]:
         raise ManifoldError(f"{path}: content is {actual}, but the file says {metadata['id']}; fetch it again")
@@ -164,29 +187,6 @@ def content_id(kind: str, config: str, tables: str, tensors: Mapping[str, np.nda
         array = np.ascontiguousarray(tensors[key])
         digest.update(f"{key} {array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _read_header(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(8)
-            length = struct.unpack("<Q", raw)[0] if len(raw) == 8 else 0
-            if not 2 <= length <= min(_LARGEST_HEADER, path.stat().st_size - 8):
-                raise ManifoldError(f"{path}: not a manifold (not a safetensors file)")
-            header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or "mcode" not in metadata:
-            raise ManifoldError(f"{path}: a safetensors file, but not a manifold of MCode")
-        if metadata["mcode"] != FORMAT:
-            raise ManifoldError(f"{path}: manifold format {metadata['mcode']}; this version reads format {FORMAT}")
-        missing = [k for k in ("id", "kind", "config", "tables") if k not in metadata]
-        if missing or metadata["kind"] not in KINDS:
-            raise ManifoldError(f"{path}: damaged manifold header ({missing[0] if missing else metadata['kind']})")
-        if int(json.loads(metadata["config"])["qualities"]) < 1:
-            raise ManifoldError(f"{path}: damaged manifold header (qualities)")
-        return metadata, header
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ManifoldError(f"{path}: cannot be read as a manifold ({error})") from error
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -237,14 +237,15 @@ def rewrite(
     stays. tables: one for each quality, in place of those there.
     """
     source = find(path)
-    metadata, _ = _read_header(source)
-    kept, config = {} if replace else _read_tensors(source), json.loads(metadata["config"])
+    header = read_header(source)
+    metadata, config = header.metadata, header.config
+    kept = {} if replace else _read_tensors(source)
     if hyper is not None:
         kept = {name: array for name, array in kept.items() if not name.startswith(HYPER)}
         config |= {"hyper": dict(hyper)}
     if network is not None:
         config |= {"network": dict(network)}
-    full_card = json.loads(metadata.get("card", "{}")) | dict(card)
+    full_card = header.card | dict(card)
     called = name or metadata.get("name") or source.stem
     text = metadata["tables"] if tables is None else _tables_text(tables)
     return _write(output, metadata["kind"], called, config, text, kept | dict(tensors or {}), full_card)
@@ -290,7 +291,7 @@ def load(name_or_path: str | os.PathLike[str], device: str = "auto", *, precisio
 
     path = find(name_or_path)
     info = read_info(path)
-    metadata, _ = _read_header(path)
+    metadata = read_header(path).metadata
     tensors = _read_tensors(path)
     actual = content_id(info.kind, metadata["config"], metadata["tables"], tensors)
     if actual != info.id:
@@ -316,22 +317,53 @@ class Manifold:
         self.info, self.device = info, device
         self.name, self.id, self.kind = info.name, info.id, info.kind
         self.frame_size, self.stride, self.qualities = info.frame_size, info.stride, info.qualities
-        self.default_quality = int(info.config.get("default_quality", (info.qualities + 1) // 2))
+        self.default_quality = min(info.config.get("default_quality", (info.qualities + 1) // 2), info.qualities)
         self.card, self.config = info.card, info.config
-        self._tables = json.loads(tables)
         self.dtype = fast_dtype(device) if precision in ("auto", "int8") else getattr(torch, precision)
         try:
             own = {name: array for name, array in tensors.items() if not name.startswith(HYPER)}
             margin = own.pop(ZERO_MARGIN, None)
             self.net, self._gain, self._inverse = build(info.kind, info.config, own, device)
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise ManifoldError(f"{info.path}: weights do not fit the manifold's config ({error})") from error
-        self.channels = int(self._gain.shape[1])
-        if len(self._tables) != self.qualities:
-            raise ManifoldError(f"{info.path}: {len(self._tables)} code tables for {self.qualities} qualities")
-        self._zero_margin = None if margin is None else torch.from_numpy(margin).float().to(device)
-        self.hyper = self._hyper(tensors)
-        self._int8 = self._quantised(precision) if precision in ("auto", "int8") else None
+            self.channels = int(self._gain.shape[1])
+            self._zero_margin = None if margin is None else torch.from_numpy(margin).float().to(device)
+            for name in ("gain", "inverse", ZERO_MARGIN):
+                self._check(name, getattr(self, f"_{name}"))
+            self._parsed = self._tables(tables)
+            self.hyper = self._hyper(tensors)
+            self._int8 = self._quantised(precision) if precision in ("auto", "int8") else None
+        except (FormatError, ConfigError) as error:
+            raise ManifoldError(f"{info.path}: {_line(error)}") from error
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ManifoldError(f"{info.path}: weights do not fit the manifold's config ({_line(error)})") from error
+
+    def _check(self, name: str, values: Tensor | None) -> None:
+        if values is None:
+            return
+        if tuple(values.shape) != (self.qualities, self.channels):
+            raise ValueError(f"{name} is {tuple(values.shape)}, not {(self.qualities, self.channels)}")
+        if not values.isfinite().all() or (name == "gain" and not (values > 0).all()):
+            raise ValueError(f"{name} holds values that are no {'gains' if name == 'gain' else 'numbers'}")
+
+    def _tables(self, text: str) -> tuple[CodeTables, ...]:
+        """Of each quality. Raises FormatError or ValueError."""
+        from .coders import CodeTables
+
+        try:
+            coded = json.loads(text)
+        except (ValueError, RecursionError):
+            coded = None
+        if not isinstance(coded, list) or not all(isinstance(one, str) for one in coded):
+            raise FormatError("the code tables are damaged")
+        if len(coded) != self.qualities:
+            raise FormatError(f"{len(coded)} code tables for {self.qualities} qualities")
+        try:
+            parsed = {one: CodeTables.from_bytes(base64.b64decode(one, validate=True)) for one in coded}
+        except ValueError:  # binascii's, too
+            raise FormatError("the code tables are damaged (no base64)") from None
+        for found in parsed.values():
+            if found.channels != self.channels:
+                raise FormatError(f"the code tables are for {found.channels} channels, and the networks have {self.channels}")
+        return tuple(parsed[one] for one in coded)
 
     def __repr__(self) -> str:
         return f"Manifold({self.name} {self.id}, {self.kind}, {self.device.type} {self.precision})"
@@ -359,8 +391,8 @@ class Manifold:
             raise ManifoldError(f'precision "int8": {lacking}; use "auto"')
         try:
             synthesis = int8.quantised(self.net.synthesis_net, ranges)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ManifoldError(f"{self.info.path}: its ranges for integers do not fit ({error})") from error
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RuntimeError) as error:
+            raise ManifoldError(f"{self.info.path}: its ranges for integers do not fit ({_line(error)})") from error
         return lambda y: synthesis(y, self.net.patches)
 
     def _hyper(self, tensors: Mapping[str, np.ndarray]) -> RangeModel | None:
@@ -369,22 +401,11 @@ class Manifold:
             return None
         from .coders.range import RangeModel
 
-        try:
-            return RangeModel.from_tensors(config, tensors, self.channels, self.qualities)
-        except FormatError as error:
-            raise ManifoldError(f"{self.info.path}: {error}") from error
-
-    @cached_property
-    def _parsed(self) -> dict[int, CodeTables]:
-        return {}
+        return RangeModel.from_tensors(config, tensors, self.channels, self.qualities)
 
     def tables(self, quality: int) -> CodeTables:
         """The code tables of quality 1..qualities."""
-        from .coders import CodeTables
-
-        if quality not in self._parsed:
-            self._parsed[quality] = CodeTables.from_bytes(base64.b64decode(self._tables[self._index(quality)]))
-        return self._parsed[quality]
+        return self._parsed[self._index(quality)]
 
     def gain(self, quality: int) -> Tensor:
         """Quantiser steps per unit of latent, (C,)."""
@@ -549,3 +570,9 @@ class Manifold:
         import torch
 
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def _line(error: Exception) -> str:
+    """Its text on one line, not longer than a line should be."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."

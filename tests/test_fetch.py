@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mcode import fetch, manifold
 from mcode.cli import main
-from mcode.coders import CodeTables
 from mcode.errors import InputError
+
+from .test_manifold import HEIGHT, WIDTH, M, save
 
 
 class Server(ThreadingHTTPServer):
@@ -64,15 +66,7 @@ def home(tmp_path, monkeypatch) -> Path:
 def content(tmp_path) -> bytes:
     """The bytes of a small manifold."""
     path = tmp_path / "tiny.safetensors"
-    manifold.save(
-        path,
-        kind="hific",
-        name="tiny",
-        config={"qualities": 1, "stride": 16, "network": {}},
-        tables=[CodeTables.fit([np.zeros((2, 1, 1), np.int16)])],
-        tensors={"gain": np.ones((1, 2), np.float32)},
-        card={},
-    )
+    save(path)
     return path.read_bytes()
 
 
@@ -128,6 +122,117 @@ def test_what_is_wrong_never_takes_the_name(server, home, content):
     refused(home, f"{size:,} bytes, and the limit is 100", address(server), limit_bytes=100)
     refused(home, "more than the limit of 100 bytes", address(server, "/long.safetensors"), limit_bytes=100)
     refused(home, "the server answers 404", address(server, "/absent.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"card": []}, "tiny.safetensors: damaged manifold header .card is no table"),
+        ({"config": {"m": M + 1, "frame_size": [WIDTH, HEIGHT], "qualities": 2}}, "tiny.safetensors: weights do not fit"),
+        ({"config": {"m": M, "frame_size": [WIDTH, HEIGHT], "qualities": 1}}, "tiny.safetensors: "),
+    ],
+)
+def test_a_manifold_that_is_whole_and_cannot_be_used_is_not_installed(changes, words, server, home, tmp_path):
+    save(tmp_path / "bad.safetensors", **changes)
+    server.files["/tiny.safetensors"] = ((tmp_path / "bad.safetensors").read_bytes(), None)
+    refused(home, words, address(server))
+
+
+def test_the_name_of_a_manifold_that_comes_with_mcode_is_taken_with_force_only(server, home, content):
+    server.files["/general.safetensors"] = (content, None)
+    refused(home, "place of general.*--force", address(server, "/general.safetensors"))
+    assert fetch.fetch_manifold(address(server, "/general.safetensors"), force=True).manifold.name == "tiny"
+
+
+@pytest.mark.parametrize("path", ["%00", "a%00b", "a%1b[31m", "a%0ab", "%5c", "a%e2%80%ae", ".hidden", "x" * 300])
+def test_names_that_are_no_file_names_are_one_line_and_status_2(path, server, home, content, capsys):
+    server.files[f"/{path}.safetensors"] = (content, None)
+    assert main(["manifolds", "fetch", address(server, f"/{path}.safetensors")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("mcode: error: ") and err.count("\n") == 1 and err[:-1].isprintable()
+
+
+@pytest.mark.parametrize("url", ["http://[::1/a.safetensors", "http://h:99999999/a.safetensors", "http://a b/c.safetensors"])
+def test_urls_that_are_none_are_one_line_and_status_2(url, home, capsys):
+    assert main(["manifolds", "fetch", url]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("mcode: error: ") and err.count("\n") == 1
+
+
+@pytest.fixture
+def dripping():
+    """A server that sends its first bytes at once and then one every 20 ms: a function from those bytes to a URL."""
+    over, threads, listeners = threading.Event(), [], []
+
+    def serve(listener: socket.socket, first: bytes, rest: bytes) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    connection.recv(4096)
+                    connection.sendall(first)
+                    for byte in rest * 10_000:
+                        if over.wait(0.02):
+                            return
+                        connection.sendall(bytes([byte]))
+                except OSError:
+                    continue
+
+    def start(first: bytes, rest: bytes) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+        threads.append(threading.Thread(target=serve, args=(listener, first, rest), daemon=True))
+        threads[-1].start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/a.safetensors"
+
+    yield start
+    over.set()
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+    for thread in threads:
+        thread.join(5)
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n", b"x"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 100000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"", b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 90),
+        (b"HTTP/1.0 404 ", b"x"),
+    ],
+)
+def test_a_server_that_drips_is_given_up(first, rest, dripping, home, tmp_path):
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"too slow, less than 64 kB within 0\.3 s"):
+        fetch.download(dripping(first, rest), tmp_path / "a", window_s=0.3)
+    assert time.monotonic() - began < 10 and not (tmp_path / "a").exists()
+
+
+def test_progress_is_told_of_what_has_come(dripping, tmp_path):
+    told = []
+    with pytest.raises(InputError, match="too slow"):
+        url = dripping(b"HTTP/1.0 200 OK\r\n\r\n", b"x")
+        fetch.download(url, tmp_path / "a", window_s=0.5, progress=lambda *at: told.append(at))
+    assert len(told) > 2
+
+
+def test_a_slow_server_that_does_send_is_waited_for(dripping, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "LEAST_BYTES", 2)
+    first = b"HTTP/1.0 200 OK\r\nContent-Length: 40\r\n\r\n"
+    fetch.download(dripping(first, b"x"), tmp_path / "a", window_s=0.3)
+    assert (tmp_path / "a").read_bytes() == b"x" * 40
+
+
+def test_a_reason_tells_the_terminal_nothing(dripping, home, capsys):
+    assert main(["manifolds", "fetch", dripping(b"HTTP/1.0 404 \x1b]0;pwned\x07\x1b[31mred\r\n\r\n", b"x")]) == 2
+    err = capsys.readouterr().err
+    assert "answers 404 ?]0;pwned" in err and err[:-1].isprintable()
 
 
 def test_what_cannot_be_asked_for_is_said_in_one_line(server, home):

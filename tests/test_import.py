@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -236,6 +237,40 @@ def test_files_that_are_no_checkpoints_are_refused(tiny, tmp_path):
     torch.save([1, 2], cut)
     refused(cut, "has no model_state_dict")
     refused(tmp_path / "absent.pt", "no such file")
+
+
+def test_tensors_that_claim_more_than_the_file_holds_are_refused(tiny, tmp_path):
+    _, tensors = tiny
+    name = "Encoder.conv_block1.1.bias"
+    plain = tensors[name]
+    odd = {
+        "stride 0": torch.zeros(1).expand(10**9),
+        "meta": torch.zeros(plain.shape, device="meta"),
+        "sparse": plain.to_sparse(),
+        "complex": plain.to(torch.complex64),
+    }
+    for tensor in odd.values():
+        refused(save(tmp_path / "a.pt", tensors | {name: tensor}), f"{name}' is no plain tensor")
+    shared = torch.zeros(1 << 18)
+    many = {f"Generator.more_{i}": shared for i in range(100)}
+    refused(save(tmp_path / "a.pt", tensors | many), "claims more numbers than the file holds")
+    wide = {k: torch.zeros(1).expand([10**6 if d == 6 else d for d in v.shape]) for k, v in tensors.items()}
+    refused(save(tmp_path / "a.pt", wide), "claims more numbers than the file holds")
+    read_hific_pytorch(save(tmp_path / "a.pt", tensors | {"Discriminator.x": torch.zeros(1).expand(10**9)}))  # not of our parts
+
+
+def test_more_blocks_than_networks_have_are_refused_before_they_are_made(tiny, tmp_path):
+    more = {f"Generator.resblock_{i}.conv1.weight": torch.zeros(1) for i in range(2, 5000)}
+    refused(save(tmp_path / "a.pt", tiny[1] | more), "5,000 residual blocks")
+
+
+def test_packed_checkpoints_are_refused_before_they_are_unpacked(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", None)
+    bomb = tmp_path / "bomb.pt"
+    for kind, size in ((zipfile.ZIP_DEFLATED, 1000), (zipfile.ZIP_STORED, (16 << 20) + 1)):
+        with zipfile.ZipFile(bomb, "w", kind) as archive:
+            archive.writestr("archive/data.pkl", bytes(size))
+        refused(bomb, "data.pkl' is packed or too large")
 
 
 def test_nothing_is_overwritten_or_written_under_another_kind_of_name(tiny, tmp_path):

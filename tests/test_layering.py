@@ -26,6 +26,7 @@ FLOORS = {
     "conceal": 1,
     "latents": 1,
     "nets": 1,
+    "header": 2,
     "manifold": 2,
     "codec": 2,
     "baseline": 2,

@@ -252,6 +252,26 @@ def test_a_damaged_file_of_answers_names_its_line(session, change, message):
 # The folder
 
 
+def test_a_field_longer_than_csv_reads_is_one_line(session, tmp_path):
+    rating = session()
+    rating.answer(left=True)
+    text = rating.output.read_text()
+    for number, lines in enumerate((text + "x" * 200_000 + "\n", "x" * 200_000), start=1):
+        path = tmp_path / f"{number}.csv"
+        path.write_text(lines)
+        with pytest.raises(InputError, match=r"line \d is no answer \(field larger") as error:
+            read_answers(path)
+        assert "\n" not in str(error.value)
+
+
+def test_more_methods_than_a_study_has_are_one_line():
+    answers = simulated({"a": 0.0, "b": 1.0}, 1)
+    many = [replace(answers[0], better=f"{i}", worse=f"{i + 1}", left=f"{i}") for i in range(40_000)]
+    with pytest.raises(InputError, match="40,001 methods, and a study has at most 500"):
+        score(many)
+    assert len(score(many[:50], shuffles=1).methods) == 51
+
+
 def test_a_folder_of_methods_is_read(folder):
     material = open_material(folder)
     assert (material.methods, material.pictures) == (tuple(sorted(METHODS)), ("a", "b"))

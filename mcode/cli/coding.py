@@ -203,7 +203,9 @@ def list_(as_json: Json = False) -> None:
     """List the installed manifolds."""
     from mcode.manifold import folders, list_manifolds
 
-    found = list_manifolds()
+    skipped: list[str] = []
+    found = list_manifolds(skipped)
+    print_warnings(skipped)
     if as_json:
         print_json({"manifolds": found})
         return
@@ -258,7 +260,8 @@ def verify(
         print_json({"ok": good, "manifolds": results})
     else:
         for result in results:
-            print(f"{result['name']}  {result['id']}  {'ok' if result['ok'] else 'BAD: ' + str(result['error'])}")
+            state = "ok" if result["ok"] else f"BAD: {result['error']}"
+            print(one_line(f"{result['name']}  {result['id']}  {state}"))
     if not good:
         raise typer.Exit(1)
 

@@ -55,16 +55,18 @@ def print_warnings(warnings: Sequence[str]) -> None:
 
 def print_report(title: str, rows: dict[str, str]) -> None:
     """A title over two aligned columns."""
-    width = max(map(len, rows))
-    print(title)
-    for name, value in rows.items():
+    shown = {printable(name): printable(value) for name, value in rows.items()}
+    width = max(map(len, shown))
+    print(printable(title))
+    for name, value in shown.items():
         print(f"  {name:<{width}}  {value}")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
     """Aligned columns under their names, those named in right flush right."""
-    widths = [max(len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
-    for line in (columns, *rows):
+    lines = [[printable(cell) for cell in line] for line in (columns, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
         cells = (
             cell.rjust(width) if name in right else cell.ljust(width)
             for name, cell, width in zip(columns, line, widths, strict=True)
@@ -87,7 +89,8 @@ def _cell(value: Any) -> str:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False))
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+    print("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
 
 def plain(value: Any) -> Any:
@@ -134,4 +137,9 @@ def minutes(seconds: float) -> str:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """text in which nothing tells a terminal what to do: it may come from a file or from the network."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)

@@ -114,7 +114,10 @@ class HyperConfig:
             raise FormatError(f"the hyperprior is of format {values.get('format')}; this version reads 1")
         try:
             passes = tuple(Pass(*p) for p in values["passes"])
-            sizes = {k: int(values[k]) for k in _SIZES} | {"levels": int(values.get("levels", 1))}
+            sizes = {k: values[k] for k in _SIZES} | {"levels": values.get("levels", 1)}
+            for number in (*sizes.values(), *(n for p in passes for n in p[:2])):
+                if type(number) is not int:
+                    raise TypeError(f"{number!r:.40} is no whole number")
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"the hyperprior's config is damaged ({error})") from None
         at, parity, last = 0, None, (0, 0)
@@ -192,6 +195,8 @@ class RangeModel:
             kind = np.int32 if "bias" in name or name == "start" else np.int8
             if found is None or found.shape != shape or found.dtype != kind:
                 raise FormatError(f"the hyperprior's {name} is missing or not {np.dtype(kind)} {shape}")
+        if self.sizes.dtype.kind not in "iu":
+            raise FormatError("the hyperprior's tables are damaged")
         sizes = self.sizes.astype(np.int64)
         good = sizes.shape == (self.config.scales * FRACTIONS,) and self.tables.dtype == self.z_tables.dtype == np.uint32
         good = good and bool((sizes % 2 == 0).all() and sizes.min() >= 4 and sizes.sum() == self.tables.size)

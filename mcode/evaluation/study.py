@@ -37,6 +37,8 @@ K, SPREAD, START = 30.0, 400.0, 1500.0
 SHUFFLES = 10_000
 MOST_GAMES = 300_000_000
 """Answers times shuffles at most (about half a minute); beyond that there are fewer shuffles, and the report says so."""
+MOST_METHODS = 500
+"""Scores need memory for the square of their number."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,13 @@ def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
             raise InputError(f"{path}: not a file of answers (not text)") from error
         text = data[: error.start].decode()
     rows = csv.reader(io.StringIO(text, newline=""))
-    if text and tuple(next(rows, ())) != _COLUMNS:
-        raise InputError(f"{path}: not a file of answers; its first line should be {','.join(_COLUMNS)}")
+    try:
+        if text and tuple(next(rows, ())) != _COLUMNS:
+            raise InputError(f"{path}: not a file of answers; its first line should be {','.join(_COLUMNS)}")
+        lines = [row for row in rows if row]
+    except csv.Error as error:
+        raise InputError(f"{path}: line {rows.line_num} is no answer ({error})") from error
     answers = []
-    lines = [row for row in rows if row]
     for number, row in enumerate(lines, start=2):
         try:
             answer = _answer(row)
@@ -292,7 +297,7 @@ class Session:
         try:
             _answer(next(csv.reader([tail.decode()])))
             self._write(b"\n")
-        except (ValueError, StopIteration):
+        except (ValueError, StopIteration, csv.Error):
             os.truncate(self.output, len(whole) + 1 if whole else 0)
 
     def _append(self, answer: Answer) -> None:
@@ -357,6 +362,8 @@ def score(answers: Sequence[Answer], *, shuffles: int = SHUFFLES, seed: int = 0)
     """Scores of all methods that were compared. InputError where there are no answers."""
     if not answers:
         raise InputError("no answers to score")
+    if (methods := len({name for answer in answers for name in (answer.better, answer.worse)})) > MOST_METHODS:
+        raise InputError(f"{methods:,} methods, and a study has at most {MOST_METHODS}; score fewer of the files at once")
     shuffles = max(1, min(shuffles, MOST_GAMES // (2 * len(answers))))
     by_rater: dict[str, list[Answer]] = {}
     for answer in answers:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .hific import CompactConfig
+    from .paper import PaperConfig
+
+_COUNTER = "num_batches_tracked"
 
 
 def build(
@@ -15,7 +21,8 @@ def build(
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """(network with .analysis and .synthesis in eval mode, gain, inverse), the last two (qualities, C) float32.
 
-    Raises KeyError, RuntimeError or ValueError where tensors and config do not fit.
+    Raises KeyError, RuntimeError, TypeError, ValueError or ConfigError where tensors and config do not fit, before anything
+    of the config's sizes takes memory: the tensors are there already, so the networks are never larger than the file.
     """
     state = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in tensors.items()}
     if kind == "linear":
@@ -27,14 +34,45 @@ def build(
     raise ValueError(f"no network of kind {kind}")
 
 
+def _checked(make: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
+    """make(), if its state is of these shapes. It is made without memory first."""
+    with torch.device("meta"):
+        wanted = {k: tuple(v.shape) for k, v in make().state_dict().items() if not k.endswith(_COUNTER)}
+    for name in [*wanted, *state]:
+        found = tuple(state[name].shape) if name in state else None
+        if found is None or name not in wanted:
+            raise ValueError(f"{name!r} is {'missing' if found is None else 'no part of the networks'}")
+        if found != wanted[name]:
+            raise ValueError(f"{name!r} is {found}, not {wanted[name]}")
+    return make()
+
+
+def _check_blocks(state: Mapping[str, Tensor], *counts: int) -> None:
+    """Residual blocks take time even where they take no memory; each has four tensors or more."""
+    if min(counts) < 0 or 4 * sum(counts) > len(state):
+        raise ValueError(f"{sum(counts):,} residual blocks, and {len(state)} tensors")
+
+
+def _check_frame(config: Mapping[str, Any], size: Sequence[int]) -> None:
+    if list(config["frame_size"]) != list(size):
+        raise ValueError(f"frame_size is {list(config['frame_size'])}, and that of the networks is {list(size)}")
+
+
+def _check_gain(gain: Tensor, channels: int) -> None:
+    if gain.ndim != 2 or gain.shape[1] != channels:
+        raise ValueError(f"gains are {tuple(gain.shape)}, and the networks have {channels} channels")
+
+
 def _linear(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
     from .linear import Linear
 
-    width, height = config["frame_size"]
-    net = Linear(int(config["m"]), width, height, int(config["qualities"]))
+    (width, height), m, qualities = config["frame_size"], config["m"], config["qualities"]
+    if type(m) is not int or not 1 <= m <= 3 * width * height:
+        raise ValueError(f"m is no whole number from 1 to the picture's {3 * width * height} values")
+    net = _checked(lambda: Linear(m, width, height, qualities), state)
     net.load_state_dict(state)
     net.to(device).eval().prepare()
-    inverse = net.step.float().unsqueeze(1).expand(-1, int(config["m"])).contiguous()
+    inverse = net.step.float().unsqueeze(1).expand(-1, m).contiguous()
     return net, 1 / inverse, inverse
 
 
@@ -45,9 +83,10 @@ def _ncode(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.de
     from .ncode import NCode, NCodeConfig, levels
 
     network = from_dict(config["network"], NCodeConfig, source="manifold")
-    net = NCode(network)
+    _check_frame(config, (network.size, network.size))
+    net = _checked(lambda: NCode(network), state)
     # Training's counters, which the file leaves out.
-    counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
+    counters = {k: v for k, v in net.state_dict().items() if k.endswith(_COUNTER)}
     net.load_state_dict({k: v.float() for k, v in state.items()} | counters)
     net.to(device, memory_format=torch.channels_last).eval()
     gain = levels()[: int(config["qualities"])].unsqueeze(1).expand(-1, network.m).contiguous().to(device)
@@ -58,35 +97,49 @@ def _residual(config: Mapping[str, Any], state: dict[str, Tensor], device: torch
     from ..config import from_dict
     from .residual import Residual, ResidualConfig
 
-    net = Residual(from_dict(config["network"], ResidualConfig, source="manifold"))
+    network = from_dict(config["network"], ResidualConfig, source="manifold")
+    _check_frame(config, network.frame_size)
+    _check_blocks(state, network.blocks)
+    if network.rows > network.pixels:
+        raise ValueError(f"{network.rows} components of a picture's {network.pixels} values")
     gain = state.pop("gain").float().to(device)
+    _check_gain(gain, network.m)
+    net = _checked(lambda: Residual(network), state)
     net.load_state_dict({k: v if k == "basis" else v.float() for k, v in state.items()})
     net.to(device, memory_format=torch.channels_last).eval().prepare()
     return net, gain, 1 / gain
 
 
 def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    from ..config import from_dict
+    from .hific import CompactConfig
+    from .paper import PaperConfig
+
     values = dict(config["network"])
     family = values.get("family", "compact")
     gain, inverse = state.pop("gain").float().to(device), state.pop("inverse").float().to(device)
+    make: Callable[[], nn.Module]
     if family == "compact":
         values.pop("family", None)
-        net = _compact(values)
+        compact = from_dict(values, CompactConfig, source="manifold")
+        _check_blocks(state, *compact.analysis_blocks, *compact.synthesis_blocks)
+        channels, make = compact.channels, lambda: _compact(compact)
     elif family == "paper":
-        net = _paper(values)
+        paper = from_dict(values, PaperConfig, source="manifold")
+        _check_blocks(state, paper.blocks)
+        channels, make = paper.channels, lambda: _paper(paper)
     else:
         raise ValueError(f"no hific networks of family {family}")
+    _check_gain(gain, channels)
+    net = _checked(make, state)
     net.load_state_dict({k: v.float() for k, v in state.items()})
     net.to(device, memory_format=torch.channels_last).eval()
     return net, gain, inverse
 
 
-def _compact(values: Mapping[str, Any]) -> nn.Module:
-    from ..config import from_dict
+def _compact(network: CompactConfig) -> nn.Module:
     from .compact import Compact
-    from .hific import CompactConfig
 
-    network = from_dict(values, CompactConfig, source="manifold")
     return Compact(
         network.channels,
         network.analysis_widths,
@@ -96,8 +149,7 @@ def _compact(values: Mapping[str, Any]) -> nn.Module:
     )
 
 
-def _paper(values: Mapping[str, Any]) -> nn.Module:
-    from ..config import from_dict
-    from .paper import Hific, PaperConfig
+def _paper(network: PaperConfig) -> nn.Module:
+    from .paper import Hific
 
-    return Hific(from_dict(values, PaperConfig, source="manifold"))
+    return Hific(network)

@@ -28,6 +28,14 @@ class CompactConfig:
     stages: tuple[int, ...] = (0, 8, 24, 56, 128)
     qualities: int = 8
 
+    def __post_init__(self) -> None:
+        for name, least in (("analysis_widths", 1), ("analysis_blocks", 0), ("synthesis_widths", 1), ("synthesis_blocks", 0)):
+            given, count = getattr(self, name), 3 if name.startswith("analysis") else 4
+            if len(given) != count or min(given) < least:
+                raise ValueError(f"{name} = {list(given)} is not {count} numbers of {least} or more")
+        if min(self.channels, self.qualities) < 1:
+            raise ValueError(f"channels = {self.channels} and qualities = {self.qualities} are not both 1 or more")
+
 
 class Gains(nn.Module):
     """One vector of quantiser gains for each quality: symbols = round(gain * y), y_hat = symbols * inverse
