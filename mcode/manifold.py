@@ -327,6 +327,7 @@ class Manifold:
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise ManifoldError(f"{info.path}: weights do not fit the manifold's config ({error})") from error
         self.channels = int(self._gain.shape[1])
+        self._around_mean = info.config.get("quantiser") == "mean"
         if len(self._tables) != self.qualities:
             raise ManifoldError(f"{info.path}: {len(self._tables)} code tables for {self.qualities} qualities")
         self._zero_margin = None if margin is None else torch.from_numpy(margin).float().to(device)
@@ -415,11 +416,21 @@ class Manifold:
                     f"manifold {self.name} holds {self.frame_size[0]}x{self.frame_size[1]}, not {width}x{height}"
                 )
             return self.channels, 1, 1
+        rows, columns = self._positions(width, height)
+        if self._around_mean:
+            from .nets.paper import HYPER_STRIDE
+
+            rows, columns = (-(-side // HYPER_STRIDE) * HYPER_STRIDE for side in (rows, columns))
+        return self.channels, rows, columns
+
+    def _positions(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns of latent positions which hold a part of such a picture."""
         stride = self.stride or 1
-        return self.channels, -(-height // stride), -(-width // stride)
+        return -(-height // stride), -(-width // stride)
 
     def analyse(self, rgb: np.ndarray) -> Tensor:
-        """uint8 (B, H, W, 3) to latents, float32 (B, C, h, w) on the device. Edges are repeated up to the stride.
+        """uint8 (B, H, W, 3) to latents, float32 (B, C, h, w) on the device. Edges are repeated up to the stride; they are
+        reflected where latents are around a mean (see nets.paper.MeanHific).
 
         Large pictures are computed in parts that overlap (see nets.tiled): memory stays bounded.
         """
@@ -427,9 +438,20 @@ class Manifold:
 
         _, height, width, _ = rgb.shape
         _, h, w = self.latent_shape(width, height)
+        if not self._around_mean:
+            return self._map(rgb, h, w)
+        from .nets.paper import extended
+
+        with torch.inference_mode():
+            return self.net.sent(self._map(extended(rgb), h, w), *self._positions(width, height), self._z_limits)
+
+    def _map(self, rgb: np.ndarray, h: int, w: int) -> Tensor:
+        """What the analysis network makes of pictures, at h x w positions."""
+        import torch
+
         if not self.stride or not self._large(h, w):
             return self._analysed(rgb, h, w)
-        latents = torch.empty(len(rgb), self.channels, h, w, device=self.device)
+        latents = torch.empty(len(rgb), self._map_channels, h, w, device=self.device)
         for picture, found in zip(rgb, latents, strict=True):
             for rows, columns in self._parts(h, w, self._reaches[0]):
                 part = picture[
@@ -453,6 +475,12 @@ class Manifold:
 
     def synthesise(self, latents: Tensor, width: int, height: int) -> np.ndarray:
         """Latents (B, C, h, w) to pictures, uint8 (B, H, W, 3). Large ones in parts, as in `analyse`."""
+        if self._around_mean:
+            import torch
+
+            rows, columns = self._positions(width, height)
+            with torch.inference_mode():
+                latents = self.net.y_hat(latents)[..., :rows, :columns]
         count, _, h, w = latents.shape
         if not self.stride or not self._large(h, w):
             return self._synthesised(latents, width, height)
@@ -518,6 +546,22 @@ class Manifold:
         return call
 
     @property
+    def _map_channels(self) -> int:
+        """Of what the networks take and give, which with a mean is less than what is sent."""
+        return int(self.net.config.channels) if self._around_mean else self.channels
+
+    @cached_property
+    def _z_limits(self) -> tuple[Tensor, Tensor]:
+        """Least and largest symbols, (Z, 1, 1) each, that the coder `fixed` holds of z: so the mean is the decoder's with every
+        coder."""
+        import torch
+
+        tables, first = self.tables(1), self._map_channels
+        centre, half = tables.centres[first:].astype(np.int64), 1 << tables.bits[first:].astype(np.int64) >> 1
+        low, high = centre - half, centre + np.maximum(half - 1, 0)
+        return tuple(torch.from_numpy(v).float().to(self.device).view(-1, 1, 1) for v in (low, high))
+
+    @property
     def _pixels_at_once(self) -> int:
         from .nets.tiled import LARGEST
 
@@ -541,7 +585,7 @@ class Manifold:
 
         side, stride = 4, self.stride or 1
         picture = torch.zeros(1, 3, side * stride, side * stride, device=self.device)
-        latents = torch.zeros(1, self.channels, side, side, device=self.device)
+        latents = torch.zeros(1, self._map_channels, side, side, device=self.device)
         inwards = reach(self.net, self.net.analysis, picture, side, inwards=True)
         return inwards, reach(self.net, self.net.synthesis, latents, side, inwards=False)
 

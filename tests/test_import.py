@@ -19,6 +19,7 @@ from mcode.errors import InputError, McodeError
 from mcode.frame import Frame
 from mcode.importing import import_hific_pytorch, read_hific_pytorch
 from mcode.nets import paper
+from mcode.training import paper as fitting
 
 TINY = paper.PaperConfig(channels=6, width=2, blocks=2, hyper=4)
 
@@ -54,8 +55,9 @@ def remade(name: str, shape) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def small_scenes(monkeypatch):
-    monkeypatch.setattr(importing, "_CLIP_SIZE", (64, 48))
-    monkeypatch.setattr(importing, "_CLIP_SEEDS", 1)
+    monkeypatch.setattr(fitting, "CLIP_SIZE", (64, 48))
+    monkeypatch.setattr(fitting, "CLIP_SEEDS", 1)
+    monkeypatch.setattr(importing, "_RANGE_SEEDS", 4)
     monkeypatch.setattr(importing, "_RANGE_SIZE", 64)
     monkeypatch.setattr(importing, "RANGE_CROPS", 24)
 

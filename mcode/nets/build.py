@@ -15,6 +15,7 @@ def build(
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """(network with .analysis and .synthesis in eval mode, gain, inverse), the last two (qualities, C) float32.
 
+    With the config's `quantiser = "mean"` (family paper) it also has .sent and .y_hat, see nets.paper.MeanHific.
     Raises KeyError, RuntimeError or ValueError where tensors and config do not fit.
     """
     state = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in tensors.items()}
@@ -66,14 +67,18 @@ def _residual(config: Mapping[str, Any], state: dict[str, Tensor], device: torch
 
 
 def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
-    values = dict(config["network"])
+    values, quantiser = dict(config["network"]), config.get("quantiser")
     family = values.get("family", "compact")
+    if quantiser not in (None, "mean") or (quantiser and family != "paper"):
+        raise ValueError(f"no quantiser {quantiser} of family {family}")
     gain, inverse = state.pop("gain").float().to(device), state.pop("inverse").float().to(device)
     if family == "compact":
         values.pop("family", None)
         net = _compact(values)
     elif family == "paper":
-        net = _paper(values)
+        net = _paper(values, around_mean=quantiser == "mean")
+        if quantiser and gain.shape[1] != net.sent_channels:
+            raise ValueError(f"{gain.shape[1]} gains for {net.sent_channels} channels")
     else:
         raise ValueError(f"no hific networks of family {family}")
     net.load_state_dict({k: v.float() for k, v in state.items()})
@@ -96,8 +101,8 @@ def _compact(values: Mapping[str, Any]) -> nn.Module:
     )
 
 
-def _paper(values: Mapping[str, Any]) -> nn.Module:
+def _paper(values: Mapping[str, Any], *, around_mean: bool) -> nn.Module:
     from ..config import from_dict
-    from .paper import Hific, PaperConfig
+    from .paper import Hific, MeanHific, PaperConfig
 
-    return Hific(from_dict(values, PaperConfig, source="manifold"))
+    return (MeanHific if around_mean else Hific)(from_dict(values, PaperConfig, source="manifold"))
