@@ -443,7 +443,7 @@ class Manifold:
         from .nets.paper import extended
 
         with torch.inference_mode():
-            return self.net.sent(self._map(extended(rgb), h, w), *self._positions(width, height), self._z_limits)
+            return self.net.sent(self._map(extended(rgb), h, w), *self._positions(width, height), *self._beyond_and_limits)
 
     def _map(self, rgb: np.ndarray, h: int, w: int) -> Tensor:
         """What the analysis network makes of pictures, at h x w positions."""
@@ -551,15 +551,18 @@ class Manifold:
         return int(self.net.config.channels) if self._around_mean else self.channels
 
     @cached_property
-    def _z_limits(self) -> tuple[Tensor, Tensor]:
-        """Least and largest symbols, (Z, 1, 1) each, that the coder `fixed` holds of z: so the mean is the decoder's with every
-        coder."""
+    def _beyond_and_limits(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """For MeanHific.sent: the likeliest symbols (C, 1, 1), and the least and largest ones of z, (Z, 1, 1) each, that the
+        coder `fixed` holds: so the mean is the decoder's with every coder."""
         import torch
 
         tables, first = self.tables(1), self._map_channels
-        centre, half = tables.centres[first:].astype(np.int64), 1 << tables.bits[first:].astype(np.int64) >> 1
+        centre, half = tables.centres.astype(np.float32), (1 << tables.bits.astype(np.int64) >> 1).astype(np.float32)
         low, high = centre - half, centre + np.maximum(half - 1, 0)
-        return tuple(torch.from_numpy(v).float().to(self.device).view(-1, 1, 1) for v in (low, high))
+        beyond, low, high = (
+            torch.from_numpy(v).to(self.device).view(-1, 1, 1) for v in (centre[:first], low[first:], high[first:])
+        )
+        return beyond, (low, high)
 
     @property
     def _pixels_at_once(self) -> int:

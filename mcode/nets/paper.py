@@ -328,11 +328,13 @@ class MeanHific(Hific):
         """C + Z."""
         return self.config.channels + -(-self.config.hyper // _IN_ONE)
 
-    def sent(self, y: Tensor, rows: int, columns: int, limits: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def sent(
+        self, y: Tensor, rows: int, columns: int, beyond: Tensor | float = 0.0, limits: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """What stands for y (B, C, h, w): y - mean, not rounded, and z, rounded: float32 (B, C + Z, h, w).
 
-        rows, columns: positions with a part of the picture; in others y - mean is 0, which costs next to nothing, since
-        `y_hat` is needed in those alone. limits: least and largest z that can be sent, (Z, 1, 1) each.
+        rows, columns: positions with a part of the picture, where alone `y_hat` is needed. beyond: what stands in the others in
+        place of y - mean, (C, 1, 1): the cheapest symbols. limits: least and largest z that can be sent, (Z, 1, 1) each.
         """
         with torch.autocast(y.device.type, enabled=False):
             y = y.float()
@@ -341,8 +343,8 @@ class MeanHific(Hific):
             if limits is not None:
                 z = z.clamp(*limits)
             centred = y - self._mean(z)
-        centred[..., rows:, :] = 0
-        centred[..., columns:] = 0
+        centred[..., rows:, :] = beyond
+        centred[..., columns:] = beyond
         return torch.cat([centred, z], 1)
 
     def y_hat(self, sent: Tensor) -> Tensor:

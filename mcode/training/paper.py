@@ -71,10 +71,10 @@ def fit_tables(
 
 @torch.inference_mode()
 def _sent(net: MeanHific, rgb: np.ndarray) -> Tensor:
-    """(C + Z, h, w), as `Manifold.analyse` gives it."""
-    height, width = rgb.shape[:2]
+    """(C + Z, h, w), as `Manifold.analyse` gives it inside a picture."""
     x = torch.from_numpy(np.ascontiguousarray(extended(rgb[None]))).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return net.sent(net.analysis(x), -(-height // STRIDE), -(-width // STRIDE))[0]
+    y = net.analysis(x)
+    return net.sent(y, *y.shape[2:])[0]
 
 
 def save(
