@@ -416,17 +416,12 @@ class Manifold:
                     f"manifold {self.name} holds {self.frame_size[0]}x{self.frame_size[1]}, not {width}x{height}"
                 )
             return self.channels, 1, 1
-        rows, columns = self._positions(width, height)
+        stride, unit = self.stride or 1, 1
         if self._around_mean:
             from .nets.paper import HYPER_STRIDE
 
-            rows, columns = (-(-side // HYPER_STRIDE) * HYPER_STRIDE for side in (rows, columns))
-        return self.channels, rows, columns
-
-    def _positions(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of latent positions which hold a part of such a picture."""
-        stride = self.stride or 1
-        return -(-height // stride), -(-width // stride)
+            unit = HYPER_STRIDE
+        return self.channels, -(-height // (unit * stride)) * unit, -(-width // (unit * stride)) * unit
 
     def analyse(self, rgb: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) to latents, float32 (B, C, h, w) on the device. Edges are repeated up to the stride; they are
@@ -443,7 +438,7 @@ class Manifold:
         from .nets.paper import extended
 
         with torch.inference_mode():
-            return self.net.sent(self._map(extended(rgb), h, w), *self._positions(width, height), *self._beyond_and_limits)
+            return self.net.sent(self._map(extended(rgb), h, w), self._z_limits)
 
     def _map(self, rgb: np.ndarray, h: int, w: int) -> Tensor:
         """What the analysis network makes of pictures, at h x w positions."""
@@ -478,9 +473,8 @@ class Manifold:
         if self._around_mean:
             import torch
 
-            rows, columns = self._positions(width, height)
             with torch.inference_mode():
-                latents = self.net.y_hat(latents)[..., :rows, :columns]
+                latents = self.net.y_hat(latents)
         count, _, h, w = latents.shape
         if not self.stride or not self._large(h, w):
             return self._synthesised(latents, width, height)
@@ -488,6 +482,8 @@ class Manifold:
         step = self.stride
         for latent, picture in zip(latents, pictures, strict=True):
             for rows, columns in self._parts(h, w, self._reaches[1]):
+                if rows.start * step >= height or columns.start * step >= width:
+                    continue  # wholly outside the picture
                 part = latent[None, :, rows.low : rows.high, columns.low : columns.high]
                 high, wide = (rows.high - rows.low) * step, (columns.high - columns.low) * step
                 shown = self._synthesised(part, min(wide, width - columns.low * step), min(high, height - rows.low * step))[0]
@@ -551,18 +547,18 @@ class Manifold:
         return int(self.net.config.channels) if self._around_mean else self.channels
 
     @cached_property
-    def _beyond_and_limits(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """For MeanHific.sent: the likeliest symbols (C, 1, 1), and the least and largest ones of z, (Z, 1, 1) each, that the
-        coder `fixed` holds: so the mean is the decoder's with every coder."""
+    def _z_limits(self) -> tuple[Tensor, Tensor]:
+        """Least and largest symbols, (Z, 1, 1) each, that the coder `fixed` holds of z: so the mean is the decoder's with every
+        coder."""
         import torch
 
         tables, first = self.tables(1), self._map_channels
-        centre, half = tables.centres.astype(np.float32), (1 << tables.bits.astype(np.int64) >> 1).astype(np.float32)
-        low, high = centre - half, centre + np.maximum(half - 1, 0)
-        beyond, low, high = (
-            torch.from_numpy(v).to(self.device).view(-1, 1, 1) for v in (centre[:first], low[first:], high[first:])
+        centre, half = tables.centres[first:].astype(np.float32), np.exp2(tables.bits[first:].astype(np.float32) - 1)
+        low, high = (
+            torch.from_numpy(v).to(self.device).view(-1, 1, 1)
+            for v in (centre - np.floor(half), centre + np.maximum(half - 1, 0))
         )
-        return beyond, (low, high)
+        return low, high
 
     @property
     def _pixels_at_once(self) -> int:

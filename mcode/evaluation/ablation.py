@@ -185,11 +185,8 @@ def _measure(model: Manifold, rgb: np.ndarray, judges: Judges) -> _Measured:
     if (bits := getattr(model.net, "bits", None)) is not None:
         import torch
 
-        from mcode.nets.paper import STRIDE
-
         symbols = quantise(model.analyse(rgb[None])[0], model.gain(model.default_quality))
-        rows, columns = (-(-side // STRIDE) for side in rgb.shape[:2])
-        estimate = bits(torch.from_numpy(symbols).to(model.device).float()[None], rows, columns) / pixels
+        estimate = bits(torch.from_numpy(symbols).to(model.device).float()[None]) / pixels
     return _Measured(size * 8 / pixels, scores | {"estimate": estimate}, judges.patch_features(decoded))
 
 

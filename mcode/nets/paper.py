@@ -296,14 +296,11 @@ class Hific(nn.Module):
         return torch.tanh(x_hat) if self.config.tanh else x_hat
 
     @torch.inference_mode()
-    def bits(self, symbols: Tensor, rows: int | None = None, columns: int | None = None) -> float:
-        """What integers y (1, C, h, w) cost under P, with z rounded, z included: what a coder of P would need.
-
-        rows, columns: of the first ones alone.
-        """
+    def bits(self, symbols: Tensor) -> float:
+        """What integers y (1, C, h, w) cost under P, with z rounded, z included: what a coder of P would need."""
         z = self.hyperprior.side(symbols.float()).float().round()
         mean, scale = self.hyperprior.distribution(z, *symbols.shape[2:])
-        return self._bits((symbols - mean)[..., :rows, :columns], scale[..., :rows, :columns], z)
+        return self._bits(symbols - mean, scale, z)
 
     def _bits(self, centred: Tensor, scale: Tensor, z: Tensor) -> float:
         p_y, p_z = gaussian_probability(centred, scale), self.hyperprior.density(z)
@@ -328,13 +325,10 @@ class MeanHific(Hific):
         """C + Z."""
         return self.config.channels + -(-self.config.hyper // _IN_ONE)
 
-    def sent(
-        self, y: Tensor, rows: int, columns: int, beyond: Tensor | float = 0.0, limits: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def sent(self, y: Tensor, limits: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """What stands for y (B, C, h, w): y - mean, not rounded, and z, rounded: float32 (B, C + Z, h, w).
 
-        rows, columns: positions with a part of the picture, where alone `y_hat` is needed. beyond: what stands in the others in
-        place of y - mean, (C, 1, 1): the cheapest symbols. limits: least and largest z that can be sent, (Z, 1, 1) each.
+        limits: least and largest z that can be sent, (Z, 1, 1) each.
         """
         with torch.autocast(y.device.type, enabled=False):
             y = y.float()
@@ -342,10 +336,7 @@ class MeanHific(Hific):
             z = F.pixel_shuffle(z, HYPER_STRIDE)
             if limits is not None:
                 z = z.clamp(*limits)
-            centred = y - self._mean(z)
-        centred[..., rows:, :] = beyond
-        centred[..., columns:] = beyond
-        return torch.cat([centred, z], 1)
+            return torch.cat([y - self._mean(z), z], 1)
 
     def y_hat(self, sent: Tensor) -> Tensor:
         """y_hat (B, C, h, w) of a map as `sent` gives, rounded or between two keyframes."""
@@ -361,15 +352,12 @@ class MeanHific(Hific):
         return F.pixel_unshuffle(z, HYPER_STRIDE)[:, : self.config.hyper]
 
     @torch.inference_mode()
-    def bits(self, symbols: Tensor, rows: int | None = None, columns: int | None = None) -> float:
-        """What s and z, rounded, as `sent` gives them, (1, C + Z, h, w), cost under P.
-
-        rows, columns: of s, the first ones alone.
-        """
+    def bits(self, symbols: Tensor) -> float:
+        """What s and z, rounded, as `sent` gives them, (1, C + Z, h, w), cost under P."""
         centred, z = symbols.float().split([self.config.channels, self.sent_channels - self.config.channels], 1)
         z = self._unfolded(z)
         _, scale = self.hyperprior.distribution(z, *symbols.shape[2:])
-        return self._bits(centred[..., :rows, :columns], scale[..., :rows, :columns], z)
+        return self._bits(centred, scale, z)
 
 
 def extended(rgb: np.ndarray) -> np.ndarray:

@@ -71,10 +71,9 @@ def fit_tables(
 
 @torch.inference_mode()
 def _sent(net: MeanHific, rgb: np.ndarray) -> Tensor:
-    """(C + Z, h, w), as `Manifold.analyse` gives it inside a picture."""
+    """(C + Z, h, w), as `Manifold.analyse` gives it but for the limits of z."""
     x = torch.from_numpy(np.ascontiguousarray(extended(rgb[None]))).permute(0, 3, 1, 2).float() / 127.5 - 1
-    y = net.analysis(x)
-    return net.sent(y, *y.shape[2:])[0]
+    return net.sent(net.analysis(x))[0]
 
 
 def save(
