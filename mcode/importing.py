@@ -22,23 +22,20 @@ import torch
 from torch import Tensor
 
 from mcode import manifold
-from mcode.coders import CodeTables
 from mcode.coders.range import HyperConfig
-from mcode.config import to_dict
 from mcode.errors import FormatError, InputError, McodeError
-from mcode.nets.paper import STRIDE, Hific, PaperConfig
+from mcode.nets.paper import Hific, MeanHific, PaperConfig
 from mcode.testclip import render_frames
 from mcode.training import hyper
 from mcode.training.crops import VIDEOS, load_pictures
 from mcode.training.deltas import RUN
+from mcode.training.paper import fit_tables, save
 
 REPOSITORY = "https://github.com/Justin-Tan/high-fidelity-generative-compression"
 FORMATS = ("hific-pytorch",)
 MOST_PICTURES, LONGEST = 64, 1024
 RANGE_CROPS, RANGE_STEPS = 1600, 2000
-_RANGE_SIZE = 256
-_CLIP_SIZE, _CLIP_SEEDS = (384, 256), 3
-_CLIP_FPS, _CLIP_FRAMES = 6, 3  # deltas over 1/6 and 1/3 s: 4 and 8 frames of a usual video
+_RANGE_SIZE, _RANGE_SEEDS = 256, 12
 _PARTS = ("Encoder.", "Generator.", "Hyperprior.")
 _LARGEST_PICKLE, _MOST_BLOCKS = 16 << 20, 64
 
@@ -74,18 +71,21 @@ def import_hific_pytorch(
     name: str | None = None,
     data: str | os.PathLike[str] | None = None,
     force: bool = False,
+    float32: bool = False,
     range_steps: int | None = None,
     device: str = "cpu",
     progress: Callable[[int, int | None], None] | None = None,
 ) -> ImportReport:
-    """A checkpoint of the PyTorch port as a manifold of kind `hific`, family `paper`, in half precision and one quality.
+    """A checkpoint of the PyTorch port as a manifold of kind `hific`, family `paper`, of one quality.
+
+    As there, y is rounded around the mean that its own hyperprior predicts from z, and both are sent.
 
     output: by default NAME.safetensors in the user's folder of manifolds; name: by default that of the output, or of the
     checkpoint. data: a folder of pictures and videos for the code tables (at most MOST_PICTURES of them); by default scenes
-    which MCode renders. range_steps: train a hyperprior for the coder `range`, with so many steps on crops of the same data;
-    without it the manifold codes by `huffman` and `fixed` alone. The port's own hyperprior is kept in the file, but codes
-    nothing: its floating-point numbers would differ from machine to machine. Raises InputError; McodeError where that training
-    fails, and then no file is left.
+    which MCode renders. float32: keep the weights as they are; by default they are halved, which moves y by some thousandths.
+    range_steps: train a hyperprior for the coder `range`, with so many steps on crops of the same data; without it the manifold
+    codes by `huffman` and `fixed` alone. The scales of the port's own hyperprior code nothing: floating-point numbers differ
+    from machine to machine. Raises InputError; McodeError where that training fails, and then no file is left.
     """
     path = Path(path)
     name = name or (Path(output).stem if output else path.stem.lower())
@@ -98,27 +98,16 @@ def import_hific_pytorch(
         raise InputError(f"{target}: exists; add --force to replace it or choose another name")
     pictures = _pictures(data)
     checkpoint = read_hific_pytorch(path)
-    stored = _halved(checkpoint.state, path)
-    net = Hific(checkpoint.config).eval()
+    stored = checkpoint.state if float32 else _halved(checkpoint.state, path)
+    net = MeanHific(checkpoint.config).eval()
     net.load_state_dict({k: v.float() for k, v in stored.items()}, assign=True)
     if data is None:
         tables_from = "scenes rendered by MCode"
     else:
         tables_from = f"{len(pictures)} pictures and frames of {Path(data).resolve().name}"
-    whole, deltas = _symbols(net, pictures, progress)
-    tables = CodeTables.fit(whole, deltas)
-    ones = np.ones((1, checkpoint.config.channels), np.float32)
-    tensors = {k: v.contiguous().numpy() for k, v in stored.items()} | {"gain": ones, "inverse": ones}
+    fitted = fit_tables(net, pictures, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
-    manifold_id = manifold.save(
-        target,
-        kind="hific",
-        name=name,
-        config={"frame_size": None, "stride": STRIDE, "qualities": 1, "network": to_dict(checkpoint.config)},
-        tables=[tables],
-        tensors=tensors,
-        card=_card(path, checkpoint, tables_from),
-    )
+    manifold_id = save(target, net, stored, fitted.tables, name=name, card=_card(path, checkpoint, tables_from))
     if range_steps is not None:
         try:
             manifold_id = _add_range(target, data, range_steps, device, progress)
@@ -132,7 +121,7 @@ def import_hific_pytorch(
         parameters=sum(v.numel() for v in stored.values()),
         file_bytes=target.stat().st_size,
         tables_from=tables_from,
-        bits_per_pixel=_bits_per_pixel(whole),
+        bits_per_pixel=fitted.bits_per_pixel,
         coders=manifold.read_info(target).coders,
     )
 
@@ -179,7 +168,7 @@ def _add_range(
 def _rendered_moves(model: manifold.Manifold) -> np.ndarray:
     """float16 (N, frames, C, h, w): as `hyper.draw_moves` gives them, of rendered scenes."""
     found = []
-    for scene, seed in ((scene, seed) for seed in range(4 * _CLIP_SEEDS) for scene in ("arms", "face", "pan")):
+    for scene, seed in ((scene, seed) for seed in range(_RANGE_SEEDS) for scene in ("arms", "face", "pan")):
         seconds = (RUN[-1] + 1) / 25
         frames = list(render_frames(scene, seconds, 25, (_RANGE_SIZE, _RANGE_SIZE), seed))
         found.append(model.analyse(np.stack([frames[i].rgb for i in RUN])).half().cpu().numpy())
@@ -357,45 +346,6 @@ def _pictures(data: str | os.PathLike[str] | None) -> list[np.ndarray]:
     return found[:: max(1, len(found) // MOST_PICTURES)][:MOST_PICTURES]
 
 
-def _symbols(
-    net: Hific, pictures: list[np.ndarray], progress: Callable[[int, int | None], None] | None
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Whole symbols of the pictures (of rendered scenes where there are none), and deltas of rendered scenes."""
-    scenes = [(name, seed) for name in ("arms", "face", "pan") for seed in range(_CLIP_SEEDS)]
-    whole, deltas = [], []
-    total = len(pictures) + len(scenes)
-    with torch.inference_mode():
-        for index, rgb in enumerate(pictures, start=1):
-            whole.append(_rounded(net, rgb))
-            if progress:
-                progress(index, total)
-        for index, (scene, seed) in enumerate(scenes, start=len(pictures) + 1):
-            first, *later = (
-                _rounded(net, frame.rgb)
-                for frame in render_frames(scene, _CLIP_FRAMES / _CLIP_FPS, _CLIP_FPS, _CLIP_SIZE, seed)
-            )
-            deltas += [symbols - first for symbols in later]
-            if not pictures:
-                whole.append(first)
-            if progress:
-                progress(index, total)
-    return whole, deltas
-
-
-def _rounded(net: Hific, rgb: np.ndarray) -> np.ndarray:
-    """int16 (C, h, w), of the part whose sides are multiples of 16."""
-    height, width = (side // STRIDE * STRIDE for side in rgb.shape[:2])
-    x = torch.from_numpy(np.ascontiguousarray(rgb[:height, :width])).permute(2, 0, 1)[None].float() / 127.5 - 1
-    return net.analysis(x)[0].round().clamp(-16_383, 16_383).to(torch.int16).numpy()
-
-
-def _bits_per_pixel(whole: list[np.ndarray]) -> float:
-    from mcode.coders.tables import entropy_bits
-
-    pixels = sum(symbols[0].size for symbols in whole) * STRIDE**2
-    return entropy_bits(whole) * len(whole) / pixels
-
-
 def _facts(content: Mapping[str, Any], arguments: Any, normalised: bool) -> dict[str, Any]:
     """Plain numbers and texts alone: the file is from outside."""
     wanted = {"regime": str, "target_rate": float, "model_type": str, "dataset": str}
@@ -414,7 +364,7 @@ def _card(path: Path, checkpoint: Checkpoint, tables_from: str) -> dict[str, Any
         "source": REPOSITORY,
         "licence": "Apache-2.0 (the port's)",
         "checkpoint": {"file": path.name, "sha256": digest} | checkpoint.facts,
-        "tables": f"fitted to {tables_from}; the hyperprior is stored, but not used by these tables",
+        "tables": f"fitted to {tables_from}",
         "not_for": "documents, medical pictures, evidence: detail is made up to look right",
         "imported": date.today().isoformat(),
     }

@@ -325,6 +325,7 @@ class Manifold:
             margin = own.pop(ZERO_MARGIN, None)
             self.net, self._gain, self._inverse = build(info.kind, info.config, own, device)
             self.channels = int(self._gain.shape[1])
+            self._around_mean = info.config.get("quantiser") == "mean"
             self._zero_margin = None if margin is None else torch.from_numpy(margin).float().to(device)
             for name in ("gain", "inverse", ZERO_MARGIN):
                 self._check(name, getattr(self, f"_{name}"))
@@ -436,11 +437,16 @@ class Manifold:
                     f"manifold {self.name} holds {self.frame_size[0]}x{self.frame_size[1]}, not {width}x{height}"
                 )
             return self.channels, 1, 1
-        stride = self.stride or 1
-        return self.channels, -(-height // stride), -(-width // stride)
+        stride, unit = self.stride or 1, 1
+        if self._around_mean:
+            from .nets.paper import HYPER_STRIDE
+
+            unit = HYPER_STRIDE
+        return self.channels, -(-height // (unit * stride)) * unit, -(-width // (unit * stride)) * unit
 
     def analyse(self, rgb: np.ndarray) -> Tensor:
-        """uint8 (B, H, W, 3) to latents, float32 (B, C, h, w) on the device. Edges are repeated up to the stride.
+        """uint8 (B, H, W, 3) to latents, float32 (B, C, h, w) on the device. Edges are repeated up to the stride; they are
+        reflected where latents are around a mean (see nets.paper.MeanHific).
 
         Large pictures are computed in parts that overlap (see nets.tiled): memory stays bounded.
         """
@@ -448,9 +454,20 @@ class Manifold:
 
         _, height, width, _ = rgb.shape
         _, h, w = self.latent_shape(width, height)
+        if not self._around_mean:
+            return self._map(rgb, h, w)
+        from .nets.paper import extended
+
+        with torch.inference_mode():
+            return self.net.sent(self._map(extended(rgb), h, w), self._z_limits)
+
+    def _map(self, rgb: np.ndarray, h: int, w: int) -> Tensor:
+        """What the analysis network makes of pictures, at h x w positions."""
+        import torch
+
         if not self.stride or not self._large(h, w):
             return self._analysed(rgb, h, w)
-        latents = torch.empty(len(rgb), self.channels, h, w, device=self.device)
+        latents = torch.empty(len(rgb), self._map_channels, h, w, device=self.device)
         for picture, found in zip(rgb, latents, strict=True):
             for rows, columns in self._parts(h, w, self._reaches[0]):
                 part = picture[
@@ -474,6 +491,11 @@ class Manifold:
 
     def synthesise(self, latents: Tensor, width: int, height: int) -> np.ndarray:
         """Latents (B, C, h, w) to pictures, uint8 (B, H, W, 3). Large ones in parts, as in `analyse`."""
+        if self._around_mean:
+            import torch
+
+            with torch.inference_mode():
+                latents = self.net.y_hat(latents)
         count, _, h, w = latents.shape
         if not self.stride or not self._large(h, w):
             return self._synthesised(latents, width, height)
@@ -481,6 +503,8 @@ class Manifold:
         step = self.stride
         for latent, picture in zip(latents, pictures, strict=True):
             for rows, columns in self._parts(h, w, self._reaches[1]):
+                if rows.start * step >= height or columns.start * step >= width:
+                    continue  # wholly outside the picture
                 part = latent[None, :, rows.low : rows.high, columns.low : columns.high]
                 high, wide = (rows.high - rows.low) * step, (columns.high - columns.low) * step
                 shown = self._synthesised(part, min(wide, width - columns.low * step), min(high, height - rows.low * step))[0]
@@ -539,6 +563,25 @@ class Manifold:
         return call
 
     @property
+    def _map_channels(self) -> int:
+        """Of what the networks take and give, which with a mean is less than what is sent."""
+        return int(self.net.config.channels) if self._around_mean else self.channels
+
+    @cached_property
+    def _z_limits(self) -> tuple[Tensor, Tensor]:
+        """Least and largest symbols, (Z, 1, 1) each, that the coder `fixed` holds of z: so the mean is the decoder's with every
+        coder."""
+        import torch
+
+        tables, first = self.tables(1), self._map_channels
+        centre, half = tables.centres[first:].astype(np.float32), np.exp2(tables.bits[first:].astype(np.float32) - 1)
+        low, high = (
+            torch.from_numpy(v).to(self.device).view(-1, 1, 1)
+            for v in (centre - np.floor(half), centre + np.maximum(half - 1, 0))
+        )
+        return low, high
+
+    @property
     def _pixels_at_once(self) -> int:
         from .nets.tiled import LARGEST
 
@@ -562,7 +605,7 @@ class Manifold:
 
         side, stride = 4, self.stride or 1
         picture = torch.zeros(1, 3, side * stride, side * stride, device=self.device)
-        latents = torch.zeros(1, self.channels, side, side, device=self.device)
+        latents = torch.zeros(1, self._map_channels, side, side, device=self.device)
         inwards = reach(self.net, self.net.analysis, picture, side, inwards=True)
         return inwards, reach(self.net, self.net.synthesis, latents, side, inwards=False)
 

@@ -20,6 +20,7 @@ from mcode.errors import InputError, McodeError
 from mcode.frame import Frame
 from mcode.importing import import_hific_pytorch, read_hific_pytorch
 from mcode.nets import paper
+from mcode.training import paper as fitting
 
 TINY = paper.PaperConfig(channels=6, width=2, blocks=2, hyper=4)
 
@@ -55,8 +56,9 @@ def remade(name: str, shape) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def small_scenes(monkeypatch):
-    monkeypatch.setattr(importing, "_CLIP_SIZE", (64, 48))
-    monkeypatch.setattr(importing, "_CLIP_SEEDS", 1)
+    monkeypatch.setattr(fitting, "CLIP_SIZE", (64, 48))
+    monkeypatch.setattr(fitting, "CLIP_SEEDS", 1)
+    monkeypatch.setattr(importing, "_RANGE_SEEDS", 4)
     monkeypatch.setattr(importing, "_RANGE_SIZE", 64)
     monkeypatch.setattr(importing, "RANGE_CROPS", 24)
 
@@ -118,23 +120,38 @@ def test_an_imported_manifold_codes_a_picture_as_the_network_does(tiny, tmp_path
     assert manifold.verify("hific-low") == report.manifold_id == model.id
     assert (model.kind, model.qualities, model.stride, model.frame_size) == ("hific", 1, 16, None)
     assert model.card["checkpoint"]["steps"] == 12 and model.card["checkpoint"]["regime"] == "low"
+    assert model.config["quantiser"] == "mean" and model.latent_shape(80, 64) == (7, 4, 8)
     with torch.inference_mode():
-        y = net.analysis(torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255)
-        x_hat = net.synthesis(y)
-    assert torch.allclose(model.analyse(rgb[None]), y, atol=0.02)
-    back = model.synthesise(y, 80, 64)
+        x = np.pad(rgb, ((0, 0), (0, 48), (0, 0)), mode="reflect")
+        y = net.analysis(torch.from_numpy(x).permute(2, 0, 1)[None].float() / 255)
+        z = net.hyperprior.side(y).round()
+        mean = net.hyperprior.synthesis_mean(z)
+        x_hat = net.synthesis(y)[..., :80]
+    latents = model.analyse(rgb[None])
+    assert torch.allclose(latents[:, :6], y - mean, atol=0.02)
+    back = model.synthesise(latents, 80, 64)
     expected = (x_hat[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
     assert np.abs(back[0].astype(int) - expected).mean() < 0.5  # weights in half precision
 
     (packet,) = Encoder(model, 80, 64, n=1).push(Frame(rgb, 0))
     (frame,) = Decoder(model).push(packet)
-    assert np.array_equal(frame.rgb, model.synthesise(model.analyse(rgb[None]).round(), 80, 64)[0])
+    assert np.array_equal(frame.rgb, model.synthesise(latents.round(), 80, 64)[0])
+
+
+def test_float32_keeps_the_weights_as_they_are(tiny, tmp_path):
+    path = save(tmp_path / "a.pt", tiny[1])
+    halved = import_hific_pytorch(path, tmp_path / "half.safetensors")
+    exact = import_hific_pytorch(path, tmp_path / "exact.safetensors", float32=True)
+    state = read_hific_pytorch(path).state
+    kept = manifold.load(exact.path, "cpu", precision="float32").net.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in state.items())
+    assert exact.file_bytes > halved.file_bytes and exact.manifold_id != halved.manifold_id
 
 
 def test_tables_without_data_are_fitted_to_scenes_that_mcode_draws(tiny, tmp_path):
     report = import_hific_pytorch(save(tmp_path / "a.pt", tiny[1]), tmp_path / "b.safetensors", name="mine")
     assert (report.name, report.tables_from) == ("mine", "scenes rendered by MCode")
-    assert report.bits_per_pixel > 0 and manifold.load(report.path, "cpu").tables(1).channels == 6
+    assert report.bits_per_pixel > 0 and manifold.load(report.path, "cpu").tables(1).channels == 7
 
 
 @pytest.fixture
@@ -298,7 +315,10 @@ def test_the_command_says_what_it_made_and_fails_in_one_line(tiny, tmp_path, cap
     assert main(["manifolds", "import", str(path), "-o", str(out), "--force"]) == 0
     assert f"--manifold {out}" in capsys.readouterr().out
     assert main(["manifolds", "import", str(path), "-o", str(out), "--force", "--range-steps", "2", "--device", "cpu"]) == 0
-    assert "huffman, fixed, range" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "huffman, fixed, range" in told and "in half precision" in told
+    assert main(["manifolds", "import", str(path), "-o", str(out), "--force", "--float32"]) == 0
+    assert "in float32" in capsys.readouterr().out
     assert main(["manifolds", "import", str(path), "-o", str(out), "--force", "--range-steps", "0"]) == 2
     assert "--range-steps" in capsys.readouterr().err
     path.write_bytes(b"x")
@@ -325,3 +345,27 @@ def test_full_size_weights_compute_what_the_port_computes(data_dir, tmp_path):
     for name, tensor in {"y": y, "z": z, "mu": mean, "scale_raw": scale}.items():
         np.testing.assert_allclose(tensor.numpy(), expected[name], atol=1e-3)
     np.testing.assert_allclose(x_hat.numpy(), np.tanh(expected["x_hat"]), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_full_size_weights_encode_and_decode_to_the_ports_picture(data_dir, tmp_path):
+    """From checkpoint to manifold to packet to picture. The port's input lies between the levels of pixels: it takes their
+    place in front of the first convolution."""
+    folder = data_dir / "hific_pytorch"
+    layout = json.loads((folder / "state_dict_layout.json").read_text())
+    expected = np.load(folder / "expected.npz")
+    x = np.random.Generator(np.random.PCG64(7)).uniform(-1, 1, (1, 3, 128, 192)).astype(np.float32)
+    rgb = np.ascontiguousarray(((x[0] + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 0))
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(rgb).save(tmp_path / "pictures" / "a.png")
+    path = save(tmp_path / "a.pt", {k: remade(k, s) for k, s in layout.items()}, args={"normalize_input_image": True})
+    report = import_hific_pytorch(path, tmp_path / "a.safetensors", data=tmp_path / "pictures", float32=True)
+    model = manifold.load(report.path, "cpu", precision="float32")
+    shown = []
+    model.net.encoder.register_forward_pre_hook(lambda _, given: (torch.from_numpy(x),))
+    model.net.generator.register_forward_hook(lambda _, given, result: shown.append(result))
+    (packet,) = Encoder(model, 192, 128, n=1).push(Frame(rgb, 0))
+    (frame,) = Decoder(model).push(packet)
+    np.testing.assert_allclose(shown[-1].numpy(), expected["x_hat"], atol=1e-3)
+    difference = frame.rgb - (np.tanh(expected["x_hat"][0]).transpose(1, 2, 0) + 1) * 127.5
+    assert np.abs(difference).max() < 1

@@ -18,9 +18,10 @@ from mcode.errors import ManifoldError, WireError
 from mcode.frame import Frame
 from mcode.nets.compact import Compact
 from mcode.nets.hific import CompactConfig
-from mcode.nets.paper import Hific, PaperConfig
+from mcode.nets.paper import Hific, MeanHific, PaperConfig
 from mcode.nets.tiled import parts, reach
 from mcode.packet import Packet, StreamHeader
+from mcode.training.paper import save as save_paper
 
 from .range_model import sample
 
@@ -60,11 +61,15 @@ def save(path, family):
         described = to_dict(config) | {"family": "compact"}
     else:
         small = PaperConfig(channels=6, width=4, blocks=1, hyper=8)
-        net, described = Hific(small), to_dict(small)
+        net, described = (MeanHific if family == "mean" else Hific)(small), to_dict(small)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "norm" not in name:
                 parameter += 0.1 * torch.randn_like(parameter)
+    if family == "mean":
+        tables = CodeTables.fit([sample(i, 8, 8, net.sent_channels) for i in range(4)])
+        save_paper(path, net, net.state_dict(), tables, name=family, card={})
+        return path
     ones = np.ones((1, 6), np.float32)
     manifold.save(
         path,
@@ -81,7 +86,7 @@ def save(path, family):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("manifolds")
-    return {family: save(folder / f"{family}.safetensors", family) for family in ("compact", "paper")}
+    return {family: save(folder / f"{family}.safetensors", family) for family in ("compact", "paper", "mean")}
 
 
 def picture(width, height):
@@ -89,21 +94,24 @@ def picture(width, height):
     return rng.integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize("family", ["compact", "paper"])
+@pytest.mark.parametrize("family", ["compact", "paper", "mean"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [(317, 213), (1700, 30)])
 def test_a_picture_in_parts_is_the_whole_one(files, family, precision, size):
     model = manifold.load(files[family], "cpu", precision=precision)
     rgb = picture(*size)[None]
-    whole = model.analyse(rgb)
+    latents = whole = model.analyse(rgb)
     shown = model.synthesise(whole, *size)
     model.net.pixels_at_once = 160 * 160
     assert len(list(model._parts(*whole.shape[2:], model._reaches[1]))) > 1
     apart = model.analyse(rgb)
+    if family == "mean":  # where z falls on the other side of a half, y - mean does too, but not y
+        assert (apart[:, 6:] != whole[:, 6:]).float().mean() < (0.001 if precision == "float32" else 0.05)
+        apart, whole = model.net.y_hat(apart), model.net.y_hat(latents)
     near = 1e-4 if precision == "float32" else 0.02  # sums in another order; bfloat16 holds 8 bits
     assert (apart - whole).abs().max() <= near * whole.abs().max()
     assert (apart - whole).abs().mean() <= 0.1 * near * whole.abs().mean()
-    again = model.synthesise(whole, *size)
+    again = model.synthesise(latents, *size)
     assert again.shape == shown.shape
     difference = np.abs(again.astype(int) - shown)
     most, mean = (1, 0.01) if precision == "float32" else (24, 0.25)

@@ -135,6 +135,10 @@ def import_(
             show_default=False,
         ),
     ] = None,
+    float32: Annotated[
+        bool,
+        typer.Option("--float32", help="Keep the weights as they are instead of halving them: twice the file, exact numbers."),
+    ] = False,
     range_: Annotated[
         bool,
         typer.Option("--range", help="Train what the coder range needs, too, on --data: some minutes, fewer bits."),
@@ -165,15 +169,24 @@ def import_(
     where = choose_device(device).type
     with progress_bar("fitting codes", "steps") as progress:
         report = import_hific_pytorch(
-            file, output, name=name, data=data, force=force, range_steps=steps, device=where, progress=progress
+            file,
+            output,
+            name=name,
+            data=data,
+            force=force,
+            float32=float32,
+            range_steps=steps,
+            device=where,
+            progress=progress,
         )
     if as_json:
         print_json(report)
         return
+    kept = "float32" if float32 else "half precision"
     print_report(
         report.path,
         {
-            "manifold": f"hific {report.manifold_id}, {report.parameters:,} parameters in half precision",
+            "manifold": f"hific {report.manifold_id}, {report.parameters:,} parameters in {kept}",
             "code tables": f"fitted to {report.tables_from}, about {report.bits_per_pixel:.2f} bit/pixel there",
             "coders": ", ".join(report.coders),
             "file": byte_count(report.file_bytes),

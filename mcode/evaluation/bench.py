@@ -364,9 +364,7 @@ def _network_jobs(model: Any, size: tuple[int, int], batch: int, compiled: bool,
     width, height = size
     stride = model.stride or 1
     padded = -(-height // stride) * stride, -(-width // stride) * stride
-    channels, h, w = model.latent_shape(width, height)
     pictures = torch.zeros(1, 3, *padded, device=device).contiguous(memory_format=torch.channels_last)
-    latents = torch.zeros(batch, channels, h, w, device=device)
     jobs = []
 
     def add(step: str, frames: int, call: Callable[[], Any]) -> None:
@@ -392,6 +390,8 @@ def _network_jobs(model: Any, size: tuple[int, int], batch: int, compiled: bool,
 
         return run
 
+    y = forward(model.net.analysis, pictures)()  # its shape: with a mean, more channels are sent
+    latents = torch.zeros(batch, *y.shape[1:], device=device)
     for name, network, x, frames in (
         ("analysis", model.net.analysis, pictures, 1),
         ("synthesis", model.net.synthesis, latents, batch),

@@ -21,6 +21,7 @@ def build(
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """(network with .analysis and .synthesis in eval mode, gain, inverse), the last two (qualities, C) float32.
 
+    With the config's `quantiser = "mean"` (family paper) it also has .sent and .y_hat, see nets.paper.MeanHific.
     Raises KeyError, RuntimeError, TypeError, ValueError or ConfigError where tensors and config do not fit, before anything
     of the config's sizes takes memory: the tensors are there already, so the networks are never larger than the file.
     """
@@ -113,10 +114,12 @@ def _residual(config: Mapping[str, Any], state: dict[str, Tensor], device: torch
 def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
     from ..config import from_dict
     from .hific import CompactConfig
-    from .paper import PaperConfig
+    from .paper import PaperConfig, sent_channels
 
-    values = dict(config["network"])
+    values, quantiser = dict(config["network"]), config.get("quantiser")
     family = values.get("family", "compact")
+    if quantiser not in (None, "mean") or (quantiser and family != "paper"):
+        raise ValueError(f"no quantiser {quantiser} of family {family}")
     gain, inverse = state.pop("gain").float().to(device), state.pop("inverse").float().to(device)
     make: Callable[[], nn.Module]
     if family == "compact":
@@ -127,7 +130,8 @@ def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.de
     elif family == "paper":
         paper = from_dict(values, PaperConfig, source="manifold")
         _check_blocks(state, paper.blocks)
-        channels, make = paper.channels, lambda: _paper(paper)
+        around_mean = quantiser == "mean"
+        channels, make = sent_channels(paper) if around_mean else paper.channels, lambda: _paper(paper, around_mean)
     else:
         raise ValueError(f"no hific networks of family {family}")
     _check_gain(gain, channels)
@@ -149,7 +153,7 @@ def _compact(network: CompactConfig) -> nn.Module:
     )
 
 
-def _paper(network: PaperConfig) -> nn.Module:
-    from .paper import Hific
+def _paper(network: PaperConfig, around_mean: bool) -> nn.Module:
+    from .paper import Hific, MeanHific
 
-    return Hific(network)
+    return MeanHific(network) if around_mean else Hific(network)

@@ -6,6 +6,7 @@
 
 Edges, strides and shapes are those of the public PyTorch port (Justin-Tan/high-fidelity-generative-compression), in its
 order of layers, so that importing its weights is renaming (and ChannelNorm divides by C - 1, as there, not by C).
+Rounding is around the mean, so manifolds send y - mean, rounded, and z (`MeanHific`).
 Parameters at full size: E 7,423,420; G 156,774,683; P 17,277,560 with the density of z; 181,475,663 together. D, in
 training only: 2,793,117.
 """
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,8 +32,9 @@ from .mean_scale import MeanScaleEncoder, MeanScaleGenerator
 STRIDE = 16
 SMALLEST_SCALE = 0.11
 LEAST_PROBABILITY = 1e-9
-_HYPER_STRIDE = 4
-
+HYPER_STRIDE = 4
+"""Positions of y, along a side, to one of z."""
+_IN_ONE = HYPER_STRIDE**2
 
 Norm = Literal["channel", "instance"]
 
@@ -216,7 +219,7 @@ class Hyperprior(nn.Module):
 
     def side(self, y: Tensor) -> Tensor:
         """z of y (B, C, h, w), whose edges are repeated up to a multiple of 4."""
-        bottom, right = -y.shape[2] % _HYPER_STRIDE, -y.shape[3] % _HYPER_STRIDE
+        bottom, right = -y.shape[2] % HYPER_STRIDE, -y.shape[3] % HYPER_STRIDE
         return self.analysis(F.pad(y, (0, right, 0, bottom), mode="replicate"))
 
     def distribution(self, z: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -310,10 +313,79 @@ class Hific(nn.Module):
         """What integers y (1, C, h, w) cost under P, with z rounded, z included: what a coder of P would need."""
         z = self.hyperprior.side(symbols.float()).float().round()
         mean, scale = self.hyperprior.distribution(z, *symbols.shape[2:])
-        p_y, p_z = gaussian_probability(symbols - mean, scale), self.hyperprior.density(z)
+        return self._bits(symbols - mean, scale, z)
+
+    def _bits(self, centred: Tensor, scale: Tensor, z: Tensor) -> float:
+        p_y, p_z = gaussian_probability(centred, scale), self.hyperprior.density(z)
         return float(-(p_y.log2().sum() + p_z.log2().sum()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Bits]:
         """One training pass: x_hat, y_hat and bits."""
         y_hat, bits = self.hyperprior(self.encoder(x))
         return self.synthesis(y_hat), y_hat, bits
+
+
+def sent_channels(config: PaperConfig) -> int:
+    """Channels of what MeanHific sends."""
+    return config.channels + -(-config.hyper // _IN_ONE)
+
+
+class MeanHific(Hific):
+    """As manifolds with `quantiser = "mean"` run it (section 3.3): s = round(y - mean) and z are sent, y_hat = s + mean(z).
+
+    Both are one map (B, C + Z, h, w), h and w multiples of 4: s in the first C channels; then z (B, N, h/4, w/4) in
+    Z = ceil(N / 16) channels, 16 of its channels in the 4x4 positions of one (the last filled up with zeros). The mean touches
+    pixels alone, so it may be floating point. P is computed in float32: its share of the work is small.
+    """
+
+    @property
+    def sent_channels(self) -> int:
+        """C + Z."""
+        return sent_channels(self.config)
+
+    def sent(self, y: Tensor, limits: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """What stands for y (B, C, h, w): y - mean, not rounded, and z, rounded: float32 (B, C + Z, h, w).
+
+        limits: least and largest z that can be sent, (Z, 1, 1) each.
+        """
+        with torch.autocast(y.device.type, enabled=False):
+            y = y.float()
+            z = F.pad(self.hyperprior.side(y).round(), (0, 0, 0, 0, 0, -self.config.hyper % _IN_ONE))
+            z = F.pixel_shuffle(z, HYPER_STRIDE)
+            if limits is not None:
+                z = z.clamp(*limits)
+            return torch.cat([y - self._mean(z), z], 1)
+
+    def y_hat(self, sent: Tensor) -> Tensor:
+        """y_hat (B, C, h, w) of a map as `sent` gives, rounded or between two keyframes."""
+        centred, z = sent.float().split([self.config.channels, self.sent_channels - self.config.channels], 1)
+        with torch.autocast(sent.device.type, enabled=False):
+            return centred + self._mean(z)
+
+    def _mean(self, z: Tensor) -> Tensor:
+        return self.hyperprior.synthesis_mean(self._unfolded(z))
+
+    def _unfolded(self, z: Tensor) -> Tensor:
+        """(B, Z, h, w) to (B, N, h/4, w/4)."""
+        return F.pixel_unshuffle(z, HYPER_STRIDE)[:, : self.config.hyper]
+
+    @torch.inference_mode()
+    def bits(self, symbols: Tensor) -> float:
+        """What s and z, rounded, as `sent` gives them, (1, C + Z, h, w), cost under P."""
+        centred, z = symbols.float().split([self.config.channels, self.sent_channels - self.config.channels], 1)
+        z = self._unfolded(z)
+        _, scale = self.hyperprior.distribution(z, *symbols.shape[2:])
+        return self._bits(centred, scale, z)
+
+
+def extended(rgb: np.ndarray) -> np.ndarray:
+    """uint8 (B, H, W, 3) to sides that are multiples of 64, for maps whose sides are multiples of 4.
+
+    It is reflected at the right and the bottom; where it is too small for that, its edges are repeated.
+    """
+    _, height, width, _ = rgb.shape
+    below, beside = (-side % (STRIDE * HYPER_STRIDE) for side in (height, width))
+    if not below and not beside:
+        return rgb
+    mode: Literal["reflect", "edge"] = "reflect" if below < height and beside < width else "edge"
+    return np.pad(rgb, ((0, 0), (0, below), (0, beside), (0, 0)), mode)

@@ -10,18 +10,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import manifold
-from ..coders import CodeTables
 from ..config import from_dict, to_dict
 from ..errors import InputError
-from ..nets.paper import STRIDE, Discriminator, Hific, PaperConfig
+from ..nets.paper import STRIDE, Discriminator, Hific, MeanHific, PaperConfig
 from . import loop
 from .crops import CropStream, load_pictures
+from .paper import fit_tables, save
 
 EXPORT_PICTURES, EXPORT_LONGEST = 100, 1024
 
@@ -264,36 +262,24 @@ def _start_from(net: Hific, path: Path) -> None:
 def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
     """A checkpoint as a manifold file of one quality, in half precision; returns its id. Raises InputError.
 
-    The code tables are fitted to pictures and video frames of the training's folders, deltas as of independent frames.
+    The code tables are fitted to pictures and video frames of the training's folders, and to deltas of rendered scenes.
     """
     step, values, tensors = loop.read_checkpoint(checkpoint)
     if values.get("kind") != "hific" or values.get("network", {}).get("family") != "paper":
         raise InputError(f"{checkpoint}: not a checkpoint of the full-size hific networks")
     config = from_dict(values, HificTraining, source=str(checkpoint))
-    net = Hific(config.network)
+    net = MeanHific(config.network).eval()
     net.load_state_dict({k.removeprefix("model.hific."): v for k, v in tensors.items() if k.startswith("model.hific.")})
     pictures = load_pictures([data / f for f in config.data.folders], longest=EXPORT_LONGEST, frames_per_video=1)
     if not pictures:
         raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
-    symbols = []
-    with torch.inference_mode():
-        for rgb in pictures[:: max(1, len(pictures) // EXPORT_PICTURES)]:
-            height, width = (side // STRIDE * STRIDE for side in rgb.shape[:2])
-            x = torch.from_numpy(np.ascontiguousarray(rgb[:height, :width])).permute(2, 0, 1)[None].float() / 127.5 - 1
-            symbols.append(net.analysis(x)[0].round().clamp(-32767, 32767).to(torch.int16).numpy())
-    ones = np.ones((config.network.qualities, config.network.channels), np.float32)
-    return manifold.save(
+    fitted = fit_tables(net, pictures[:: max(1, len(pictures) // EXPORT_PICTURES)])
+    return save(
         output,
-        kind="hific",
+        net,
+        {k: v.half() for k, v in net.state_dict().items()},
+        fitted.tables,
         name=config.name,
-        config={
-            "frame_size": None,
-            "stride": STRIDE,
-            "qualities": config.network.qualities,
-            "network": to_dict(config.network),
-        },
-        tables=[CodeTables.fit(symbols)] * config.network.qualities,
-        tensors={k: v.half().contiguous().numpy() for k, v in net.state_dict().items()} | {"gain": ones, "inverse": ones},
         card={
             "title": f"HiFiC, {config.network.channels} channels, {config.network.blocks} residual blocks",
             "data": f"{', '.join(config.data.folders)}: {len(pictures)} pictures and frames",
