@@ -74,6 +74,8 @@ class McodeWriter:
             raise
 
     def _open_audio(self, audio: AudioTrack) -> None:
+        if audio.warning:
+            self.warnings.append(audio.warning)
         if audio.stream is None:
             audio.close()
             return

@@ -30,6 +30,9 @@ from mcode.frame import TICKS_PER_S, Frame
 StrPath = str | os.PathLike[str]
 
 TICK = Fraction(1, TICKS_PER_S)
+LARGEST_FRAME = 1 << 27
+"""Pixels of a frame that is written, as of one that is encoded: 8K four times over. FFmpeg's own limit is near."""
+
 _BT709, _BT601 = 1, 6  # code points of ISO/IEC 23091-2: colour matrices 1 (BT.709) and 6 (BT.601)
 _UNSPECIFIED = 2
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -482,28 +485,48 @@ def probe_audio(path: StrPath) -> bool:
 class AudioTrack:
     """The sound of a file on its way into another container: copied where that container takes it, else turned into AAC.
 
-    stream: the template for the output. reencoded: the name of the codec that had to be replaced, else None.
+    stream: the template for the output, None where there is no sound or it cannot be read. reencoded: the name of the codec
+    that had to be replaced, else None. warning: what was lost of the sound, and why, else None.
     """
 
     def __init__(self, path: StrPath, container_format: str, start_s: float = 0, duration_s: float | None = None) -> None:
         self.reencoded: str | None = None
+        self.warning: str | None = None
+        self._path, self._lost = path, 0
         zero = picture_zero(path, start_s)
         self._container = _open(path)
         self._buffer: BinaryIO | None = None
         stream = self._container.streams.best("audio")
         usable = stream is not None and stream.codec_context is not None
         self.stream: av.AudioStream | None = stream if usable else None
-        if self.stream is None:
-            self._packets: Iterator[av.Packet] = iter(())
-        else:
+        self._packets: Iterator[av.Packet] = iter(())
+        if stream is not None and not usable:
+            self._give_up()
+        if self.stream is not None:
             self._packets = _cut(self._container, self.stream, zero, start_s, duration_s)
             takes_it = _takes(container_format, self.stream)
             # AAC from MPEG-TS carries ADTS headers; FFmpeg's MP4 muxer takes them off
             if not takes_it or (self.stream.codec_context.name == "aac" and not self.stream.codec_context.extradata):
-                self._go_through_mp4(reencode=not takes_it)
+                try:
+                    self._go_through_mp4(reencode=not takes_it)
+                except (av.error.FFmpegError, ValueError):  # PyAV's ValueError: sound that changes its form midway
+                    self._give_up()
         self._next = next(self._packets, None)
+        if self._next is not None and not _begins(container_format, self.stream, self._next):
+            self._give_up()
+            self._next = None
         if self._next is None:
+            if self._lost:
+                self._give_up()
             self.stream = None
+
+    def _give_up(self) -> None:
+        self.warning, self._packets = f"the sound of {self._path} cannot be read: it is left out", iter(())
+
+    def lose(self) -> None:
+        """A packet could not be written."""
+        self._lost += 1
+        self.warning = f"the sound of {self._path} is damaged: {self._lost:,} of its packets left out"
 
     def _go_through_mp4(self, reencode: bool) -> None:
         assert self.stream is not None
@@ -516,7 +539,10 @@ class AudioTrack:
                 copy = output.add_stream_from_template(self.stream)
                 for packet in self._packets:
                     packet.stream = copy
-                    output.mux(packet)
+                    try:
+                        output.mux(packet)
+                    except av.error.FFmpegError:
+                        self.lose()
         self._container.close()
         self._buffer.seek(0)
         if self._buffer.read(1) == b"":
@@ -524,8 +550,11 @@ class AudioTrack:
             return
         self._buffer.seek(0)
         self._container = av.open(self._buffer)
-        self.stream = self._container.streams.audio[0]
-        self._packets = (p for p in self._container.demux(self.stream) if p.size)
+        self.stream = self._container.streams.best("audio")
+        if self.stream is None or not self.stream.codec_context.extradata:
+            self._give_up()
+        else:
+            self._packets = (p for p in self._container.demux(self.stream) if p.size)
 
     def until(self, time_s: Fraction | None) -> Iterator[av.Packet]:
         """The packets not given yet that start before time_s (None: all)."""
@@ -551,6 +580,19 @@ def _takes(container_format: str, stream: av.AudioStream) -> bool:
             trial.add_stream_from_template(stream)
         except ValueError:
             return False
+    return True
+
+
+def _begins(container_format: str, stream: av.AudioStream, first: av.Packet) -> bool:
+    """Whether a container can be begun with this sound: its header is made with the first packet."""
+    packet = av.Packet(bytes(first))
+    packet.pts, packet.dts, packet.duration, packet.time_base = first.pts, first.dts, first.duration, first.time_base
+    try:
+        with av.open(io.BytesIO(), "w", format=container_format) as trial:
+            packet.stream = trial.add_stream_from_template(stream)
+            trial.mux(packet)
+    except av.error.FFmpegError:
+        return False
     return True
 
 
@@ -675,6 +717,10 @@ class FrameWriter:
     ) -> None:
         name = os.fspath(path)
         suffix = Path(name).suffix.lower()
+        if width * height > LARGEST_FRAME:
+            raise InputError(
+                f"{width}x{height} is more than {LARGEST_FRAME // 1_000_000} million pixels; choose a smaller size"
+            )
         self.width, self.height = width, height
         self.frames = 0
         self._done = False
@@ -819,12 +865,17 @@ class _Movie:
         if self._sound is not None:
             for packet in self._audio.until(time_s):
                 packet.stream = self._sound
-                self._output.mux(packet)
+                try:
+                    self._output.mux(packet)
+                except av.error.FFmpegError:
+                    self._audio.lose()
 
     def finish(self) -> None:
         self._mux_video(None)
         self._mux_sound(None)
         self._output.close()
+        if self._audio is not None and self._audio.warning:
+            self.warnings.append(self._audio.warning)
         self._file.commit()
         self._release()
 

@@ -286,6 +286,14 @@ def test_sound_survives_the_way_from_mp4_to_mcode_to_mp4(tmp_path: Path) -> None
     same_in_time(heard(source), heard(tmp_path / "b.mp4"), coarse=False)
 
 
+def test_sound_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", audio="aac")
+    source.write_bytes(source.read_bytes().replace(b"esds", b"free"))  # what the decoder must know of the sound
+    writer = write(tmp_path / "b.mcode", audio_from=source)
+    assert McodeReader(tmp_path / "b.mcode").keyframes == 20
+    assert writer.warnings == [f"the sound of {source} cannot be read: it is left out"]
+
+
 def test_sound_is_cut_with_the_pictures(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", frames=200, audio="aac")
     write(tmp_path / "a.mcode", count=13, audio_from=source, start_s=2.0, duration_s=2.08)

@@ -8,6 +8,7 @@ import resource
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -477,6 +478,39 @@ def test_audio_packets_start_at_most_one_packet_early(tmp_path: Path) -> None:
     assert np.allclose(np.diff(times), 1024 / RATE)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Path, suffix: str) -> None:
+    path = make_clip(tmp_path / "a.mp4", audio="aac")
+    path.write_bytes(path.read_bytes().replace(b"esds", b"free"))  # what the decoder must know of the sound
+    reader = FrameReader(path)
+    with FrameWriter(tmp_path / f"b{suffix}", width=64, height=48, audio_from=path) as writer:
+        for frame in reader:
+            writer.push(frame)
+    assert writer.warnings == (f"the sound of {path} cannot be read: it is left out",)
+    assert read_all(tmp_path / f"b{suffix}") == (25, None) and probe(tmp_path / f"b{suffix}").audio_codec is None
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_packet_of_sound_that_does_not_fit_is_left_out_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    cut = video._cut
+
+    def damaged(*arguments: object) -> Iterator[av.Packet]:
+        for number, packet in enumerate(cut(*arguments)):
+            if number == 5:
+                packet.pts = packet.dts = packet.dts - 10_000  # before the one before
+            yield packet
+
+    monkeypatch.setattr(video, "_cut", damaged)
+    path = make_clip(tmp_path / "a.mp4", audio="aac")
+    with FrameWriter(tmp_path / f"b{suffix}", width=64, height=48, audio_from=path) as writer:
+        for frame in FrameReader(path):
+            writer.push(frame)
+    assert writer.warnings == (f"the sound of {path} is damaged: 1 of its packets left out",)
+    assert probe(tmp_path / f"b{suffix}").audio_codec == "aac"
+
+
 def test_a_silent_source_gives_a_silent_file(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", frames=3)
     assert list(audio_packets(source)) == []
@@ -550,6 +584,13 @@ def test_png_is_lossless_and_holds_one_frame(tmp_path: Path) -> None:
 def test_png_pattern_numbers_from_1(tmp_path: Path) -> None:
     write(tmp_path / "f-%03d.png", frames_of(3))
     assert sorted(os.listdir(tmp_path)) == ["f-001.png", "f-002.png", "f-003.png"]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.y4m", "a.png"])
+def test_frames_too_large_for_any_file_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"^20000x20000 is more than 134 million pixels; choose a smaller size$"):
+        FrameWriter(tmp_path / name, width=20_000, height=20_000)
+    assert os.listdir(tmp_path) == []
 
 
 def test_bad_names_are_refused(tmp_path: Path) -> None:
