@@ -21,7 +21,7 @@ from mcode import __version__
 from mcode.errors import FormatError, InputError, WireError
 from mcode.frame import TICKS_PER_S
 from mcode.packet import Packet, StreamHeader
-from mcode.video import TICK, AudioTrack, OutputFile, StrPath
+from mcode.video import TICK, AudioTrack, OutputFile, StrPath, check_input
 
 FORMAT_KEY, FORMAT = "mcode", 1
 """The metadata key that makes an MP4 an .mcode file, and its value; samples tell their own format (packet.FORMAT)."""
@@ -207,10 +207,7 @@ class McodeReader:
 
     def __init__(self, path: StrPath) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
-            raise InputError(f"{path} is a folder, not an .mcode file")
-        if not self.path.exists():
-            raise InputError(f"{path}: no such file")
+        check_input(path, "an .mcode file")
         self.damaged = 0
         self._pts, self._at, self._sizes = array("q"), array("q"), array("I")
         self._refreshes = array("I")  # which keyframes are refreshes

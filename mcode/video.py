@@ -248,13 +248,25 @@ class _Damage:
     """The promised duration is that of the pictures, and not of a longer sound track."""
 
 
-def _open(path: StrPath) -> av.container.InputContainer:
+def check_input(path: StrPath, what: str = "a video") -> None:
+    """Raises InputError, in one line, for a path that is no file that can be read again and again. Opens nothing."""
     file = Path(path)
+    if not os.fspath(path):
+        raise InputError(f"no input given: its name is empty, name {what}")
     if file.is_dir():
-        raise InputError(f"{path} is a folder, not a video")
+        raise InputError(f"{path} is a folder, not {what}")
     if not file.exists():
         raise InputError(f"{path}: no such file")
-    if file.is_file() and file.stat().st_size == 0:
+    if file.is_fifo():
+        raise InputError(f"{path} is a pipe; save it to a file first")
+    if not file.is_file():
+        raise InputError(f"{path} is a device, not {what}; save what it gives to a file first")
+
+
+def _open(path: StrPath) -> av.container.InputContainer:
+    file = Path(path)
+    check_input(path)
+    if file.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
         # "file:" keeps FFmpeg from reading the name as a URL

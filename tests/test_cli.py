@@ -940,6 +940,37 @@ def test_bad_inputs_leave_nothing_behind(mcode, workshop, tmp_path):
     assert (tmp_path / "there.mcode").read_text() == "precious"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_pipes_and_devices_are_refused_at_once(workshop, tmp_path):
+    """In a process of its own: what opens a pipe that nobody writes to waits for ever."""
+    os.mkfifo(pipe := tmp_path / "pipe.mcode")
+    out, model = str(tmp_path / "out.mcode"), str(workshop / "disc.safetensors")
+    commands = [[command, pipe, "-o", out, "-m", model] for command in ("encode", "decode")]
+    commands += [
+        ["info", pipe],
+        ["compare", pipe, "-o", tmp_path / "out.html"],
+        ["adapt", pipe, "-o", tmp_path / "out.safetensors"],
+    ]
+    commands += [["encode", os.devnull, "-o", out, "-m", model], ["encode", "/dev/stdin", "-o", out, "-m", model]]
+    commands = [[str(word) for word in command] for command in commands]
+    script = f"from mcode import cli\nprint([cli.main(c) for c in {commands!r}])"
+    # an open pipe as standard input, as from another program; nothing is ever written to it
+    reader, writer = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdin=reader, capture_output=True, text=True, cwd=ROOT, timeout=120
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
+    said = done.stderr.splitlines()
+    assert done.stdout == f"{[2] * len(commands)}\n", done.stderr
+    assert said[:5] == [f"mcode: error: {pipe} is a pipe; save it to a file first"] * 5
+    assert said[5] == f"mcode: error: {os.devnull} is a device, not a video; save what it gives to a file first"
+    assert said[6:] == ["mcode: error: /dev/stdin is a pipe; save it to a file first"]
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_encode_that_is_stopped_leaves_nothing_behind(workshop, tmp_path, number, status):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -267,6 +268,8 @@ def _is_safetensors(path: str) -> bool:
     """Eight bytes of length, then JSON."""
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder, not a file")
+    if Path(path).is_fifo():
+        raise InputError(f"{path} is a pipe; save it to a file first")
     with open(path, "rb") as file:
         head = file.read(9)
     return path.endswith(".safetensors") or (head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32)
