@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ FIT_THRESHOLD = 0.9
 manifold's own scene reaches 0.97 and more, footage of another 0.2 to 0.85."""
 
 _MOST_HELD = 32
+_EVEN_TICKS = TICKS_PER_S // 1000 + 1
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,8 @@ def decode_file(
     started = time.perf_counter()
     sound = input if audio else None
     jobs: Jobs[list[Frame]] = Jobs.on(model.device)
-    with jobs, FrameWriter(output, width=width, height=height, audio_from=sound, force=force) as writer:
+    fps = even_rate(reader)
+    with jobs, FrameWriter(output, width=width, height=height, fps=fps, audio_from=sound, force=force) as writer:
 
         def write(shown: Iterable[Frame]) -> None:
             nonlocal frames
@@ -236,6 +239,31 @@ def geometry(
     w, h = frame_size
     covered = min(source[0], round(source[1] * w / h)), min(source[1], round(source[0] * h / w))
     return frame_size, size or (max(1, covered[0]), max(1, covered[1])), frame_size
+
+
+def even_rate(packets: Iterable[Packet]) -> Fraction | None:
+    """Frames a second, where the frames lie within a millisecond of even spacing, as they do in most videos; else None.
+
+    A whole rate or one of NTSC's (30000/1001) is preferred to the measured one: sources may count in milliseconds.
+    """
+    times: list[tuple[int, int]] = []  # of each keyframe: its number among the frames, its pts
+    for packet in packets:
+        if packet.times is not None:  # frames at uneven times
+            return None
+        times.append((times[-1][0] + packet.steps, packet.pts) if times else (0, packet.pts))
+    if len(times) < 2 or times[-1][1] <= times[0][1]:
+        return None
+    first, (count, end) = times[0][1], times[-1]
+    measured = Fraction(count * TICKS_PER_S, end - first)
+    whole, ntsc = Fraction(round(measured)), Fraction(round(measured * 1001 / 1000) * 1000, 1001)
+    off = {
+        fps: max(abs(first + number * TICKS_PER_S / fps - pts) for number, pts in times)
+        for fps in (whole, ntsc, measured)
+        if fps > 0
+    }
+    best = min((fps for fps in (whole, ntsc) if fps in off), key=off.__getitem__, default=measured)
+    best = best if off[best] <= _EVEN_TICKS else measured
+    return best if off[best] <= _EVEN_TICKS else None
 
 
 def _resized(frames: Iterator[Frame], width: int, height: int) -> Iterator[Frame]:

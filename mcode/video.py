@@ -704,7 +704,8 @@ class FrameWriter:
     """Frames into a file, chosen by the name of `path`:
 
     .mp4, .mkv      H.264 (crf 14, yuv420p; yuv444p where a side is odd, because 4:2:0 has no odd sizes), with the sound of
-                    audio_from. MP4 keeps every timestamp exactly; Matroska rounds to its milliseconds.
+                    audio_from. MP4 keeps every timestamp exactly; Matroska rounds to its milliseconds and tells `fps`, where
+                    given, as its rate.
     .y4m, "-"       raw 4:4:4 video ("-": to standard output). It has one frame rate and no timestamps: frames are neither
                     repeated nor dropped, the rate is `fps`, else the average (on standard output: the first gap's).
     .png            one frame. frames-%05d.png: frames numbered from 1.
@@ -840,8 +841,11 @@ class _Movie:
         self._output = av.open(self._file, "w", format=container_format)
         # No B-frames: every packet's time is its frame's own, and no edit list is needed to start at 0.
         options = {"crf": "14", "preset": "veryfast", "bf": "0"}
-        rate = Fraction(fps or 25).limit_denominator(1001)
+        rate = _as_rate(fps or 25)
         self._video = self._output.add_stream("libx264", rate=rate, options=options)
+        if fps is None and suffix == ".mkv":  # Matroska says a rate, and players believe it: none rather than a wrong one
+            self._video.codec_context.framerate = Fraction(0)
+            self._video.codec_context.options |= {"x264-params": f"fps={rate}"}  # else x264 claims its highest level
         self._video.width, self._video.height = width, height
         self._video.pix_fmt = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
         self._video.time_base = self._video.codec_context.time_base = TICK

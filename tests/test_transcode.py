@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from mcode import manifold
 from mcode.container import McodeReader
 from mcode.errors import FormatError, InputError, ManifoldError
+from mcode.frame import Frame
+from mcode.packet import Packet
 from mcode.training.adapt import adapt_linear
-from mcode.transcode import decode_file, encode_file, geometry
+from mcode.transcode import decode_file, encode_file, even_rate, geometry
 from mcode.video import FrameReader, FrameWriter
 
 
@@ -76,6 +79,44 @@ def test_any_n_gives_every_frame_back(clip, model, tmp_path, n, coder):
     report = encode_file(clip, tmp_path / "c.mcode", manifold=model, n=n, coder=coder)
     assert report.keyframes == 1 + -(-49 // n)
     assert decode_file(tmp_path / "c.mcode", tmp_path / "c.mkv", manifold=model).frames == 50
+
+
+def keyframes(*times: int, steps: int = 1, gaps: tuple[int, ...] | None = None) -> list[Packet]:
+    return [Packet(pts, steps if i else 1, gaps if i else None, None, (b"",)) for i, pts in enumerate(times)]
+
+
+NTSC = Fraction(30_000, 1001)
+
+
+@pytest.mark.parametrize(
+    ("packets", "fps"),
+    [
+        (keyframes(0, 3600, 7200, 10_800), 25),
+        (keyframes(0, 14_400, 28_800, steps=4), 25),
+        (keyframes(0, 3003, 6006, 9009), NTSC),
+        (keyframes(*(round(i * 1001 / 30) * 90 for i in range(200))), NTSC),  # as Matroska rounds it
+        (keyframes(*(round(i * 1000 / 60) * 90 for i in range(200))), 60),
+        (keyframes(0, 7200, 14_400), Fraction(25, 2)),
+        (keyframes(0, 900_000, 1_800_000), Fraction(1, 10)),
+        (keyframes(0), None),
+        (keyframes(0, 3600, 7200, 14_400), None),
+        (keyframes(0, 9000, 18_000, steps=3, gaps=(8000, 1000)), None),
+    ],
+)
+def test_even_frames_have_a_rate(packets, fps):
+    assert even_rate(packets) == fps
+
+
+def test_matroska_bears_the_sources_rate_and_its_times(model, tmp_path):
+    source = tmp_path / "source.mp4"
+    with FrameWriter(source, width=48, height=32) as writer:
+        for i in range(40):
+            writer.push(Frame(np.full((32, 48, 3), 5 * i, np.uint8), i * 3003))
+    encode_file(source, tmp_path / "c.mcode", manifold=model, n=4)
+    decode_file(tmp_path / "c.mcode", tmp_path / "back.mkv", manifold=model)
+    back = FrameReader(tmp_path / "back.mkv")
+    assert back.info.average_fps == pytest.approx(30_000 / 1001, rel=1e-4)
+    assert [frame.pts for frame in back] == pytest.approx([i * 3003 for i in range(40)], abs=45)  # half a millisecond
 
 
 def test_a_cut_off_stream_gives_what_is_whole_and_says_how_much(clip, model, tmp_path):

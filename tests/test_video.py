@@ -556,6 +556,22 @@ def test_y4m_holds_444_at_the_average_rate(tmp_path: Path) -> None:
     assert min(psnr(f.rgb, picture(i)) for i, f in enumerate(frames)) > 45
 
 
+@pytest.mark.parametrize(
+    ("fps", "shown"),
+    [(29.97002997, Fraction(30000, 1001)), (60, Fraction(60)), (Fraction(1, 3600), Fraction(1, 3600)), (None, None)],
+)
+def test_matroska_says_the_rate_it_is_told_or_none(tmp_path: Path, fps: float | None, shown: Fraction | None) -> None:
+    ticks = [0, 3000, 9000, 13500]
+    write(tmp_path / "a.mkv", [Frame(picture(i), t) for i, t in enumerate(ticks)], fps=fps)
+    assert [frame.pts for frame in read_frames(tmp_path / "a.mkv")] == [0, 2970, 9000, 13500]  # in milliseconds
+    with av.open(str(tmp_path / "a.mkv")) as container:
+        stream = container.streams.video[0]
+        average = stream.average_rate
+        level = stream.codec_context.extradata[3]
+    assert average is None if shown is None else float(average) == pytest.approx(float(shown), rel=1e-4)
+    assert level < 30  # of H.264, times 10: what such a small picture needs
+
+
 @pytest.mark.parametrize(("fps", "fraction"), [(29.97002997, b"F0000030000:0000001001"), (None, b"F0000000020:0000000001")])
 def test_y4m_takes_a_rate_or_the_average(tmp_path: Path, fps: float | None, fraction: bytes) -> None:
     ticks = [0, 3000, 9000, 13500]  # average 4 frames in 18,000 ticks
