@@ -30,6 +30,10 @@ FIT_THRESHOLD = 0.9
 """Below this `fit` a warning says that the manifold does not suit the footage. Measured on the project's data: footage of a
 manifold's own scene reaches 0.97 and more, footage of another 0.2 to 0.85."""
 
+_FOREIGN = {
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".ogv", ".wmv", ".y4m", ".h264", ".ivf"),
+    *(".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"),
+}
 _MOST_HELD = 32
 _EVEN_TICKS = TICKS_PER_S // 1000 + 1
 
@@ -98,6 +102,7 @@ def encode_file(
     Raises InputError, ManifoldError.
     """
     _refuse_same(input, output)
+    _refuse_foreign_name(output)
     model = manifold if isinstance(manifold, Manifold) else load(manifold, device)
     reader = FrameReader(input, start_s=start_s, duration_s=duration_s)
     if reader.info.is_image:
@@ -132,6 +137,8 @@ def encode_file(
     seconds = time.perf_counter() - started
     length_s = (last_pts + gap) / TICKS_PER_S
     warnings = list(writer.warnings)
+    if Path(output).suffix.lower() != ".mcode" and Path(output).is_file():
+        warnings.append(f"{os.fspath(output)} is an .mcode file, whatever its name")
     if reader.truncated:
         warnings.append(f"{input} is cut off: encoded {reader.truncated}")
     if meter.fit < FIT_THRESHOLD:
@@ -350,6 +357,15 @@ def _expected_frames(reader: FrameReader, duration_s: float | None, start_s: flo
         length_s = min(x for x in (duration_s, (info.duration_s or math.inf) - start_s) if x is not None)
         return max(1, round(length_s * info.average_fps)) if math.isfinite(length_s) else None
     return info.frames
+
+
+def _refuse_foreign_name(output: str | os.PathLike[str]) -> None:
+    """Names of videos and pictures: whoever gives one expects such a file, and no player would open this one."""
+    name, suffix = os.fspath(output), Path(output).suffix.lower()
+    if name == "-":
+        raise InputError("-o -: an .mcode file cannot be written to a pipe; name one, as out.mcode")
+    if suffix in _FOREIGN:
+        raise InputError(f"{name}: encode writes .mcode files, no {suffix}; name it {Path(name).with_suffix('.mcode')}")
 
 
 def _refuse_same(input: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:

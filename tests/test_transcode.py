@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from fractions import Fraction
 
@@ -173,6 +174,21 @@ def test_input_and_output_are_never_the_same_file(clip, coded, model, tmp_path):
     with pytest.raises(InputError, match="same file"):
         decode_file(coded, coded, manifold=model, force=True)
     assert copy.read_bytes() == clip.read_bytes()
+
+
+def test_names_that_promise_another_file_are_refused(clip, model, tmp_path):
+    for name in ("a.mp4", "a.MKV", "a.png"):
+        with pytest.raises(InputError, match=r"encode writes .mcode files, no \.\w+; name it .*a\.mcode$"):
+            encode_file(clip, tmp_path / name, manifold=model)
+    with pytest.raises(InputError, match=r"^-o -: .* as out\.mcode$"):
+        encode_file(clip, "-", manifold=model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "warned"), [("a.xyz", True), ("a", True), ("a.mcode", False), (os.devnull, False)])
+def test_other_names_are_warned_of(clip, model, tmp_path, name, warned):
+    report = encode_file(clip, tmp_path / name, manifold=model, duration_s=0.2)
+    assert any(w == f"{tmp_path / name} is an .mcode file, whatever its name" for w in report.warnings) == warned
 
 
 def test_an_existing_output_is_kept_without_force(clip, model, tmp_path):
