@@ -638,7 +638,7 @@ class OutputFile:
     def __init__(self, path: StrPath, *, force: bool = False) -> None:
         self.path = Path(path)
         final = Path(os.path.realpath(path))
-        _check_output(self.path, force)
+        _check_output(path, force)
         self._final = final if final.is_file() or not final.exists() else None
         self._temporary = final.with_name(f"{final.stem}.partial-{os.getpid()}{final.suffix}") if self._final else final
         try:
@@ -685,7 +685,25 @@ class OutputFile:
             self._temporary.unlink(missing_ok=True)
 
 
-def _check_output(path: Path, force: bool) -> None:
+def check_frames_output(path: StrPath, *, force: bool = False) -> None:
+    """Raises InputError where FrameWriter would not begin to write to `path`: by its name, or by what is there."""
+    name, file = os.fspath(path), Path(path)
+    if name == "-":
+        return
+    if name and (suffix := file.suffix.lower()) not in (".mp4", ".mkv", ".y4m", ".png"):
+        raise InputError(f"cannot write {suffix or 'a file without extension'}: use .mp4, .mkv, .y4m or .png ({name})")
+    if file.suffix.lower() == ".png" and "%" in file.name:
+        if not re.fullmatch(r"[^%]*%(0\d+)?d[^%]*", file.name):
+            raise InputError(f"{name}: a pattern holds one %d or %05d, as in frames-%05d.png")
+        _check_output(file.with_name(file.name % 1), force)
+    else:
+        _check_output(path, force)
+
+
+def _check_output(path: StrPath, force: bool) -> None:
+    if not os.fspath(path):
+        raise InputError("no output given: its name is empty, name a file")
+    path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file")
     if path.is_file() and not force:
@@ -730,6 +748,7 @@ class FrameWriter:
     ) -> None:
         name = os.fspath(path)
         suffix = Path(name).suffix.lower()
+        check_frames_output(path, force=force)
         if width * height > LARGEST_FRAME:
             raise InputError(
                 f"{width}x{height} is more than {LARGEST_FRAME // 1_000_000} million pixels; choose a smaller size"
@@ -744,10 +763,8 @@ class FrameWriter:
             self._sink = _Movie(path, suffix, width, height, fps, audio_from, start_s, duration_s, force)
         elif suffix == ".y4m" or name == "-":
             self._sink = _Y4m(path, width, height, fps, force)
-        elif suffix == ".png":
-            self._sink = _Pngs(name, force)
         else:
-            raise InputError(f"cannot write {suffix or 'a file without extension'}: use .mp4, .mkv, .y4m or .png ({name})")
+            self._sink = _Pngs(name, force)
         if audio_from is not None and not isinstance(self._sink, _Movie) and probe_audio(audio_from):
             self._sink.warnings.append(f"{name} cannot hold sound: it is left out")
 
@@ -827,7 +844,6 @@ class _Movie:
     ) -> None:
         self.warnings: list[str] = []
         container_format = "mp4" if suffix == ".mp4" else "matroska"
-        _check_output(Path(path), force)
         self._audio = None if audio_from is None else AudioTrack(audio_from, container_format, start_s, duration_s)
         self._durations: dict[int, int] = {}
         self._file = OutputFile(path, force=force)
@@ -973,9 +989,6 @@ class _Pngs:
         self._folder, self._name = path.parent, path.name
         self._force = force
         self._many = "%" in self._name
-        if self._many and not re.fullmatch(r"[^%]*%(0\d+)?d[^%]*", self._name):
-            raise InputError(f"{pattern}: a pattern holds one %d or %05d, as in frames-%05d.png")
-        _check_output(self._path(1), force)
         try:
             self._waiting = Path(tempfile.mkdtemp(prefix=f".partial-{os.getpid()}-", dir=self._folder))
         except OSError as error:

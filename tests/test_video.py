@@ -361,6 +361,8 @@ def test_unusable_paths_get_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("once upon a time\n" * 50)
     (tmp_path / "text.txt").write_text("once upon a time\n" * 50)
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    with pytest.raises(InputError, match=r"^no input given: its name is empty, name a video$"):
+        probe("")
     assert "no such file" in error_of(tmp_path / "missing.mp4")
     assert "folder" in error_of(tmp_path)
     assert "empty" in error_of(tmp_path / "empty.mp4")
@@ -613,6 +615,10 @@ def test_bad_names_are_refused(tmp_path: Path) -> None:
     for name in ("a.avi", "a", "a-%s.png", "%d-%d.png"):
         with pytest.raises(InputError):
             FrameWriter(tmp_path / name, width=64, height=48)
+    with pytest.raises(InputError, match="no output given: its name is empty"):
+        FrameWriter("", width=64, height=48)
+    with pytest.raises(InputError, match="no output given: its name is empty"):
+        OutputFile("")
     with pytest.raises(InputError, match="no such folder"):
         FrameWriter(tmp_path / "none" / "a.mp4", width=64, height=48)
     (tmp_path / "folder.mp4").mkdir()
