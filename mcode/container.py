@@ -268,7 +268,7 @@ class McodeReader:
                 raise FormatError(f"{self.path} is not an .mcode file")
             written = stored.pop(FORMAT_KEY)
             if written != str(FORMAT):
-                reads = f"this is mcode {__version__}, which reads {FORMAT}"
+                reads = f"this is mcode {__version__}, which reads {FORMAT}; install a newer MCode"
                 raise FormatError(f"{self.path}: stream is format {written}, {reads}")
             for key in ("major_brand", "minor_version", "compatible_brands", "encoder"):
                 stored.pop(key, None)

@@ -142,7 +142,7 @@ def encode_file(
     if reader.truncated:
         warnings.append(f"{input} is cut off: encoded {reader.truncated}")
     if meter.fit < FIT_THRESHOLD:
-        warnings.append(_misfit(model, meter, input, encoder.header.quality))
+        warnings.append(_misfit(model, meter, reader, n, encoder.header.quality))
     return EncodeReport(
         frames=frames,
         keyframes=writer.keyframes,
@@ -343,12 +343,14 @@ def _compare(fed: dict[int, np.ndarray], decoded: Iterator[Frame]) -> Measured:
     return found
 
 
-def _misfit(model: Manifold, meter: Meter, input: str | os.PathLike[str], quality: int) -> str:
-    words = f"fit {meter.fit:.2f} ({meter.psnr_db:.1f} dB): manifold {model.name} does not suit this footage"
+def _misfit(model: Manifold, meter: Meter, source: FrameReader, n: int, quality: int) -> str:
+    shown = "picture" if source.info.is_image else "footage"
+    words = f"fit {meter.fit:.2f} ({meter.psnr_db:.1f} dB): manifold {model.name} does not suit this {shown}"
     if model.frame_size is None:
         better = f"use --quality {min(model.qualities, quality + 2)}" if quality < model.qualities else "use another codec"
-        return f"{words}; {better}, a smaller --n where much moves, or a smaller --size"
-    return f"{words}; use --manifold general, or learn one from it: mcode adapt {os.fspath(input)} -o my.safetensors"
+        return f"{words}; {better}{', a smaller --n where much moves,' if n > 1 else ''} or a smaller --size"
+    learn = "" if source.info.is_image else f", or learn one from it: mcode adapt {source.path} -o my.safetensors"
+    return f"{words}; use --manifold general{learn}"
 
 
 def _expected_frames(reader: FrameReader, duration_s: float | None, start_s: float) -> int | None:

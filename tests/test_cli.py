@@ -889,6 +889,23 @@ def test_info_of_an_mcode_file_under_another_name_and_of_a_video(mcode, workshop
     assert "64x48, h264" in mcode("info", workshop / "clip.mkv")[1]
 
 
+def test_info_of_a_picture_says_image_and_no_length(mcode, workshop, tmp_path):
+    model = workshop / "disc.safetensors"
+    options = ["-m", model, "--duration", "0.02"]
+    assert mcode("encode", workshop / "clip.mkv", "-o", tmp_path / "one.mcode", *options)[0] == 0
+    assert mcode("decode", tmp_path / "one.mcode", "-o", tmp_path / "one.png", "-m", model)[0] == 0
+    assert json.loads(mcode("info", tmp_path / "one.png", "--json")[1])["type"] == "image"
+    lines = mcode("info", tmp_path / "one.png")[1].splitlines()
+    assert "image" in lines[0] and [line.split()[0] for line in lines[1:]] == ["picture", "audio"]
+
+
+def test_refining_by_weights_that_are_not_there_names_both_ways_to_give_them(mcode, workshop, tmp_path, monkeypatch):
+    monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
+    refine = ["--refine", "1", "--refine-by", "vgg19"]
+    status, _, err = mcode("encode", workshop / "clip.mkv", "-o", tmp_path / "a.mcode", *refine)
+    assert status == 2 and "by --perceptual, or set MCODE_PERCEPTUAL to it" in err
+
+
 @measured
 def test_info_takes_less_than_a_second(workshop):
     assert takes_less_than(1, "info", workshop / "clip.mcode")

@@ -212,7 +212,7 @@ def test_a_newer_format_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(container, "FORMAT", 2)
     write(tmp_path / "a.mcode")
     monkeypatch.undo()
-    with pytest.raises(FormatError, match="stream is format 2.*reads 1"):
+    with pytest.raises(FormatError, match="stream is format 2.*reads 1; install a newer MCode$"):
         McodeReader(tmp_path / "a.mcode")
 
 

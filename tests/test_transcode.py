@@ -74,6 +74,14 @@ def test_an_image_is_one_refresh_keyframe(clip, model, tmp_path):
     assert decode_file(tmp_path / "one.mcode", tmp_path / "back.png", manifold=model).frames == 1
 
 
+def test_a_picture_that_a_manifold_does_not_suit_gets_advice_for_pictures(tmp_path):
+    noise = tmp_path / "noise.png"
+    with FrameWriter(noise, width=64, height=48) as writer:
+        writer.push(Frame(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8), 0))
+    (warning,) = encode_file(noise, tmp_path / "a.mcode", manifold="general", quality=1).warnings
+    assert warning.endswith("does not suit this picture; use --quality 3 or a smaller --size")
+
+
 @pytest.mark.parametrize("coder", ["huffman", "fixed"])
 @pytest.mark.parametrize("n", [1, 7, 500])
 def test_any_n_gives_every_frame_back(clip, model, tmp_path, n, coder):

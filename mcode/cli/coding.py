@@ -384,7 +384,7 @@ def _show_video(path: str, as_json: bool) -> None:
 
     found = probe(path)
     if as_json:
-        print_json({"type": "video", "path": path, **plain(found)})
+        print_json({"type": "image" if found.is_image else "video", "path": path, **plain(found)})
         return
     rate = f"{found.average_fps:.3g} frames/s" if found.average_fps else None
     length = minutes(found.duration_s) if found.duration_s else None
@@ -394,4 +394,5 @@ def _show_video(path: str, as_json: bool) -> None:
         "length": ", ".join(part for part in (length, frames, rate) if part),
         "audio": found.audio_codec or "none",
     }
+    rows = {name: value for name, value in rows.items() if value}  # a picture has no length
     print_report(f"{path}: {'image' if found.is_image else 'video'}, not encoded by mcode", rows)
