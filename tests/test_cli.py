@@ -903,7 +903,7 @@ def test_refining_by_weights_that_are_not_there_names_both_ways_to_give_them(mco
     monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
     refine = ["--refine", "1", "--refine-by", "vgg19"]
     status, _, err = mcode("encode", workshop / "clip.mkv", "-o", tmp_path / "a.mcode", *refine)
-    assert status == 2 and "by --perceptual, or set MCODE_PERCEPTUAL to it" in err
+    assert status == 2 and "give --perceptual DIR, or set MCODE_PERCEPTUAL to the folder" in err
 
 
 @measured
