@@ -21,7 +21,7 @@ from mcode import __version__
 from mcode.errors import FormatError, InputError, WireError
 from mcode.frame import TICKS_PER_S
 from mcode.packet import Packet, StreamHeader
-from mcode.video import TICK, AudioTrack, OutputFile, StrPath
+from mcode.video import TICK, AudioTrack, OutputFile, StrPath, check_input
 
 FORMAT_KEY, FORMAT = "mcode", 1
 """The metadata key that makes an MP4 an .mcode file, and its value; samples tell their own format (packet.FORMAT)."""
@@ -74,6 +74,8 @@ class McodeWriter:
             raise
 
     def _open_audio(self, audio: AudioTrack) -> None:
+        if audio.warning:
+            self.warnings.append(audio.warning)
         if audio.stream is None:
             audio.close()
             return
@@ -205,10 +207,7 @@ class McodeReader:
 
     def __init__(self, path: StrPath) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
-            raise InputError(f"{path} is a folder, not an .mcode file")
-        if not self.path.exists():
-            raise InputError(f"{path}: no such file")
+        check_input(path, "an .mcode file")
         self.damaged = 0
         self._pts, self._at, self._sizes = array("q"), array("q"), array("I")
         self._refreshes = array("I")  # which keyframes are refreshes
@@ -269,7 +268,7 @@ class McodeReader:
                 raise FormatError(f"{self.path} is not an .mcode file")
             written = stored.pop(FORMAT_KEY)
             if written != str(FORMAT):
-                reads = f"this is mcode {__version__}, which reads {FORMAT}"
+                reads = f"this is mcode {__version__}, which reads {FORMAT}; install a newer MCode"
                 raise FormatError(f"{self.path}: stream is format {written}, {reads}")
             for key in ("major_brand", "minor_version", "compatible_brands", "encoder"):
                 stored.pop(key, None)

@@ -175,7 +175,7 @@ def _newer(version: str) -> NewerFormatError:
         mine = metadata.version("mcode")
     except metadata.PackageNotFoundError:
         mine = "(not installed)"
-    return NewerFormatError(f"stream is format {version}, this is mcode {mine}, which reads {FORMAT}")
+    return NewerFormatError(f"stream is format {version}, this is mcode {mine}, which reads {FORMAT}; install a newer MCode")
 
 
 def _check(name: str, value: int, bounds: tuple[int, int]) -> None:

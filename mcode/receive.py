@@ -37,7 +37,7 @@ from mcode.rtp.packets import OPUS, RtpPacket, is_rtcp
 from mcode.rtp.payload import Received
 from mcode.rtp.reception import Counters, Reception
 from mcode.send import resolve
-from mcode.video import FrameWriter, OutputFile, resize
+from mcode.video import FrameWriter, OutputFile, check_frames_output, resize
 
 REPORT_S = 1.0
 PLI_GAP_S, MOST_PLI_GAP_S = 0.4, 5.0
@@ -744,8 +744,8 @@ def receive_to_file(
     stop = stop or threading.Event()
     movie = Path(output).suffix.lower() in (".mp4", ".mkv")
     names = (lane, "audio") if audio and movie else (lane,)
+    recorder = _Recorder(output, size, force)  # first: a name that cannot be written is refused before anything is listened to
     network = _Network(source, finder(manifold, device), bind_to=bind_to, lanes=names)
-    recorder = _Recorder(output, size, force)
     try:
         _receive(network, recorder, source, duration_s, wait_s, idle_s, stop, progress)
         recorder.close()
@@ -830,8 +830,7 @@ class _Recorder:
         self._last = -1
         self._last_s = 0.0
         self._gap = TICKS_PER_S // 25
-        if os.fspath(output) != "-" and self.output.is_file() and not force:
-            raise InputError(f"{output} exists: use --force to replace it")
+        check_frames_output(output, force=force)
 
     @property
     def length_s(self) -> float:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,12 @@ FIT_THRESHOLD = 0.9
 """Below this `fit` a warning says that the manifold does not suit the footage. Measured on the project's data: footage of a
 manifold's own scene reaches 0.97 and more, footage of another 0.2 to 0.85."""
 
+_FOREIGN = {
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".ogv", ".wmv", ".y4m", ".h264", ".ivf"),
+    *(".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"),
+}
 _MOST_HELD = 32
+_EVEN_TICKS = TICKS_PER_S // 1000 + 1
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ def encode_file(
     Raises InputError, ManifoldError.
     """
     _refuse_same(input, output)
+    _refuse_foreign_name(output)
     model = manifold if isinstance(manifold, Manifold) else load(manifold, device)
     reader = FrameReader(input, start_s=start_s, duration_s=duration_s)
     if reader.info.is_image:
@@ -130,10 +137,12 @@ def encode_file(
     seconds = time.perf_counter() - started
     length_s = (last_pts + gap) / TICKS_PER_S
     warnings = list(writer.warnings)
+    if Path(output).suffix.lower() != ".mcode" and Path(output).is_file():
+        warnings.append(f"{os.fspath(output)} is an .mcode file, whatever its name")
     if reader.truncated:
         warnings.append(f"{input} is cut off: encoded {reader.truncated}")
     if meter.fit < FIT_THRESHOLD:
-        warnings.append(_misfit(model, meter, input, encoder.header.quality))
+        warnings.append(_misfit(model, meter, reader, n, encoder.header.quality))
     return EncodeReport(
         frames=frames,
         keyframes=writer.keyframes,
@@ -185,7 +194,8 @@ def decode_file(
     started = time.perf_counter()
     sound = input if audio else None
     jobs: Jobs[list[Frame]] = Jobs.on(model.device)
-    with jobs, FrameWriter(output, width=width, height=height, audio_from=sound, force=force) as writer:
+    fps = even_rate(reader)
+    with jobs, FrameWriter(output, width=width, height=height, fps=fps, audio_from=sound, force=force) as writer:
 
         def write(shown: Iterable[Frame]) -> None:
             nonlocal frames
@@ -236,6 +246,31 @@ def geometry(
     w, h = frame_size
     covered = min(source[0], round(source[1] * w / h)), min(source[1], round(source[0] * h / w))
     return frame_size, size or (max(1, covered[0]), max(1, covered[1])), frame_size
+
+
+def even_rate(packets: Iterable[Packet]) -> Fraction | None:
+    """Frames a second, where the frames lie within a millisecond of even spacing, as they do in most videos; else None.
+
+    A whole rate or one of NTSC's (30000/1001) is preferred to the measured one: sources may count in milliseconds.
+    """
+    times: list[tuple[int, int]] = []  # of each keyframe: its number among the frames, its pts
+    for packet in packets:
+        if packet.times is not None:  # frames at uneven times
+            return None
+        times.append((times[-1][0] + packet.steps, packet.pts) if times else (0, packet.pts))
+    if len(times) < 2 or times[-1][1] <= times[0][1]:
+        return None
+    first, (count, end) = times[0][1], times[-1]
+    measured = Fraction(count * TICKS_PER_S, end - first)
+    whole, ntsc = Fraction(round(measured)), Fraction(round(measured * 1001 / 1000) * 1000, 1001)
+    off = {
+        fps: max(abs(first + number * TICKS_PER_S / fps - pts) for number, pts in times)
+        for fps in (whole, ntsc, measured)
+        if fps > 0
+    }
+    best = min((fps for fps in (whole, ntsc) if fps in off), key=off.__getitem__, default=measured)
+    best = best if off[best] <= _EVEN_TICKS else measured
+    return best if off[best] <= _EVEN_TICKS else None
 
 
 def _resized(frames: Iterator[Frame], width: int, height: int) -> Iterator[Frame]:
@@ -308,12 +343,14 @@ def _compare(fed: dict[int, np.ndarray], decoded: Iterator[Frame]) -> Measured:
     return found
 
 
-def _misfit(model: Manifold, meter: Meter, input: str | os.PathLike[str], quality: int) -> str:
-    words = f"fit {meter.fit:.2f} ({meter.psnr_db:.1f} dB): manifold {model.name} does not suit this footage"
+def _misfit(model: Manifold, meter: Meter, source: FrameReader, n: int, quality: int) -> str:
+    shown = "picture" if source.info.is_image else "footage"
+    words = f"fit {meter.fit:.2f} ({meter.psnr_db:.1f} dB): manifold {model.name} does not suit this {shown}"
     if model.frame_size is None:
         better = f"use --quality {min(model.qualities, quality + 2)}" if quality < model.qualities else "use another codec"
-        return f"{words}; {better}, a smaller --n where much moves, or a smaller --size"
-    return f"{words}; use --manifold general, or learn one from it: mcode adapt {os.fspath(input)} -o my.safetensors"
+        return f"{words}; {better}{', a smaller --n where much moves,' if n > 1 else ''} or a smaller --size"
+    learn = "" if source.info.is_image else f", or learn one from it: mcode adapt {source.path} -o my.safetensors"
+    return f"{words}; use --manifold general{learn}"
 
 
 def _expected_frames(reader: FrameReader, duration_s: float | None, start_s: float) -> int | None:
@@ -322,6 +359,15 @@ def _expected_frames(reader: FrameReader, duration_s: float | None, start_s: flo
         length_s = min(x for x in (duration_s, (info.duration_s or math.inf) - start_s) if x is not None)
         return max(1, round(length_s * info.average_fps)) if math.isfinite(length_s) else None
     return info.frames
+
+
+def _refuse_foreign_name(output: str | os.PathLike[str]) -> None:
+    """Names of videos and pictures: whoever gives one expects such a file, and no player would open this one."""
+    name, suffix = os.fspath(output), Path(output).suffix.lower()
+    if name == "-":
+        raise InputError("-o -: an .mcode file cannot be written to a pipe; name one, as out.mcode")
+    if suffix in _FOREIGN:
+        raise InputError(f"{name}: encode writes .mcode files, no {suffix}; name it {Path(name).with_suffix('.mcode')}")
 
 
 def _refuse_same(input: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:

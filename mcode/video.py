@@ -30,6 +30,9 @@ from mcode.frame import TICKS_PER_S, Frame
 StrPath = str | os.PathLike[str]
 
 TICK = Fraction(1, TICKS_PER_S)
+LARGEST_FRAME = 1 << 27
+"""Pixels of a frame that is written, as of one that is encoded: 8K four times over. FFmpeg's own limit is near."""
+
 _BT709, _BT601 = 1, 6  # code points of ISO/IEC 23091-2: colour matrices 1 (BT.709) and 6 (BT.601)
 _UNSPECIFIED = 2
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -245,13 +248,25 @@ class _Damage:
     """The promised duration is that of the pictures, and not of a longer sound track."""
 
 
-def _open(path: StrPath) -> av.container.InputContainer:
+def check_input(path: StrPath, what: str = "a video") -> None:
+    """Raises InputError, in one line, for a path that is no file that can be read again and again. Opens nothing."""
     file = Path(path)
+    if not os.fspath(path):
+        raise InputError(f"no input given: its name is empty, name {what}")
     if file.is_dir():
-        raise InputError(f"{path} is a folder, not a video")
+        raise InputError(f"{path} is a folder, not {what}")
     if not file.exists():
         raise InputError(f"{path}: no such file")
-    if file.is_file() and file.stat().st_size == 0:
+    if file.is_fifo():
+        raise InputError(f"{path} is a pipe; save it to a file first")
+    if not file.is_file():
+        raise InputError(f"{path} is a device, not {what}; save what it gives to a file first")
+
+
+def _open(path: StrPath) -> av.container.InputContainer:
+    file = Path(path)
+    check_input(path)
+    if file.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
         # "file:" keeps FFmpeg from reading the name as a URL
@@ -482,28 +497,48 @@ def probe_audio(path: StrPath) -> bool:
 class AudioTrack:
     """The sound of a file on its way into another container: copied where that container takes it, else turned into AAC.
 
-    stream: the template for the output. reencoded: the name of the codec that had to be replaced, else None.
+    stream: the template for the output, None where there is no sound or it cannot be read. reencoded: the name of the codec
+    that had to be replaced, else None. warning: what was lost of the sound, and why, else None.
     """
 
     def __init__(self, path: StrPath, container_format: str, start_s: float = 0, duration_s: float | None = None) -> None:
         self.reencoded: str | None = None
+        self.warning: str | None = None
+        self._path, self._lost = path, 0
         zero = picture_zero(path, start_s)
         self._container = _open(path)
         self._buffer: BinaryIO | None = None
         stream = self._container.streams.best("audio")
         usable = stream is not None and stream.codec_context is not None
         self.stream: av.AudioStream | None = stream if usable else None
-        if self.stream is None:
-            self._packets: Iterator[av.Packet] = iter(())
-        else:
+        self._packets: Iterator[av.Packet] = iter(())
+        if stream is not None and not usable:
+            self._give_up()
+        if self.stream is not None:
             self._packets = _cut(self._container, self.stream, zero, start_s, duration_s)
             takes_it = _takes(container_format, self.stream)
             # AAC from MPEG-TS carries ADTS headers; FFmpeg's MP4 muxer takes them off
             if not takes_it or (self.stream.codec_context.name == "aac" and not self.stream.codec_context.extradata):
-                self._go_through_mp4(reencode=not takes_it)
+                try:
+                    self._go_through_mp4(reencode=not takes_it)
+                except (av.error.FFmpegError, ValueError):  # PyAV's ValueError: sound that changes its form midway
+                    self._give_up()
         self._next = next(self._packets, None)
+        if self._next is not None and not _begins(container_format, self.stream, self._next):
+            self._give_up()
+            self._next = None
         if self._next is None:
+            if self._lost:
+                self._give_up()
             self.stream = None
+
+    def _give_up(self) -> None:
+        self.warning, self._packets = f"the sound of {self._path} cannot be read: it is left out", iter(())
+
+    def lose(self) -> None:
+        """A packet could not be written."""
+        self._lost += 1
+        self.warning = f"the sound of {self._path} is damaged: {self._lost:,} of its packets left out"
 
     def _go_through_mp4(self, reencode: bool) -> None:
         assert self.stream is not None
@@ -516,7 +551,10 @@ class AudioTrack:
                 copy = output.add_stream_from_template(self.stream)
                 for packet in self._packets:
                     packet.stream = copy
-                    output.mux(packet)
+                    try:
+                        output.mux(packet)
+                    except av.error.FFmpegError:
+                        self.lose()
         self._container.close()
         self._buffer.seek(0)
         if self._buffer.read(1) == b"":
@@ -524,8 +562,11 @@ class AudioTrack:
             return
         self._buffer.seek(0)
         self._container = av.open(self._buffer)
-        self.stream = self._container.streams.audio[0]
-        self._packets = (p for p in self._container.demux(self.stream) if p.size)
+        self.stream = self._container.streams.best("audio")
+        if self.stream is None or not self.stream.codec_context.extradata:
+            self._give_up()
+        else:
+            self._packets = (p for p in self._container.demux(self.stream) if p.size)
 
     def until(self, time_s: Fraction | None) -> Iterator[av.Packet]:
         """The packets not given yet that start before time_s (None: all)."""
@@ -551,6 +592,19 @@ def _takes(container_format: str, stream: av.AudioStream) -> bool:
             trial.add_stream_from_template(stream)
         except ValueError:
             return False
+    return True
+
+
+def _begins(container_format: str, stream: av.AudioStream, first: av.Packet) -> bool:
+    """Whether a container can be begun with this sound: its header is made with the first packet."""
+    packet = av.Packet(bytes(first))
+    packet.pts, packet.dts, packet.duration, packet.time_base = first.pts, first.dts, first.duration, first.time_base
+    try:
+        with av.open(io.BytesIO(), "w", format=container_format) as trial:
+            packet.stream = trial.add_stream_from_template(stream)
+            trial.mux(packet)
+    except av.error.FFmpegError:
+        return False
     return True
 
 
@@ -584,7 +638,7 @@ class OutputFile:
     def __init__(self, path: StrPath, *, force: bool = False) -> None:
         self.path = Path(path)
         final = Path(os.path.realpath(path))
-        _check_output(self.path, force)
+        _check_output(path, force)
         self._final = final if final.is_file() or not final.exists() else None
         self._temporary = final.with_name(f"{final.stem}.partial-{os.getpid()}{final.suffix}") if self._final else final
         try:
@@ -631,7 +685,25 @@ class OutputFile:
             self._temporary.unlink(missing_ok=True)
 
 
-def _check_output(path: Path, force: bool) -> None:
+def check_frames_output(path: StrPath, *, force: bool = False) -> None:
+    """Raises InputError where FrameWriter would not begin to write to `path`: by its name, or by what is there."""
+    name, file = os.fspath(path), Path(path)
+    if name == "-":
+        return
+    if name and (suffix := file.suffix.lower()) not in (".mp4", ".mkv", ".y4m", ".png"):
+        raise InputError(f"cannot write {suffix or 'a file without extension'}: use .mp4, .mkv, .y4m or .png ({name})")
+    if file.suffix.lower() == ".png" and "%" in file.name:
+        if not re.fullmatch(r"[^%]*%(0\d+)?d[^%]*", file.name):
+            raise InputError(f"{name}: a pattern holds one %d or %05d, as in frames-%05d.png")
+        _check_output(file.with_name(file.name % 1), force)
+    else:
+        _check_output(path, force)
+
+
+def _check_output(path: StrPath, force: bool) -> None:
+    if not os.fspath(path):
+        raise InputError("no output given: its name is empty, name a file")
+    path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file")
     if path.is_file() and not force:
@@ -650,7 +722,8 @@ class FrameWriter:
     """Frames into a file, chosen by the name of `path`:
 
     .mp4, .mkv      H.264 (crf 14, yuv420p; yuv444p where a side is odd, because 4:2:0 has no odd sizes), with the sound of
-                    audio_from. MP4 keeps every timestamp exactly; Matroska rounds to its milliseconds.
+                    audio_from. MP4 keeps every timestamp exactly; Matroska rounds to its milliseconds and tells `fps`, where
+                    given, as its rate.
     .y4m, "-"       raw 4:4:4 video ("-": to standard output). It has one frame rate and no timestamps: frames are neither
                     repeated nor dropped, the rate is `fps`, else the average (on standard output: the first gap's).
     .png            one frame. frames-%05d.png: frames numbered from 1.
@@ -675,6 +748,11 @@ class FrameWriter:
     ) -> None:
         name = os.fspath(path)
         suffix = Path(name).suffix.lower()
+        check_frames_output(path, force=force)
+        if width * height > LARGEST_FRAME:
+            raise InputError(
+                f"{width}x{height} is more than {LARGEST_FRAME // 1_000_000} million pixels; choose a smaller size"
+            )
         self.width, self.height = width, height
         self.frames = 0
         self._done = False
@@ -685,10 +763,8 @@ class FrameWriter:
             self._sink = _Movie(path, suffix, width, height, fps, audio_from, start_s, duration_s, force)
         elif suffix == ".y4m" or name == "-":
             self._sink = _Y4m(path, width, height, fps, force)
-        elif suffix == ".png":
-            self._sink = _Pngs(name, force)
         else:
-            raise InputError(f"cannot write {suffix or 'a file without extension'}: use .mp4, .mkv, .y4m or .png ({name})")
+            self._sink = _Pngs(name, force)
         if audio_from is not None and not isinstance(self._sink, _Movie) and probe_audio(audio_from):
             self._sink.warnings.append(f"{name} cannot hold sound: it is left out")
 
@@ -768,7 +844,6 @@ class _Movie:
     ) -> None:
         self.warnings: list[str] = []
         container_format = "mp4" if suffix == ".mp4" else "matroska"
-        _check_output(Path(path), force)
         self._audio = None if audio_from is None else AudioTrack(audio_from, container_format, start_s, duration_s)
         self._durations: dict[int, int] = {}
         self._file = OutputFile(path, force=force)
@@ -782,8 +857,11 @@ class _Movie:
         self._output = av.open(self._file, "w", format=container_format)
         # No B-frames: every packet's time is its frame's own, and no edit list is needed to start at 0.
         options = {"crf": "14", "preset": "veryfast", "bf": "0"}
-        rate = Fraction(fps or 25).limit_denominator(1001)
+        rate = _as_rate(fps or 25)
         self._video = self._output.add_stream("libx264", rate=rate, options=options)
+        if fps is None and suffix == ".mkv":  # Matroska says a rate, and players believe it: none rather than a wrong one
+            self._video.codec_context.framerate = Fraction(0)
+            self._video.codec_context.options |= {"x264-params": f"fps={rate}"}  # else x264 claims its highest level
         self._video.width, self._video.height = width, height
         self._video.pix_fmt = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
         self._video.time_base = self._video.codec_context.time_base = TICK
@@ -819,12 +897,17 @@ class _Movie:
         if self._sound is not None:
             for packet in self._audio.until(time_s):
                 packet.stream = self._sound
-                self._output.mux(packet)
+                try:
+                    self._output.mux(packet)
+                except av.error.FFmpegError:
+                    self._audio.lose()
 
     def finish(self) -> None:
         self._mux_video(None)
         self._mux_sound(None)
         self._output.close()
+        if self._audio is not None and self._audio.warning:
+            self.warnings.append(self._audio.warning)
         self._file.commit()
         self._release()
 
@@ -906,9 +989,6 @@ class _Pngs:
         self._folder, self._name = path.parent, path.name
         self._force = force
         self._many = "%" in self._name
-        if self._many and not re.fullmatch(r"[^%]*%(0\d+)?d[^%]*", self._name):
-            raise InputError(f"{pattern}: a pattern holds one %d or %05d, as in frames-%05d.png")
-        _check_output(self._path(1), force)
         try:
             self._waiting = Path(tempfile.mkdtemp(prefix=f".partial-{os.getpid()}-", dir=self._folder))
         except OSError as error:

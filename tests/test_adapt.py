@@ -10,6 +10,7 @@ from mcode import manifold
 from mcode.errors import InputError
 from mcode.training.adapt import adapt_linear, principal_components
 from mcode.transcode import encode_file
+from mcode.video import FrameReader, FrameWriter
 
 
 def test_streamed_components_equal_one_large_decomposition():
@@ -70,6 +71,11 @@ def test_unusable_requests_are_refused_before_anything_is_written(clip, tmp_path
         adapt_linear([clip], kept)
     with pytest.raises(InputError, match="safetensors"):
         adapt_linear([clip], tmp_path / "me.bin")
+    picture = tmp_path.parent / "one.png"
+    with FrameWriter(picture, width=96, height=64, force=True) as writer:
+        writer.push(next(iter(FrameReader(clip))))
+    with pytest.raises(InputError, match="^one frame is too few to learn from; give a video, or more pictures$"):
+        adapt_linear([picture], tmp_path / "many.safetensors", m=1, size=(16, 16))
     with pytest.raises(InputError, match="too few for 60"):
         adapt_linear([clip], tmp_path / "many.safetensors", m=60, size=(16, 16))
     assert kept.read_bytes() == b"mine" and [p.name for p in tmp_path.iterdir()] == ["kept.safetensors"]

@@ -889,6 +889,23 @@ def test_info_of_an_mcode_file_under_another_name_and_of_a_video(mcode, workshop
     assert "64x48, h264" in mcode("info", workshop / "clip.mkv")[1]
 
 
+def test_info_of_a_picture_says_image_and_no_length(mcode, workshop, tmp_path):
+    model = workshop / "disc.safetensors"
+    options = ["-m", model, "--duration", "0.02"]
+    assert mcode("encode", workshop / "clip.mkv", "-o", tmp_path / "one.mcode", *options)[0] == 0
+    assert mcode("decode", tmp_path / "one.mcode", "-o", tmp_path / "one.png", "-m", model)[0] == 0
+    assert json.loads(mcode("info", tmp_path / "one.png", "--json")[1])["type"] == "image"
+    lines = mcode("info", tmp_path / "one.png")[1].splitlines()
+    assert "image" in lines[0] and [line.split()[0] for line in lines[1:]] == ["picture", "audio"]
+
+
+def test_refining_by_weights_that_are_not_there_names_both_ways_to_give_them(mcode, workshop, tmp_path, monkeypatch):
+    monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
+    refine = ["--refine", "1", "--refine-by", "vgg19"]
+    status, _, err = mcode("encode", workshop / "clip.mkv", "-o", tmp_path / "a.mcode", *refine)
+    assert status == 2 and "give --perceptual DIR, or set MCODE_PERCEPTUAL to the folder" in err
+
+
 @measured
 def test_info_takes_less_than_a_second(workshop):
     assert takes_less_than(1, "info", workshop / "clip.mcode")
@@ -938,6 +955,37 @@ def test_bad_inputs_leave_nothing_behind(mcode, workshop, tmp_path):
         assert err.startswith("mcode: error: ") and err.count("\n") == 1, err
         assert sorted(tmp_path.iterdir()) == before, (bad, more)
     assert (tmp_path / "there.mcode").read_text() == "precious"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_pipes_and_devices_are_refused_at_once(workshop, tmp_path):
+    """In a process of its own: what opens a pipe that nobody writes to waits for ever."""
+    os.mkfifo(pipe := tmp_path / "pipe.mcode")
+    out, model = str(tmp_path / "out.mcode"), str(workshop / "disc.safetensors")
+    commands = [[command, pipe, "-o", out, "-m", model] for command in ("encode", "decode")]
+    commands += [
+        ["info", pipe],
+        ["compare", pipe, "-o", tmp_path / "out.html"],
+        ["adapt", pipe, "-o", tmp_path / "out.safetensors"],
+    ]
+    commands += [["encode", os.devnull, "-o", out, "-m", model], ["encode", "/dev/stdin", "-o", out, "-m", model]]
+    commands = [[str(word) for word in command] for command in commands]
+    script = f"from mcode import cli\nprint([cli.main(c) for c in {commands!r}])"
+    # an open pipe as standard input, as from another program; nothing is ever written to it
+    reader, writer = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdin=reader, capture_output=True, text=True, cwd=ROOT, timeout=120
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
+    said = done.stderr.splitlines()
+    assert done.stdout == f"{[2] * len(commands)}\n", done.stderr
+    assert said[:5] == [f"mcode: error: {pipe} is a pipe; save it to a file first"] * 5
+    assert said[5] == f"mcode: error: {os.devnull} is a device, not a video; save what it gives to a file first"
+    assert said[6:] == ["mcode: error: /dev/stdin is a pipe; save it to a file first"]
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -212,7 +212,7 @@ def test_a_newer_format_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(container, "FORMAT", 2)
     write(tmp_path / "a.mcode")
     monkeypatch.undo()
-    with pytest.raises(FormatError, match="stream is format 2.*reads 1"):
+    with pytest.raises(FormatError, match="stream is format 2.*reads 1; install a newer MCode$"):
         McodeReader(tmp_path / "a.mcode")
 
 
@@ -284,6 +284,14 @@ def test_sound_survives_the_way_from_mp4_to_mcode_to_mp4(tmp_path: Path) -> None
         for frame in frames_of(150):
             writer.push(frame)
     same_in_time(heard(source), heard(tmp_path / "b.mp4"), coarse=False)
+
+
+def test_sound_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", audio="aac")
+    source.write_bytes(source.read_bytes().replace(b"esds", b"free"))  # what the decoder must know of the sound
+    writer = write(tmp_path / "b.mcode", audio_from=source)
+    assert McodeReader(tmp_path / "b.mcode").keyframes == 20
+    assert writer.warnings == [f"the sound of {source} cannot be read: it is left out"]
 
 
 def test_sound_is_cut_with_the_pictures(tmp_path: Path) -> None:

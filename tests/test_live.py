@@ -843,6 +843,25 @@ def test_wrong_descriptions_are_named(tmp_path):
         Receiver(tmp_path / "missing.sdp")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.xyz", r"cannot write \.xyz: use \.mp4"),
+        ("a", "cannot write a file without extension"),
+        ("there.mp4", "exists: use --force"),
+        ("none/a.mp4", "no such folder"),
+        ("a-%s.png", "a pattern holds one %d"),
+        ("f-%03d.png", "exists: use --force"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_listening(tmp_path, monkeypatch, name, said):
+    (tmp_path / "there.mp4").write_text("mine")
+    (tmp_path / "f-001.png").write_text("mine")
+    monkeypatch.setattr("mcode.receive._Network", lambda *arguments, **options: pytest.fail("it listens"))
+    with pytest.raises(InputError, match=said):
+        receive_to_file("rtp://127.0.0.1:5004", tmp_path / name, manifold=MODEL, wait_s=0.3)
+
+
 def test_nothing_coming_is_said(tmp_path, port):
     with pytest.raises(InputError, match="nothing came"):
         receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mp4", manifold=MODEL, wait_s=0.3)

@@ -68,7 +68,7 @@ def test_a_steady_keyframe_costs_one_byte_over_its_slice():
 
 def test_a_newer_format_is_named_to_commands_and_to_receive_loops():
     newer = bytes.fromhex("01 03") + bytes(20)
-    with pytest.raises(FormatError, match=r"stream is format 3, this is mcode .*, which reads 2"):
+    with pytest.raises(FormatError, match=r"stream is format 3, this is mcode .*, which reads 2; install a newer MCode$"):
         Packet.parse_sample(newer, 0, None)
     with pytest.raises(WireError, match="format newer than 2"):
         Packet.parse_sample(b"\x08", 0, HEADER)

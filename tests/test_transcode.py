@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import pytest
 from mcode import manifold
 from mcode.container import McodeReader
 from mcode.errors import FormatError, InputError, ManifoldError
+from mcode.frame import Frame
+from mcode.packet import Packet
 from mcode.training.adapt import adapt_linear
-from mcode.transcode import decode_file, encode_file, geometry
+from mcode.transcode import decode_file, encode_file, even_rate, geometry
 from mcode.video import FrameReader, FrameWriter
 
 
@@ -70,12 +74,58 @@ def test_an_image_is_one_refresh_keyframe(clip, model, tmp_path):
     assert decode_file(tmp_path / "one.mcode", tmp_path / "back.png", manifold=model).frames == 1
 
 
+def test_a_picture_that_a_manifold_does_not_suit_gets_advice_for_pictures(tmp_path):
+    noise = tmp_path / "noise.png"
+    with FrameWriter(noise, width=64, height=48) as writer:
+        writer.push(Frame(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8), 0))
+    (warning,) = encode_file(noise, tmp_path / "a.mcode", manifold="general", quality=1).warnings
+    assert warning.endswith("does not suit this picture; use --quality 3 or a smaller --size")
+
+
 @pytest.mark.parametrize("coder", ["huffman", "fixed"])
 @pytest.mark.parametrize("n", [1, 7, 500])
 def test_any_n_gives_every_frame_back(clip, model, tmp_path, n, coder):
     report = encode_file(clip, tmp_path / "c.mcode", manifold=model, n=n, coder=coder)
     assert report.keyframes == 1 + -(-49 // n)
     assert decode_file(tmp_path / "c.mcode", tmp_path / "c.mkv", manifold=model).frames == 50
+
+
+def keyframes(*times: int, steps: int = 1, gaps: tuple[int, ...] | None = None) -> list[Packet]:
+    return [Packet(pts, steps if i else 1, gaps if i else None, None, (b"",)) for i, pts in enumerate(times)]
+
+
+NTSC = Fraction(30_000, 1001)
+
+
+@pytest.mark.parametrize(
+    ("packets", "fps"),
+    [
+        (keyframes(0, 3600, 7200, 10_800), 25),
+        (keyframes(0, 14_400, 28_800, steps=4), 25),
+        (keyframes(0, 3003, 6006, 9009), NTSC),
+        (keyframes(*(round(i * 1001 / 30) * 90 for i in range(200))), NTSC),  # as Matroska rounds it
+        (keyframes(*(round(i * 1000 / 60) * 90 for i in range(200))), 60),
+        (keyframes(0, 7200, 14_400), Fraction(25, 2)),
+        (keyframes(0, 900_000, 1_800_000), Fraction(1, 10)),
+        (keyframes(0), None),
+        (keyframes(0, 3600, 7200, 14_400), None),
+        (keyframes(0, 9000, 18_000, steps=3, gaps=(8000, 1000)), None),
+    ],
+)
+def test_even_frames_have_a_rate(packets, fps):
+    assert even_rate(packets) == fps
+
+
+def test_matroska_bears_the_sources_rate_and_its_times(model, tmp_path):
+    source = tmp_path / "source.mp4"
+    with FrameWriter(source, width=48, height=32) as writer:
+        for i in range(40):
+            writer.push(Frame(np.full((32, 48, 3), 5 * i, np.uint8), i * 3003))
+    encode_file(source, tmp_path / "c.mcode", manifold=model, n=4)
+    decode_file(tmp_path / "c.mcode", tmp_path / "back.mkv", manifold=model)
+    back = FrameReader(tmp_path / "back.mkv")
+    assert back.info.average_fps == pytest.approx(30_000 / 1001, rel=1e-4)
+    assert [frame.pts for frame in back] == pytest.approx([i * 3003 for i in range(40)], abs=45)  # half a millisecond
 
 
 def test_a_cut_off_stream_gives_what_is_whole_and_says_how_much(clip, model, tmp_path):
@@ -132,6 +182,21 @@ def test_input_and_output_are_never_the_same_file(clip, coded, model, tmp_path):
     with pytest.raises(InputError, match="same file"):
         decode_file(coded, coded, manifold=model, force=True)
     assert copy.read_bytes() == clip.read_bytes()
+
+
+def test_names_that_promise_another_file_are_refused(clip, model, tmp_path):
+    for name in ("a.mp4", "a.MKV", "a.png"):
+        with pytest.raises(InputError, match=r"encode writes .mcode files, no \.\w+; name it .*a\.mcode$"):
+            encode_file(clip, tmp_path / name, manifold=model)
+    with pytest.raises(InputError, match=r"^-o -: .* as out\.mcode$"):
+        encode_file(clip, "-", manifold=model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "warned"), [("a.xyz", True), ("a", True), ("a.mcode", False), (os.devnull, False)])
+def test_other_names_are_warned_of(clip, model, tmp_path, name, warned):
+    report = encode_file(clip, tmp_path / name, manifold=model, duration_s=0.2)
+    assert any(w == f"{tmp_path / name} is an .mcode file, whatever its name" for w in report.warnings) == warned
 
 
 def test_an_existing_output_is_kept_without_force(clip, model, tmp_path):

@@ -8,6 +8,7 @@ import resource
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -360,6 +361,8 @@ def test_unusable_paths_get_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("once upon a time\n" * 50)
     (tmp_path / "text.txt").write_text("once upon a time\n" * 50)
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    with pytest.raises(InputError, match=r"^no input given: its name is empty, name a video$"):
+        probe("")
     assert "no such file" in error_of(tmp_path / "missing.mp4")
     assert "folder" in error_of(tmp_path)
     assert "empty" in error_of(tmp_path / "empty.mp4")
@@ -477,6 +480,39 @@ def test_audio_packets_start_at_most_one_packet_early(tmp_path: Path) -> None:
     assert np.allclose(np.diff(times), 1024 / RATE)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Path, suffix: str) -> None:
+    path = make_clip(tmp_path / "a.mp4", audio="aac")
+    path.write_bytes(path.read_bytes().replace(b"esds", b"free"))  # what the decoder must know of the sound
+    reader = FrameReader(path)
+    with FrameWriter(tmp_path / f"b{suffix}", width=64, height=48, audio_from=path) as writer:
+        for frame in reader:
+            writer.push(frame)
+    assert writer.warnings == (f"the sound of {path} cannot be read: it is left out",)
+    assert read_all(tmp_path / f"b{suffix}") == (25, None) and probe(tmp_path / f"b{suffix}").audio_codec is None
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_packet_of_sound_that_does_not_fit_is_left_out_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    cut = video._cut
+
+    def damaged(*arguments: object) -> Iterator[av.Packet]:
+        for number, packet in enumerate(cut(*arguments)):
+            if number == 5:
+                packet.pts = packet.dts = packet.dts - 10_000  # before the one before
+            yield packet
+
+    monkeypatch.setattr(video, "_cut", damaged)
+    path = make_clip(tmp_path / "a.mp4", audio="aac")
+    with FrameWriter(tmp_path / f"b{suffix}", width=64, height=48, audio_from=path) as writer:
+        for frame in FrameReader(path):
+            writer.push(frame)
+    assert writer.warnings == (f"the sound of {path} is damaged: 1 of its packets left out",)
+    assert probe(tmp_path / f"b{suffix}").audio_codec == "aac"
+
+
 def test_a_silent_source_gives_a_silent_file(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", frames=3)
     assert list(audio_packets(source)) == []
@@ -522,6 +558,22 @@ def test_y4m_holds_444_at_the_average_rate(tmp_path: Path) -> None:
     assert min(psnr(f.rgb, picture(i)) for i, f in enumerate(frames)) > 45
 
 
+@pytest.mark.parametrize(
+    ("fps", "shown"),
+    [(29.97002997, Fraction(30000, 1001)), (60, Fraction(60)), (Fraction(1, 3600), Fraction(1, 3600)), (None, None)],
+)
+def test_matroska_says_the_rate_it_is_told_or_none(tmp_path: Path, fps: float | None, shown: Fraction | None) -> None:
+    ticks = [0, 3000, 9000, 13500]
+    write(tmp_path / "a.mkv", [Frame(picture(i), t) for i, t in enumerate(ticks)], fps=fps)
+    assert [frame.pts for frame in read_frames(tmp_path / "a.mkv")] == [0, 2970, 9000, 13500]  # in milliseconds
+    with av.open(str(tmp_path / "a.mkv")) as container:
+        stream = container.streams.video[0]
+        average = stream.average_rate
+        level = stream.codec_context.extradata[3]
+    assert average is None if shown is None else float(average) == pytest.approx(float(shown), rel=1e-4)
+    assert level < 30  # of H.264, times 10: what such a small picture needs
+
+
 @pytest.mark.parametrize(("fps", "fraction"), [(29.97002997, b"F0000030000:0000001001"), (None, b"F0000000020:0000000001")])
 def test_y4m_takes_a_rate_or_the_average(tmp_path: Path, fps: float | None, fraction: bytes) -> None:
     ticks = [0, 3000, 9000, 13500]  # average 4 frames in 18,000 ticks
@@ -552,10 +604,21 @@ def test_png_pattern_numbers_from_1(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["f-001.png", "f-002.png", "f-003.png"]
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.y4m", "a.png"])
+def test_frames_too_large_for_any_file_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"^20000x20000 is more than 134 million pixels; choose a smaller size$"):
+        FrameWriter(tmp_path / name, width=20_000, height=20_000)
+    assert os.listdir(tmp_path) == []
+
+
 def test_bad_names_are_refused(tmp_path: Path) -> None:
     for name in ("a.avi", "a", "a-%s.png", "%d-%d.png"):
         with pytest.raises(InputError):
             FrameWriter(tmp_path / name, width=64, height=48)
+    with pytest.raises(InputError, match="no output given: its name is empty"):
+        FrameWriter("", width=64, height=48)
+    with pytest.raises(InputError, match="no output given: its name is empty"):
+        OutputFile("")
     with pytest.raises(InputError, match="no such folder"):
         FrameWriter(tmp_path / "none" / "a.mp4", width=64, height=48)
     (tmp_path / "folder.mp4").mkdir()

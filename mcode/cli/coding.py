@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -270,6 +271,8 @@ def _is_safetensors(path: str) -> bool:
     """Eight bytes of length, then JSON."""
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder, not a file")
+    if Path(path).is_fifo():
+        raise InputError(f"{path} is a pipe; save it to a file first")
     with open(path, "rb") as file:
         head = file.read(9)
     return path.endswith(".safetensors") or (head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32)
@@ -384,7 +387,7 @@ def _show_video(path: str, as_json: bool) -> None:
 
     found = probe(path)
     if as_json:
-        print_json({"type": "video", "path": path, **plain(found)})
+        print_json({"type": "image" if found.is_image else "video", "path": path, **plain(found)})
         return
     rate = f"{found.average_fps:.3g} frames/s" if found.average_fps else None
     length = minutes(found.duration_s) if found.duration_s else None
@@ -394,4 +397,5 @@ def _show_video(path: str, as_json: bool) -> None:
         "length": ", ".join(part for part in (length, frames, rate) if part),
         "audio": found.audio_codec or "none",
     }
+    rows = {name: value for name, value in rows.items() if value}  # a picture has no length
     print_report(f"{path}: {'image' if found.is_image else 'video'}, not encoded by mcode", rows)

@@ -50,12 +50,13 @@ def weights_path(name: str, given: str | os.PathLike[str] | None = None) -> Path
     Raises InputError where there is none.
     """
     place = given if given is not None else os.environ.get(WEIGHTS_VARIABLE)
+    remedy = f"give --perceptual DIR, or set {WEIGHTS_VARIABLE} to the folder that holds {name}"
     if not place:
-        raise InputError(f"no weights for {name}: give their path, or set {WEIGHTS_VARIABLE} to the folder that holds it")
+        raise InputError(f"no weights for {name}: {remedy}")
     path = Path(place)
     path = path / name if path.is_dir() else path
     if not path.is_file():
-        raise InputError(f"{path}: no such weight file (set {WEIGHTS_VARIABLE} to the folder that holds {name})")
+        raise InputError(f"{path}: no such weight file ({remedy})")
     return path
 
 

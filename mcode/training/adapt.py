@@ -85,6 +85,8 @@ def adapt_linear(
                     progress(count, None)
 
     mean, rows, frames = principal_components(blocks(), m)
+    if frames < 2:
+        raise InputError("one frame is too few to learn from; give a video, or more pictures")
     if frames <= m:
         raise InputError(f"{frames} frames are too few for {m} coordinates; use --m {max(1, frames // 2)} or more footage")
     net = Linear(m, width, height, QUALITIES)
