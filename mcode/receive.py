@@ -927,7 +927,10 @@ class _Recorder:
         target = OutputFile(self.output, force=True)
         kind = "mp4" if self.output.suffix.lower() == ".mp4" else "matroska"
         try:
-            with av.open(f"file:{self.output}") as pictures, av.open(target, "w", format=kind) as both:
+            with (
+                av.open(f"file:{self.output}", metadata_errors="replace") as pictures,
+                av.open(target, "w", format=kind) as both,
+            ):
                 video = both.add_stream_from_template(pictures.streams.video[0])
                 opus_stream = both.add_stream("libopus", rate=opus.CLOCK_HZ, layout="stereo")
                 opus_stream.codec_context.open()
