@@ -210,11 +210,12 @@ class Decoder:
     """Packets to frames. What is damaged or missing costs picture quality, never the stream.
 
     model: the manifold the stream names (`ManifoldError` otherwise). Counters: damaged_slices (known only of `range`),
-    missing_slices and broken_deltas (deltas that came without the keyframe they refer to).
+    missing_slices and broken_deltas (deltas that came without the keyframe they refer to). most_gap_pixels: one packet makes
+    no more frames than these (and those lost before it as many again); None: as many as it says.
     """
 
-    def __init__(self, model: Model, header: StreamHeader | None = None) -> None:
-        self.model = model
+    def __init__(self, model: Model, header: StreamHeader | None = None, *, most_gap_pixels: int | None = None) -> None:
+        self.model, self._most_gap_pixels = model, most_gap_pixels
         self.header: StreamHeader | None = None
         self.damaged_slices = self.missing_slices = self.broken_deltas = 0
         self._symbols: np.ndarray | None = None
@@ -329,7 +330,7 @@ class Decoder:
         middle, before = since, []
         if filled > 0:
             # In the middle there is room for the steps, and before it for what is lost.
-            lost = min(round(gap / self._frame_ticks) - steps, max(_MOST_AT_ONCE, filled // _LEAST_TICKS), gap - steps)
+            lost = min(round(gap / self._frame_ticks) - steps, self._most_frames(filled), gap - steps)
             middle = since + gap * lost // (lost + steps)
             before = _spread(since, middle, lost)
         elif not (after_loss and self._frame_ticks):
@@ -341,9 +342,17 @@ class Decoder:
         return before + _spread(middle, packet.pts, steps)
 
     def _plausible_steps(self, steps: int, gap: int) -> int:
-        """At most n, each a tick later than the one before, and many of them no faster than a millisecond apart."""
+        """At most n, each a tick later than the one before."""
         assert self.header is not None
-        return max(1, min(steps, self.header.n, gap, max(_MOST_AT_ONCE, gap // _LEAST_TICKS)))
+        return max(1, min(steps, self.header.n, gap, self._most_frames(gap)))
+
+    def _most_frames(self, ticks: int) -> int:
+        """Many frames are no less than a millisecond apart."""
+        assert self.header is not None
+        most = max(_MOST_AT_ONCE, ticks // _LEAST_TICKS)
+        if self._most_gap_pixels is None:
+            return most
+        return min(most, max(1, self._most_gap_pixels // (self.header.width * self.header.height)))
 
     def _synthesise(
         self,

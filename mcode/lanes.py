@@ -72,10 +72,18 @@ class McodeLane:
     `huffman` or `range` the rest of a damaged slice is noise, so the picture before is kept at its positions, and the
     chain of deltas is broken: `wants_refresh` until a refresh came whole. push and poll are for one thread, decode may be for
     another. most_pixels: of a picture; a stream of larger ones is an `error`, one that turns to them is damage.
+    most_gap_pixels: as in Decoder.
     """
 
-    def __init__(self, find_model: FindModel, media: sdp.Media | None = None, *, most_pixels: int = LARGEST_PICTURE) -> None:
-        self._find_model, self._most_pixels = find_model, most_pixels
+    def __init__(
+        self,
+        find_model: FindModel,
+        media: sdp.Media | None = None,
+        *,
+        most_pixels: int = LARGEST_PICTURE,
+        most_gap_pixels: int | None = None,
+    ) -> None:
+        self._find_model, self._most_pixels, self._most_gap_pixels = find_model, most_pixels, most_gap_pixels
         self.recoverer = Recoverer(payload_type=(media and media.fec_payload_type) or FEC)
         self.depacketiser = payload.Depacketiser(
             payload_type=media.payload_type if media else MCODE,
@@ -188,7 +196,7 @@ class McodeLane:
         try:
             if self._model is None or self._model.id != stream.manifold_id.hex():
                 self._model = self._find_model(stream.manifold_id)
-            self._decoder = Decoder(self._model, stream)
+            self._decoder = Decoder(self._model, stream, most_gap_pixels=self._most_gap_pixels)
         except ManifoldError as error:
             self._refused, self._decoder, self.error = stream.manifold_id, None, error
             return None

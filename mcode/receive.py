@@ -36,7 +36,7 @@ from mcode.lanes import BaselineLane, FindModel, LaneCounters, McodeLane, finder
 from mcode.packet import StreamHeader
 from mcode.rtp import h264, opus, payload, rtcp, sdp
 from mcode.rtp.packets import OPUS, RtpPacket, is_rtcp
-from mcode.rtp.payload import Received
+from mcode.rtp.payload import LARGEST_LIVE, MOST_GAP_PIXELS, Received
 from mcode.rtp.reception import Counters, Reception
 from mcode.send import resolve
 from mcode.video import FrameWriter, OutputFile, resize
@@ -45,8 +45,6 @@ REPORT_S = 1.0
 PLI_GAP_S, MOST_PLI_GAP_S = 0.4, 5.0
 WAIT_S = 30.0
 """How long `receive_to_file` waits for the first packet."""
-LARGEST_LIVE = 1 << 24
-"""Pixels of a live picture, 5120x2880 and a little more: one datagram can ask for it, and no other waits while it is made."""
 _RECEIVE_BUFFER = 4 << 20
 _LARGEST_DATAGRAM = 65_535
 
@@ -220,7 +218,7 @@ class _Network:
                 kind = media[name].payload_type if media[name] else OPUS  # type: ignore[union-attr]
                 lane: Any
                 if name == "mcode":
-                    lane = McodeLane(find_model, media[name], most_pixels=LARGEST_LIVE)
+                    lane = McodeLane(find_model, media[name], most_pixels=LARGEST_LIVE, most_gap_pixels=MOST_GAP_PIXELS)
                     clock_hz = payload.CLOCK_HZ
                 elif name == "baseline":
                     lane, clock_hz = BaselineLane(media[name]), h264.CLOCK_HZ
@@ -807,7 +805,7 @@ def _receive(
                 continue
             for frame in picture.lane.decode(unit):
                 recorder.push(frame, unit, link)
-                if duration_s is not None and recorder.length_s >= duration_s:
+                if stop.is_set() or (duration_s is not None and recorder.length_s >= duration_s):
                     return
             if picture.lane.error is not None:
                 if not recorder.frames:

@@ -163,6 +163,16 @@ def test_steps_are_cut_to_what_an_encoder_makes_of_the_gap(n, steps, gap, frames
     assert len(times) == 1 + frames and times == sorted(set(times)) and times[-1] == gap
 
 
+def test_a_gap_costs_no_more_pixels_than_a_live_receiver_gives_it():
+    packets = [replace(p, header=replace(p.header, n=9000)) if p.header else p for p in encode(ramp(13), n=4, coder="fixed")]
+    decoder = Decoder(MODEL, most_gap_pixels=16 * 8 * 20)
+    list(decoder.push(packets[0]))
+    assert len(list(decoder.push(replace(packets[1], steps=9000, pts=9000 * TICKS)))) == 20
+    late = replace(packets[2], steps=4, pts=9000 * TICKS + 9 * 90_000)
+    decoder._frame_ticks = TICKS
+    assert len(list(decoder.push(late, after_loss=True))) == 24
+
+
 def test_a_display_size_beyond_the_largest_picture_is_the_wires_fault():
     (packet,) = encode([grey(100, 0)], n=1)
     shown = replace(packet.header, display_width=65_535, display_height=65_535)

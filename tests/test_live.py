@@ -25,9 +25,10 @@ from mcode.errors import InputError, ManifoldError
 from mcode.fec import FecSettings, Protector
 from mcode.frame import Frame
 from mcode.lanes import BaselineLane, McodeLane, finder
-from mcode.receive import LARGEST_LIVE, PlayoutClock, Receiver, _Spool, receive_to_file
+from mcode.receive import PlayoutClock, Receiver, _Spool, receive_to_file
 from mcode.rtp import h264, payload, rtcp, sdp
 from mcode.rtp.packets import RtpPacket
+from mcode.rtp.payload import LARGEST_LIVE
 from mcode.send import SendConfig, Sender, read_stamp, send, test_picture
 from mcode.video import FrameReader, probe
 
@@ -254,6 +255,11 @@ def test_a_header_that_does_not_fit_is_damage_amid_a_stream_and_an_error_before(
     assert pushed(fresh, [bad]) == [] and "\n" not in str(fresh.error)
     fresh.reception.bye(7)
     assert len(pushed(fresh, whole, ssrc=8)) == 3 and fresh.error is None
+
+
+def test_a_sender_refuses_pictures_that_receivers_refuse(port):
+    with pytest.raises(InputError, match="16 million pixels.*--size"):
+        Sender(config(port, size=(8192, 4096)), model=MODEL)
 
 
 def test_a_live_lane_refuses_pictures_larger_than_it_can_make_in_time():

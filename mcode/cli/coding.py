@@ -291,7 +291,7 @@ def _show_stream(path: str, as_json: bool) -> None:
 
     reader = McodeReader(path)
     header = reader.header
-    packets = [(packet.steps, packet.header is not None) for packet in reader]
+    packets = [(min(packet.steps, header.n), packet.header is not None) for packet in reader]
     with av.open(f"file:{path}", metadata_errors="replace") as container:
         sound = container.streams.best("audio")
         audio = sound.codec_context.codec.canonical_name if sound and sound.codec_context else None

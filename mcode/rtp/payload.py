@@ -20,6 +20,10 @@ from mcode.rtp.reception import Arrived, Reception
 
 FORMAT = 1
 CLOCK_HZ = 90_000
+LARGEST_LIVE = 1 << 24
+"""Pixels of a live picture, 5120x2880 and a little more: one datagram can ask for it, and others wait while it is made."""
+MOST_GAP_PIXELS = 1 << 29
+"""Of all frames that one live keyframe brings: 64 of 3840x2160, 2330 of 640x360."""
 
 WIRE = """\
 | part | bytes | is there | holds |
