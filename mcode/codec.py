@@ -22,7 +22,7 @@ from .coders import range as ranges
 from .errors import InputError, ManifoldError, WireError
 from .frame import TICKS_PER_S, Frame
 from .latents import dequantise, hold, interpolate, quantise
-from .packet import Packet, StreamHeader
+from .packet import LARGEST_PICTURE, Packet, StreamHeader, too_large
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,11 @@ DEAD_ZONE = 0.6
 saves 9 % of the bits of feature maps at equal PSNR (docs/log.md), and still pictures stay still."""
 CUT_THRESHOLD = 30.0
 """Grey levels: two frames whose 16x16 thumbnails differ more on average have a cut between them."""
+LONGEST_FILLER_S = 10
+"""A gap after a loss is filled with frames up to this length; across a longer one the stream starts anew."""
 _EVEN_TOLERANCE = TICKS_PER_S // 1000
+_LEAST_TICKS = TICKS_PER_S // 1000
+_MOST_AT_ONCE = 64
 _GREY_TOLERANCE = 1
 
 
@@ -205,11 +209,12 @@ class Decoder:
     """Packets to frames. What is damaged or missing costs picture quality, never the stream.
 
     model: the manifold the stream names (`ManifoldError` otherwise). Counters: damaged_slices (known only of `range`),
-    missing_slices and broken_deltas (deltas that came without the keyframe they refer to).
+    missing_slices and broken_deltas (deltas that came without the keyframe they refer to). most_gap_pixels: one packet makes
+    no more frames than these (and those lost before it as many again); None: as many as it says.
     """
 
-    def __init__(self, model: Model, header: StreamHeader | None = None) -> None:
-        self.model = model
+    def __init__(self, model: Model, header: StreamHeader | None = None, *, most_gap_pixels: int | None = None) -> None:
+        self.model, self._most_gap_pixels = model, most_gap_pixels
         self.header: StreamHeader | None = None
         self.damaged_slices = self.missing_slices = self.broken_deltas = 0
         self._symbols: np.ndarray | None = None
@@ -248,6 +253,8 @@ class Decoder:
             return
         if header.manifold_id.hex() != self.model.id:
             raise ManifoldError(f"this stream needs manifold {header.manifold_id.hex()}, not {self.model.id}")
+        if header.display_width * header.display_height > LARGEST_PICTURE:
+            raise WireError(too_large(header.display_width, header.display_height))
         if header.coder not in CODERS:
             raise WireError(f"coder {header.coder} is not known")
         if header.coder == "range" and self.model.hyper is None:
@@ -308,22 +315,43 @@ class Decoder:
         return found.symbols if previous is None else previous
 
     def _times(self, packet: Packet, since: int, after_loss: bool) -> list[int]:
-        """Times of the frames from the previous keyframe (excluded) to this one (included).
+        """Times of the frames from the previous keyframe (excluded) to this one (included), rising.
 
         A packet tells the last `steps` of them. After a loss those of the lost keyframes stand before, at the pace of the
-        latest gap that was whole.
+        latest gap that was whole. Steps that no encoder makes of this gap are cut, times that do not fit it are left out:
+        both are damage. A time that does not rise, or a loss beyond LONGEST_FILLER_S, is a start without a gap.
         """
-        steps = packet.steps
-        if after_loss and self._frame_ticks:
-            lost = round((packet.pts - since) / self._frame_ticks) - steps
-            middle = since + (packet.pts - since) * max(lost, 0) // max(1, lost + steps)
+        gap = packet.pts - since
+        steps = self._plausible_steps(packet.steps, gap)
+        filled = gap - steps * self._frame_ticks if after_loss and self._frame_ticks else 0
+        if gap < 1 or filled > LONGEST_FILLER_S * TICKS_PER_S:
+            return [packet.pts]
+        middle, before = since, []
+        if filled > 0:
+            # In the middle there is room for the steps, and before it for what is lost.
+            lost = min(round(gap / self._frame_ticks) - steps, self._most_frames(filled), gap - steps)
+            middle = since + gap * lost // (lost + steps)
             before = _spread(since, middle, lost)
-        else:
-            self._frame_ticks = max(1, (packet.pts - since) // steps)
-            middle, before = since, []
-        if packet.times is not None:
-            return before + [packet.pts - t for t in packet.times] + [packet.pts]
+        elif not (after_loss and self._frame_ticks):
+            self._frame_ticks = gap // steps
+        times = packet.times if steps == packet.steps else None
+        if times and times[0] < gap:
+            shown = [packet.pts - t for t in times]
+            return [t for t in before if t < shown[0]] + shown + [packet.pts]
         return before + _spread(middle, packet.pts, steps)
+
+    def _plausible_steps(self, steps: int, gap: int) -> int:
+        """At most n, each a tick later than the one before."""
+        assert self.header is not None
+        return max(1, min(steps, self.header.n, gap, self._most_frames(gap)))
+
+    def _most_frames(self, ticks: int) -> int:
+        """Many frames are no less than a millisecond apart."""
+        assert self.header is not None
+        most = max(_MOST_AT_ONCE, ticks // _LEAST_TICKS)
+        if self._most_gap_pixels is None:
+            return most
+        return min(most, max(1, self._most_gap_pixels // (self.header.width * self.header.height)))
 
     def _synthesise(
         self,

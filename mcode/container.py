@@ -20,7 +20,7 @@ import av
 from mcode import __version__
 from mcode.errors import FormatError, InputError, WireError
 from mcode.frame import TICKS_PER_S
-from mcode.packet import Packet, StreamHeader
+from mcode.packet import LARGEST_PICTURE, Packet, StreamHeader, read_header, too_large
 from mcode.video import TICK, AudioTrack, OutputFile, StrPath, check_input
 
 FORMAT_KEY, FORMAT = "mcode", 1
@@ -31,6 +31,9 @@ LEAST_FRAGMENT_S, MOST_FRAGMENT_S = 5, 20
 
 MOST_FRAGMENT_BYTES = 1 << 20
 
+_FREE_SAMPLE_BYTES = 1 << 20
+_MOST_BYTES_PER_PIXEL = 4  # no coder comes near: beyond it, and a MiB for times and small pictures, a size is damage
+_LATEST = 1 << 62  # ticks: later than any video, and sums of two still fit 64 bits
 _REFRESH_BIT = 1  # of a sample's first byte, see packet.py
 
 
@@ -243,9 +246,8 @@ class McodeReader:
         header: StreamHeader | None = None
         with open(self.path, "rb") as file:
             for i in range(self._first, self.keyframes):
-                file.seek(self._at[i])
                 try:
-                    packet = Packet.parse_sample(file.read(self._sizes[i]), self._pts[i], header)
+                    packet = Packet.parse_sample(self._sample(file, i, header), self._pts[i], header)
                 except WireError as error:
                     if header is None and isinstance(error, FormatError):
                         raise FormatError(f"{self.path}: {error}") from error
@@ -253,6 +255,18 @@ class McodeReader:
                     continue
                 header = packet.header or header
                 yield packet
+
+    def _sample(self, file: BinaryIO, index: int, header: StreamHeader | None) -> bytes:
+        """Raises WireError for more bytes than its picture can take, before they are read."""
+        file.seek(self._at[index])
+        size = self._sizes[index]
+        start = file.read(min(size, _FREE_SAMPLE_BYTES))
+        if size > _FREE_SAMPLE_BYTES:
+            header = read_header(start) or header
+            pixels = header.width * header.height if header else 0
+            if size > _FREE_SAMPLE_BYTES + _MOST_BYTES_PER_PIXEL * pixels:
+                raise WireError(f"a keyframe of {size} bytes")
+        return start + file.read(size - len(start))
 
     def _read_index(self) -> None:
         try:
@@ -287,9 +301,11 @@ class McodeReader:
                     continue
                 if packet.is_corrupt or packet.pos + packet.size > bytes_in_file:
                     break  # the file ends within this sample
-                if bytes(packet)[0] & _REFRESH_BIT:
-                    self._refreshes.append(len(self._pts))
                 pts = round(packet.pts * packet.time_base / TICK)
+                if abs(pts) >= _LATEST:
+                    continue
+                if memoryview(packet)[0] & _REFRESH_BIT:
+                    self._refreshes.append(len(self._pts))
                 self._pts.append(pts)
                 self._at.append(packet.pos)
                 self._sizes.append(packet.size)
@@ -299,8 +315,11 @@ class McodeReader:
 
     def _first_header(self) -> StreamHeader:
         for packet in self:
-            if packet.header is not None:
-                return packet.header
+            if (header := packet.header) is not None:
+                for size in ((header.width, header.height), (header.display_width, header.display_height)):
+                    if size[0] * size[1] > LARGEST_PICTURE:
+                        raise FormatError(f"{self.path}: {too_large(*size)}, which is damage or no picture for this machine")
+                return header
         raise FormatError(f"{self.path}: nothing whole in it, no refresh can be read")
 
     def _shortfall(self) -> str | None:

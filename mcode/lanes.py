@@ -6,7 +6,6 @@ datagram -> repair (fec) -> order, loss (rtp.reception) -> keyframes (rtp.payloa
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from mcode.baseline import BaselineDecoder, EncodedPacket
 from mcode.codec import Decoder, Model
 from mcode.coders import slices as slicing
 from mcode.conceal import Repair
-from mcode.errors import FormatError, ManifoldError, McodeError, WireError
+from mcode.errors import FormatError, InputError, ManifoldError, McodeError, WireError
 from mcode.fec import Recoverer
 from mcode.frame import Frame
 from mcode.manifold import find_id, load
-from mcode.packet import StreamHeader
+from mcode.packet import LARGEST_PICTURE, StreamHeader, too_large
 from mcode.rtp import h264, payload, sdp
 from mcode.rtp.packets import FEC, H264, HEADER_BYTES, MCODE, is_rtcp
 from mcode.rtp.payload import Received
@@ -72,11 +71,19 @@ class McodeLane:
     A keyframe lost is a longer gap. With the coder `fixed` damaged slices are repaired (conceal.py) and decoded; with
     `huffman` or `range` the rest of a damaged slice is noise, so the picture before is kept at its positions, and the
     chain of deltas is broken: `wants_refresh` until a refresh came whole. push and poll are for one thread, decode may be for
-    another.
+    another. most_pixels: of a picture; a stream of larger ones is an `error`, one that turns to them is damage.
+    most_gap_pixels: as in Decoder.
     """
 
-    def __init__(self, find_model: FindModel, media: sdp.Media | None = None) -> None:
-        self._find_model = find_model
+    def __init__(
+        self,
+        find_model: FindModel,
+        media: sdp.Media | None = None,
+        *,
+        most_pixels: int = LARGEST_PICTURE,
+        most_gap_pixels: int | None = None,
+    ) -> None:
+        self._find_model, self._most_pixels, self._most_gap_pixels = find_model, most_pixels, most_gap_pixels
         self.recoverer = Recoverer(payload_type=(media and media.fec_payload_type) or FEC)
         self.depacketiser = payload.Depacketiser(
             payload_type=media.payload_type if media else MCODE,
@@ -143,10 +150,10 @@ class McodeLane:
             elif received.after_loss or not whole:
                 self._chain_broken = True
             self.broken += self._chain_broken
-        else:
-            self._chain_broken = False
-            slices = self._repaired(decoder, received, slices)
         try:
+            if stream.coder == "fixed":
+                self._chain_broken = False
+                slices = self._repaired(decoder, received, slices)
             frames = decoder.push(_with_slices(packet, slices), after_loss=received.after_loss, wanted=wanted)
         except (WireError, ManifoldError):
             self._chain_broken = True
@@ -170,17 +177,31 @@ class McodeLane:
 
     def _decoder_of(self, received: Received) -> Decoder | None:
         stream, before = received.stream, self._decoder
-        if before is not None and received.ssrc == self._ssrc and before.model.id == stream.manifold_id.hex():
+        followed = before is not None and received.ssrc == self._ssrc
+        sizes = (stream.width, stream.height), (stream.display_width, stream.display_height)
+        large = next((size for size in sizes if size[0] * size[1] > self._most_pixels), None)
+        if large is not None:
+            self._chain_broken = True
+            self.depacketiser.damaged_headers += 1
+            if not followed:
+                self._decoder, self.error = (
+                    None,
+                    InputError(f"this stream cannot be shown: {too_large(*large, self._most_pixels)}"),
+                )
+            return None
+        if before is not None and followed and before.model.id == stream.manifold_id.hex():
             return before
         if stream.manifold_id == self._refused:
             return None
         try:
             if self._model is None or self._model.id != stream.manifold_id.hex():
                 self._model = self._find_model(stream.manifold_id)
-            self._decoder = Decoder(self._model, stream)
-        except (ManifoldError, WireError) as error:
-            self._refused, self._decoder = stream.manifold_id, None
-            self.error = error if isinstance(error, ManifoldError) else ManifoldError(str(error))
+            self._decoder = Decoder(self._model, stream, most_gap_pixels=self._most_gap_pixels)
+        except ManifoldError as error:
+            self._refused, self._decoder, self.error = stream.manifold_id, None, error
+            return None
+        except WireError as error:  # the next header may be a whole one, of the same manifold
+            self._decoder, self.error = None, ManifoldError(str(error))
             return None
         self._refused = self.error = self._repairs = None
         self._ssrc, self._has_picture = received.ssrc, False
@@ -297,7 +318,7 @@ def _described_header(media: sdp.Media | None) -> StreamHeader | None:
     try:
         raw = base64.b64decode(media.parameters["header"], validate=True) if media else b""
         return payload.parse_header(raw)[0] if raw else None
-    except (KeyError, binascii.Error, WireError, FormatError):
+    except (KeyError, ValueError, WireError, FormatError):  # ValueError: not base64, or not even ASCII
         return None
 
 
@@ -306,7 +327,7 @@ def _described_sets(media: sdp.Media | None) -> list[bytes]:
     texts = [text for name in names for text in (media.parameters.get(name, "") if media else "").split(",") if text]
     try:
         return [base64.b64decode(text, validate=True) for text in texts]
-    except binascii.Error:
+    except ValueError:
         return []
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from .errors import ConfigError, FormatError, ManifoldError
 from .header import FORMAT, read_header
+from .packet import LARGEST_PICTURE, too_large
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +42,6 @@ ZERO_MARGIN = "zero_margin"
 """Name of the tensor (qualities, C) that `Manifold.zero_margin` gives."""
 HYPER = "hyper."
 """What the names of the hyperprior's tensors begin with."""
-LARGEST_PICTURE = 1 << 27
-"""Pixels. Larger pictures are refused: 15360x8640 passes, and takes about 5 GB; a damaged header asks for 30 times as many."""
 
 
 @dataclass(frozen=True)
@@ -429,8 +428,7 @@ class Manifold:
         """(C, h, w) for pictures of this size. Raises ManifoldError where the manifold has another, fixed size, and for more
         than LARGEST_PICTURE pixels."""
         if width * height > LARGEST_PICTURE:
-            most = LARGEST_PICTURE // 1_000_000
-            raise ManifoldError(f"{width}x{height} is more than {most} million pixels; choose a smaller --size")
+            raise ManifoldError(f"{too_large(width, height)}; choose a smaller --size")
         if self.frame_size is not None:
             if (width, height) != self.frame_size:
                 raise ManifoldError(

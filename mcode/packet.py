@@ -18,6 +18,10 @@ FORMAT = 2
 CODERS = ("fixed", "huffman", "range")
 """By their numbers in the stream header."""
 
+LARGEST_PICTURE = 1 << 27
+"""Pixels. Larger pictures are refused: 15360x8640 passes, and takes about 5 GB; a damaged header of a few bytes asks for 30 times
+as many."""
+
 LAYOUT = """\
 | field | bytes | present | is |
 |---|---|---|---|
@@ -150,6 +154,22 @@ class Packet:
             times = tuple(accumulate(reversed(gaps)))[::-1]
         slices = [reader.take(reader.varint("slice length")) for _ in range(stream.slices - 1)]
         return cls(pts, steps, times, own, (*slices, reader.rest()))
+
+
+def read_header(data: bytes) -> StreamHeader | None:
+    """The stream header at the start of a sample, of which `data` may be the first bytes; None where it has none.
+
+    Raises as Packet.parse_sample.
+    """
+    reader = _Reader(data)
+    flags = reader.byte()
+    if flags >> 3:
+        raise _newer(f"newer than {FORMAT}")
+    return _parse_header(reader) if flags & _REFRESH else None
+
+
+def too_large(width: int, height: int, most: int = LARGEST_PICTURE) -> str:
+    return f"{width}x{height} is more than {most // 1_000_000} million pixels"
 
 
 def _parse_header(reader: _Reader) -> StreamHeader:

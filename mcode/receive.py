@@ -14,8 +14,10 @@ import queue
 import secrets
 import selectors
 import socket
+import tempfile
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -28,13 +30,13 @@ import numpy as np
 
 from mcode.channel import Channel, ChannelSettings
 from mcode.codec import Model
-from mcode.errors import FormatError, InputError, WireError
+from mcode.errors import FormatError, InputError, McodeError, WireError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.lanes import BaselineLane, FindModel, LaneCounters, McodeLane, finder
 from mcode.packet import StreamHeader
 from mcode.rtp import h264, opus, payload, rtcp, sdp
 from mcode.rtp.packets import OPUS, RtpPacket, is_rtcp
-from mcode.rtp.payload import Received
+from mcode.rtp.payload import LARGEST_LIVE, MOST_GAP_PIXELS, Received
 from mcode.rtp.reception import Counters, Reception
 from mcode.send import resolve
 from mcode.video import FrameWriter, OutputFile, check_frames_output, resize
@@ -216,7 +218,8 @@ class _Network:
                 kind = media[name].payload_type if media[name] else OPUS  # type: ignore[union-attr]
                 lane: Any
                 if name == "mcode":
-                    lane, clock_hz = McodeLane(find_model, media[name]), payload.CLOCK_HZ
+                    lane = McodeLane(find_model, media[name], most_pixels=LARGEST_LIVE, most_gap_pixels=MOST_GAP_PIXELS)
+                    clock_hz = payload.CLOCK_HZ
                 elif name == "baseline":
                     lane, clock_hz = BaselineLane(media[name]), h264.CLOCK_HZ
                 else:
@@ -737,7 +740,8 @@ def receive_to_file(
     name).
 
     Ends after duration_s, when the sender says goodbye, when it is silent for idle_s, or when `stop` is set. Raises
-    InputError where nothing comes within wait_s, ManifoldError for a stream of a manifold that is not installed.
+    InputError where nothing comes within wait_s, ManifoldError for a stream of a manifold that is not installed; once
+    frames are written that ends the file, with a warning.
     """
     if lane not in ("mcode", "baseline"):
         raise InputError(f"--lane {lane}: choose mcode or baseline")
@@ -754,6 +758,7 @@ def receive_to_file(
         raise
     finally:
         network.close()
+        recorder.release()
     link = network.links[0]
     warnings = list(recorder.warnings)
     if link.lane.error is not None:
@@ -786,17 +791,26 @@ def _receive(
     picture = network.links[0]
     started_s = last_s = time.monotonic()
     while not stop.is_set():
-        for link, unit in network.wait(0.1):
+        try:
+            units = network.wait(0.1)
+        except McodeError as error:
+            if not recorder.frames:
+                raise
+            recorder.warnings.append(str(error))
+            return
+        for link, unit in units:
             last_s = time.monotonic()
             if link.name == "audio":
                 recorder.hear(link, unit)
                 continue
             for frame in picture.lane.decode(unit):
                 recorder.push(frame, unit, link)
-                if duration_s is not None and recorder.length_s >= duration_s:
+                if stop.is_set() or (duration_s is not None and recorder.length_s >= duration_s):
                     return
             if picture.lane.error is not None:
-                raise picture.lane.error
+                if not recorder.frames:
+                    raise picture.lane.error
+                return  # what came before is kept, and the report warns
             if progress is not None:
                 progress(recorder.frames, None)
         now = time.monotonic()
@@ -814,6 +828,38 @@ def _receive(
         raise InputError(f"{what}: packets came, but no picture; is it a stream of mcode send?")
 
 
+class _Spool:
+    """Opus packets with their times, in a file without a name beside the output: an hour of sound is no memory.
+
+    Takes no more packets than the shortest ones, of 2.5 ms, make in the time since started_s, and a second of them at once.
+    """
+
+    def __init__(self, folder: Path, started_s: float) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - until close()
+        self._sent_s, self._sizes = array("d"), array("H")
+        self._started_s = started_s
+
+    def put(self, data: bytes, sent_s: float, now_s: float) -> None:
+        if len(self._sizes) < 400 * (1 + now_s - self._started_s):
+            self._file.write(data)
+            self._sent_s.append(sent_s)
+            self._sizes.append(len(data))
+
+    def has(self, after_s: float, before_s: float) -> bool:
+        return any(after_s < sent < before_s for sent in self._sent_s)
+
+    def between(self, after_s: float, before_s: float) -> Iterator[tuple[bytes, float]]:
+        """(data, time) as they came, after_s < time < before_s."""
+        self._file.seek(0)
+        for size, sent in zip(self._sizes, self._sent_s, strict=True):
+            data = self._file.read(size)
+            if after_s < sent < before_s:
+                yield data, sent
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class _Recorder:
     """Frames, and Opus packets in their time, into a file."""
 
@@ -823,7 +869,7 @@ class _Recorder:
         self.warnings: list[str] = []
         self.stream: StreamHeader | None = None
         self._writer: FrameWriter | None = None
-        self._sound: list[tuple[bytes, float]] = []
+        self._sound: _Spool | None = None
         self._first_unix_s: float | None = None
         self._base: int | None = None
         self._ssrc: int | None = None
@@ -861,7 +907,8 @@ class _Recorder:
     def hear(self, link: _Link, packet: opus.OpusPacket) -> None:
         sent = link.sent_unix_s(packet.pts)
         if sent is not None:
-            self._sound.append((packet.data, sent))
+            self._sound = self._sound or _Spool(self.output.parent, time.monotonic())
+            self._sound.put(packet.data, sent, time.monotonic())
 
     def close(self) -> None:
         if self._writer is None:
@@ -869,35 +916,40 @@ class _Recorder:
         self._writer.close()
         self.warnings += self._writer.warnings
         zero = self._first_unix_s or 0.0
-        sound = [(data, sent - zero) for data, sent in self._sound if -0.02 < sent - zero < self.length_s]
-        if sound:
-            self._add_sound(sound)
+        if self._sound is not None and self._sound.has(zero - 0.02, zero + self.length_s):
+            self._add_sound((data, sent - zero) for data, sent in self._sound.between(zero - 0.02, zero + self.length_s))
 
-    def _add_sound(self, sound: list[tuple[bytes, float]]) -> None:
+    def _add_sound(self, sound: Iterator[tuple[bytes, float]]) -> None:
         """Opus beside the pictures, both copied."""
         target = OutputFile(self.output, force=True)
         kind = "mp4" if self.output.suffix.lower() == ".mp4" else "matroska"
         try:
-            with av.open(os.fspath(self.output)) as pictures, av.open(target, "w", format=kind) as both:
+            with (
+                av.open(f"file:{self.output}", metadata_errors="replace") as pictures,
+                av.open(target, "w", format=kind) as both,
+            ):
                 video = both.add_stream_from_template(pictures.streams.video[0])
                 opus_stream = both.add_stream("libopus", rate=opus.CLOCK_HZ, layout="stereo")
                 opus_stream.codec_context.open()
-                waiting = deque(self._timed(sound))
+                timed = self._timed(sound)
+                waiting = next(timed, None)
                 for packet in pictures.demux(pictures.streams.video[0]):
                     if packet.dts is None:
                         continue
-                    while waiting and waiting[0][1] / opus.CLOCK_HZ <= packet.dts * packet.time_base:
-                        self._mux_sound(both, opus_stream, *waiting.popleft())
+                    while waiting and waiting[1] / opus.CLOCK_HZ <= packet.dts * packet.time_base:
+                        self._mux_sound(both, opus_stream, *waiting)
+                        waiting = next(timed, None)
                     packet.stream = video
                     both.mux(packet)
                 while waiting:
-                    self._mux_sound(both, opus_stream, *waiting.popleft())
+                    self._mux_sound(both, opus_stream, *waiting)
+                    waiting = next(timed, None)
             target.commit()
         except BaseException:
             target.discard()
             raise
 
-    def _timed(self, sound: list[tuple[bytes, float]]) -> Iterator[tuple[bytes, int]]:
+    def _timed(self, sound: Iterator[tuple[bytes, float]]) -> Iterator[tuple[bytes, int]]:
         """pts in 1/48,000 s, rising; packets that follow each other 20 ms apart."""
         due: int | None = None
         for data, at_s in sound:
@@ -919,3 +971,7 @@ class _Recorder:
     def abort(self) -> None:
         if self._writer is not None:
             self._writer.abort()
+
+    def release(self) -> None:
+        if self._sound is not None:
+            self._sound.close()

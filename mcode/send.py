@@ -37,7 +37,7 @@ from mcode.errors import InputError, WireError
 from mcode.fec import FecSettings, Protector
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.manifold import load
-from mcode.packet import Packet, StreamHeader
+from mcode.packet import Packet, StreamHeader, too_large
 from mcode.rtp import h264, opus, payload, rtcp, sdp
 from mcode.rtp.packets import FEC, HEADER_BYTES, MTU, RtpPacket
 from mcode.transcode import geometry
@@ -199,6 +199,11 @@ class Sender:
         self.newest: Frame | None = None
         self._wire = _Wire(family)
         try:
+            for size in ((self.source.width, self.source.height), self.source.display):
+                if size[0] * size[1] > payload.LARGEST_LIVE:
+                    raise InputError(
+                        f"{too_large(*size, payload.LARGEST_LIVE)}, which no receiver shows; choose a smaller --size"
+                    )
             self._open_lanes(address)
         except BaseException:
             self.close()

@@ -190,7 +190,8 @@ def decode_file(
     width, height = size or (reader.header.display_width, reader.header.display_height)
     decoder = Decoder(model)
     warnings: list[str] = []
-    frames = bad = 0
+    frames = bad = dropped = 0
+    last_pts: float = -math.inf
     started = time.perf_counter()
     sound = input if audio else None
     jobs: Jobs[list[Frame]] = Jobs.on(model.device)
@@ -198,9 +199,13 @@ def decode_file(
     with jobs, FrameWriter(output, width=width, height=height, fps=fps, audio_from=sound, force=force) as writer:
 
         def write(shown: Iterable[Frame]) -> None:
-            nonlocal frames
+            nonlocal frames, dropped, last_pts
             for frame in shown:
+                if frame.pts <= last_pts:
+                    dropped += 1
+                    continue
                 writer.push(frame)
+                last_pts = frame.pts
                 frames += 1
                 if progress:
                     progress(frames, None)
@@ -224,6 +229,8 @@ def decode_file(
         warnings.append(f"{input} is cut off: decoded {reader.truncated}")
     if bad:
         warnings.append(f"{input} is damaged: {bad} keyframes could not be read and are bridged")
+    if dropped:
+        warnings.append(f"{input} is damaged: {dropped} frames are left out, whose time is not after the one before")
     return DecodeReport(
         frames=frames,
         decode_fps=frames / (time.perf_counter() - started),

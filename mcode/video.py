@@ -26,12 +26,11 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
+from mcode.packet import LARGEST_PICTURE, too_large
 
 StrPath = str | os.PathLike[str]
 
 TICK = Fraction(1, TICKS_PER_S)
-LARGEST_FRAME = 1 << 27
-"""Pixels of a frame that is written, as of one that is encoded: 8K four times over. FFmpeg's own limit is near."""
 
 _BT709, _BT601 = 1, 6  # code points of ISO/IEC 23091-2: colour matrices 1 (BT.709) and 6 (BT.601)
 _UNSPECIFIED = 2
@@ -395,14 +394,17 @@ def _upright(rgb: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
 def _to_yuv(rgb: np.ndarray, pixel_format: str) -> av.VideoFrame:
     """uint8 (H, W, 3) -> picture of limited range, in the matrix that its size implies and tagged so."""
     matrix = _assumed_matrix(rgb.shape[1], rgb.shape[0])
-    picture = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(
-        format=pixel_format,
-        dst_colorspace=Colorspace.ITU709 if matrix == _BT709 else Colorspace.ITU601,
-        src_color_range=ColorRange.JPEG,
-        dst_color_range=ColorRange.MPEG,
-        interpolation=_EXACT,
-        threads=1,
-    )
+    try:
+        picture = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(
+            format=pixel_format,
+            dst_colorspace=Colorspace.ITU709 if matrix == _BT709 else Colorspace.ITU601,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=_EXACT,
+            threads=1,
+        )
+    except av.error.ArgumentError as error:
+        raise InputError(f"FFmpeg cannot hold {rgb.shape[1]}x{rgb.shape[0]}: choose a smaller --size") from error
     picture.colorspace = matrix
     return picture
 
@@ -749,10 +751,8 @@ class FrameWriter:
         name = os.fspath(path)
         suffix = Path(name).suffix.lower()
         check_frames_output(path, force=force)
-        if width * height > LARGEST_FRAME:
-            raise InputError(
-                f"{width}x{height} is more than {LARGEST_FRAME // 1_000_000} million pixels; choose a smaller size"
-            )
+        if width * height > LARGEST_PICTURE:
+            raise InputError(f"{name}: {too_large(width, height)}; choose a smaller --size")
         self.width, self.height = width, height
         self.frames = 0
         self._done = False

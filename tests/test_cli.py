@@ -906,6 +906,20 @@ def test_refining_by_weights_that_are_not_there_names_both_ways_to_give_them(mco
     assert status == 2 and "give --perceptual DIR, or set MCODE_PERCEPTUAL to the folder" in err
 
 
+def test_info_of_a_name_with_a_colon_and_of_texts_that_are_not_utf8(mcode, workshop, tmp_path):
+    from mcode.container import McodeReader, McodeWriter
+
+    reader = McodeReader(workshop / "clip.mcode")
+    with McodeWriter(tmp_path / "a:b.mcode", metadata={"title": "wrong"}) as writer:
+        for packet in reader:
+            writer.write(packet, reader.header.n)
+    assert json.loads(mcode("info", tmp_path / "a:b.mcode", "--json")[1])["keyframes"] == len(reader)
+    damaged = (tmp_path / "a:b.mcode").read_bytes().replace(b"wrong", b"w\xff\xfeng")
+    (tmp_path / "c.mcode").write_bytes(damaged)
+    status, out, _ = mcode("info", tmp_path / "c.mcode", "--json")
+    assert status == 0 and json.loads(out)["metadata"]["title"].startswith("w")
+
+
 @measured
 def test_info_takes_less_than_a_second(workshop):
     assert takes_less_than(1, "info", workshop / "clip.mcode")

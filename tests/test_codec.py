@@ -124,6 +124,62 @@ def test_lost_keyframe_is_a_longer_gap():
     assert levels(bridged) == [110, 112, 114, 116, 118, 120, 122, 124]
 
 
+def after_a_loss(jump, pace=TICKS, steps=4):
+    """Times behind a keyframe lost: two keyframes, `steps` frames apart by `pace`, then one `jump` ticks later."""
+    packets = encode(ramp(13), n=4, coder="fixed")
+    decoder = Decoder(MODEL)
+    list(decoder.push(packets[0])), list(decoder.push(replace(packets[1], pts=4 * pace)))
+    late = replace(packets[3], pts=4 * pace + jump, steps=steps)
+    return [f.pts - 4 * pace for f in decoder.push(late, after_loss=True, wanted=lambda pts: True)]
+
+
+def test_a_jump_of_the_clock_after_a_loss_is_a_new_start_and_not_a_filled_gap():
+    assert after_a_loss((1 << 31) - 1) == [(1 << 31) - 1]
+    assert after_a_loss(20 * 90_000, pace=10) == [20 * 90_000]
+    assert after_a_loss(-TICKS) == [-TICKS]
+
+
+def test_filler_after_a_loss_is_bounded_and_rises():
+    times = after_a_loss(9 * 90_000, pace=1)
+    assert 4 < len(times) <= 9_004 and times == sorted(set(times)) and times[-1] == 9 * 90_000
+
+
+def test_times_that_reach_back_to_the_keyframe_before_are_left_out():
+    first, second = encode(ramp(5), n=4)
+    for times in ((4 * TICKS, 200, 100), (9 * TICKS, 2 * TICKS, TICKS)):
+        assert [f.pts for f in decode([first, replace(second, times=times)])] == [i * TICKS for i in range(5)]
+    inside = replace(second, times=(4 * TICKS - 1, 200, 100))
+    assert [f.pts for f in decode([first, inside])] == [0, 1, 4 * TICKS - 200, 4 * TICKS - 100, 4 * TICKS]
+
+
+@pytest.mark.parametrize(
+    ("n", "steps", "gap", "frames"),
+    [(4, 12_000, 4 * TICKS, 4), (65_535, 12_000, 4 * TICKS, 160), (65_535, 20, 10, 10), (65_535, 3000, 3000 * TICKS, 3000)],
+)
+def test_steps_are_cut_to_what_an_encoder_makes_of_the_gap(n, steps, gap, frames):
+    first, second = encode([grey(100, 0), grey(110, 1)], n=1, cuts=False)
+    first = replace(first, header=replace(first.header, n=n))
+    times = [f.pts for f in decode([first, replace(second, steps=steps, pts=gap)])]
+    assert len(times) == 1 + frames and times == sorted(set(times)) and times[-1] == gap
+
+
+def test_a_gap_costs_no_more_pixels_than_a_live_receiver_gives_it():
+    packets = [replace(p, header=replace(p.header, n=9000)) if p.header else p for p in encode(ramp(13), n=4, coder="fixed")]
+    decoder = Decoder(MODEL, most_gap_pixels=16 * 8 * 20)
+    list(decoder.push(packets[0]))
+    assert len(list(decoder.push(replace(packets[1], steps=9000, pts=9000 * TICKS)))) == 20
+    late = replace(packets[2], steps=4, pts=9000 * TICKS + 9 * 90_000)
+    decoder._frame_ticks = TICKS
+    assert len(list(decoder.push(late, after_loss=True))) == 24
+
+
+def test_a_display_size_beyond_the_largest_picture_is_the_wires_fault():
+    (packet,) = encode([grey(100, 0)], n=1)
+    shown = replace(packet.header, display_width=65_535, display_height=65_535)
+    with pytest.raises(WireError, match="134 million pixels"):
+        decode([replace(packet, header=shown)])
+
+
 def test_missing_slice_keeps_what_was_there():
     packets = encode([grey(100, 0), grey(150, 1)], n=1, slices=2, cuts=False)
     decoder = Decoder(MODEL)
@@ -191,7 +247,7 @@ def test_long_gaps_are_synthesised_as_they_are_taken():
     packets = encode([grey(100, 0), grey(110, 1)], n=1, cuts=False)
     hostile = replace(packets[1], steps=65_535, pts=65_535 * TICKS)
     decoder = Decoder(MODEL)
-    list(decoder.push(packets[0]))
+    list(decoder.push(replace(packets[0], header=replace(packets[0].header, n=65_535))))
     frames = decoder.push(hostile)
     assert levels([next(frames)]) == [100]
 

@@ -51,6 +51,18 @@ def test_codes_computed_by_hand(tables, symbols, binary):
     assert np.array_equal(huffman.decode(data, None, symbols.shape[1], tables).symbols, symbols)
 
 
+@pytest.mark.parametrize("tables", [PLAIN, RUNS], ids=["plain", "runs"])
+def test_a_slice_costs_memory_by_its_symbols_and_not_by_its_bytes(tables, monkeypatch):
+    seen = []
+    monkeypatch.setattr(bits, "windows", lambda data, windows=bits.windows: seen.append(len(data)) or windows(data))
+    longest = row(*[32_767, -32_768] * 50)
+    data = huffman.encode(longest, None, tables)
+    assert np.array_equal(huffman.decode(data + bytes(9000), None, 100, tables).symbols, longest)
+    clipped = fixed.clip(longest, tables)
+    assert np.array_equal(fixed.decode(fixed.encode(clipped, tables) + bytes(9000), 100, tables), clipped)
+    assert len(seen) == 2 and max(seen) <= 16 * 100 + 1
+
+
 def test_raw_low_bits_follow_the_tokens_and_are_zero_for_zero():
     tables = one_code(Code(2, 0, 0, 1, bytes([1, 3, 0, 3, 0, 2])))  # -2..1 is bucket 0, 2..5 bucket 1
     data = bytes([0b0_0_10_0_00_0, 0b1_10_00000])

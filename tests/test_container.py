@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -235,6 +236,44 @@ def test_a_damaged_sample_is_skipped_and_counted(tmp_path: Path) -> None:
     reader = McodeReader(path)
     assert [p.pts for p in reader] == [i * STEP for i in range(20) if i != 5]
     assert reader.damaged == 1
+
+
+@pytest.mark.parametrize("size", [{"width": 65_535, "height": 65_535}, {"display_width": 30_000, "display_height": 30_000}])
+def test_a_picture_beyond_the_largest_is_named_before_memory_is_taken_for_it(tmp_path: Path, size: dict[str, int]) -> None:
+    with McodeWriter(tmp_path / "a.mcode") as writer:
+        writer.write(replace(keyframe(0), header=replace(HEADER, **size)), N)
+    with pytest.raises(FormatError, match="a.mcode: .* is more than 134 million pixels"):
+        McodeReader(tmp_path / "a.mcode")
+
+
+def test_a_sample_larger_than_its_picture_can_be_is_damage_and_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.mcode"
+    with McodeWriter(path) as writer:
+        for index, size in enumerate((900_000, 1_200_000, 4 << 20, 100)):
+            refresh = index != 2
+            writer.write(replace(keyframe(index, 1 if refresh else 100), slices=(bytes(size),)), N)
+    reader = McodeReader(path)
+    assert [len(p.slices[0]) for p in reader] == [900_000, 100] and reader.damaged == 2
+    wide = replace(HEADER, width=1024, height=1024)
+    with McodeWriter(tmp_path / "b.mcode") as writer:
+        writer.write(replace(keyframe(0), header=wide, slices=(bytes(4 << 20),)), N)
+    assert [len(p.slices[0]) for p in McodeReader(tmp_path / "b.mcode")] == [4 << 20]
+
+
+@pytest.mark.parametrize("start", [1 << 61, (1 << 63) - 1, (1 << 64) - 90_000])
+def test_times_beyond_any_video_are_an_error_or_left_out(tmp_path: Path, start: int) -> None:
+    path = tmp_path / "a.mcode"
+    write(path, count=3)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mdhd") + 4 + 4 + 8
+    data[at : at + 4] = struct.pack(">I", 1)  # a timescale of seconds
+    at = data.index(b"tfdt") + 8
+    data[at : at + 8] = struct.pack(">Q", start)
+    path.write_bytes(data)
+    try:
+        assert all(abs(packet.pts) < 1 << 62 for packet in McodeReader(path))
+    except FormatError as error:
+        assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -24,9 +25,10 @@ from mcode.errors import InputError, ManifoldError
 from mcode.fec import FecSettings, Protector
 from mcode.frame import Frame
 from mcode.lanes import BaselineLane, McodeLane, finder
-from mcode.receive import PlayoutClock, Receiver, receive_to_file
-from mcode.rtp import h264, payload, rtcp
+from mcode.receive import PlayoutClock, Receiver, _Spool, receive_to_file
+from mcode.rtp import h264, payload, rtcp, sdp
 from mcode.rtp.packets import RtpPacket
+from mcode.rtp.payload import LARGEST_LIVE
 from mcode.send import SendConfig, Sender, read_stamp, send, test_picture
 from mcode.video import FrameReader, probe
 
@@ -225,6 +227,65 @@ def test_before_its_header_a_lane_shows_nothing_and_asks():
     packets = keyframes(waves(6))
     assert through(packets, lane, lose={0})[1:] == [None] * 5
     assert lane.wants_refresh and lane.counters()["waiting"] == 5
+
+
+def pushed(lane, packets, ssrc=7, first=0):
+    """The frames of keyframes through a lane, one datagram each, from sequence number `first` on."""
+    packetiser = payload.Packetiser(ssrc, first_sequence=first)
+    found = [unit for packet in packets for rtp in packetiser.push(packet) for unit in lane.push(bytes(rtp), 0.01 * first)]
+    return [frame for unit in found for frame in lane.decode(unit)]
+
+
+@pytest.mark.parametrize("change", [{"quality": 15}, {"width": 65_535, "height": 65_535}])
+def test_a_header_that_does_not_fit_is_damage_amid_a_stream_and_an_error_before(change):
+    class Picky(BlockMeans):
+        def tables(self, quality):
+            if quality > 8:
+                raise ManifoldError(f"quality {quality} is outside 1..8")
+            return super().tables(quality)
+
+    whole = keyframes(waves(3), coder="fixed")
+    bad = replace(whole[0], header=replace(whole[0].header, **change), pts=3 * TICKS)
+    lane, packetiser = McodeLane(finder(Picky())), payload.Packetiser(7)
+    datagrams = [bytes(rtp) for packet in (*whole, bad) for rtp in packetiser.push(packet)]
+    shown = [[f for unit in lane.push(d, 0.0) for f in lane.decode(unit)] for d in datagrams]
+    assert [len(frames) for frames in shown] == [1, 1, 1, 0]
+    assert lane.error is None and lane.wants_refresh
+    fresh = McodeLane(finder(Picky()))
+    assert pushed(fresh, [bad]) == [] and "\n" not in str(fresh.error)
+    fresh.reception.bye(7)
+    assert len(pushed(fresh, whole, ssrc=8)) == 3 and fresh.error is None
+
+
+def test_a_sender_refuses_pictures_that_receivers_refuse(port):
+    with pytest.raises(InputError, match="16 million pixels.*--size"):
+        Sender(config(port, size=(8192, 4096)), model=MODEL)
+
+
+def test_a_live_lane_refuses_pictures_larger_than_it_can_make_in_time():
+    first = keyframes(waves(1))[0]
+    for name in ({"width": 16_384, "height": 8192}, {"display_width": 30_000, "display_height": 30_000}):
+        lane = McodeLane(finder(MODEL), most_pixels=LARGEST_LIVE)
+        assert pushed(lane, [replace(first, header=replace(first.header, **name))]) == []
+        assert "more than 16 million pixels" in str(lane.error)
+
+
+def test_three_datagrams_make_no_filler_without_end():
+    packets = keyframes(waves(3), n=1, coder="fixed")
+    packets = [packets[0], replace(packets[1], pts=100, steps=1), replace(packets[2], pts=20 * 90_000)]
+    lane, packetiser = McodeLane(finder(MODEL)), payload.Packetiser(7)
+    groups = [packetiser.push(packet) for packet in (packets[0], packets[1], packets[1], packets[2])]
+    units = [u for i in (0, 1, 3) for rtp in groups[i] for u in lane.push(bytes(rtp), 0.01 * i) + lane.poll(0.01 * i + 0.5)]
+    assert [unit.after_loss for unit in units] == [True, False, True]
+    assert [len(list(lane.decode(unit))) for unit in units] == [1, 1, 1]
+
+
+def test_a_description_that_is_not_ascii_tells_no_header():
+    media = sdp.Media("MCODE", 5004, 96, parameters={"header": "é"})
+    assert McodeLane(finder(MODEL), media).depacketiser.header is None
+    baseline = BaselineLane(sdp.Media("H264", 5006, 97, parameters={"sprop-parameter-sets": "é,AA=="}))
+    (unit,) = baseline.push(bytes(RtpPacket(97, 0, 0, 1, b"\x65" + bytes(30), marker=True)), 0.0)
+    assert list(baseline.decode(unit)) == []
 
 
 def test_a_stream_of_another_manifold_says_which():
@@ -520,6 +581,41 @@ def test_manifold_mismatch_is_one_line_and_ends_receiving_to_a_file(tmp_path, po
     with pytest.raises(ManifoldError, match=MODEL.id) as error:
         join()
     assert "\n" not in str(error.value) and not (tmp_path / "a.mp4").exists()
+
+
+def test_an_error_amid_a_recording_keeps_what_came_and_warns(tmp_path, port):
+    out = tmp_path / "a.mp4"
+    done = []
+    join = in_thread(
+        lambda: receive_to_file(
+            f"rtp://127.0.0.1:{port}", out, manifold=MODEL, audio=False, progress=lambda frames, _: done.append(frames)
+        )
+    )
+    packets = keyframes(waves(8))
+    other = replace(packets[0].header, manifold_id=bytes(8))
+    packetiser = payload.Packetiser(7)
+    groups = [packetiser.push(p) for p in (*packets, replace(packets[0], header=other, pts=8 * TICKS))]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sending = time.monotonic() + PATIENCE_S
+        while not done and time.monotonic() < sending:  # until it listens
+            sender.sendto(bytes(groups[0][0]), ("127.0.0.1", port))
+            time.sleep(0.05)
+        for group in groups[1:]:
+            sender.sendto(bytes(group[0]), ("127.0.0.1", port))
+            time.sleep(0.05)
+        report = join()
+    assert report.frames == 8 and len(list(FrameReader(out))) == 8
+    assert len(report.warnings) == 1 and bytes(8).hex() in report.warnings[0]
+
+
+def test_sound_waits_in_a_file_and_a_flood_of_it_is_cut(tmp_path):
+    spool = _Spool(tmp_path, 0.0)
+    for i in range(1000):
+        spool.put(bytes([i % 256]) * (i % 7), i / 100, now_s=1.0)
+    assert list(spool.between(2.995, 3.015)) == [(bytes([44]) * (300 % 7), 3.0), (bytes([45]) * (301 % 7), 3.01)]
+    assert spool.has(7.985, 8.0) and not spool.has(8.0, 100.0)
+    assert list(tmp_path.iterdir()) == []
+    spool.close()
 
 
 def test_an_uninstalled_manifold_is_shown_and_the_player_goes_on(port):

@@ -280,14 +280,34 @@ def test_a_sender_that_comes_back_is_followed_and_strangers_are_not():
     assert [r.ssrc for r in after_silence.push(again[0], 5.0)] == [3]
 
 
-def test_a_newer_format_is_named():
-    (packet,) = Packetiser(1).push(keyframe(0, header=STREAM))
+def of_a_newer_format(ssrc, sequence=0):
+    (packet,) = Packetiser(ssrc, first_sequence=sequence).push(keyframe(0, header=STREAM))
     end = payload.protected_bytes(packet) - 12 - 2
     raw = bytearray(packet.payload[:end])
     raw[7] = 3  # the stream header's format
     whole = bytes(raw) + crc16(packet.header + bytes(raw)).to_bytes(2) + b"abcdefg"
+    return bytes(replace(packet, payload=whole))
+
+
+def test_a_newer_format_is_named():
     with pytest.raises(FormatError, match="format 3"):
-        Depacketiser().push(bytes(replace(packet, payload=whole)), 0.0)
+        Depacketiser().push(of_a_newer_format(1), 0.0)
+
+
+def test_a_newer_format_amid_a_stream_or_from_a_stranger_is_damage():
+    groups = datagrams(stream(6))
+    (first,) = groups[0]
+    ours = int.from_bytes(first[8:12])
+    depacketiser = Depacketiser()
+    found = receive(groups[:3], depacketiser)
+    for ssrc in (ours, ours + 1):
+        depacketiser.push(of_a_newer_format(ssrc, 3), 0.2)
+    found += receive(groups[3:], depacketiser)
+    assert len(found) == 6 and depacketiser.damaged_headers == 2
+    waiting = Depacketiser()  # follows the stream, but has nothing of it yet
+    waiting.push(groups[1][0], 0.0)
+    waiting.push(of_a_newer_format(ours + 1), 0.1)
+    assert waiting.damaged_headers == 1
 
 
 def test_report_of_what_was_lost():
@@ -352,6 +372,33 @@ def test_hostile_h264_payloads_are_only_counted(payloads, codec):
         depacketiser.push(bytes(RtpPacket(depacketiser.payload_type, i, 0, 1, data)), 0.0)
         depacketiser.push(data, 0.0)
     depacketiser.poll(9)
+
+
+def test_an_access_unit_without_end_is_given_up_and_the_next_one_comes():
+    piece = bytes([1]) + bytes(60_000)
+    many = bytes([24]) + b"\0\1\1" * 20_000  # an aggregate of units of one byte
+    for flood in (piece, many):
+        depacketiser = h264.H264Depacketiser()
+        for i in range(300):
+            depacketiser.push(bytes(RtpPacket(97, i, 7, 5, flood)), 0.001 * i)
+        assert sum(len(held) + 64 for held in depacketiser._units) <= 8 << 20
+        assert depacketiser.malformed > 100
+        assert depacketiser.push(bytes(RtpPacket(97, 300, 7, 5, piece, marker=True)), 0.4) == []
+        (unit,) = depacketiser.push(bytes(RtpPacket(97, 301, 8, 5, b"\x65abc", marker=True)), 0.5)
+        assert unit.data == b"\0\0\0\1\x65abc" and unit.after_loss
+
+
+def test_an_opus_packet_is_no_longer_than_opus_makes_them():
+    depacketiser = opus.OpusDepacketiser()
+    assert depacketiser.push(bytes(RtpPacket(99, 0, 0, 5, bytes(60_000))), 0.0) == []
+    assert len(depacketiser.push(bytes(RtpPacket(99, 0, 0, 5, bytes(1275))), 0.0)) == 1
+    assert depacketiser.reception.counters.foreign == 1
+
+
+@pytest.mark.parametrize("port", ["9" * 5000, "99999", "٣٣"])
+def test_a_port_that_is_none_is_named(port):
+    with pytest.raises(InputError, match="rtp://|from 1 to"):
+        sdp.parse_url(f"rtp://127.0.0.1:{port}")
 
 
 def test_opus_packets_come_back_with_their_losses():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -228,3 +229,13 @@ def test_geometry_codes_the_manifolds_size_and_shows_what_it_covers():
     assert geometry((360, 288), (128, 128), (128, 128)) == ((128, 128), (128, 128), (128, 128))
     assert geometry((640, 360), None, None) == ((640, 360), (640, 360), None)
     assert geometry((640, 360), (320, 320), None) == ((320, 320), (320, 320), (320, 320))
+
+
+def test_frames_whose_time_does_not_rise_are_left_out_and_counted(coded, model, tmp_path, monkeypatch):
+    packets = list(McodeReader(coded))
+    packets[3] = replace(packets[3], pts=packets[1].pts)
+    monkeypatch.setattr(McodeReader, "__iter__", lambda reader: iter(packets))
+    report = decode_file(coded, tmp_path / "back.mp4", manifold=model)
+    times = [f.pts for f in FrameReader(tmp_path / "back.mp4")]
+    assert report.frames == len(times) and times == sorted(set(times))
+    assert "2 frames are left out" in report.warnings[0]  # that keyframe, and one on the way from it

@@ -659,6 +659,16 @@ def test_no_frames_are_an_error_not_an_empty_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (1, 40_000_000)])
+def test_sizes_beyond_what_ffmpeg_holds_are_one_line(tmp_path: Path, width: int, height: int) -> None:
+    with (
+        pytest.raises(InputError, match=f"{width}x{height}") as error,
+        FrameWriter(tmp_path / "a.y4m", width=width, height=height) as writer,
+    ):
+        writer.push(Frame(np.zeros((height, width, 3), np.uint8), 0))
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
 def test_misuse_raises_at_once(tmp_path: Path) -> None:
     writer = FrameWriter(tmp_path / "a.mp4", width=64, height=48)
     writer.push(Frame(picture(0), 5))

@@ -297,10 +297,10 @@ def _show_stream(path: str, as_json: bool) -> None:
 
     reader = McodeReader(path)
     header = reader.header
-    packets = [(packet.steps, packet.header is not None) for packet in reader]
-    with av.open(path) as container:
+    packets = [(min(packet.steps, header.n), packet.header is not None) for packet in reader]
+    with av.open(f"file:{path}", metadata_errors="replace") as container:
         sound = container.streams.best("audio")
-        audio = sound.codec_context.codec.canonical_name if sound else None
+        audio = sound.codec_context.codec.canonical_name if sound and sound.codec_context else None
     manifold_id = header.manifold_id.hex()
     name = next((m.name for m in list_manifolds() if m.id == manifold_id), None)
     facts: dict[str, Any] = {

@@ -23,6 +23,9 @@ from mcode.coders import bits
 MAX_LENGTH = 12
 """Longest code in bits: the decoder looks every token up in one table of 4096 entries. What is rarer is escaped."""
 
+MOST_BYTES = 16
+"""A symbol takes at most a skip and a token, each with its number, and raw bits: 105 bits by tables.py's limits."""
+
 REST, ESCAPE, SKIP, FIRST = 0, 1, 2, 3
 """Tokens. REST: zeros to the end (plain: one zero). ESCAPE: one symbol, its number follows. SKIP: zeros, their number
 follows (runs only). From FIRST on the grid of (run, value), the value running fastest, from -max_value."""

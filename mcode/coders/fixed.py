@@ -33,7 +33,8 @@ def decode(data: bytes, count: int, tables: CodeTables) -> np.ndarray:
     """int16 (C, count). Never raises on `data`: missing bytes read as the channels' centres."""
     widths = tables.bits.astype(np.int64)[:, None]
     starts = count * (np.cumsum(widths) - widths[:, 0])[:, None] + widths * np.arange(count)
-    found = bits.fields(bits.windows(data), starts, widths)
+    used = (count * int(widths.sum()) + 7) // 8
+    found = bits.fields(bits.windows(data[:used]), starts, widths)
     half = 1 << widths >> 1
     residual = np.where(found & half, ~(found & (half - 1)), found)
     return (residual + tables.centres[:, None]).astype(np.int16)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mcode.coders import bits
-from mcode.coders.code import Code, Events
+from mcode.coders.code import MOST_BYTES, Code, Events
 from mcode.coders.tables import CodeTables, Group
 
 
@@ -63,7 +63,7 @@ def decode(data: bytes, previous: np.ndarray | None, count: int, tables: CodeTab
 
     Never raises on `data`. What is missing at its end reads as the previous symbols or the centres.
     """
-    windows = bits.windows(data)
+    windows = bits.windows(data[: 1 + count * tables.channels * MOST_BYTES])
     is_delta = bool(windows[0] >> 15)
     residual = np.zeros((tables.channels, count), np.int16)
     position = 1

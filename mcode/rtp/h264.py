@@ -19,6 +19,8 @@ from mcode.rtp.reception import Arrived, Reception
 CLOCK_HZ = 90_000
 _START_CODE = re.compile(b"\0\0\1")
 _MOST_UNIT_BYTES = 4 << 20
+_MOST_ACCESS_UNIT_BYTES = 8 << 20
+_UNIT_COST = 64  # bytes of memory that a unit takes beside its own: units of one byte must not fill it either
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ class H264Depacketiser:
         self.not_rtp = self.malformed = 0
         self._done: deque[AccessUnit] = deque()
         self._units: list[bytes] = []
+        self._room = _MOST_ACCESS_UNIT_BYTES  # for further units of this access unit; below 0 it is given up
         self._fragment: bytearray | None = None
         self._timestamp: int | None = None
         self._pts: int | None = None
@@ -228,12 +231,12 @@ class H264Depacketiser:
                 size = int.from_bytes(payload[at : at + 2])
                 if not size or at + 2 + size > len(payload):
                     raise WireError("an aggregate is cut short")
-                self._units.append(payload[at + 2 : at + 2 + size])
+                self._keep(payload[at + 2 : at + 2 + size])
                 at += 2 + size
         elif kind == layout.fragment:
             self._add_fragment(payload)
         elif kind < layout.aggregate:
-            self._units.append(payload)
+            self._keep(payload)
         else:
             raise WireError(f"packets of type {kind} are not of this mode")
 
@@ -255,11 +258,19 @@ class H264Depacketiser:
             self._fragment = None
             raise WireError("a fragmented unit without end")
         if state & 0x40:
-            self._units.append(bytes(self._fragment))
-            self._fragment = None
+            unit, self._fragment = bytes(self._fragment), None
+            self._keep(unit)
+
+    def _keep(self, unit: bytes) -> None:
+        self._room -= len(unit) + _UNIT_COST
+        if self._room < 0:
+            self._units, self._loss = [], True
+            raise WireError("an access unit without end")
+        self._units.append(unit)
 
     def _close(self, now_s: float) -> None:
         units, self._units, self._fragment = self._units, [], None
+        self._room = _MOST_ACCESS_UNIT_BYTES
         if not units or self._pts is None or self._ssrc is None:
             return
         keyframe = any(self.layout.kind(unit) in self.layout.intra for unit in units)

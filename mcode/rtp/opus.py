@@ -9,6 +9,8 @@ from mcode.rtp.packets import OPUS, RtpPacket, is_rtcp, unwrap
 from mcode.rtp.reception import Reception
 
 CLOCK_HZ = 48_000
+_LARGEST_PACKET = 1500
+"""Bytes: 20 ms of Opus take at most 1275 (RFC 6716, 3.4), and a datagram hardly more."""
 
 
 class OpusPacketiser:
@@ -59,7 +61,7 @@ class OpusDepacketiser:
             except WireError:
                 self.not_rtp += 1
                 return []
-            if packet.payload_type != self.payload_type or not packet.payload:
+            if packet.payload_type != self.payload_type or not 0 < len(packet.payload) <= _LARGEST_PACKET:
                 self.reception.counters.foreign += 1
             else:
                 arrived = self.reception.push(packet, now_s)

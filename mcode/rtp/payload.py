@@ -20,6 +20,10 @@ from mcode.rtp.reception import Arrived, Reception
 
 FORMAT = 1
 CLOCK_HZ = 90_000
+LARGEST_LIVE = 1 << 24
+"""Pixels of a live picture, 5120x2880 and a little more: one datagram can ask for it, and others wait while it is made."""
+MOST_GAP_PIXELS = 1 << 29
+"""Of all frames that one live keyframe brings: 64 of 3840x2160, 2330 of 640x360."""
 
 WIRE = """\
 | part | bytes | is there | holds |
@@ -321,7 +325,7 @@ class _Assembly:
 
 class Depacketiser:
     """Datagrams to keyframes, in order, each once. Whatever does not belong is counted and dropped; nothing is raised,
-    but FormatError, once a whole packet says that the stream is of a newer format.
+    but FormatError, where a whole packet says that the stream is of a newer format before anything of it was given.
 
     header, header_ssrc: the stream header that the session description tells for this source; without it keyframes
     before the first refresh are dropped and counted as `waiting`. damaged_headers, damaged_packets and
@@ -363,7 +367,11 @@ class Depacketiser:
         try:
             WireHeader.parse(packet)
         except FormatError:
-            raise
+            # Of a stranger, or amid a stream of this format, it is damage: one datagram must not end a stream.
+            if self._last is None and self.reception.ssrc in (None, packet.ssrc):
+                raise
+            self.damaged_headers += 1
+            return self.poll(now_s)
         except WireError:
             self.damaged_headers += 1
             return self.poll(now_s)

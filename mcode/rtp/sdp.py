@@ -127,7 +127,7 @@ def parse_url(url: str, what: str = "the address") -> tuple[str, int]:
     scheme, _, rest = url.partition("://")
     host, _, port = rest.rstrip("/").rpartition(":")
     host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
-    if scheme != "rtp" or not (port.isdecimal() and port.isascii()) or "/" in host or "@" in host:
+    if scheme != "rtp" or not (port.isdecimal() and port.isascii() and len(port) <= 5) or "/" in host or "@" in host:
         raise InputError(f"{what} {url}: give it as rtp://HOST:PORT, as rtp://127.0.0.1:5004")
     if not 1 <= int(port) <= 65_535 - 4:
         raise InputError(f"{what} {url}: the port is from 1 to {65_535 - 4}, since the lanes take it and two behind it")

@@ -66,7 +66,7 @@ def write_clip(
     total = max(1, round(seconds * fps))
     temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
-        with av.open(str(temporary), "w") as output:
+        with av.open(f"file:{temporary}", "w") as output:
             even = size[0] % 2 == 0 and size[1] % 2 == 0
             video = output.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast"})
             video.width, video.height = size

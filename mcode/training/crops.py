@@ -61,7 +61,7 @@ def _video_frames(path: Path, count: int) -> Iterator[np.ndarray]:
 
     if count <= 0:
         return
-    with av.open(str(path)) as container:
+    with av.open(f"file:{path}", metadata_errors="replace") as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         total = count_frames(container)
@@ -75,7 +75,7 @@ def frame_runs(video: Path, places: int, length: int) -> Iterator[list[np.ndarra
     """Runs of `length` consecutive frames at evenly spaced places of a video."""
     import av
 
-    with av.open(str(video)) as container:
+    with av.open(f"file:{video}", metadata_errors="replace") as container:
         stream = container.streams.video[0]
         total = count_frames(container)
         starts = {max(0, total * (i + 1) // (places + 1) - length) for i in range(places)}
