@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 
@@ -355,6 +357,28 @@ def test_a_paper_manifold_takes_any_size(tmp_path, network):
         latents = model.analyse(np.zeros((1, height, width, 3), np.uint8))
         assert latents.shape[1:] == model.latent_shape(width, height)
         assert model.synthesise(latents, width, height).shape == (1, height, width, 3)
+
+
+def test_networks_are_checked_without_pytorchs_compiler():
+    """It takes two seconds to import, of every command that loads a manifold."""
+    program = """
+import sys, torch
+from mcode.nets import build, compact, hific, linear, ncode, paper, residual
+plain = ncode.NCodeConfig(size=32, m=5, width=4)
+coded = residual.ResidualConfig((16, 8), m=3, width=4, blocks=1, components=4, code=4, encoder=True, direct=True)
+small = paper.PaperConfig(channels=6, width=2, blocks=2, hyper=4)
+for make in (
+    lambda: linear.Linear(3, 4, 5, 2),
+    lambda: ncode.NCode(plain),
+    lambda: residual.Residual(coded),
+    lambda: compact.Compact(8, (4, 4, 4), (1, 1, 1), (4, 4, 4, 4), (1, 1, 1, 1)),
+    lambda: paper.Hific(small),
+):
+    state = {k: v for k, v in make().state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert not any(v.is_meta for v in build._checked(make, state).state_dict().values())
+assert not {"sympy", "torch._dynamo"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_compact_manifolds_build_with_and_without_the_family():

@@ -42,6 +42,7 @@ from mcode.cli.output import (
     print_report,
     print_table,
     print_warnings,
+    printable,
     progress_bar,
 )
 from mcode.errors import InputError, ManifoldError, McodeError
@@ -262,7 +263,7 @@ def verify(
     else:
         for result in results:
             state = "ok" if result["ok"] else f"BAD: {result['error']}"
-            print(one_line(f"{result['name']}  {result['id']}  {state}"))
+            print(printable(f"{result['name']}  {result['id']}  {state}"))
     if not good:
         raise typer.Exit(1)
 

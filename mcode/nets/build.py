@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from .hific import CompactConfig
@@ -37,7 +38,7 @@ def build(
 
 def _checked(make: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
     """make(), if its state is of these shapes. It is made without memory first."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         wanted = {k: tuple(v.shape) for k, v in make().state_dict().items() if not k.endswith(_COUNTER)}
     for name in [*wanted, *state]:
         found = tuple(state[name].shape) if name in state else None
@@ -46,6 +47,21 @@ def _checked(make: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> nn.M
         if found != wanted[name]:
             raise ValueError(f"{name!r} is {found}, not {wanted[name]}")
     return make()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Without these, whose results no shape depends on: for tensors without memory PyTorch computes them in Python, and
+    imports its compiler first, which takes two seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.sub, Tensor.__sub__):
+            return args[0]
+        if func is torch.eye and "out" in kwargs:
+            return kwargs["out"]
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _check_blocks(state: Mapping[str, Tensor], *counts: int) -> None:
