@@ -19,8 +19,8 @@ CODERS = ("fixed", "huffman", "range")
 """By their numbers in the stream header."""
 
 LARGEST_PICTURE = 1 << 27
-"""Pixels. Larger pictures are refused: 15360x8640 passes, and takes about 5 GB; a damaged header of a few bytes asks for 30 times
-as many."""
+"""Pixels. Larger pictures are refused: 15360x8640 passes, and takes about 5 GB; a damaged header of a few bytes asks for 30
+times as many."""
 
 LAYOUT = """\
 | field | bytes | present | is |
