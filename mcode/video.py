@@ -526,7 +526,7 @@ class AudioTrack:
                 except (av.error.FFmpegError, ValueError):  # PyAV's ValueError: sound that changes its form midway
                     self._give_up()
         self._next = next(self._packets, None)
-        if self._next is not None and not _begins(container_format, self.stream, self._next):
+        if self._next is not None and self.stream is not None and not _begins(container_format, self.stream, self._next):
             self._give_up()
             self._next = None
         if self._next is None:
@@ -564,7 +564,7 @@ class AudioTrack:
             return
         self._buffer.seek(0)
         self._container = av.open(self._buffer)
-        self.stream = self._container.streams.best("audio")
+        self.stream = next(iter(self._container.streams.audio), None)
         if self.stream is None or not self.stream.codec_context.extradata:
             self._give_up()
         else:
@@ -894,7 +894,7 @@ class _Movie:
             self._output.mux(packet)
 
     def _mux_sound(self, time_s: Fraction | None) -> None:
-        if self._sound is not None:
+        if self._audio is not None and self._sound is not None:
             for packet in self._audio.until(time_s):
                 packet.stream = self._sound
                 try:
