@@ -146,7 +146,7 @@ def download(
     except urllib.error.HTTPError as error:
         error.close()
         watch.check(url)
-        raise InputError(f"{url}: the server answers {error.code} {error.reason}; check the address") from error
+        raise InputError(f"{url}: the server answers {error.code} {error.reason!s:.200}; check the address") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError) as error:
         watch.check(url)
         reason = getattr(error, "reason", None) or error
@@ -156,7 +156,7 @@ def download(
         ) from error
     except (http.client.HTTPException, ValueError) as error:
         watch.check(url)
-        raise InputError(f"{url}: no usable answer ({type(error).__name__}: {error}); check the address") from error
+        raise InputError(f"{url}: no usable answer ({type(error).__name__}: {error!s:.200}); check the address") from error
     finally:
         part.unlink(missing_ok=True)
     return found

@@ -96,13 +96,14 @@ def _whole(value: Any, low: int, high: int) -> bool:
 
 def _sizes(kind: str, config: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int | None, int, int]:
     """frame_size, stride, qualities and default_quality, of a config whose tables are tables."""
-    qualities = config.get("qualities")
+    qualities: Any = config.get("qualities")
     _demand(_whole(qualities, 1, MOST_QUALITIES), f"qualities is no whole number from 1 to {MOST_QUALITIES}")
-    default = config.get("default_quality", (qualities + 1) // 2)
+    default: Any = config.get("default_quality", (qualities + 1) // 2)
     _demand(_whole(default, 1, MOST_QUALITIES), f"default_quality is no whole number from 1 to {MOST_QUALITIES}")
     _demand(config.get("hyper") is None or isinstance(config["hyper"], dict), "hyper is no table")
     _demand(kind == "linear" or isinstance(config.get("network"), dict), "network is no table")
-    size, stride = config.get("frame_size"), config.get("stride")
+    size: Any = config.get("frame_size")
+    stride: Any = config.get("stride")
     if kind == "hific":
         _demand(size is None, f"frame_size; networks of kind {kind} have none")
         _demand(_whole(stride, STRIDE, STRIDE), f"stride is not {STRIDE}")
@@ -116,10 +117,10 @@ def _sizes(kind: str, config: Mapping[str, Any]) -> tuple[tuple[int, int] | None
 def _shapes(tensors: Mapping[str, Any], body: int) -> dict[str, tuple[int, ...]]:
     """Those which the file has the bytes for."""
     _demand(len(tensors) <= _MOST_TENSORS, f"more than {_MOST_TENSORS:,} tensors")
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for name, tensor in tensors.items():
-        entry = tensor if isinstance(tensor, dict) else {}
-        kind, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        entry: dict[str, Any] = tensor if isinstance(tensor, dict) else {}
+        kind, shape, place = entry.get("dtype", ""), entry.get("shape", ()), entry.get("data_offsets", ())
         good = isinstance(kind, str) and kind in _BYTES and isinstance(shape, list) and isinstance(place, list)
         good = good and len(place) == 2 and all(_whole(n, 0, body) for n in place) and len(shape) <= 8
         good = good and all(_whole(n, 0, body) for n in shape) and math.prod(shape) * _BYTES[kind] == place[1] - place[0]
@@ -130,7 +131,8 @@ def _shapes(tensors: Mapping[str, Any], body: int) -> dict[str, tuple[int, ...]]
 
 def _table(text: str, what: str) -> dict[str, Any]:
     found = _json(text, what)
-    _demand(isinstance(found, dict), f"{what} is no table")
+    if not isinstance(found, dict):
+        raise ValueError(f"{what} is no table")
     _demand(_depth(found) <= _DEEPEST, f"{what} is nested too deep")
     return found
 

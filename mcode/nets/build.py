@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .hific import CompactConfig
     from .paper import PaperConfig
 
+Net = TypeVar("Net", bound=nn.Module)
 _COUNTER = "num_batches_tracked"
 
 
@@ -36,7 +37,7 @@ def build(
     raise ValueError(f"no network of kind {kind}")
 
 
-def _checked(make: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
+def _checked(make: Callable[[], Net], state: Mapping[str, Tensor]) -> Net:
     """make(), if its state is of these shapes. It is made without memory first."""
     with torch.device("meta"), _Unfilled():
         wanted = {k: tuple(v.shape) for k, v in make().state_dict().items() if not k.endswith(_COUNTER)}
