@@ -115,7 +115,7 @@ def check_symbols(model: Any, there: Any, count: int, dtype: torch.dtype, clock:
             of_cpu = [ranges.encode(s, p, 1, quality, hyper)[0] for s, p in zip(whole, previous, strict=True)]
             # The device's predictions of the CPU's streams, and its own streams of the same kinds.
             stacks = [ranges._stack(data) for data in of_cpu]
-            kinds = [int(stack.decode(ranges._KIND.model, 1)[0]) for stack in stacks]
+            kinds = [int(stack.decode(hyper._kind.model, 1)[0]) for stack in stacks]
             blank = np.zeros((hyper.config.latents, *ranges._z_size(*MAP)), np.float32)
             read = [
                 ranges._read_latent(s, quality, MAP, hyper) if k == WITH_Z else blank
@@ -132,11 +132,11 @@ def check_symbols(model: Any, there: Any, count: int, dtype: torch.dtype, clock:
             z_own, scale, quarters = z.float().cpu().numpy(), *(v.float().cpu().numpy() for v in found)
             of_network += time.perf_counter() - t
             for i in range(size):
-                walk = Predicted(hyper, scale[i], quarters[i], previous[i] if kinds[i] == DELTA else None)
+                walk = Predicted(hyper, scale[i], quarters[i], previous[i] if kinds[i] >= DELTA else None)
                 symbols = ranges._read(stacks[i], walk)
                 bad = np.count_nonzero(symbols.reshape(whole[i].shape) != whole[i])
                 from_cpu += bad + (not stacks[i].is_empty() and not bad)
-                told = [ranges._Told(np.array([kinds[i]], np.int32), ranges._KIND)]
+                told = [ranges._Told(np.array([kinds[i]], np.int32), hyper._kind)]
                 told += ranges._tell_latent(z_own[i], quality, hyper) if kinds[i] == WITH_Z else []
                 data = ranges._code(told + ranges._tell(whole[i].reshape(len(whole[i]), -1), walk))
                 known = None if previous[i] is None else previous[i].reshape(len(whole[i]), -1)

@@ -606,7 +606,7 @@ def test_png_pattern_numbers_from_1(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.y4m", "a.png"])
 def test_frames_too_large_for_any_file_are_refused_at_once(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"^20000x20000 is more than 134 million pixels; choose a smaller size$"):
+    with pytest.raises(InputError, match="20000x20000 is more than 134 million pixels; choose a smaller --size"):
         FrameWriter(tmp_path / name, width=20_000, height=20_000)
     assert os.listdir(tmp_path) == []
 
