@@ -18,6 +18,7 @@ r"""Makes the manifolds that ship in the package, from the training data. Not ne
         --deltas 6 --rate 1e-3                                                  # the same symbols in fewer bits
     python scripts/build_manifolds.py paper --trained results/manifolds     # as scripts/reproduce.sh leaves them
 
+The last but one stands for three goes, of 2,500, 2,200 and 4,500 steps, the first without levels (docs/log.md).
 DIR holds the folders that the cards name (grid_s1/train, stills/train, video/train). The scores in a card come from
 docs/results.md and are given by --scores as JSON.
 """

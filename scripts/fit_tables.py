@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mcode import manifold
-from mcode.training.export import fit_tables
+from mcode.training.export import tables_of
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     if given.output.exists():
         parser.error(f"{given.output} exists; name another file")
     model = manifold.load(given.manifold)
-    fitted = fit_tables(model, given.data, given.folders)
+    fitted = tables_of(model, given.data, given.folders)
     tables = [replace(model.tables(q), delta=t.delta) for q, t in enumerate(fitted, 1)]
     print(manifold.rewrite(model.info.path, given.output, card={}, tables=tables))
 

@@ -20,15 +20,18 @@ import torch
 from safetensors.torch import load_file
 
 from mcode import manifold
-from mcode.coders.range import HyperConfig
+from mcode.coders.range import DELTA, HyperConfig
 from mcode.nets.hyper import Hyper
 from mcode.training.hyper import LEVELS, HyperTraining, attach, draw_latents, draw_moves, fit, passes, train
 
 
 def joint(checkpoint: Path, config: HyperConfig) -> Hyper:
-    """The averaged weights of the hyperprior in a checkpoint of a training with `hyper` in its loss."""
-    prefix, net = "ema.hyper.", Hyper(config)
+    """The averaged weights of the hyperprior in a checkpoint of a training with `hyper` in its loss, of as many levels as it
+    has there."""
+    prefix = "ema.hyper."
     tensors = {k.removeprefix(prefix): v for k, v in load_file(checkpoint).items() if k.startswith(prefix)}
+    kinds = len(tensors["start.bias"]) // (2 * config.qualities)
+    net = Hyper(replace(config, levels=kinds - DELTA))
     net.load_state_dict(tensors)
     return net
 
@@ -42,7 +45,7 @@ def main() -> None:
     parser.add_argument("--videos", nargs="+", default=["video/train"])
     parser.add_argument("--start", type=Path, help="the checkpoint of `mcode train` whose hyperprior learned along")
     parser.add_argument("--go-on", action="store_true", help="from the manifold's own hyperprior")
-    parser.add_argument("--levels", type=int, default=LEVELS, help="kinds of delta, by how much moves")
+    parser.add_argument("--levels", type=int, default=LEVELS, help="kinds of delta; with --start as many as there")
     parser.add_argument("--deltas", type=int, default=HyperTraining.deltas, help="deltas in each batch of 12")
     parser.add_argument("--rate", type=float, default=HyperTraining.learning_rate, help="the learning rate")
     parser.add_argument("--crops", type=int, default=3200)
@@ -66,6 +69,7 @@ def main() -> None:
     start = None if given.start is None else joint(given.start, config)
     if given.go_on:
         start = Hyper.thaw(model.hyper, given.levels).requires_grad_(True)
+    if start is not None:
         config = start.config
     checkpoint = given.output.with_suffix(".checkpoint")
     training = replace(HyperTraining(), steps=given.steps, seed=given.seed, learning_rate=given.rate, deltas=given.deltas)

@@ -131,7 +131,7 @@ def _zero_margin(stills: list[Tensor], gain: Tensor, strength: float) -> Tensor:
     return (strength * torch.log2(2 * zeros / ones)).clamp(0, 0.4)
 
 
-def fit_tables(model: manifold.Manifold, data: Path, folders: Sequence[str], *, pictures: int = 100) -> list[CodeTables]:
+def tables_of(model: manifold.Manifold, data: Path, folders: Sequence[str], *, pictures: int = 100) -> list[CodeTables]:
     """Code tables of each quality, fitted to the symbols of pictures (at most so many) and to the deltas of videos."""
     stills, runs = _latents(model, data, folders, pictures)
     return [_fit(stills, runs, model.gain(q), model.zero_margin(q)) for q in range(1, model.qualities + 1)]
