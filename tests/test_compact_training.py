@@ -35,6 +35,7 @@ from mcode.training.compact import (
     train,
 )
 from mcode.training.crops import CropStream, load_pictures
+from mcode.training.graphics import draw_graphic
 from mcode.training.export import export_compact
 
 from .small_hific import small_manifolds
@@ -385,6 +386,31 @@ def test_crops_depend_on_seed_and_number_alone(data):
     batches = [next(stream) for _ in range(6)]
     assert np.array_equal(next(CropStream(pictures, 3, 64, 5, first=4)), batches[4])
     assert not np.array_equal(batches[0], batches[1])
+
+
+def test_so_many_crops_are_drawn_as_graphics_says(data):
+    pictures = [np.full((80, 80, 3), 77, np.uint8)]
+
+    def cut_out(graphics: float) -> float:
+        stream = CropStream(pictures, 100, 64, 5, graphics=graphics)
+        return float(np.mean([(crop == 77).all() for crop in next(stream)]))
+
+    assert cut_out(0.0) == 1 and cut_out(1.0) == 0
+    assert 0.55 < cut_out(0.3) < 0.85
+    with pytest.raises(ConfigError, match=r"graphics is 1\.5"):
+        config(data={"graphics": 1.5})
+
+
+def test_graphics_differ_and_hold_flat_saturated_colours():
+    rng = np.random.default_rng(3)
+    drawn = [draw_graphic(64, rng) for _ in range(200)]
+    assert all(picture.shape == (64, 64, 3) and picture.dtype == np.uint8 for picture in drawn)
+    assert len({picture.tobytes() for picture in drawn}) > 190
+    flat = [picture for picture in drawn if (picture == picture[0, 0]).all()]
+    assert 5 < len(flat) < 60
+    spread = [int(np.ptp(picture[0, 0])) for picture in flat]
+    assert max(spread) == 255 and min(spread) == 0
+    assert np.array_equal(draw_graphic(64, np.random.default_rng(8)), draw_graphic(64, np.random.default_rng(8)))
 
 
 def test_what_has_died_in_a_block_starts_afresh_and_unheard():

@@ -1,4 +1,4 @@
-"""Training crops from folders of pictures and videos, held in memory, drawn at random in background threads."""
+"""Training crops from folders of pictures and videos, held in memory, cut out at random in background threads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
+from .graphics import draw_graphic
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -112,18 +114,26 @@ def draw_crop(pictures: list[np.ndarray], size: int, rng: np.random.Generator) -
 
 class CropStream:
     """Endless batches of crops, uint8 (batch, size, size, 3). Batch number i depends on (seed, i) alone, so that a
-    training run which starts again at step i sees what it would have seen.
+    training run which starts again at step i sees what it would have seen. graphics: the share of them that is drawn
+    (`draw_graphic`) instead of cut from `pictures`.
     """
 
-    def __init__(self, pictures: list[np.ndarray], batch: int, size: int, seed: int, first: int = 0) -> None:
-        self.pictures, self.batch, self.size, self.seed = pictures, batch, size, seed
+    def __init__(
+        self, pictures: list[np.ndarray], batch: int, size: int, seed: int, first: int = 0, *, graphics: float = 0.0
+    ) -> None:
+        self.pictures, self.batch, self.size, self.seed, self.graphics = pictures, batch, size, seed, graphics
         self._next = first
         self._threads = ThreadPoolExecutor(_THREADS)
         self._drawn: deque[Future[np.ndarray]] = deque()
 
     def _draw(self, index: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, index))
-        return np.stack([draw_crop(self.pictures, self.size, rng) for _ in range(self.batch)])
+        return np.stack([self._one(rng) for _ in range(self.batch)])
+
+    def _one(self, rng: np.random.Generator) -> np.ndarray:
+        if self.graphics and rng.random() < self.graphics:
+            return draw_graphic(self.size, rng)
+        return draw_crop(self.pictures, self.size, rng)
 
     def __next__(self) -> np.ndarray:
         while len(self._drawn) <= _AHEAD:
