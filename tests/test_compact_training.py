@@ -35,8 +35,8 @@ from mcode.training.compact import (
     train,
 )
 from mcode.training.crops import CropStream, load_pictures
-from mcode.training.graphics import draw_graphic
 from mcode.training.export import export_compact
+from mcode.training.graphics import draw_graphic
 
 from .small_hific import small_manifolds
 
