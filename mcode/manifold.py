@@ -454,10 +454,11 @@ class Manifold:
         _, h, w = self.latent_shape(width, height)
         if not self._around_mean:
             return self._map(rgb, h, w)
-        from .nets.paper import extended
+        from .nets.paper import STRIDE, extended
 
+        wide = extended(rgb)
         with torch.inference_mode():
-            return self.net.sent(self._map(extended(rgb), h, w), self._z_limits)
+            return self.net.sent(self._map(wide, wide.shape[1] // STRIDE, wide.shape[2] // STRIDE), self._z_limits)
 
     def _map(self, rgb: np.ndarray, h: int, w: int) -> Tensor:
         """What the analysis network makes of pictures, at h x w positions."""

@@ -20,7 +20,7 @@ from mcode.training.paper import fit_tables
 
 from .small_hific import small_mean_manifold
 
-SIZES = [(64, 128), (100, 70), (65, 40), (17, 9)]
+SIZES = [(64, 128), (100, 70), (65, 40), (150, 33), (17, 9)]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,14 @@ def smooth(width: int, height: int, shift: int) -> np.ndarray:
 
 def sent_by_the_formula(net, rgb: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """s, not rounded, and z as section 3.3 and the port have them, for one picture."""
-    height, width, _ = rgb.shape
+
+    def pad(maps: torch.Tensor, factor: int) -> torch.Tensor:
+        below, beside = (-side % factor for side in maps.shape[2:])
+        reflected = below < maps.shape[2] and beside < maps.shape[3]
+        return F.pad(maps, (0, beside, 0, below), mode="reflect" if reflected else "replicate")
+
     x = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 127.5 - 1
-    below, beside = -height % 64, -width % 64
-    x = F.pad(x, (0, beside, 0, below), mode="reflect" if below < height and beside < width else "replicate")
-    y = net.encoder(x)
+    y = pad(net.encoder(pad(x, 16)), 4)
     z = torch.round(net.hyperprior.analysis(y))
     return y - net.hyperprior.synthesis_mean(z), z
 
@@ -138,13 +141,13 @@ def test_side_information_is_clipped_before_the_mean_is_taken(tmp_path):
     torch.testing.assert_close(net.y_hat(latents), net.encoder(x), atol=1e-4, rtol=1e-4)
 
 
-def test_pictures_are_reflected_to_multiples_of_64_or_repeated_where_too_small():
+def test_pictures_are_reflected_to_multiples_of_16_or_repeated_where_too_small():
     rgb = picture(100, 70)[None]
     wide = extended(rgb)
-    assert wide.shape == (1, 128, 128, 3) and np.array_equal(wide[:, :70, :100], rgb)
-    assert np.array_equal(wide[0, 70:128, :100], rgb[0, 68:10:-1]) and np.array_equal(wide[0, :70, 100:], rgb[0, :, 98:70:-1])
-    small = extended(rgb[:, :20])
-    assert small.shape == (1, 64, 128, 3) and (small[0, 20:, :100] == rgb[0, 19]).all()
+    assert wide.shape == (1, 80, 112, 3) and np.array_equal(wide[:, :70, :100], rgb)
+    assert np.array_equal(wide[0, 70:, :100], rgb[0, 68:58:-1]) and np.array_equal(wide[0, :70, 100:], rgb[0, :, 98:86:-1])
+    small = extended(rgb[:, :5])
+    assert small.shape == (1, 16, 112, 3) and (small[0, 5:, :100] == rgb[0, 4]).all()
     assert extended(rgb[:, :64, :64]).shape == (1, 64, 64, 3)
 
 

@@ -334,8 +334,9 @@ class MeanHific(Hific):
     """As manifolds with `quantiser = "mean"` run it (section 3.3): s = round(y - mean) and z are sent, y_hat = s + mean(z).
 
     Both are one map (B, C + Z, h, w), h and w multiples of 4: s in the first C channels; then z (B, N, h/4, w/4) in
-    Z = ceil(N / 16) channels, 16 of its channels in the 4x4 positions of one (the last filled up with zeros). The mean touches
-    pixels alone, so it may be floating point. P is computed in float32: its share of the work is small.
+    Z = ceil(N / 16) channels, 16 of its channels in the 4x4 positions of one (the last filled up with zeros). y is reflected to
+    such sides, and G makes a picture of all of it, as in the port. The mean touches pixels alone, so it may be floating point. P
+    is computed in float32: its share of the work is small.
     """
 
     @property
@@ -344,12 +345,13 @@ class MeanHific(Hific):
         return sent_channels(self.config)
 
     def sent(self, y: Tensor, limits: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """What stands for y (B, C, h, w): y - mean, not rounded, and z, rounded: float32 (B, C + Z, h, w).
+        """What stands for y (B, C, h, w): y - mean, not rounded, and z, rounded: float32 (B, C + Z, h, w), with h and w rounded
+        up to multiples of 4.
 
         limits: least and largest z that can be sent, (Z, 1, 1) each.
         """
         with torch.autocast(y.device.type, enabled=False):
-            y = y.float()
+            y = _extended_map(y.float())
             z = F.pad(self.hyperprior.side(y).round(), (0, 0, 0, 0, 0, -self.config.hyper % _IN_ONE))
             z = F.pixel_shuffle(z, HYPER_STRIDE)
             if limits is not None:
@@ -379,13 +381,21 @@ class MeanHific(Hific):
 
 
 def extended(rgb: np.ndarray) -> np.ndarray:
-    """uint8 (B, H, W, 3) to sides that are multiples of 64, for maps whose sides are multiples of 4.
-
-    It is reflected at the right and the bottom; where it is too small for that, its edges are repeated.
-    """
+    """uint8 (B, H, W, 3) to sides that are multiples of 16, reflected at the right and the bottom as in the PyTorch port; where it
+    is too small for that, which the port refuses, its edges are repeated."""
     _, height, width, _ = rgb.shape
-    below, beside = (-side % (STRIDE * HYPER_STRIDE) for side in (height, width))
+    below, beside = -height % STRIDE, -width % STRIDE
     if not below and not beside:
         return rgb
-    mode: Literal["reflect", "edge"] = "reflect" if below < height and beside < width else "edge"
-    return np.pad(rgb, ((0, 0), (0, below), (0, beside), (0, 0)), mode)
+    return np.pad(rgb, ((0, 0), (0, below), (0, beside), (0, 0)), _edges(height, width, below, beside, "edge"))
+
+
+def _extended_map(y: Tensor) -> Tensor:
+    """y (B, C, h, w) to sides that are multiples of 4, in the same way."""
+    height, width = y.shape[2:]
+    below, beside = -height % HYPER_STRIDE, -width % HYPER_STRIDE
+    return F.pad(y, (0, beside, 0, below), mode=_edges(height, width, below, beside, "replicate"))
+
+
+def _edges(height: int, width: int, below: int, beside: int, repeat: str) -> Any:
+    return "reflect" if below < height and beside < width else repeat
