@@ -334,9 +334,9 @@ class MeanHific(Hific):
     """As manifolds with `quantiser = "mean"` run it (section 3.3): s = round(y - mean) and z are sent, y_hat = s + mean(z).
 
     Both are one map (B, C + Z, h, w), h and w multiples of 4: s in the first C channels; then z (B, N, h/4, w/4) in
-    Z = ceil(N / 16) channels, 16 of its channels in the 4x4 positions of one (the last filled up with zeros). y is reflected to
-    such sides, and G makes a picture of all of it, as in the port. The mean touches pixels alone, so it may be floating point. P
-    is computed in float32: its share of the work is small.
+    Z = ceil(N / 16) channels, 16 of its channels in the 4x4 positions of one (the last filled up with zeros). y is reflected
+    to such sides, and G makes a picture of all of it, as in the PyTorch port. The mean touches pixels alone, so it may be
+    floating point. P is computed in float32: its share of the work is small.
     """
 
     @property
@@ -381,21 +381,21 @@ class MeanHific(Hific):
 
 
 def extended(rgb: np.ndarray) -> np.ndarray:
-    """uint8 (B, H, W, 3) to sides that are multiples of 16, reflected at the right and the bottom as in the PyTorch port; where it
-    is too small for that, which the port refuses, its edges are repeated."""
+    """uint8 (B, H, W, 3) to sides that are multiples of 16, reflected at the right and the bottom as in the PyTorch port.
+
+    Where it is too small for that, which the port refuses, its edges are repeated.
+    """
     _, height, width, _ = rgb.shape
     below, beside = -height % STRIDE, -width % STRIDE
     if not below and not beside:
         return rgb
-    return np.pad(rgb, ((0, 0), (0, below), (0, beside), (0, 0)), _edges(height, width, below, beside, "edge"))
+    mode: Literal["reflect", "edge"] = "reflect" if below < height and beside < width else "edge"
+    return np.pad(rgb, ((0, 0), (0, below), (0, beside), (0, 0)), mode)
 
 
 def _extended_map(y: Tensor) -> Tensor:
     """y (B, C, h, w) to sides that are multiples of 4, in the same way."""
     height, width = y.shape[2:]
     below, beside = -height % HYPER_STRIDE, -width % HYPER_STRIDE
-    return F.pad(y, (0, beside, 0, below), mode=_edges(height, width, below, beside, "replicate"))
-
-
-def _edges(height: int, width: int, below: int, beside: int, repeat: str) -> Any:
-    return "reflect" if below < height and beside < width else repeat
+    mode = "reflect" if below < height and beside < width else "replicate"
+    return F.pad(y, (0, beside, 0, below), mode=mode)
