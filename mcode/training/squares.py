@@ -43,7 +43,9 @@ def load_squares(
     of pictures, or a folder inside an archive: "faces.tar/train". "clip.avi@0:0.5" is a video's first half.
     without: names of files in folders to pass over. Raises InputError where a place is missing or holds nothing.
     """
-    squares, clips, folders = [], [], []
+    squares: list[np.ndarray] = []
+    clips: list[int] = []
+    folders: list[str] = []
     width, height = (size, size) if isinstance(size, int) else size
     for place in places:
         before = len(clips)
