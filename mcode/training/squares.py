@@ -108,7 +108,9 @@ def _archived(archive: Path, inside: str) -> Iterator[tuple[str, bytes]]:
             for member in file:
                 name = PurePosixPath(member.name)
                 if member.isfile() and name.suffix.lower() in PICTURES and name.is_relative_to(inside):
-                    yield name.parent.name, file.extractfile(member).read()  # type: ignore[union-attr]
+                    stored = file.extractfile(member)
+                    assert stored is not None  # as for every file
+                    yield name.parent.name, stored.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{archive}: cannot be read as an archive ({error})") from error
 
