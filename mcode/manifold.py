@@ -615,7 +615,7 @@ class Manifold:
         inwards = reach(self.net, self.net.analysis, picture, side, inwards=True)
         return inwards, reach(self.net, self.net.synthesis, latents, side, inwards=False)
 
-    def _autocast(self):
+    def _autocast(self) -> torch.autocast:
         import torch
 
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from PyQt6.QtCore import QRectF, Qt, pyqtSignal
-from PyQt6.QtGui import QFont, QPainter
+from PyQt6.QtGui import QFont, QPainter, QPaintEvent
 from PyQt6.QtWidgets import QComboBox, QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from . import icons
@@ -87,7 +87,7 @@ class Combo(QComboBox):
 
     theme: Theme = DARK
 
-    def paintEvent(self, event) -> None:
+    def paintEvent(self, event: QPaintEvent | None) -> None:
         super().paintEvent(event)
         painter = QPainter(self)
         icons.paint(painter, "chevron", QRectF(self.width() - 24, self.height() / 2 - 8, 16, 16), self.theme.dim)

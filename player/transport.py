@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from PyQt6.QtCore import Qt, pyqtSignal
-from PyQt6.QtGui import QFont
+from PyQt6.QtGui import QFont, QResizeEvent
 from PyQt6.QtWidgets import QHBoxLayout, QLabel, QMenu, QPushButton, QWidget
 
 from .session import Session
@@ -136,7 +136,7 @@ class Transport(QWidget):
         self.timeline.apply(theme)
         self.live_dot.colour = theme.accent
 
-    def resizeEvent(self, event) -> None:
+    def resizeEvent(self, event: QResizeEvent | None) -> None:
         width = self.width()
         for widget, least in (
             (self.forward, 420),

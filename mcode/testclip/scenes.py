@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
@@ -136,14 +137,14 @@ class Arms:
         wall = shadowed(self.wall, canvas, 0.085, 0.05, 0.030, 0.66)
         return film(over(canvas, wall))
 
-    def _denim(self, base: Array):
+    def _denim(self, base: Array) -> Callable[[Array, Array], Array]:
         def albedo(x: Array, y: Array) -> Array:
             weave = 0.05 * np.sin((x + y) * 520) + 0.06 * np.sin(x * 60 + 2 * np.sin(y * 23))
             return base * (1 + weave)[..., None]
 
         return albedo
 
-    def _stripes(self, bend: float):
+    def _stripes(self, bend: float) -> Callable[[Array, Array], Array]:
         def albedo(x: Array, y: Array) -> Array:
             wave = np.sin((y + bend * 1.1 * x * x) * 2 * math.pi / 0.052)
             return mix(np.broadcast_to(self.shirt, (*x.shape, 3)), self.stripe, ramp(wave, 0.45, 0.75))
