@@ -148,7 +148,7 @@ def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.de
     if quantiser not in (None, "mean") or (quantiser and family != "paper"):
         raise ValueError(f"no quantiser {quantiser} of family {family}")
     gain, inverse = state.pop("gain").float().to(device), state.pop("inverse").float().to(device)
-    make: Callable[[], Compact | Hific]
+    make: Callable[[], Compact | Hific]  # as both give it below: from two types mypy would infer any module
     if family == "compact":
         values.pop("family", None)
         compact = from_dict(values, CompactConfig, source="manifold")
