@@ -21,7 +21,7 @@ from mcode import __version__
 from mcode.errors import FormatError, InputError, WireError
 from mcode.frame import TICKS_PER_S
 from mcode.packet import LARGEST_PICTURE, Packet, StreamHeader, read_header, too_large
-from mcode.video import TICK, AudioTrack, OutputFile, StrPath, check_input
+from mcode.video import TICK, AudioTrack, OutputFile, StrPath, check_input, due_s, time_base
 
 FORMAT_KEY, FORMAT = "mcode", 1
 """The metadata key that makes an MP4 an .mcode file, and its value; samples tell their own format (packet.FORMAT)."""
@@ -156,15 +156,19 @@ class McodeWriter:
             data = output.add_data_stream("bin_data")
             data.time_base = TICK
             data.metadata["handler_name"] = "MCode"
-            sound = output.add_stream_from_template(self._audio.stream) if self._audio else None
-            _mux_one(output, data, first_sample, 0, TICK)
+            sound = None
             if self._audio:
+                assert self._audio.stream is not None  # see _open_audio
+                sound = output.add_stream_from_template(self._audio.stream)
+            _mux_one(output, data, first_sample, 0, TICK)
+            if self._audio and sound is not None:
                 first = self._audio.first
+                assert first.pts is not None
                 # Sound from before the first picture: the header gets an edit list that skips it.
                 before = min(0, first.pts)
-                _mux_one(output, sound, bytes(first), before, first.time_base)
-                self._audio_tick = sound.time_base
-                self._audio_origin = round(before * first.time_base / sound.time_base)
+                _mux_one(output, sound, bytes(first), before, time_base(first))
+                self._audio_tick = time_base(sound)
+                self._audio_origin = round(before * time_base(first) / self._audio_tick)
         fragment_at = next(box.start for box in _boxes(made) if box.kind == b"moof")
         header = made.getvalue()[:fragment_at]
         self._duration_at = header.index(b"mvhd") + 4 + 4 + 8 + 4
@@ -179,8 +183,8 @@ class McodeWriter:
         sound: list[_Sample] = []
         sound_bytes = 0
         for packet in self._audio.until(None if and_all_sound else end * TICK) if self._audio else ():
-            pts = round(packet.pts * packet.time_base / self._audio_tick) - self._audio_origin
-            length = round((packet.duration or 0) * packet.time_base / self._audio_tick)
+            pts = round(due_s(packet) / self._audio_tick) - self._audio_origin
+            length = round((packet.duration or 0) * time_base(packet) / self._audio_tick)
             if sound:
                 sound[-1] = sound[-1]._replace(duration=max(1, pts - sound[-1].pts))
             if sound_bytes >= MOST_FRAGMENT_BYTES:
@@ -301,7 +305,7 @@ class McodeReader:
                     continue
                 if packet.is_corrupt or packet.pos + packet.size > bytes_in_file:
                     break  # the file ends within this sample
-                pts = round(packet.pts * packet.time_base / TICK)
+                pts = round(due_s(packet) / TICK)
                 if abs(pts) >= _LATEST:
                     continue
                 if memoryview(packet)[0] & _REFRESH_BIT:
@@ -309,7 +313,7 @@ class McodeReader:
                 self._pts.append(pts)
                 self._at.append(packet.pos)
                 self._sizes.append(packet.size)
-                self.end_ticks = pts + round((packet.duration or 0) * packet.time_base / TICK)
+                self.end_ticks = pts + round((packet.duration or 0) * time_base(packet) / TICK)
         except av.error.FFmpegError:
             pass  # broken off: the samples before are whole
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     from .coders import CodeTables
     from .coders.range import RangeModel
+    from .nets.compact import Compact
     from .nets.graphs import Graphs
+    from .nets.paper import MeanHific
     from .nets.tiled import Part
 
 SEARCH_VARIABLE = "MCODE_MANIFOLDS"
@@ -390,10 +392,11 @@ class Manifold:
             lacking = "this machine lacks fast integers" if ranges else f"manifold {self.name} has no ranges for integers"
             raise ManifoldError(f'precision "int8": {lacking}; use "auto"')
         try:
-            synthesis = int8.quantised(self.net.synthesis_net, ranges)
+            net = cast("Compact", self.net)  # of others the ranges do not fit
+            synthesis = int8.quantised(net.synthesis_net, ranges)
         except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RuntimeError) as error:
             raise ManifoldError(f"{self.info.path}: its ranges for integers do not fit ({_line(error)})") from error
-        return lambda y: synthesis(y, self.net.patches)
+        return lambda y: synthesis(y, net.patches)
 
     def _hyper(self, tensors: Mapping[str, np.ndarray]) -> RangeModel | None:
         config = self.config.get("hyper")
@@ -458,7 +461,7 @@ class Manifold:
 
         wide = extended(rgb)
         with torch.inference_mode():
-            return self.net.sent(self._map(wide, wide.shape[1] // STRIDE, wide.shape[2] // STRIDE), self._z_limits)
+            return self._mean_net.sent(self._map(wide, wide.shape[1] // STRIDE, wide.shape[2] // STRIDE), self._z_limits)
 
     def _map(self, rgb: np.ndarray, h: int, w: int) -> Tensor:
         """What the analysis network makes of pictures, at h x w positions."""
@@ -494,7 +497,7 @@ class Manifold:
             import torch
 
             with torch.inference_mode():
-                latents = self.net.y_hat(latents)
+                latents = self._mean_net.y_hat(latents)
         count, _, h, w = latents.shape
         if not self.stride or not self._large(h, w):
             return self._synthesised(latents, width, height)
@@ -562,9 +565,14 @@ class Manifold:
         return call
 
     @property
+    def _mean_net(self) -> MeanHific:
+        """The networks where latents are around a mean."""
+        return cast("MeanHific", self.net)  # as `build` makes them then
+
+    @property
     def _map_channels(self) -> int:
         """Of what the networks take and give, which with a mean is less than what is sent."""
-        return int(self.net.config.channels) if self._around_mean else self.channels
+        return self._mean_net.config.channels if self._around_mean else self.channels
 
     @cached_property
     def _z_limits(self) -> tuple[Tensor, Tensor]:
@@ -608,7 +616,7 @@ class Manifold:
         inwards = reach(self.net, self.net.analysis, picture, side, inwards=True)
         return inwards, reach(self.net, self.net.synthesis, latents, side, inwards=False)
 
-    def _autocast(self):
+    def _autocast(self) -> torch.autocast:
         import torch
 
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

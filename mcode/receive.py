@@ -137,7 +137,7 @@ class _Link:
             if isinstance(control, rtcp.SenderReport) and self.reception.ssrc in (None, control.ssrc):
                 self.reported = (control, now_s)
             elif isinstance(control, rtcp.Bye) and self.reception.ssrc in control.ssrcs:
-                self.reception.bye(self.reception.ssrc)  # type: ignore[arg-type]
+                self.reception.bye(self.reception.ssrc)
                 self.said_goodbye = True
 
     def answer(self, now_s: float) -> None:

@@ -28,6 +28,7 @@ from .manifold import Manifold
 from .nets.eye import EYE_FILE, load_eyes
 from .nets.gumbel import gumbel_rounded
 from .nets.hyper import SCALE_LOW, SCALE_STEP, Hyper, LaplaceBits
+from .nets.layers import channels_last
 from .nets.tiled import parts
 
 PRICES = "prices"
@@ -120,7 +121,7 @@ class Refiner:
         else:
             judges = [copy.deepcopy(eye) for eye, _ in load_eyes()]
             self._shares = [scale for _, scale in load_eyes()]
-        self._judges = nn.ModuleList(judges).to(model.device, memory_format=torch.channels_last)
+        self._judges = channels_last(nn.ModuleList(judges), model.device)
 
     def __call__(
         self, rgb: np.ndarray, latent: Tensor, symbols: np.ndarray, previous: np.ndarray | None, quality: int
@@ -202,8 +203,8 @@ class _Task:
     def _kind(self, symbols: Tensor) -> Tensor:
         if self.previous is None:
             return torch.full_like(self.quality, WITH_Z)
-        pair = (part[0].flatten(1).cpu().numpy() for part in (symbols, self.previous))
-        return torch.full_like(self.quality, DELTA + level_of(*pair, self.refiner._hyper.config.levels))
+        this, last = (part[0].flatten(1).cpu().numpy() for part in (symbols, self.previous))
+        return torch.full_like(self.quality, DELTA + level_of(this, last, self.refiner._hyper.config.levels))
 
     def loss(self, symbols: Tensor, judge: int | None = None) -> Tensor:
         """bits per pixel + lambda * distortion, of symbols (1, C, h, w), whole or between. judge: that one alone stands for
@@ -215,8 +216,8 @@ class _Task:
             seen = _seen(x_hat)
             every = list(zip(self.refiner._shares, self.wanted, self.refiner._judges, strict=True))
             asked = every if judge is None else [every[judge]]
-            distance = sum(share * unit_distance(maps, _maps(j, seen))[0] for share, maps, j in asked)
-            distance = distance * (len(every) / len(asked))
+            distances = sum(share * unit_distance(maps, _maps(j, seen))[0] for share, maps, j in asked)
+            distance = distances * (len(every) / len(asked))
         prices = self.refiner.prices
         return bits / (self.height * self.width) + self.price * (_ERROR * error + prices.perceptual * distance)
 

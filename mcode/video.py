@@ -22,6 +22,7 @@ from typing import BinaryIO, Protocol, Self
 import av
 import cv2
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from mcode.errors import InputError
@@ -66,7 +67,7 @@ def probe(path: StrPath) -> VideoInfo:
         if first is None:
             raise InputError(f"{path}: its {stream.codec_context.name} pictures cannot be decoded")
         turned = _turns_sideways(first)
-        audio = container.streams.best("audio")
+        audio = _sound_stream(container)
         brand = container.metadata.get("major_brand", "").strip()
         is_image = container.format.name.endswith("_pipe") or container.format.name == "image2" or brand in _STILL_BRANDS
         duration = _stream_duration(container, stream)
@@ -162,18 +163,19 @@ class FrameReader:
             with _open(self.path) as container:
                 stream = _picture_stream(container, self.path)
                 start = _start(stream) + Fraction(self.start_s) if self.start_s > 0 else None
-                if seeking and not _seek(container, stream, start):
+                if seeking and start is not None and not _seek(container, stream, start):
                     continue
                 landed_early = not seeking
                 for picture in _decoded(container, stream, damage):
                     # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
                     stamp = picture.dts if container.format.name == "avi" else picture.pts
-                    time_s = None if stamp is None else stamp * picture.time_base
-                    if start is not None and (time_s is None or time_s < start - TICK / 2):
-                        landed_early = True
-                        continue
-                    if not landed_early and time_s - start > TICK:
-                        break  # the seek overshot, as it may in MPEG-PS: read from the beginning instead
+                    time_s = None if stamp is None else stamp * time_base(picture)
+                    if start is not None:
+                        if time_s is None or time_s < start - TICK / 2:
+                            landed_early = True
+                            continue
+                        if not landed_early and time_s - start > TICK:
+                            break  # the seek overshot, as it may in MPEG-PS: read from the beginning instead
                     landed_early = True
                     yield picture, time_s
                 if landed_early:
@@ -188,7 +190,7 @@ class FrameReader:
         return max(1, round(TICKS_PER_S / (self.info.average_fps or 25)))
 
     def _end(self, pts: int, picture: av.VideoFrame) -> Fraction:
-        shown = picture.duration * picture.time_base if picture.duration else self._period_ticks() * TICK
+        shown = picture.duration * time_base(picture) if picture.duration else self._period_ticks() * TICK
         return Fraction(self.start_s) + pts * TICK + shown
 
     def _shortfall(self, damage: _Damage, end: Fraction | None) -> str | None:
@@ -291,6 +293,12 @@ def _picture_stream(container: av.container.InputContainer, path: StrPath) -> av
     raise InputError(f"{path} is not a video: {has} in it" if not streams else f"{path} is a text file, not a video")
 
 
+def _sound_stream(container: av.container.InputContainer) -> av.AudioStream | None:
+    stream = container.streams.best("audio")
+    assert stream is None or isinstance(stream, av.AudioStream)
+    return stream
+
+
 def _films(container: av.container.InputContainer) -> list[av.VideoStream]:
     """The video tracks that are no cover pictures of a song and that FFmpeg has a decoder for."""
     cover = av.stream.Disposition.attached_pic
@@ -314,10 +322,22 @@ def _decoded(container: av.container.InputContainer, stream: av.VideoStream, dam
         damage.cut_off = True
 
 
+def time_base(source: av.stream.Stream | av.Packet | av.VideoFrame) -> Fraction:
+    """Seconds that one unit of its times stands for. source: read from a file or written to one, so FFmpeg has set it."""
+    assert source.time_base is not None
+    return source.time_base
+
+
+def due_s(packet: av.Packet) -> Fraction:
+    """When a packet that has a time is due, in seconds on the file's own clock."""
+    assert packet.pts is not None
+    return packet.pts * time_base(packet)
+
+
 def _stream_duration(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction | None:
     """Seconds of this stream, where the container tells it for this stream alone (Matroska does so in a tag)."""
     if stream.duration:
-        return stream.duration * stream.time_base
+        return stream.duration * time_base(stream)
     tag = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", ""))
     if tag and (seconds := int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3])):
         return seconds - _start(stream)
@@ -325,12 +345,12 @@ def _stream_duration(container: av.container.InputContainer, stream: av.VideoStr
 
 
 def _start(stream: av.stream.Stream) -> Fraction:
-    return stream.start_time * stream.time_base if stream.start_time is not None else Fraction(0)
+    return stream.start_time * time_base(stream) if stream.start_time is not None else Fraction(0)
 
 
 def _seek(container: av.container.InputContainer, stream: av.stream.Stream, time_s: Fraction) -> bool:
     try:
-        container.seek(int(time_s / stream.time_base), stream=stream, backward=True)
+        container.seek(int(time_s / time_base(stream)), stream=stream, backward=True)
     except av.error.FFmpegError:
         return False
     return True
@@ -371,6 +391,7 @@ def _display_matrix(picture: av.VideoFrame) -> tuple[int, int, int, int]:
         )
     if side is None:
         return 1, 0, 0, 1
+    assert isinstance(side, SideData)
     a, b, _, c, d = (int(v) for v in np.frombuffer(bytes(side), np.int32)[:5])
     if abs(b) > abs(a):
         return 0, 1 if b > 0 else -1, 1 if c > 0 else -1, 0
@@ -427,17 +448,17 @@ def picture_zero(path: StrPath, start_s: float = 0) -> Fraction:
             for packet in container.demux(stream):
                 if packet.pts is None or packet.is_discard:
                     continue
-                time_s = packet.pts * packet.time_base
+                time_s = due_s(packet)
                 if start_s == 0 or time_s >= start - TICK / 2:
                     earliest = time_s if earliest is None else min(earliest, time_s)
-                if earliest is not None and (packet.dts is None or packet.dts * packet.time_base >= earliest):
+                if earliest is not None and (packet.dts is None or packet.dts * time_base(packet) >= earliest):
                     break
         except av.error.FFmpegError:
             pass  # what there is has been seen
         return start if earliest is None else earliest
 
 
-def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = None) -> Iterator[av.Packet]:
+def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = None) -> Iterator[av.Packet[av.AudioStream]]:
     """The packets of the first sound track, undecoded; pts 0 is when the first picture at or after start_s is shown.
 
     Cuts fall between packets (some 20 ms); one packet before the cut is kept, with a negative pts, because transform coders
@@ -445,7 +466,7 @@ def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = 
     """
     zero = picture_zero(path, start_s)
     with _open(path) as container:
-        stream = container.streams.best("audio")
+        stream = _sound_stream(container)
         if stream is not None:
             yield from _cut(container, stream, zero, start_s, duration_s)
 
@@ -456,13 +477,13 @@ def _cut(
     zero: Fraction,
     start_s: float,
     duration_s: float | None,
-) -> Iterator[av.Packet]:
+) -> Iterator[av.Packet[av.AudioStream]]:
     for other in container.streams:
         if other is not stream:
             other.discard = av.stream.Discard.all
     if start_s > 0:
         _seek(container, stream, zero - 1)
-    tick = stream.time_base
+    tick = time_base(stream)
     # Matroska's milliseconds are too coarse for sound: packets that follow each other are counted in samples.
     fine = min(tick, Fraction(1, stream.codec_context.sample_rate or 1))
     due: int | None = None  # where the next packet belongs if the track has no gap
@@ -492,7 +513,7 @@ def _cut(
 def probe_audio(path: StrPath) -> bool:
     """Whether a file holds sound that can be read."""
     with _open(path) as container:
-        stream = container.streams.best("audio")
+        stream = _sound_stream(container)
         return stream is not None and stream.codec_context is not None
 
 
@@ -510,10 +531,10 @@ class AudioTrack:
         zero = picture_zero(path, start_s)
         self._container = _open(path)
         self._buffer: BinaryIO | None = None
-        stream = self._container.streams.best("audio")
+        stream = _sound_stream(self._container)
         usable = stream is not None and stream.codec_context is not None
         self.stream: av.AudioStream | None = stream if usable else None
-        self._packets: Iterator[av.Packet] = iter(())
+        self._packets: Iterator[av.Packet[av.AudioStream]] = iter(())
         if stream is not None and not usable:
             self._give_up()
         if self.stream is not None:
@@ -563,7 +584,7 @@ class AudioTrack:
             self._packets = iter(())
             return
         self._buffer.seek(0)
-        self._container = av.open(self._buffer)
+        self._container = av.open(self._buffer, "r")
         self.stream = next(iter(self._container.streams.audio), None)
         if self.stream is None or not self.stream.codec_context.extradata:
             self._give_up()
@@ -572,7 +593,7 @@ class AudioTrack:
 
     def until(self, time_s: Fraction | None) -> Iterator[av.Packet]:
         """The packets not given yet that start before time_s (None: all)."""
-        while self._next is not None and (time_s is None or self._next.pts * self._next.time_base < time_s):
+        while self._next is not None and (time_s is None or due_s(self._next) < time_s):
             packet, self._next = self._next, next(self._packets, None)
             yield packet
 
@@ -610,7 +631,9 @@ def _begins(container_format: str, stream: av.AudioStream, first: av.Packet) -> 
     return True
 
 
-def _encode_aac(packets: Iterator[av.Packet], stream: av.AudioStream, output: av.container.OutputContainer) -> None:
+def _encode_aac(
+    packets: Iterator[av.Packet[av.AudioStream]], stream: av.AudioStream, output: av.container.OutputContainer
+) -> None:
     rate = stream.codec_context.sample_rate
     rate = rate if rate in (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000) else 48000
     layout = "mono" if stream.codec_context.channels == 1 else "stereo"
@@ -863,7 +886,8 @@ class _Movie:
             self._video.codec_context.framerate = Fraction(0)
             self._video.codec_context.options |= {"x264-params": f"fps={rate}"}  # else x264 claims its highest level
         self._video.width, self._video.height = width, height
-        self._video.pix_fmt = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
+        self._pixel_format = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
+        self._video.pix_fmt = self._pixel_format
         self._video.time_base = self._video.codec_context.time_base = TICK
         self._video.thread_type = "AUTO"
         matrix = _assumed_matrix(width, height)
@@ -877,7 +901,7 @@ class _Movie:
                 self.warnings.append(f"{suffix} cannot hold {self._audio.reencoded} sound: it is AAC now")
 
     def put(self, frame: Frame, duration: int) -> None:
-        picture = _to_yuv(frame.rgb, self._video.pix_fmt)
+        picture = _to_yuv(frame.rgb, self._pixel_format)
         picture.pts, picture.time_base, picture.duration = frame.pts, TICK, duration
         self._durations[frame.pts] = duration
         self._mux_video(picture)
@@ -890,6 +914,7 @@ class _Movie:
             size = f"{self._video.width}x{self._video.height}"
             raise InputError(f"H.264 cannot hold {size} ({error.strerror}): use .y4m or frames-%05d.png") from error
         for packet in packets:
+            assert packet.pts is not None
             packet.duration = self._durations.pop(packet.pts, packet.duration)
             self._output.mux(packet)
 
@@ -942,7 +967,7 @@ class _Y4m:
         self._count, self._end = self._count + 1, frame.pts + duration
 
     def finish(self) -> None:
-        if self._fps is None and self._file.seekable():
+        if self._fps is None and isinstance(self._file, OutputFile) and self._file.seekable():
             self._file.seek(0)
             self._file.write(self._header(_as_rate(Fraction(self._count * TICKS_PER_S, self._end))))
         self._file.commit()
@@ -960,9 +985,6 @@ def _as_rate(fps: Fraction | float) -> Fraction:
 
 class _StandardOutput:
     """Standard output in the place of an OutputFile."""
-
-    def seekable(self) -> bool:
-        return False
 
     def write(self, data: bytes) -> None:
         try:

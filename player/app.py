@@ -77,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from .window import Window
 
     application = QApplication.instance() or QApplication(["mcode-player"])
+    assert isinstance(application, QApplication)
     application.setApplicationName("MCode")
     application.setStyle("Fusion")
     window = Window(opener=partial(open_source, device=arguments.device), sound=not arguments.no_sound)

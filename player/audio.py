@@ -70,7 +70,7 @@ class _Pipe(QIODevice):
             self._lock.notify_all()
             return piece
 
-    def writeData(self, data: bytes) -> int:
+    def writeData(self, data: object) -> int:
         return -1
 
 

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any, Generic
 
 import mcode.manifold
 from mcode.baseline import BaselineEncoder, CrfFollower, EncodedPacket, coder_named
@@ -27,6 +28,7 @@ from mcode.evaluation.metrics import luma, psnr, ssim
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.packet import Packet
 from mcode.receive import PLI_GAP_S
+from mcode.rtp.h264 import AccessUnit
 from mcode.rtp.payload import Received
 from mcode.transcode import geometry
 
@@ -34,7 +36,7 @@ from .clock import Clock
 from .counters import smoothed
 from .feeds import Feed
 from .lanes import Lane
-from .link import BaselineLink, MCodeLink, Unit, cut_to, unit_pts
+from .link import BaselineLink, Got, Link, MCodeLink, Sent, cut_to, unit_pts
 from .session import CHANNEL_FIELDS, Rows, Session, Settings
 
 REFRESH_S = 5.0
@@ -90,7 +92,7 @@ class Compare(Session):
         self._lateness_s = 0.0
         self._one_step = threading.Event()
         self._complaint: str | None = None  # of a camera, told once
-        self._sides: list[_Side] = []
+        self._sides: list[_Side[Any, Any]] = []
 
     # What the window does
 
@@ -307,12 +309,12 @@ class Compare(Session):
             wait_s = max(MEASURE_S, (time.thread_time() - began_s) / MEASURE_SHARE)
 
 
-class _Side:
+class _Side(Generic[Sent, Got]):
     """One codec's two threads: frames into the link, packets out of it onto the lane. cuts: frames may be padded."""
 
     cuts = False
 
-    def __init__(self, session: Compare, lane: Lane, link: MCodeLink | BaselineLink) -> None:
+    def __init__(self, session: Compare, lane: Lane, link: Link[Sent, Got]) -> None:
         self.session, self.lane, self.link = session, lane, link
         self._inbox: deque[Frame] = deque()
         self._came = threading.Condition()
@@ -399,15 +401,17 @@ class _Side:
     def offered(self) -> None:
         """A frame is on its lane."""
 
-    def encode(self, frame: Frame) -> list[Packet] | list[EncodedPacket]:
+    def encode(self, frame: Frame) -> list[Sent]:
         raise NotImplementedError
 
-    def decode(self, unit: Unit) -> Iterator[Frame]:
+    def decode(self, unit: Got) -> Iterator[Frame]:
         """Frames as they are decoded."""
         raise NotImplementedError
 
 
-class _MCodeSide(_Side):
+class _MCodeSide(_Side[Packet, Received]):
+    link: MCodeLink
+
     def __init__(self, session: Compare, lane: Lane) -> None:
         super().__init__(session, lane, MCodeLink(session.settings, self._find))
         self._models: dict[str, Model] = {session.model.id: session.model}
@@ -420,7 +424,8 @@ class _MCodeSide(_Side):
         self._counting = threading.Lock()
 
     def encode(self, frame: Frame) -> list[Packet]:
-        wanted = self._possible(replace(self.session.settings, **dict.fromkeys(CHANNEL_FIELDS, 0)))
+        spared: dict[str, Any] = dict.fromkeys(CHANNEL_FIELDS, 0)  # which the encoder does not see
+        wanted = self._possible(replace(self.session.settings, **spared))
         packets: list[Packet] = []
         encoder = self._encoder
         if encoder is None or wanted != self._made or (frame.width, frame.height) != (encoder.width, encoder.height):
@@ -434,9 +439,8 @@ class _MCodeSide(_Side):
             return packets + encoder.push(frame) + encoder.flush()
         return packets + encoder.push(frame) if encoder else packets
 
-    def decode(self, unit: Unit) -> Iterator[Frame]:
+    def decode(self, unit: Received) -> Iterator[Frame]:
         """Of frames that come too late those are left out that would make the following late, too: fewer, each at its time."""
-        assert isinstance(unit, Received)
         return self.link.lane.decode(unit, self._wanted)
 
     def begin(self, frames: Iterator[Frame], started: float) -> bool:
@@ -504,9 +508,10 @@ class _MCodeSide(_Side):
         return model
 
 
-class _BaselineSide(_Side):
+class _BaselineSide(_Side[EncodedPacket, AccessUnit]):
     """Its rate follows MCode's on the wire, by constant rate factor; it may wait for as many frames as MCode does."""
 
+    link: BaselineLink
     cuts = True
 
     def __init__(self, session: Compare, lane: Lane) -> None:
@@ -541,5 +546,5 @@ class _BaselineSide(_Side):
             )
         return packets + encoder.push(frame)
 
-    def decode(self, unit: Unit) -> Iterator[Frame]:
+    def decode(self, unit: AccessUnit) -> Iterator[Frame]:
         return self.link.lane.decode(unit)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from PyQt6.QtCore import QRectF, Qt, pyqtSignal
-from PyQt6.QtGui import QFont, QPainter
+from PyQt6.QtGui import QFont, QPainter, QPaintEvent
 from PyQt6.QtWidgets import QComboBox, QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from . import icons
@@ -86,7 +87,7 @@ class Combo(QComboBox):
 
     theme: Theme = DARK
 
-    def paintEvent(self, event) -> None:
+    def paintEvent(self, event: QPaintEvent | None) -> None:
         super().paintEvent(event)
         painter = QPainter(self)
         icons.paint(painter, "chevron", QRectF(self.width() - 24, self.height() / 2 - 8, 16, 16), self.theme.dim)
@@ -213,7 +214,7 @@ class Controls(QWidget):
             field.slider.apply(theme)
         self.manifold.theme = theme
 
-    def change(self, **values: object) -> None:
+    def change(self, **values: Any) -> None:
         """As if the user had moved the controls of these fields of Settings."""
         self._settings = replace(self._settings, **values)
         self.show_settings(self._settings, self._adjustable)
@@ -236,8 +237,10 @@ def _heading(text: str) -> QLabel:
 
 def _tone(label: QLabel, enabled: bool) -> None:
     label.setProperty("tone", "" if enabled else "faint")
-    label.style().unpolish(label)
-    label.style().polish(label)
+    style = label.style()
+    assert style is not None
+    style.unpolish(label)
+    style.polish(label)
 
 
 def _labelled(text: str, widget: QWidget) -> tuple[QLabel, QWidget]:

@@ -23,7 +23,8 @@ class RateMeter:
     def __init__(self, window_s: float = WINDOW_S, now: Callable[[], float] = time.monotonic) -> None:
         self.window_s, self._now = window_s, now
         self._amounts: deque[tuple[float, float]] = deque()
-        self._sum, self._since, self._lock = 0.0, None, threading.Lock()
+        self._sum, self._lock = 0.0, threading.Lock()
+        self._since: float | None = None
 
     def add(self, amount: float = 1.0) -> None:
         with self._lock:

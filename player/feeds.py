@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 import av
+import numpy as np
 
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.send import release_decoders
-from mcode.video import FrameReader, centre_crop, probe, resize
+from mcode.video import FrameReader, centre_crop, probe, resize, time_base
 
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 """FFmpeg's input format and the name of camera number {}, by system."""
@@ -54,12 +55,12 @@ class VideoFeed:
 class PaintedFeed:
     """Frames made by a function of time (seconds) giving uint8 (H, W, 3): tests and the picture without a source."""
 
-    audio_path = None
+    audio_path: str | None = None
 
     def __init__(
         self,
         title: str,
-        paint: Callable[[float], object],
+        paint: Callable[[float], np.ndarray],
         size: tuple[int, int],
         fps: float = 25.0,
         duration_s: float | None = None,
@@ -79,7 +80,8 @@ class PaintedFeed:
 class CameraFeed:
     """A camera of this machine, by number. Raises InputError when there is none."""
 
-    duration_s, audio_path = None, None
+    duration_s: float | None = None
+    audio_path: str | None = None
 
     def __init__(self, number: int = 0) -> None:
         self.number, self.title = number, f"Camera {number}"
@@ -101,7 +103,7 @@ class CameraFeed:
             first = last = None
             try:
                 for picture in container.decode(video=0):
-                    time_s = float(picture.pts * picture.time_base) if picture.pts is not None else 0.0
+                    time_s = float(picture.pts * time_base(picture)) if picture.pts is not None else 0.0
                     first = time_s if first is None else first
                     pts = round((time_s - first) * TICKS_PER_S)
                     pts = pts if last is None or pts > last else last + 1

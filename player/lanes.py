@@ -56,17 +56,17 @@ class Lane:
         """Make the last frame due by until_s the newest; whether there was one."""
         until = round(until_s * TICKS_PER_S)
         with self._changed:
-            due = 0
+            due: list[Frame] = []
             while self._waiting and self._waiting[0].pts <= until:
-                self.newest = self._waiting.popleft()
-                due += 1
+                due.append(self._waiting.popleft())
             if not due:
                 return False
+            self.newest = due[-1]
             self._changed.notify_all()
-        self.counters.dropped += due - 1
+        self.counters.dropped += len(due) - 1
         self.counters.shown.add()
         self.serial += 1
-        self.recent.append(self.newest.pts)
+        self.recent.append(due[-1].pts)
         return True
 
     def present(self, frame: Frame) -> None:

@@ -11,9 +11,11 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
 
 from mcode.baseline import EncodedPacket
 from mcode.channel import Channel, ChannelSettings
+from mcode.errors import McodeError
 from mcode.frame import Frame
 from mcode.packet import Packet, StreamHeader
 from mcode.receive import BaselineLane, FindModel, McodeLane
@@ -26,6 +28,8 @@ from .counters import LaneCounters
 from .session import CHANNEL_FIELDS, Settings
 
 Unit = Received | AccessUnit
+Sent = TypeVar("Sent", bound=Packet | EncodedPacket)
+Got = TypeVar("Got", bound=Unit)
 
 SSRC = 1
 GIVE_UP_S = 1.0
@@ -37,10 +41,19 @@ def channel_settings(settings: Settings) -> ChannelSettings:
     return ChannelSettings(**{name: getattr(settings, name) for name in CHANNEL_FIELDS})
 
 
-class Link:
+class Receiving(Protocol[Got]):
+    """The receiving half of a lane, as in mcode.lanes."""
+
+    error: McodeError | None
+
+    def push(self, datagram: bytes, now_s: float) -> list[Got]: ...
+    def poll(self, now_s: float) -> list[Got]: ...
+
+
+class Link(Generic[Sent, Got]):
     """Datagrams wait in a heap by time of delivery. One thread sends, one receives; seconds are the caller's."""
 
-    lane: McodeLane | BaselineLane
+    lane: Receiving[Got]
 
     def __init__(self, settings: Settings) -> None:
         self.channel = Channel(channel_settings(settings))
@@ -58,7 +71,7 @@ class Link:
         counters.packets_lost = self.channel.lost
         counters.packets_damaged = self.channel.damaged
 
-    def send(self, packet: Packet | EncodedPacket, now_s: float) -> int:
+    def send(self, packet: Sent, now_s: float) -> int:
         """Into the channel; returns the bytes on the wire."""
         size = 0
         with self._lock:
@@ -71,14 +84,14 @@ class Link:
             self.sent_bytes += size
         return size
 
-    def receive(self, now_s: float) -> list[Unit]:
+    def receive(self, now_s: float) -> list[Got]:
         """What is complete, or given up, by now_s: for lane.decode."""
         with self._lock:
             due = []
             while self._heap and self._heap[0][0] <= now_s:
                 at_s, _, data = heapq.heappop(self._heap)
                 due.append((at_s, data))
-        units: list[Unit] = []
+        units: list[Got] = []
         for at_s, data in due:
             units += self.lane.push(data, at_s)
         return units + self.lane.poll(now_s)
@@ -87,12 +100,12 @@ class Link:
         """When the packet of that time was sent."""
         return next((at_s for sent, at_s in reversed(self._sent.copy()) if sent == pts), None)
 
-    def _datagrams(self, packet: Packet | EncodedPacket) -> Iterator[tuple[RtpPacket, int]]:
+    def _datagrams(self, packet: Sent) -> Iterator[tuple[RtpPacket, int]]:
         """Each with the number of its leading bytes that bit errors spare."""
         raise NotImplementedError
 
 
-class MCodeLink(Link):
+class MCodeLink(Link[Packet, Received]):
     """header: what the receiver knows of the stream beforehand, as from a session description."""
 
     lane: McodeLane
@@ -112,7 +125,7 @@ class MCodeLink(Link):
             self.lane.depacketiser = payload.Depacketiser(header=header, header_ssrc=SSRC)
             self._clock_s = 0.0
 
-    def pass_on(self, packet: Packet) -> list[Unit]:
+    def pass_on(self, packet: Packet) -> list[Received]:
         """At once: for files, where the damage is wanted and not the delay."""
         self._clock_s += GIVE_UP_S
         self.send(packet, self._clock_s)
@@ -124,7 +137,7 @@ class MCodeLink(Link):
             yield rtp, payload.protected_bytes(rtp)
 
 
-class BaselineLink(Link):
+class BaselineLink(Link[EncodedPacket, AccessUnit]):
     """codec: "h264" or "h265"."""
 
     lane: BaselineLane

@@ -158,8 +158,10 @@ class Remote:
     def _next(self, worker: _Worker, waiting: deque[np.ndarray], begun: deque[_Job], width: int, height: int) -> np.ndarray:
         """The pictures of the first piece; some of the following are begun meanwhile."""
         if begun and begun[0].worker is not worker:  # they died with the one before
-            waiting.extendleft(job.array for job in reversed(begun))
-            begun.clear()
+            while begun:
+                array = begun.pop().array
+                assert array is not None  # as `begin` gave it
+                waiting.appendleft(array)
         worker.load(self._model)
         while waiting and len(begun) < 2 * self._networks.jobs:  # one at work and one at hand for each core
             most = 3 * len(waiting[0]) * width * height
@@ -263,6 +265,8 @@ class _Worker:
             )
         except OSError as error:
             raise NetworksError(f"the networks' process cannot be started ({error.strerror})") from error
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._asked, self._answers = self.process.stdin, self.process.stdout
         self.ended: str | None = None
         self._numbers = itertools.count()
         self._jobs: dict[int, _Job] = {}
@@ -324,27 +328,27 @@ class _Worker:
     def close(self) -> None:
         """End it; whoever waits is told."""
         with contextlib.suppress(OSError):
-            self.process.stdin.close()  # type: ignore[union-attr]
+            self._asked.close()
         try:
             self.process.wait(0.5)
         except subprocess.TimeoutExpired:
             self.process.kill()
         self._reader.join()
-        self.process.stdout.close()  # type: ignore[union-attr]
+        self._answers.close()
 
     def _send(self, job: _Job, message: dict[str, Any]) -> None:
         """Under the lock."""
         number = next(self._numbers)
         self._jobs[number] = job
         try:
-            self.process.stdin.write(json.dumps({**message, "job": number}).encode() + b"\n")  # type: ignore[union-attr]
-            self.process.stdin.flush()  # type: ignore[union-attr]
+            self._asked.write(json.dumps({**message, "job": number}).encode() + b"\n")
+            self._asked.flush()
         except (OSError, ValueError):
             self._jobs.pop(number)
             raise _Died(self.ended or "it ended") from None
 
     def _read(self) -> None:
-        for line in self.process.stdout or ():
+        for line in self._answers:
             reply = json.loads(line)
             with self._lock:
                 job = self._jobs.pop(reply["job"])

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PyQt6.QtCore import QEvent, QPointF, QRectF, Qt, QTimer, pyqtSignal
-from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent, QPixmap
+from PyQt6.QtCore import QPointF, QRectF, Qt, QTimer, pyqtSignal
+from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent, QPixmap, QResizeEvent
 from PyQt6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from . import icons
@@ -94,7 +94,8 @@ class Stats(QWidget):
 
     def _widths(self) -> tuple[float, float]:
         metrics = QFontMetricsF(font(SMALL))
-        return tuple(max((metrics.horizontalAdvance(row[i]) for row in self.rows), default=0.0) for i in (0, 1))
+        names, values = (max((metrics.horizontalAdvance(row[i]) for row in self.rows), default=0.0) for i in (0, 1))
+        return names, values
 
 
 class Keys(QWidget):
@@ -168,6 +169,7 @@ class Message(QWidget):
 
     def place(self) -> None:
         parent = self.parentWidget()
+        assert parent is not None
         metrics = QFontMetricsF(font(BODY))
         width = min(parent.width() - 24, round(metrics.horizontalAdvance(self.text)) + 52)
         lines = -(-round(metrics.horizontalAdvance(self.text)) // max(1, width - 52)) or 1
@@ -306,8 +308,9 @@ class Welcome(QWidget):
 
     def set_recent(self, paths: Sequence[str]) -> None:
         while (item := self._recent_rows.takeAt(0)) is not None:
-            if item.widget():
-                item.widget().deleteLater()
+            widget = item.widget()
+            if widget is not None:
+                widget.deleteLater()
         self._recent.setVisible(bool(paths))
         if not paths:
             return
@@ -341,7 +344,7 @@ class Welcome(QWidget):
         self._picture.setPixmap(pixmap)
         self.update()
 
-    def resizeEvent(self, event: QEvent) -> None:
+    def resizeEvent(self, event: QResizeEvent) -> None:
         tall = self.height() > 340
         self._picture.setVisible(tall)
         self._recent.setVisible(tall and self._recent_rows.count() > 0)

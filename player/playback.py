@@ -74,7 +74,11 @@ class Playback(Session):
             self._work.notify_all()
         super().close(wait_s)
 
-    @Session.settings.setter
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @settings.setter
     def settings(self, settings: Settings) -> None:
         if any(getattr(settings, f) != getattr(self._settings, f) for f in CHANNEL_FIELDS):
             self.link.configure(settings)

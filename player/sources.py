@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import mcode.manifold
 from mcode.errors import FormatError, InputError, ManifoldError
+from mcode.frame import Frame
 
 from .compare import Compare
 from .demo import prepare
@@ -90,7 +92,9 @@ class Demo(Compare):
 class _Pending:
     """The demo's feed until its clip is there."""
 
-    title, fps, size, duration_s, audio_path = "Demo", 25.0, (1, 1), 0.0, None
+    title, fps, size = "Demo", 25.0, (1, 1)
+    duration_s: float | None = 0.0
+    audio_path: str | None = None
 
-    def frames(self, start_s, size, crop_to):
+    def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
         return iter(())

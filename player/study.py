@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PyQt6.QtCore import QPointF, QRectF, QSize, Qt, QTimer
@@ -132,7 +133,7 @@ class StudyWindow(QWidget):
         column.addWidget(self.pages, 1)
         column.addWidget(self._bar((self.crop_button,), (self.left_button, self.flip_button, self.right_button), (self.hint,)))
 
-    def _button(self, label: str, key: str, action, *, solid: bool = False) -> QPushButton:
+    def _button(self, label: str, key: str, action: Callable[[], object], *, solid: bool = False) -> QPushButton:
         button = QPushButton(f"{label}   {key}")
         button.setAccessibleName(label)
         button.setToolTip(f"{label}  ({key})")
@@ -143,7 +144,7 @@ class StudyWindow(QWidget):
         button.clicked.connect(lambda _: action())
         return button
 
-    def _bar(self, left, middle, right) -> QWidget:
+    def _bar(self, left: Sequence[QWidget], middle: Sequence[QWidget], right: Sequence[QWidget]) -> QWidget:
         bar = QWidget()
         bar.setObjectName("bar")
         bar.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)

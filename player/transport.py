@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from PyQt6.QtCore import Qt, pyqtSignal
-from PyQt6.QtGui import QFont
+from PyQt6.QtGui import QFont, QResizeEvent
 from PyQt6.QtWidgets import QHBoxLayout, QLabel, QMenu, QPushButton, QWidget
 
 from .session import Session
 from .theme import BODY, SMALL, Theme, font
-from .widgets import Dot, IconButton, Timeline, clock_text
+from .widgets import Dot, IconButton, Timeline, clock_text, offer
 
 SPEEDS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 
@@ -99,8 +101,8 @@ class Transport(QWidget):
             widget.setEnabled(session is not None)
         live = session is not None and session.live
         self.timeline.set_source(session.duration_s if session else None, session.refreshes_s if session else ())
-        for widget in (self.live_dot, self.live):
-            widget.setVisible(live)
+        self.live_dot.setVisible(live)
+        self.live.setVisible(live)
         self.length.setVisible(not live and session is not None)
         self.length.setText(f"/ {clock_text(session.duration_s)}" if session and session.duration_s else "")
         self.loop_button.setVisible(not live)
@@ -134,7 +136,7 @@ class Transport(QWidget):
         self.timeline.apply(theme)
         self.live_dot.colour = theme.accent
 
-    def resizeEvent(self, event) -> None:
+    def resizeEvent(self, event: QResizeEvent | None) -> None:
         width = self.width()
         for widget, least in (
             (self.forward, 420),
@@ -148,5 +150,5 @@ class Transport(QWidget):
     def _choose_speed(self) -> None:
         menu = QMenu(self)
         for speed in SPEEDS:
-            menu.addAction(f"{speed:g}×").triggered.connect(lambda _, s=speed: self.speed.emit(s))
+            offer(menu, f"{speed:g}×", partial(self.speed.emit, speed))
         menu.exec(self.speed_button.mapToGlobal(self.speed_button.rect().topLeft()))

@@ -10,7 +10,7 @@ from enum import Enum
 import cv2
 import numpy as np
 from PyQt6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, pyqtSignal
-from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QImage, QMouseEvent, QPainter, QPainterPath, QPaintEvent, QPen
+from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QImage, QMouseEvent, QPainter, QPainterPath, QPaintEvent, QPen, QPolygonF
 from PyQt6.QtWidgets import QSizePolicy, QWidget
 
 from mcode.frame import Frame
@@ -163,7 +163,8 @@ class VideoView(QWidget):
             painter.fillPath(path, QColor(self.theme.surface))
             self._paint_waiting(painter, place.picture)
             return
-        target = place.picture.size() * (painter.device().devicePixelRatioF() if painter.device() else 1.0)
+        device = painter.device()
+        target = place.picture.size() * (device.devicePixelRatioF() if device is not None else 1.0)
         image = self._scaled_image(place.lane, frame, QSize(math.ceil(target.width()), math.ceil(target.height())), cache)
         painter.setClipPath(path, Qt.ClipOperation.IntersectClip)
         painter.drawImage(place.picture, image)
@@ -200,7 +201,7 @@ class VideoView(QWidget):
         painter.setPen(QPen(QColor("#20252d"), 1.8, cap=Qt.PenCapStyle.RoundCap, join=Qt.PenJoinStyle.RoundJoin))
         for side in (-1, 1):
             tip = middle + QPointF(side * 7.5, 0)
-            painter.drawPolyline([tip + QPointF(-side * 3.5, -3.5), tip, tip + QPointF(-side * 3.5, 3.5)])
+            painter.drawPolyline(QPolygonF([tip + QPointF(-side * 3.5, -3.5), tip, tip + QPointF(-side * 3.5, 3.5)]))
 
     def _paint_caption(self, painter: QPainter, place: Place, right: bool) -> None:
         """A dot and the lane's name on the left; what it costs and how good it is on the right."""
@@ -316,7 +317,8 @@ def image_of(rgb: np.ndarray) -> QImage:
     """A QImage with its own copy of uint8 (H, W, 3)."""
     rgb = np.ascontiguousarray(rgb)
     height, width, _ = rgb.shape
-    return QImage(rgb.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
+    # PyQt6 takes any buffer, here and back; its stubs know bytes alone.
+    return QImage(rgb.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()  # type: ignore[call-overload]
 
 
 def array_of(image: QImage) -> np.ndarray:
@@ -324,7 +326,7 @@ def array_of(image: QImage) -> np.ndarray:
     image = image.convertToFormat(QImage.Format.Format_RGB888)
     bits = image.constBits()
     bits.setsize(image.sizeInBytes())
-    rows = np.frombuffer(bits, np.uint8).reshape(image.height(), image.bytesPerLine())
+    rows = np.frombuffer(bits, np.uint8).reshape(image.height(), image.bytesPerLine())  # type: ignore[call-overload]
     return rows[:, : 3 * image.width()].reshape(image.height(), image.width(), 3).copy()
 
 

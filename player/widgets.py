@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PyQt6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, pyqtSignal
 from PyQt6.QtGui import QColor, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen, QWheelEvent
-from PyQt6.QtWidgets import QButtonGroup, QHBoxLayout, QPushButton, QSizePolicy, QToolButton, QToolTip, QWidget
+from PyQt6.QtWidgets import QButtonGroup, QHBoxLayout, QMenu, QPushButton, QSizePolicy, QToolButton, QToolTip, QWidget
 
 from . import icons
 from .theme import DARK, SMALL, Theme, font, with_alpha
@@ -44,6 +44,13 @@ class IconButton(QToolButton):
         self.setIcon(icons.icon(self._icon, normal, t.accent if self.isChecked() else t.text, t.faint))
 
 
+def offer(menu: QMenu, text: str, act: Callable[[], object]) -> None:
+    """One more line of a menu."""
+    action = menu.addAction(text)
+    assert action is not None
+    action.triggered.connect(lambda: act())
+
+
 class Segments(QWidget):
     """One of a few choices, side by side. chosen is emitted with its value when the user picks another."""
 
@@ -59,6 +66,7 @@ class Segments(QWidget):
         row.setSpacing(0)
         self._group = QButtonGroup(self)
         self._values = [value for value, _ in choices]
+        self._buttons: list[QPushButton] = []
         for index, (_, label) in enumerate(choices):
             button = QPushButton(label)
             button.setCheckable(True)
@@ -67,6 +75,7 @@ class Segments(QWidget):
             button.setFont(font(SMALL))
             button.setAccessibleName(f"{name}: {label}")
             self._group.addButton(button, index)
+            self._buttons.append(button)
             row.addWidget(button, 1 if stretch else 0)
         self._group.idClicked.connect(lambda index: self.chosen.emit(self._values[index]))
 
@@ -77,10 +86,10 @@ class Segments(QWidget):
     @value.setter
     def value(self, value: object) -> None:
         if value in self._values:
-            self._group.button(self._values.index(value)).setChecked(True)
+            self.button(value).setChecked(True)
 
     def button(self, value: object) -> QPushButton:
-        return self._group.button(self._values.index(value))
+        return self._buttons[self._values.index(value)]
 
 
 class Slider(QWidget):

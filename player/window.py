@@ -6,7 +6,9 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PyQt6.QtCore import QEvent, QObject, QSettings, QSize, Qt, QThread, QTimer, pyqtSignal
 from PyQt6.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent, QFont, QKeyEvent, QResizeEvent
@@ -37,7 +39,7 @@ from .sources import STREAM_SCHEMES, open_source
 from .theme import BODY, DARK, LIGHT, TITLE, Theme, font, palette, style_sheet
 from .transport import SPEEDS, Transport
 from .view import Arrangement, VideoView, array_of
-from .widgets import IconButton, Segments
+from .widgets import IconButton, Segments, offer
 
 TICK_MS = 15
 RECORD_SIZE = QSize(1280, 720)
@@ -105,7 +107,7 @@ class Window(QWidget):
         self._pointer_timer = QTimer(self)
         self._pointer_timer.setSingleShot(True)
         self._pointer_timer.timeout.connect(self._hide_bars)
-        QApplication.instance().installEventFilter(self)
+        _application().installEventFilter(self)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setFocus()
 
@@ -118,7 +120,7 @@ class Window(QWidget):
         self.header = QWidget()
         self.header.setObjectName("bar")
         self.header.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
-        row = QHBoxLayout(self.header)
+        row = self._header_row = QHBoxLayout(self.header)
         row.setContentsMargins(18, 8, 12, 8)
         row.setSpacing(4)
         self.brand = QLabel("MCode")
@@ -229,7 +231,7 @@ class Window(QWidget):
 
     def apply(self, theme: Theme) -> None:
         self.theme = theme
-        app = QApplication.instance()
+        app = _application()
         app.setPalette(palette(theme))
         app.setFont(font(BODY))
         self.setStyleSheet(style_sheet(theme))
@@ -528,15 +530,15 @@ class Window(QWidget):
 
     def show_open_menu(self) -> None:
         menu = QMenu(self)
-        menu.addAction("Open a file…").triggered.connect(self.ask_open)
-        menu.addAction("Open an address…").triggered.connect(self.ask_address)
-        menu.addAction("Camera").triggered.connect(lambda: self.open("camera:0"))
-        menu.addAction("Demo").triggered.connect(lambda: self.open("demo:"))
+        offer(menu, "Open a file…", self.ask_open)
+        offer(menu, "Open an address…", self.ask_address)
+        offer(menu, "Camera", partial(self.open, "camera:0"))
+        offer(menu, "Demo", partial(self.open, "demo:"))
         recent = self.recent()
         if recent:
             menu.addSeparator()
             for path in recent:
-                menu.addAction(Path(path).name or path).triggered.connect(lambda _, p=path: self.open(p))
+                offer(menu, Path(path).name or path, partial(self.open, path))
         menu.exec(self.open_button.mapToGlobal(self.open_button.rect().bottomLeft()))
 
     def ask_open(self) -> None:
@@ -566,7 +568,7 @@ class Window(QWidget):
         source = os.path.abspath(source) if os.path.exists(source) else source
         self._memory.setValue("recent", [source, *(p for p in self.recent() if p != source)][:MOST_RECENT])
 
-    def _remembered(self, key: str, default: object) -> object:
+    def _remembered(self, key: str, default: object) -> Any:
         return default if self._memory is None else self._memory.value(key, default)
 
     # Sizes, keys, drops
@@ -578,16 +580,16 @@ class Window(QWidget):
         panel = playing and self._panel_wanted and not full and (width >= PANEL_FROM or asked is self.controls)
         charts = playing and self._charts_wanted and not full and (height >= CHARTS_FROM or asked is self.charts)
         charts = charts and width >= 480
-        for widget in (self.controls, self.panel_rule):
-            widget.setVisible(panel)
-        for widget in (self.charts, self.charts_rule):
-            widget.setVisible(charts)
+        self.controls.setVisible(panel)
+        self.panel_rule.setVisible(panel)
+        self.charts.setVisible(charts)
+        self.charts_rule.setVisible(charts)
         self.panel_button.setChecked(panel)
         self.charts_button.setChecked(charts)
         for widget in (self.header, self.header_rule, self.transport, self.transport_rule):
             widget.setVisible(not full)
         self.title.setVisible(width >= 620)
-        self.header.layout().setStretch(2, 1 if width >= 620 else 0)
+        self._header_row.setStretch(2, 1 if width >= 620 else 0)
         compact = width < 620
         labels = ("Side by side", "Wipe", "MCode only") if not compact else ("1", "2", "3")
         for arrangement, label in zip(Arrangement, labels, strict=True):
@@ -679,22 +681,30 @@ class Window(QWidget):
             self.toggle_full_screen()
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        if event.mimeData().hasUrls():
+        data = event.mimeData()
+        if data is not None and data.hasUrls():
             event.acceptProposedAction()
 
     def dropEvent(self, event: QDropEvent) -> None:
-        urls = event.mimeData().urls()
+        data = event.mimeData()
+        urls = data.urls() if data is not None else []
         if urls:
             self.open(urls[0].toLocalFile() or urls[0].toString())
 
     def closeEvent(self, event: QCloseEvent) -> None:
         self._timer.stop()
-        QApplication.instance().removeEventFilter(self)
+        _application().removeEventFilter(self)
         for opening in self._opening:
             opening.done.disconnect()
             opening.wait()
         self._end_session()
         super().closeEvent(event)
+
+
+def _application() -> QApplication:
+    app = QApplication.instance()
+    assert isinstance(app, QApplication)
+    return app
 
 
 def _pictures() -> Path:

@@ -334,3 +334,13 @@ def test_reproduce_refuses_what_it_cannot_use(arguments, share, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_damaged_picture_among_cifar10s_is_named(tmp_path):
+    (tmp_path / "small").mkdir()
+    member = tarfile.TarInfo(f"test/{sets.CLASSES[0]}/7.png")
+    member.size = 9
+    with tarfile.open(tmp_path / "small/cifar10_jpeg.tar.xz", "w:xz") as archive:
+        archive.addfile(member, io.BytesIO(b"no PNG 12"))
+    with pytest.raises(InputError, match=r"7\.png"):
+        sets.load_cifar10(tmp_path, "test")

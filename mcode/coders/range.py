@@ -542,7 +542,7 @@ def _planned(
     small = np.uint8 if config.scales * FRACTIONS <= 256 else np.uint16
     limit = np.float32(config.mean_limit)
     np.clip(scale, np.float32(0), np.float32(config.scales - 1), out=scale)
-    table = scale.astype(small)  # cut off, which is rounding downwards here
+    table: np.ndarray = scale.astype(small)  # cut off, which is rounding downwards here
     table *= FRACTIONS
     np.clip(quarters, -limit, limit, out=quarters)
     mean = quarters.astype(np.int16)
@@ -587,7 +587,8 @@ def _choose(
     for index, (part, base) in enumerate(zip(slicing.split(symbols, slices), before, strict=True)):
         tried = []
         for kind in _kinds(part, base):
-            told, from_z, known, level = [], None, None, 0
+            told: list[_Told] = []
+            from_z, known, level = None, None, 0
             if kind == WITH_Z:
                 latent = latent or _latent(symbols, quality, model)
                 told, from_z = latent
@@ -771,7 +772,7 @@ def _add_convolved(weight: np.ndarray, x: np.ndarray, total: np.ndarray) -> None
             return
         weight = weight.reshape(len(weight), -1, 9)[:, heard].reshape(len(weight), -1)
         x = x[heard]
-    near = _near(x.any(axis=0))
+    near = _near(np.any(x, axis=0))
     if 2 * len(near) > total.shape[1]:
         total += _product(weight, _columns(x))
     else:

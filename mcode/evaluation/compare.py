@@ -105,16 +105,25 @@ def compare(
         duration_s = LONGEST_S
         warnings.append(f"compared the first {LONGEST_S:g} s; give --duration for more")
     coded, _, aspect = geometry((source.width, source.height), size, model.frame_size)
-    cut = {"start_s": start_s, "duration_s": duration_s}
 
     def frames() -> Iterator[Frame]:
-        return iter(FrameReader(input, size=coded, crop_to=aspect, **cut))
+        return iter(FrameReader(input, size=coded, crop_to=aspect, start_s=start_s, duration_s=duration_s))
 
     page.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mcode-compare-") as folder:
         stream = Path(folder) / "clip.mcode"
         ours = encode_file(
-            input, stream, n=n, manifold=model, coder=coder, quality=quality, size=size, audio="none", progress=progress, **cut
+            input,
+            stream,
+            n=n,
+            manifold=model,
+            coder=coder,
+            quality=quality,
+            size=size,
+            start_s=start_s,
+            duration_s=duration_s,
+            audio="none",
+            progress=progress,
         )
         searches = {codec: CrfSearch(frames, codec, progress=progress) for codec in against}
         equal_rate = {codec: search.at_rate(ours.rate_kbps) for codec, search in searches.items()}
@@ -134,7 +143,8 @@ def compare(
             _measured(lanes, streams, ours.frames),
             lanes,
             audio_from=input if source.info.audio_codec else None,
-            **cut,
+            start_s=start_s,
+            duration_s=duration_s,
         )
     rows = [_with_ssim(lane.row, lane) for lane in lanes if lane.row is not None]
     rows += [_row(encoding, "equal PSNR", ours.rate_kbps) for encoding in equal_psnr.values()]

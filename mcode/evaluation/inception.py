@@ -116,7 +116,7 @@ class _Mixed(nn.Module):
 
 
 def _side_by_side(step: Unit | tuple[Unit, ...]) -> tuple[Unit, ...]:
-    return (step,) if isinstance(step[0], str) else step  # type: ignore[return-value]
+    return (step,) if isinstance(step[0], str) else step
 
 
 def _chain(name: str, *units: tuple[int, Size]) -> Branch:

@@ -261,7 +261,7 @@ def write_html(path: Path, report: CompareReport, lanes: Sequence[Lane], curves:
         (plot_bits, (report,)),
     ):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        draw(figure.add_subplot(), *given)  # type: ignore[operator]
+        draw(figure.add_subplot(), *given)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True)
         plots.append(text.getvalue()[text.getvalue().index("<svg") :])

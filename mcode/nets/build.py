@@ -10,9 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .layers import channels_last
+
 if TYPE_CHECKING:
+    from .compact import Compact
     from .hific import CompactConfig
-    from .paper import PaperConfig
+    from .linear import Linear
+    from .ncode import NCode
+    from .paper import Hific, PaperConfig
+    from .residual import Residual
+
+    Network = Linear | NCode | Residual | Compact | Hific
 
 Net = TypeVar("Net", bound=nn.Module)
 _COUNTER = "num_batches_tracked"
@@ -20,7 +28,7 @@ _COUNTER = "num_batches_tracked"
 
 def build(
     kind: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], device: torch.device
-) -> tuple[nn.Module, Tensor, Tensor]:
+) -> tuple[Network, Tensor, Tensor]:
     """(network with .analysis and .synthesis in eval mode, gain, inverse), the last two (qualities, C) float32.
 
     With the config's `quantiser = "mean"` (family paper) it also has .sent and .y_hat, see nets.paper.MeanHific.
@@ -81,7 +89,7 @@ def _check_gain(gain: Tensor, channels: int) -> None:
         raise ValueError(f"gains are {tuple(gain.shape)}, and the networks have {channels} channels")
 
 
-def _linear(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+def _linear(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[Linear, Tensor, Tensor]:
     from .linear import Linear
 
     (width, height), m, qualities = config["frame_size"], config["m"], config["qualities"]
@@ -94,7 +102,9 @@ def _linear(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.d
     return net, 1 / inverse, inverse
 
 
-def _ncode(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+def _ncode(
+    config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device
+) -> tuple[NCode | Residual, Tensor, Tensor]:
     if config["network"].get("family") == "residual":
         return _residual(config, state, device)
     from ..config import from_dict
@@ -106,12 +116,12 @@ def _ncode(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.de
     # Training's counters, which the file leaves out.
     counters = {k: v for k, v in net.state_dict().items() if k.endswith(_COUNTER)}
     net.load_state_dict({k: v.float() for k, v in state.items()} | counters)
-    net.to(device, memory_format=torch.channels_last).eval()
+    channels_last(net, device).eval()
     gain = levels()[: int(config["qualities"])].unsqueeze(1).expand(-1, network.m).contiguous().to(device)
     return net, gain, 1 / gain
 
 
-def _residual(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+def _residual(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[Residual, Tensor, Tensor]:
     from ..config import from_dict
     from .residual import Residual, ResidualConfig
 
@@ -124,11 +134,11 @@ def _residual(config: Mapping[str, Any], state: dict[str, Tensor], device: torch
     _check_gain(gain, network.m)
     net = _checked(lambda: Residual(network), state)
     net.load_state_dict({k: v if k == "basis" else v.float() for k, v in state.items()})
-    net.to(device, memory_format=torch.channels_last).eval().prepare()
+    channels_last(net, device).eval().prepare()
     return net, gain, 1 / gain
 
 
-def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.device) -> tuple[Compact | Hific, Tensor, Tensor]:
     from ..config import from_dict
     from .hific import CompactConfig
     from .paper import PaperConfig, sent_channels
@@ -138,7 +148,7 @@ def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.de
     if quantiser not in (None, "mean") or (quantiser and family != "paper"):
         raise ValueError(f"no quantiser {quantiser} of family {family}")
     gain, inverse = state.pop("gain").float().to(device), state.pop("inverse").float().to(device)
-    make: Callable[[], nn.Module]
+    make: Callable[[], Compact | Hific]  # as both give it below: from two types mypy would infer any module
     if family == "compact":
         values.pop("family", None)
         compact = from_dict(values, CompactConfig, source="manifold")
@@ -154,11 +164,11 @@ def _hific(config: Mapping[str, Any], state: dict[str, Tensor], device: torch.de
     _check_gain(gain, channels)
     net = _checked(make, state)
     net.load_state_dict({k: v.float() for k, v in state.items()})
-    net.to(device, memory_format=torch.channels_last).eval()
+    channels_last(net, device).eval()
     return net, gain, inverse
 
 
-def _compact(network: CompactConfig) -> nn.Module:
+def _compact(network: CompactConfig) -> Compact | Hific:
     from .compact import Compact
 
     return Compact(
@@ -170,7 +180,7 @@ def _compact(network: CompactConfig) -> nn.Module:
     )
 
 
-def _paper(network: PaperConfig, around_mean: bool) -> nn.Module:
+def _paper(network: PaperConfig, around_mean: bool) -> Compact | Hific:
     from .paper import Hific, MeanHific
 
     return MeanHific(network) if around_mean else Hific(network)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Down, ResidualBlock, Up
+from .layers import Down, ResidualBlock, Up, zero
 
 STRIDE = 16
 
@@ -28,6 +28,10 @@ class PatchTransform(nn.Module):
     basis: (C, 3, 16, 16), rows orthonormal. scale: (C,), mean: (3,) of the pixels. A part of the model that is
     computed from data, not trained (see `mcode.training.patches`).
     """
+
+    basis: Tensor
+    scale: Tensor
+    mean: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,9 +58,9 @@ def _blocks(channels: int, count: int) -> nn.Sequential:
 
 
 class CompactAnalysis(nn.Module):
-    """Picture (B, 3, H, W) in [-1, 1], H and W multiples of 16, to y (B, C, H/16, W/16)."""
+    """Picture (B, 3, H, W) in [-1, 1], H and W multiples of 16, to y (B, C, H/16, W/16). widths, blocks: three each."""
 
-    def __init__(self, channels: int, widths: tuple[int, int, int], blocks: tuple[int, int, int]) -> None:
+    def __init__(self, channels: int, widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
         super().__init__()
         quarter, eighth, sixteenth = widths
         self.net = nn.Sequential(
@@ -69,17 +73,16 @@ class CompactAnalysis(nn.Module):
             _blocks(sixteenth, blocks[2]),
         )
         self.last = nn.Conv2d(sixteenth, channels, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        zero(self.last)
 
     def forward(self, x: Tensor, patches: PatchTransform) -> Tensor:
         return patches(x) + self.last(self.net(x))
 
 
 class CompactSynthesis(nn.Module):
-    """y (B, C, h, w) to the picture (B, 3, 16 h, 16 w), around [-1, 1], not clipped."""
+    """y (B, C, h, w) to the picture (B, 3, 16 h, 16 w), around [-1, 1], not clipped. widths, blocks: four each."""
 
-    def __init__(self, channels: int, widths: tuple[int, int, int, int], blocks: tuple[int, int, int, int]) -> None:
+    def __init__(self, channels: int, widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
         super().__init__()
         sixteenth, eighth, quarter, half = widths
         self.net = nn.Sequential(
@@ -93,8 +96,7 @@ class CompactSynthesis(nn.Module):
             _blocks(half, blocks[3]),
         )
         self.last = nn.Conv2d(half, 12, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        zero(self.last)
 
     def forward(self, y: Tensor, patches: PatchTransform) -> Tensor:
         return patches.inverse(y) + F.pixel_shuffle(self.last(self.net(y)), 2)
@@ -106,10 +108,10 @@ class Compact(nn.Module):
     def __init__(
         self,
         channels: int,
-        analysis_widths: tuple[int, int, int],
-        analysis_blocks: tuple[int, int, int],
-        synthesis_widths: tuple[int, int, int, int],
-        synthesis_blocks: tuple[int, int, int, int],
+        analysis_widths: tuple[int, ...],
+        analysis_blocks: tuple[int, ...],
+        synthesis_widths: tuple[int, ...],
+        synthesis_blocks: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.patches = PatchTransform(channels)

@@ -152,6 +152,7 @@ class Hyper(nn.Module):
         index = index.clamp_max(self.config.scales - 1).transpose(0, 1).flatten(0, 1) / HEAD_UNIT
         with torch.no_grad():
             for p, bias in zip(self.config.passes, self.head_bias, strict=True):
+                assert isinstance(bias, IntegerBias)
                 bias.bias[:, : p.stop - p.start] = index[:, p.start : p.stop]
                 if middle is not None:  # rows of whole symbols are the even ones; means are in quarters
                     bias.bias[::2, p.stop - p.start :] = middle[:, p.start : p.stop] * (4 / HEAD_UNIT)
@@ -191,8 +192,10 @@ class Hyper(nn.Module):
         scales: list[Tensor] = []
         means: list[Tensor] = []
         for i, p in enumerate(config.passes):
-            x = activate(self.inner[i](activate(total)) + self.inner_bias[i].value()[..., None, None])
-            offset = self.head_bias[i].value()[2 * quality + (kind >= DELTA).long()][..., None, None]
+            inner_bias, head_bias = self.inner_bias[i], self.head_bias[i]
+            assert isinstance(inner_bias, IntegerBias) and isinstance(head_bias, IntegerBias)
+            x = activate(self.inner[i](activate(total)) + inner_bias.value()[..., None, None])
+            offset = head_bias.value()[2 * quality + (kind >= DELTA).long()][..., None, None]
             scale, mean = _rounded((self.head[i](x) + offset) * HEAD_UNIT, 1).chunk(2, 1)
             part = residual[:, p.start : p.stop]
             if p.parity is not None:

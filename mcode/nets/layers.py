@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class ChannelNorm(nn.Module):
@@ -42,13 +45,27 @@ class ResidualBlock(nn.Module):
         if not norm:
             nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
             nn.init.kaiming_normal_(self.conv2.weight, nonlinearity="relu")
-            nn.init.zeros_(self.conv1.bias)
-            nn.init.zeros_(self.conv2.bias)
+            for conv in (self.conv1, self.conv2):
+                assert conv.bias is not None
+                nn.init.zeros_(conv.bias)
             with torch.no_grad():
                 self.conv2.weight.mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+
+
+def zero(conv: nn.Conv2d) -> None:
+    """Weights and biases of 0: a network that ends in this convolution adds nothing at first."""
+    assert conv.bias is not None
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+
+
+def channels_last(net: Net, device: torch.device | str | None = None) -> Net:
+    """`net` itself, moved there, with weights laid out as convolutions are fastest."""
+    # PyTorch documents memory_format, and its stubs leave it out.
+    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 @contextmanager
@@ -87,13 +104,13 @@ class _AtLeast(torch.autograd.Function):
     """max(x, bound), whose gradient also reaches x below the bound where it would raise it (Balle et al. 2018)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, bound: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.bound = bound
         return x.clamp_min(bound)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return gradient * ((x >= ctx.bound) | (gradient < 0)), None
 

@@ -74,7 +74,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: NCodeConfig, *, outputs: int = 1, norm: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        inner = config.channels
+        inner: int = config.channels
         for i, width in enumerate(config.widths):
             normed = norm and i > 0
             layers.append(nn.Conv2d(inner, width, 4, stride=2, padding=1, bias=not normed))

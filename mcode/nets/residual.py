@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Down, ResidualBlock, Up
+from .layers import Down, ResidualBlock, Up, zero
 
 LUMA = (0.299, 0.587, 0.114)
 _HALVINGS = 2
@@ -98,8 +98,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(Up(b, a) for a, b in pairwise(widths))
         self.after = nn.ModuleList(_blocks(w, blocks) for w in widths[:-1])
         self.last = nn.Conv2d(width, values, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        zero(self.last)
 
     def forward(self, base: Tensor, y: Tensor | None = None) -> Tensor:
         _, _, height, width = base.shape
@@ -175,6 +174,13 @@ class Residual(nn.Module):
     offset: (M,), which centres a quantiser of an even number of levels. K is M without a code.
     """
 
+    basis: Tensor
+    basis_scale: Tensor
+    mean: Tensor
+    spread: Tensor
+    deviation: Tensor
+    offset: Tensor
+
     def __init__(self, config: ResidualConfig) -> None:
         super().__init__()
         self.config = config
@@ -188,7 +194,7 @@ class Residual(nn.Module):
         if self.code is not None:
             self.register_buffer("spread", torch.ones(config.rows))
         self.encoder = LatentEncoder(config) if config.encoder else None
-        self._rows: Tensor | None = None
+        self._rows: Tensor | None = None  # until `prepare`
         self._solve: Tensor | None = None
 
     @property
@@ -206,16 +212,18 @@ class Residual(nn.Module):
 
     def prepare(self) -> None:
         """Computes the rows and the least squares solver from the buffers; call after loading or moving."""
-        self._rows = self.basis.float() * self.basis_scale.float().unsqueeze(1)
-        gram = (self._rows.double() @ self._rows.double().T).cpu()
-        self._solve = torch.linalg.pinv(gram, hermitian=True).float().to(self._rows.device)
+        rows = self.basis.float() * self.basis_scale.float().unsqueeze(1)
+        gram = (rows.double() @ rows.double().T).cpu()
+        self._rows, self._solve = rows, torch.linalg.pinv(gram, hermitian=True).float().to(rows.device)
 
     def linear_analysis(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) to components (B, K)."""
+        assert self._rows is not None and self._solve is not None
         return (x.reshape(len(x), -1).float() - self.mean) @ self._rows.T @ self._solve
 
     def linear_synthesis(self, y: Tensor) -> Tensor:
         """Components (B, K) to (B, channels, H, W)."""
+        assert self._rows is not None
         width, height = self.config.frame_size
         return (y.float() @ self._rows + self.mean).view(len(y), self.config.channels, height, width)
 

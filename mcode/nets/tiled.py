@@ -60,16 +60,17 @@ def reach(network: nn.Module, call: Callable[[Tensor], Any], sample: Tensor, pos
 
     Counts modules of `network` alone; functional convolutions must not look beyond their own stride.
     """
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
     seen = 0.0
 
     def look(module: nn.Module, given: tuple[Tensor, ...], _: Any) -> None:
         nonlocal seen
+        assert isinstance(module, kinds)
         kernel, stride = module.kernel_size[0], module.stride[0]
         if kernel > stride:
             away = -(-(kernel - stride) // stride) if isinstance(module, nn.ConvTranspose2d) else kernel // 2
             seen += away * positions / given[0].shape[2]
 
-    kinds = (nn.Conv2d, nn.ConvTranspose2d)
     hooks = [m.register_forward_hook(look) for m in network.modules() if isinstance(m, kinds)]
     try:
         with torch.inference_mode():

@@ -20,7 +20,7 @@ from mcode.testclip.scenes import Arms, Face, Pan
 from mcode.testclip.sound import RATE, render_audio
 
 SCENES = ("demo", "arms", "face", "pan")
-_SINGLE = {"arms": Arms, "face": Face, "pan": Pan}
+_SINGLE: dict[str, type[Arms | Face | Pan]] = {"arms": Arms, "face": Face, "pan": Pan}
 
 __all__ = ["RATE", "SCENES", "render_audio", "render_frames", "write_clip"]
 

@@ -116,12 +116,11 @@ def between(
     def distance(x: Array, y: Array) -> Array:
         row = x[:1]
         step = 1e-3
-        result = None
+        result = np.maximum(bounds[0] - x, x - bounds[2])
         for curve, sign in ((top, 1.0), (bottom, -1.0)):
             slope = (curve(row + step) - curve(row - step)) / (2 * step)
-            d = sign * (curve(row) - y) / np.sqrt(1 + slope * slope)
-            result = d if result is None else np.maximum(result, d)
-        return np.maximum(result, np.maximum(bounds[0] - x, x - bounds[2]))
+            result = np.maximum(result, sign * (curve(row) - y) / np.sqrt(1 + slope * slope))
+        return result
 
     return Shape(bounds, distance)
 

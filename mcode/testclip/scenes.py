@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
@@ -82,8 +83,8 @@ class Arms:
         pixel = 1 / canvas.unit
         brick = np.clip((depth - joint / 2) / max(pixel, 0.003) + 0.5, 0, 1)
         height = 0.010 * ramp(depth, 0, joint * 1.3) + 0.0016 * rough
-        height = cv2.GaussianBlur(height.astype(np.float32), (0, 0), max(0.5, 0.0018 * canvas.unit))
-        down, right = np.gradient(height, pixel)
+        relief = cv2.GaussianBlur(height.astype(np.float32), (0, 0), max(0.5, 0.0018 * canvas.unit))
+        down, right = np.gradient(relief, pixel)
         fade = min(1.0, canvas.unit / 240)  # small pictures cannot show relief, only alias it
         nx, ny = -right * 0.8 * fade, -down * 0.8 * fade
         nz = 1 / np.sqrt(1 + nx * nx + ny * ny)
@@ -136,14 +137,14 @@ class Arms:
         wall = shadowed(self.wall, canvas, 0.085, 0.05, 0.030, 0.66)
         return film(over(canvas, wall))
 
-    def _denim(self, base: Array):
+    def _denim(self, base: Array) -> Callable[[Array, Array], Array]:
         def albedo(x: Array, y: Array) -> Array:
             weave = 0.05 * np.sin((x + y) * 520) + 0.06 * np.sin(x * 60 + 2 * np.sin(y * 23))
             return base * (1 + weave)[..., None]
 
         return albedo
 
-    def _stripes(self, bend: float):
+    def _stripes(self, bend: float) -> Callable[[Array, Array], Array]:
         def albedo(x: Array, y: Array) -> Array:
             wave = np.sin((y + bend * 1.1 * x * x) * 2 * math.pi / 0.052)
             return mix(np.broadcast_to(self.shirt, (*x.shape, 3)), self.stripe, ramp(wave, 0.45, 0.75))
@@ -227,7 +228,7 @@ class Face:
             view.paint(limb((bar, -0.9), (bar, 0.9), 0.024, 0.024), colour("#4a3527"), bevel=0.02, soft=0.03)
         folds = colour("#7d4a3c") * (0.55 + 0.30 * np.sin(x * 42 + 2.2 * np.sin(x * 9) + 0.3 * y))[..., None]
         curtain = ramp(np.abs(x + 0.03 * y), 0.66, 0.74)[..., None]
-        canvas.rgb[:] = mix(canvas.rgb, folds * mix(0.9, 0.35, ramp(y, -0.4, 0.5)), curtain)
+        canvas.rgb[:] = mix(canvas.rgb, folds * (0.9 + (0.35 - 0.9) * ramp(y, -0.4, 0.5))[..., None], curtain)
         blurred = cv2.GaussianBlur(canvas.rgb, (0, 0), max(0.3, 0.010 * canvas.unit))
         return blurred * (1 + 0.03 * noise(rng, self.size, (90, 50), 3))[..., None]
 

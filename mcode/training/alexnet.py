@@ -24,6 +24,9 @@ class AlexNetConv4(nn.Module):
     InputError.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, weights: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
         self.features = nn.Sequential(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..evaluation.features import unit_distance
+from ..nets.layers import channels_last
 from .squares import Squares
 
 FILE = "classes.safetensors"
@@ -97,7 +98,7 @@ def learn(
     are kept. Raises InputError where the squares have no classes or the file is damaged."""
     labels, classes = numbers(squares)
     channels = squares.pixels.shape[3]
-    networks = [ClassNetwork(k, channels, classes).to(device, memory_format=torch.channels_last) for k in range(count)]
+    networks = [channels_last(ClassNetwork(k, channels, classes), device) for k in range(count)]
     together = nn.ModuleList(networks)
     if path.is_file():
         try:

@@ -25,7 +25,7 @@ from ..manifold import ZERO_MARGIN, find, load, read_info
 from ..nets.eye import load_eyes
 from ..nets.hific import STRIDE, CompactConfig, CompactHific
 from ..nets.hyper import Hyper
-from ..nets.layers import ResidualBlock, watched
+from ..nets.layers import ResidualBlock, channels_last, watched
 from ..nets.paper import Discriminator
 from . import loop
 from .crops import CropStream, draw_crop, load_pictures
@@ -209,8 +209,9 @@ def train(
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
     model = CompactHific(config.network, _hyper_of(config), config.loss.hyper, config.loss.temperature)
+    d = None
     if config.loss.adversarial:
-        model.d = Discriminator(config.network.channels, norm=config.loss.norm, conditional=config.loss.conditional)
+        d = model.d = Discriminator(config.network.channels, norm=config.loss.norm, conditional=config.loss.conditional)
     first, saved = loop.begin(out, resume, model)
     checkpoint = out / loop.CHECKPOINT
     pictures = load_pictures(
@@ -223,7 +224,7 @@ def train(
         _initialise(model, config, pictures, lam)
     if config.part == "synthesis":
         model.keep_what_is_sent(_margin_of(config))
-    model.to(device, memory_format=torch.channels_last)
+    channels_last(model, device)
     parameters = {k: v for k, v in model.named_parameters() if not k.startswith("d.")}
     ema = loop.averages(parameters, saved)
     optimiser = torch.optim.Adam(
@@ -237,13 +238,13 @@ def train(
     if model.hyper is not None:
         optimiser.add_param_group({"params": list(model.hyper.parameters()), "speed": 5.0})
     optimisers, judge = [optimiser], None
-    if config.loss.adversarial:
-        judge = Judge(model.d, config.optimiser.discriminator_rate)
+    if d is not None:
+        judge = Judge(d, config.optimiser.discriminator_rate)
         optimisers.append(judge.optimiser)
     loop.load_moments(optimisers, model, saved, first)
     feature_distance = None
     if config.loss.perceptual > 0:
-        feature_distance = _Features(config.loss).to(device, memory_format=torch.channels_last)
+        feature_distance = channels_last(_Features(config.loss), device)
     crops = CropStream(
         pictures, config.data.batch, config.data.crop, config.seed * 1000 + worker, first, graphics=config.data.graphics
     )
@@ -453,8 +454,8 @@ class _Features(nn.Module):
             a, b = x[window] / 2 + 0.5, x_hat[window].clamp(-1.2, 1.2) / 2 + 0.5
             distance = _shared(self.vgg(a[:few]), self.vgg(b[:few]), self.vgg_shares.values())
             if self.squeezenet is not None:
-                maps = (self.squeezenet.chosen(each[:few], tuple(self.squeezenet_shares)) for each in (a, b))
-                distance = distance + _shared(*maps, self.squeezenet_shares.values())
+                of_a, of_b = (self.squeezenet.chosen(each[:few], tuple(self.squeezenet_shares)) for each in (a, b))
+                distance = distance + _shared(of_a, of_b, self.squeezenet_shares.values())
             distance = F.pad(distance * (len(x) / few), (0, len(x) - few))
             for share, eye in zip(self.eye_shares, self.eyes, strict=True):
                 distance = distance + share * features.unit_distance(eye(a), eye(b))
@@ -510,6 +511,7 @@ def _revive(
         block, dead = part.get_submodule(name), share < _ALIVE
         if not dead.any():
             continue
+        assert isinstance(block, ResidualBlock) and block.conv1.bias is not None
         fresh = torch.empty_like(block.conv1.weight)
         nn.init.kaiming_normal_(fresh, nonlinearity="relu")
         block.conv1.weight[dead] = fresh[dead]

@@ -93,7 +93,7 @@ def ranges_of(model: manifold.Manifold, latents: Sequence[Tensor]) -> list[list[
         gain, inverse = (part.view(-1, 1, 1) for part in (model.gain(quality), model.inverse(quality)))
         model.net.synthesis(((latent.to(model.device) * gain).round() * inverse)[None])
 
-    return measure(model.net.synthesis_net, show, enumerate(chosen))
+    return measure(model.net.get_submodule("synthesis_net"), show, enumerate(chosen))
 
 
 def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], data: Path, output: Path, card: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures, unit_distance
 from ..manifold import Manifold
 from ..nets.eye import WIDTHS, Eye, read
+from ..nets.layers import channels_last
 from .crops import CropStream, load_pictures
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -59,9 +60,9 @@ def train(
     crops = CropStream(pictures, training.batch, training.crop, training.seed)
     vgg, squeeze = VggFeatures(weights, VGG_LAYERS), SqueezeNetFeatures(weights)
     for network in (vgg, squeeze, model.net):
-        network.requires_grad_(False).to(memory_format=torch.channels_last)
+        channels_last(network.requires_grad_(False))
     net, scale = (Eye(), 1.0) if start is None else read(start)[-1]
-    net = net.requires_grad_(True).to(memory_format=torch.channels_last)
+    net = channels_last(net.requires_grad_(True))
     log_scale = torch.nn.Parameter(torch.tensor(scale).log())
     optimiser = torch.optim.Adam([*net.parameters(), log_scale], lr=training.learning_rate, betas=(0.9, 0.99))
     gains = torch.stack([model.gain(q) for q in range(1, model.qualities + 1)])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import from_dict, to_dict
 from ..errors import InputError
+from ..nets.layers import channels_last
 from ..nets.paper import STRIDE, Discriminator, Hific, MeanHific, PaperConfig
 from . import loop
 from .crops import CropStream, load_pictures
@@ -155,7 +156,7 @@ def train(
     )
     if not pictures:
         raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
-    model.to(device, memory_format=torch.channels_last)
+    channels_last(model, device)
     of_coder = torch.optim.Adam(model.hific.parameters(), config.optimiser.learning_rate)
     of_d = torch.optim.Adam(model.d.parameters(), config.optimiser.learning_rate)
     loop.load_moments([of_coder, of_d], model, saved, first)
@@ -244,7 +245,7 @@ def perceptual_distance(loss: HificLoss, device: str) -> Callable[[Tensor, Tenso
         return lpips.Lpips(weights_path(lpips.ALEXNET_FILE), weights_path(lpips.LINEAR_FILE), device).distance
     from ..evaluation.features import VGG_LAYERS, VggFeatures
 
-    vgg = VggFeatures(layers=VGG_LAYERS).to(device, memory_format=torch.channels_last)
+    vgg = channels_last(VggFeatures(layers=VGG_LAYERS), device)
     return vgg.absolute_distance if loss.perceptual == "vgg19-l1" else vgg.distance
 
 

@@ -172,8 +172,8 @@ def train(
 
 def _levels(before: Tensor, after: Tensor, levels: int) -> np.ndarray:
     """Of each of these deltas, (B,)."""
-    flat = (part.flatten(2).numpy() for part in (after, before))
-    return np.array([level_of(*pair, levels) for pair in zip(*flat, strict=True)])
+    this, last = (part.flatten(2).numpy() for part in (after, before))
+    return np.array([level_of(a, b, levels) for a, b in zip(this, last, strict=True)])
 
 
 def _middles(pictures: Tensor, gain: Tensor, margin: Tensor) -> Tensor:
@@ -221,13 +221,13 @@ def fit(
     margin = torch.zeros_like(gain) if zero_margin is None else zero_margin
     model = RangeModel(config, weights, *_first_tables(net))
     counts = np.zeros(model.tables.shape, np.int64)
-    z_counts = np.zeros(model.z_tables.shape, np.int64)
+    z_counts: np.ndarray = np.zeros(model.z_tables.shape, np.int64)
     rng = np.random.default_rng(0)
     for i in np.linspace(0, len(latents) - 1, min(limit, len(latents))).astype(int):
         picture = torch.from_numpy(latents[i : i + 1])
-        moving = draw_pairs(torch.from_numpy(moves[rng.integers(len(moves))][None]), gain, margin, rng)
-        for quality, (g, m, *pair) in enumerate(zip(gain, margin, *moving, strict=True), 1):
-            whole, last, this = (y.numpy().astype(np.int16) for y in (symbols_of(picture, g, m)[0], *pair))
+        befores, afters = draw_pairs(torch.from_numpy(moves[rng.integers(len(moves))][None]), gain, margin, rng)
+        for quality, (g, m, before, after) in enumerate(zip(gain, margin, befores, afters, strict=True), 1):
+            whole, last, this = (y.numpy().astype(np.int16) for y in (symbols_of(picture, g, m)[0], before, after))
             joined = bool((i + quality) % 2)
             model.count(whole, None, quality, joined, counts, z_counts)
             model.count(this, last, quality, joined, counts, z_counts)

@@ -25,6 +25,7 @@ from .. import manifold
 from ..coders import CodeTables
 from ..config import from_dict, to_dict
 from ..errors import InputError
+from ..nets.layers import channels_last
 from ..nets.ncode import BITS, Discriminator, Encoder, Generator, NCode, NCodeConfig, levels, quantise
 from . import loop
 from .deltas import keyframe_deltas
@@ -165,7 +166,7 @@ def train(
     first, saved = loop.begin(out, resume, model)
     squares = _load(config, data)
     features = _feature_distance(config.encoding, torch.device(device))
-    model.to(device, memory_format=torch.channels_last)
+    channels_last(model, device)
     steps = Steps(config, model, squares, torch.device(device), workers, worker, features)
     loop.load_moments(steps.optimisers, model, saved, first)
     parameters = dict(model.named_parameters())
@@ -384,7 +385,7 @@ def _feature_distance(config: EncodingConfig, device: torch.device) -> Callable[
         return lambda a, b: (conv4(a) - conv4(b)).float().square().sum((1, 2, 3))
     from ..evaluation.features import VggFeatures
 
-    vgg = VggFeatures(config.perceptual_file, layers=("relu3_4",)).to(device, memory_format=torch.channels_last)
+    vgg = channels_last(VggFeatures(config.perceptual_file, layers=("relu3_4",)), device)
     return lambda a, b: vgg.distance(a, b) * (a.shape[2] // 4) * (a.shape[3] // 4)
 
 

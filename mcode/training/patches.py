@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..nets.compact import STRIDE, PatchTransform
 
@@ -30,7 +32,5 @@ def fit_patches(transform: PatchTransform, crops: np.ndarray, step: float) -> fl
     return float(10 * np.log10(4 / lost))
 
 
-def _tensor(array: np.ndarray):
-    import torch
-
+def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

@@ -25,6 +25,7 @@ from .. import manifold
 from ..coders import CodeTables
 from ..config import from_dict, to_dict
 from ..errors import InputError
+from ..nets.layers import channels_last
 from ..nets.residual import Residual, ResidualConfig
 from . import classes, loop
 from .adapt import BLOCK, principal_components
@@ -142,7 +143,7 @@ def train(
     learn_components(model, squares.pixels)
     first, saved = loop.begin(out, resume, model)
     model.prepare()
-    model.to(where, memory_format=torch.channels_last).prepare()
+    channels_last(model, where).prepare()
     samples = Samples(config, model, squares, where)
     features, judged = _features(config, where), _classes(config, squares, out, where)
     parameters = dict(model.named_parameters())
@@ -471,7 +472,7 @@ def _features(config: ResidualTraining, device: torch.device) -> Callable[[Tenso
         return None
     from ..evaluation.features import VggFeatures
 
-    vgg = VggFeatures(config.perceptual_file, layers=config.vgg_layers).to(device, memory_format=torch.channels_last)
+    vgg = channels_last(VggFeatures(config.perceptual_file, layers=config.vgg_layers), device)
     return vgg.distance
 
 

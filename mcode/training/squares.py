@@ -43,7 +43,9 @@ def load_squares(
     of pictures, or a folder inside an archive: "faces.tar/train". "clip.avi@0:0.5" is a video's first half.
     without: names of files in folders to pass over. Raises InputError where a place is missing or holds nothing.
     """
-    squares, clips, folders = [], [], []
+    squares: list[np.ndarray] = []
+    clips: list[int] = []
+    folders: list[str] = []
     width, height = (size, size) if isinstance(size, int) else size
     for place in places:
         before = len(clips)
@@ -106,7 +108,9 @@ def _archived(archive: Path, inside: str) -> Iterator[tuple[str, bytes]]:
             for member in file:
                 name = PurePosixPath(member.name)
                 if member.isfile() and name.suffix.lower() in PICTURES and name.is_relative_to(inside):
-                    yield name.parent.name, file.extractfile(member).read()  # type: ignore[union-attr]
+                    stored = file.extractfile(member)
+                    assert stored is not None  # as for every file
+                    yield name.parent.name, stored.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{archive}: cannot be read as an archive ({error})") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -48,7 +48,7 @@ def train(
     if not data.is_dir():
         raise InputError(f"{data}: no such folder of training data")
     where = choose_device(device).type
-    rooms = {
+    rooms: dict[type, Callable[..., Path]] = {
         CompactTraining: compact.train,
         HificTraining: hific.train,
         NCodeTraining: ncode.train,

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...nets.layers import channels_last
 from .sets import CLASSES
 
 EPOCHS, BATCH, PEAK_RATE, WEIGHT_DECAY, PAD = 10, 256, 0.01, 5e-2, 4
@@ -66,7 +67,7 @@ def train(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    net = (start or Classifier(width)).train().to(device, memory_format=torch.channels_last)
+    net = channels_last((start or Classifier(width)).train(), device)
     batch = min(BATCH, len(pixels))
     steps = epochs * (len(pixels) // batch)
     optimiser = torch.optim.AdamW(net.parameters(), peak, weight_decay=WEIGHT_DECAY)
@@ -75,8 +76,8 @@ def train(
     side = pixels.shape[1]
     for epoch in range(epochs):
         order, right, total = rng.permutation(len(pixels)), 0, 0.0
-        for start in range(0, len(order) - batch + 1, batch):
-            chosen = order[start : start + batch]
+        for first in range(0, len(order) - batch + 1, batch):
+            chosen = order[first : first + batch]
             cropped = _crops(padded[chosen], side, rng)
             x, y = _batch(cropped, device), torch.from_numpy(labels[chosen]).to(device)
             with torch.autocast(torch.device(device).type, torch.bfloat16):
@@ -136,4 +137,4 @@ def load(path: Path) -> tuple[Classifier, dict[str, object]]:
         net.load_state_dict(tensors)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: no classifier that can be read ({error}); remove it, and it is trained anew") from error
-    return net.to(memory_format=torch.channels_last).eval(), facts
+    return channels_last(net).eval(), facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,8 +132,8 @@ def figure3(
             ("JPEG", lambda q: jpeg(int(q), grey), JPEG_QUALITIES),
             ("JPEG 2000", lambda r: jpeg2000(r, grey), JPEG2000_RATIOS),
         ):
-            setting, coded = at_least_bits(make, settings, rgb, times * first)
-            label = f"q{setting:g}" if name == "JPEG" else f"{setting:.3g}:1"
+            chosen, coded = at_least_bits(make, settings, rgb, times * first)
+            label = f"q{chosen:g}" if name == "JPEG" else f"{chosen:.3g}:1"
             if f"{name} {label}" not in pictures:
                 add(name, label, coded)
     return rows, pictures
@@ -145,8 +146,8 @@ def figure4a(
     clean = classifier.accuracy(net, pixels, labels)
     rows: list[dict[str, Any]] = [{"codec": "original", "setting": "", "bpp": 24.0, "accuracy": clean, "kept": 1.0}]
     codecs = [*codecs_of(sets.CIFAR10, manifolds)]
-    codecs += [("JPEG", f"q{q}", lambda x, q=q: code_all(jpeg(q, False), x)) for q in (1, 5, 10)]
-    codecs += [("JPEG 2000", f"{r}:1", lambda x, r=r: code_all(jpeg2000(r, False), x)) for r in (14, 24)]
+    codecs += [("JPEG", f"q{q}", partial(code_all, jpeg(q, False))) for q in (1, 5, 10)]
+    codecs += [("JPEG 2000", f"{r}:1", partial(code_all, jpeg2000(r, False))) for r in (14, 24)]
     for name, setting, codec in codecs:
         say(f"classifier: {name} {setting}")
         coded = codec(pixels)

@@ -55,8 +55,12 @@ def load_cifar10(data: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
             for member in archive:
                 name = PurePosixPath(member.name)
                 if member.isfile() and name.is_relative_to(part) and name.parent.name in CLASSES:
-                    encoded = np.frombuffer(archive.extractfile(member).read(), np.uint8)  # type: ignore[union-attr]
-                    pixels.append(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
+                    stored = archive.extractfile(member)
+                    assert stored is not None  # as for every file
+                    picture = cv2.imdecode(np.frombuffer(stored.read(), np.uint8), cv2.IMREAD_COLOR)
+                    if picture is None:
+                        raise InputError(f"{path}: {member.name} is no picture that can be read")
+                    pixels.append(picture[..., ::-1])
                     labels.append(CLASSES.index(name.parent.name))
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as an archive ({error})") from error
