@@ -2,7 +2,7 @@ r"""Makes the manifolds that ship in the package, from the training data. Not ne
 
     mcode train configs/talking-head.toml --data DIR --out runs/talking-head
     python scripts/build_manifolds.py talking-head --data DIR --checkpoint runs/talking-head/checkpoint.safetensors
-    mcode train configs/general.toml --data DIR --out runs/general              # the second of four, see there
+    mcode train configs/general.toml --data DIR --out runs/general              # the second of five, see there
     python scripts/build_manifolds.py general --data DIR --checkpoint runs/general/checkpoint.safetensors \
         --output second.safetensors
     python scripts/train_hyper.py second.safetensors --data DIR --output second-range.safetensors
@@ -14,11 +14,14 @@ r"""Makes the manifolds that ship in the package, from the training data. Not ne
     python scripts/build_manifolds.py general --data DIR --checkpoint runs/finish/checkpoint.safetensors \
         --output fourth.safetensors
     python scripts/fit_tables.py fourth.safetensors --data DIR --output tables.safetensors
-    python scripts/train_hyper.py tables.safetensors --data DIR --output general.safetensors --go-on --steps 9200 \
+    python scripts/train_hyper.py tables.safetensors --data DIR --output general-finish.safetensors --go-on --steps 9200 \
         --deltas 6 --rate 1e-3                                                  # the same symbols in fewer bits
+    mcode train configs/general-graphics.toml --data DIR --out runs/graphics    # the fifth
+    python scripts/mix_synthesis.py general-finish.safetensors runs/graphics/general.safetensors --share 0.6 \
+        --data DIR --output general.safetensors
     python scripts/build_manifolds.py paper --trained results/manifolds     # as scripts/reproduce.sh leaves them
 
-The last but one stands for three goes, of 2,500, 2,200 and 4,500 steps, the first without levels (docs/log.md).
+The second train_hyper.py stands for three goes, of 2,500, 2,200 and 4,500 steps, the first without levels (docs/log.md).
 DIR holds the folders that the cards name (grid_s1/train, stills/train, video/train). The scores in a card come from
 docs/results.md and are given by --scores as JSON.
 """
@@ -47,9 +50,9 @@ GENERAL = {
     "data_licence": "mixed, see data",
     "licence": "CC BY-SA 4.0",
     "training_command": "mcode train configs/general.toml, then configs/general-synthesis.toml, then "
-    "configs/general-finish.toml --data DIR --out runs/general",
-    "not_for": "text, screens and drawings, of which it has seen few; moving cameras at n over 2, where what lies between "
-    "two keyframes is not on the line between their latents",
+    "configs/general-finish.toml, then configs/general-graphics.toml --data DIR --out runs/general",
+    "not_for": "small text and screens, whose edges it blurs; moving cameras at n over 2, where what lies between two "
+    "keyframes is not on the line between their latents",
 }
 
 REPRODUCTION = {

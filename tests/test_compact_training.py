@@ -518,6 +518,43 @@ def test_blocks_that_have_died_are_dropped_and_what_is_sent_stays(tmp_path, data
         script.main()  # the output exists
 
 
+def test_a_synthesis_is_mixed_of_two_and_all_else_stays(tmp_path, data, monkeypatch, capsys):
+    from safetensors.numpy import load_file
+
+    plain = config(loss={"adversarial": 0.0})
+    export_compact(train(plain, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={"title": "A"})
+    dearer = replace(plain.loss, lambdas=(0.01, 0.2))
+    part = replace(plain, start=str(tmp_path / "a.safetensors"), part="synthesis", loss=dearer)
+    export_compact(train(part, data, tmp_path / "b"), data, tmp_path / "b.safetensors", card={"made": "today"})
+    spec = importlib.util.spec_from_file_location("mix", Path(__file__).parent.parent / "scripts" / "mix_synthesis.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run(start: str, trained: str, output: str) -> None:
+        pair = [str(tmp_path / f"{name}.safetensors") for name in (start, trained)]
+        given = ["--share", "0.25", "--data", str(data), "--folders", "pictures"]
+        monkeypatch.setattr("sys.argv", ["mix", *pair, *given, "--output", str(tmp_path / f"{output}.safetensors")])
+        script.main()
+
+    run("a", "b", "out")
+    a, b, out = (load_file(tmp_path / f"{name}.safetensors") for name in ("a", "b", "out"))
+    changed = [name for name in a if not np.array_equal(a[name], b[name])]
+    assert changed and all(name.startswith("synthesis_net.") for name in changed)
+    for name in a:
+        assert np.allclose(out[name], 0.75 * a[name].astype(float) + 0.25 * b[name], atol=1e-3), name
+    info = mcode.manifold.read_info(tmp_path / "out.safetensors")
+    assert (info.card["title"], info.card["made"], info.card["training_config"]["part"]) == ("A", "today", "synthesis")
+    assert info.card["mixed"].startswith("0.25 of the training's weights, 0.75 of ") and info.card["ranges"]
+    prices = [mcode.manifold.read_info(tmp_path / f"{name}.safetensors").card["prices"] for name in ("a", "b", "out")]
+    assert prices[0] == prices[1] == prices[2] != {}  # what is sent is as it was, and worth as much
+    with pytest.raises(SystemExit):
+        run("a", "b", "out")  # it exists
+    export_compact(train(replace(plain, seed=9), data, tmp_path / "c"), data, tmp_path / "c.safetensors", card={})
+    with pytest.raises(SystemExit):
+        run("a", "c", "other")
+    assert "only the synthesis may" in capsys.readouterr().err and not (tmp_path / "other.safetensors").exists()
+
+
 def test_channels_that_die_on_the_way_start_afresh_and_runs_resume_exactly(tmp_path, data):
     export_compact(train(config(), data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
     part = replace(config(), start=str(tmp_path / "a.safetensors"), part="synthesis")

@@ -97,10 +97,10 @@ def ranges_of(model: manifold.Manifold, latents: Sequence[Tensor]) -> list[list[
 
 
 def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], data: Path, output: Path, card: dict[str, Any]) -> str:
-    """The start with this synthesis: what is sent, and how it is coded, stay to the last bit."""
+    """The start with this synthesis: what is sent, how it is coded and what bits are worth stay to the last bit."""
     assert config.start is not None
     trained = {k.removeprefix("net."): v.half() for k, v in weights.items() if k.startswith("net.synthesis_net.")}
-    card = card | {"training_config": to_dict(config), "prices": _prices(config)}
+    card = {"prices": _prices(config)} | manifold.read_info(config.start).card | card | {"training_config": to_dict(config)}
     options: dict[str, Any] = {
         "tensors": {k: v.contiguous().numpy() for k, v in trained.items()},
         "network": to_dict(config.network) | {"family": "compact"},
