@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mcode import manifold
+from mcode.latents import symbols
 from mcode.testclip import render_frames
 from mcode.transcode import decode_file, encode_file
 
@@ -55,6 +56,16 @@ def test_general_takes_any_size(general, size):
     latent = general.analyse(rgb)
     assert latent.shape[1:] == general.latent_shape(*size)
     assert general.synthesise(latent, *size).shape == rgb.shape
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 255), (255, 0, 0), (0, 255, 0), (255, 255, 0), (0, 255, 255), (255, 0, 255)])
+def test_flat_saturated_colours_come_back_flat(general, colour):
+    """A lattice of dots every 4 pixels, spread by 2.7 levels on blue, lay over them before training drew such pictures."""
+    rgb = np.broadcast_to(np.array(colour, np.uint8), (1, 192, 256, 3))
+    latent = symbols(general.analyse(rgb)[0], general.gain(5), general.zero_margin(5)) * general.inverse(5).view(-1, 1, 1)
+    error = general.synthesise(latent[None], 256, 192)[0].astype(float) - rgb[0]
+    assert error[48:-48, 48:-48].std(axis=(0, 1)).max() < 1.5
+    assert np.abs(error[16:-16, 16:-16]).max() < 13 and np.abs(error).max() < 42
 
 
 def test_bfloat16_and_float32_differ_by_less_than_a_tenth_of_a_decibel(general):
