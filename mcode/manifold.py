@@ -457,11 +457,9 @@ class Manifold:
         _, h, w = self.latent_shape(width, height)
         if not self._around_mean:
             return self._map(rgb, h, w)
-        from .nets.paper import STRIDE, extended
-
-        wide = extended(rgb)
+        stride = self.stride or 1
         with torch.inference_mode():
-            return self._mean_net.sent(self._map(wide, wide.shape[1] // STRIDE, wide.shape[2] // STRIDE), self._z_limits)
+            return self._mean_net.sent(self._map(rgb, -(-height // stride), -(-width // stride)), self._z_limits)
 
     def _map(self, rgb: np.ndarray, h: int, w: int) -> Tensor:
         """What the analysis network makes of pictures, at h x w positions."""
@@ -487,7 +485,11 @@ class Manifold:
         with torch.inference_mode(), self._autocast():
             x = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).permute(0, 3, 1, 2)
             x = x.float().div_(127.5).sub_(1)
-            if self.stride and (h * self.stride, w * self.stride) != (height, width):
+            if self.stride and self._around_mean:
+                from .nets.paper import reflected
+
+                x = reflected(x, self.stride)
+            elif self.stride and (h * self.stride, w * self.stride) != (height, width):
                 x = F.pad(x, (0, w * self.stride - width, 0, h * self.stride - height), mode="replicate")
             return self._half("analysis", x, x.shape[0] * x.shape[2] * x.shape[3]).float()
 

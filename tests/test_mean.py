@@ -15,7 +15,7 @@ from mcode.errors import ManifoldError
 from mcode.frame import Frame
 from mcode.latents import quantise
 from mcode.nets import paper
-from mcode.nets.paper import extended
+from mcode.nets.paper import reflected
 from mcode.training.paper import fit_tables
 
 from .small_hific import small_mean_manifold
@@ -141,14 +141,15 @@ def test_side_information_is_clipped_before_the_mean_is_taken(tmp_path):
     torch.testing.assert_close(net.y_hat(latents), net.encoder(x), atol=1e-4, rtol=1e-4)
 
 
-def test_pictures_are_reflected_to_multiples_of_16_or_repeated_where_too_small():
-    rgb = picture(100, 70)[None]
-    wide = extended(rgb)
-    assert wide.shape == (1, 80, 112, 3) and np.array_equal(wide[:, :70, :100], rgb)
-    assert np.array_equal(wide[0, 70:, :100], rgb[0, 68:58:-1]) and np.array_equal(wide[0, :70, 100:], rgb[0, :, 98:86:-1])
-    small = extended(rgb[:, :5])
-    assert small.shape == (1, 16, 112, 3) and (small[0, 5:, :100] == rgb[0, 4]).all()
-    assert extended(rgb[:, :64, :64]).shape == (1, 64, 64, 3)
+def test_maps_are_reflected_to_multiples_or_repeated_where_too_small():
+    x = torch.from_numpy(picture(100, 70)).permute(2, 0, 1)[None].float()
+    wide = reflected(x, 16)
+    assert wide.shape == (1, 3, 80, 112) and torch.equal(wide[..., :70, :100], x)
+    assert torch.equal(wide[..., 70:, :100], x[..., 59:69, :].flip(2))
+    assert torch.equal(wide[..., :70, 100:], x[..., 87:99].flip(3))
+    small = reflected(x[:, :, :5], 16)
+    assert small.shape == (1, 3, 16, 112) and (small[..., 5:, :100] == x[..., 4:5, :]).all()
+    assert reflected(x[..., :64, :64], 16).shape == (1, 3, 64, 64)
 
 
 def test_bits_are_those_of_what_is_sent():

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -351,7 +350,7 @@ class MeanHific(Hific):
         limits: least and largest z that can be sent, (Z, 1, 1) each.
         """
         with torch.autocast(y.device.type, enabled=False):
-            y = _extended_map(y.float())
+            y = reflected(y.float(), HYPER_STRIDE)
             z = F.pad(self.hyperprior.side(y).round(), (0, 0, 0, 0, 0, -self.config.hyper % _IN_ONE))
             z = F.pixel_shuffle(z, HYPER_STRIDE)
             if limits is not None:
@@ -380,22 +379,12 @@ class MeanHific(Hific):
         return self._bits(centred, scale, z)
 
 
-def extended(rgb: np.ndarray) -> np.ndarray:
-    """uint8 (B, H, W, 3) to sides that are multiples of 16, reflected at the right and the bottom as in the PyTorch port.
+def reflected(maps: Tensor, factor: int) -> Tensor:
+    """(B, C, h, w) to sides that are multiples of `factor`, reflected at the right and the bottom as in the PyTorch port.
 
     Where it is too small for that, which the port refuses, its edges are repeated.
     """
-    _, height, width, _ = rgb.shape
-    below, beside = -height % STRIDE, -width % STRIDE
-    if not below and not beside:
-        return rgb
-    mode: Literal["reflect", "edge"] = "reflect" if below < height and beside < width else "edge"
-    return np.pad(rgb, ((0, 0), (0, below), (0, beside), (0, 0)), mode)
-
-
-def _extended_map(y: Tensor) -> Tensor:
-    """y (B, C, h, w) to sides that are multiples of 4, in the same way."""
-    height, width = y.shape[2:]
-    below, beside = -height % HYPER_STRIDE, -width % HYPER_STRIDE
+    height, width = maps.shape[2:]
+    below, beside = -height % factor, -width % factor
     mode = "reflect" if below < height and beside < width else "replicate"
-    return F.pad(y, (0, beside, 0, below), mode=mode)
+    return F.pad(maps, (0, beside, 0, below), mode=mode)

@@ -16,7 +16,7 @@ from ..coders import CodeTables
 from ..coders.tables import entropy_bits
 from ..config import to_dict
 from ..latents import quantise
-from ..nets.paper import STRIDE, MeanHific, extended
+from ..nets.paper import STRIDE, MeanHific, reflected
 from ..testclip import render_frames
 from .deltas import chained
 
@@ -72,8 +72,8 @@ def fit_tables(
 @torch.inference_mode()
 def _sent(net: MeanHific, rgb: np.ndarray) -> Tensor:
     """(C + Z, h, w), as `Manifold.analyse` gives it but for the limits of z."""
-    x = torch.from_numpy(np.ascontiguousarray(extended(rgb[None]))).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return net.sent(net.analysis(x))[0]
+    x = torch.from_numpy(np.ascontiguousarray(rgb[None])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return net.sent(net.analysis(reflected(x, STRIDE)))[0]
 
 
 def save(
