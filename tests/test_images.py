@@ -76,20 +76,24 @@ def pictures(tmp_path, rendered) -> Path:
 
 @pytest.fixture
 def tiny(tmp_path) -> Path:
-    """A manifold for pictures of any size, of two qualities, untrained."""
+    return tiny_manifold(tmp_path, "tiny", (1.0, 4.0))
+
+
+def tiny_manifold(folder: Path, name: str, gains: tuple[float, ...]) -> Path:
+    """A manifold for pictures of any size, untrained, with a quality for each gain."""
     torch.manual_seed(0)
-    config = CompactConfig(8, (4, 4, 4), (1, 1, 1), (4, 4, 4, 4), (1, 1, 1, 1), (0, 8), 2)
+    config = CompactConfig(8, (4, 4, 4), (1, 1, 1), (4, 4, 4, 4), (1, 1, 1, 1), (0, 8), len(gains))
     tensors = {k: v.numpy() for k, v in CompactHific(config).net.state_dict().items()}
-    tensors |= {"gain": np.array([[1.0] * 8, [4.0] * 8], np.float32)}
+    tensors |= {"gain": np.array([[gain] * 8 for gain in gains], np.float32)}
     tensors |= {"inverse": 1 / tensors["gain"]}
-    path = tmp_path / "tiny.safetensors"
+    path = folder / f"{name}.safetensors"
     rng = np.random.default_rng(0)
     manifold.save(
         path,
         kind="hific",
-        name="tiny",
-        config={"frame_size": None, "stride": 16, "qualities": 2, "network": to_dict(config)},
-        tables=[CodeTables.fit([rng.integers(-9, 9, (8, 4, 4)).astype(np.int16)])] * 2,
+        name=name,
+        config={"frame_size": None, "stride": 16, "qualities": len(gains), "network": to_dict(config)},
+        tables=[CodeTables.fit([rng.integers(-9, 9, (8, 4, 4)).astype(np.int16)])] * len(gains),
         tensors=tensors,
         card={},
     )
@@ -169,6 +173,24 @@ def test_another_manifold_under_an_old_name_is_measured_anew(pictures, tiny, tmp
     assert evaluate_images(pictures, tmp_path / "out", codecs=("mcode",), manifolds=(tiny,), crops=0, force=True).measured == 4
 
 
+def test_manifolds_of_one_rate_each_make_one_curve(stand_ins, pictures, tiny, tmp_path):
+    files = [tiny_manifold(tmp_path, name, (gain,)) for name, gain in (("low", 1.0), ("middle", 4.0), ("high", 16.0))]
+    curve = f"hific={'+'.join(map(str, files))}"
+    given = {"codecs": ("mcode", "h265"), "manifolds": (curve, tiny), "coder": "fixed"}
+    report = evaluate_images(pictures, tmp_path / "out", crops=1, **given)
+    ours = [(row.codec, row.setting) for row in report.rows if row.codec.startswith("MCode")]
+    points = [("MCode hific", f"{name}, quality 1, fixed") for name in ("low", "middle", "high")]
+    assert ours == [*points, ("MCode tiny", "quality 1, fixed"), ("MCode tiny", "quality 2, fixed")]
+    assert list(report.manifolds) == ["low", "middle", "high", "tiny"]
+    alone = evaluate_images(pictures, tmp_path / "alone", crops=0, **(given | {"manifolds": (files[1],)}))
+    assert report.rows[1].scores == alone.rows[0].scores and report.rows[1].bpp == alone.rows[0].bpp
+    assert {row.codec for row in report.bd_rates} == {"MCode hific", "MCode tiny"}
+    again = evaluate_images(pictures, tmp_path / "out", crops=0, force=True, **given)
+    assert (report.measured, again.measured) == (18, 0)
+    page = (tmp_path / "out" / "crops.html").read_text()
+    assert "middle, quality 1, fixed" in page
+
+
 @pytest.mark.parametrize(("wanted", "setting"), [(1.0, "step 9"), (0.5, "step 17"), (1e-3, "step 100"), (50.0, "step 1")])
 def test_the_setting_nearest_to_a_rate_is_found_by_halving(wanted, setting):
     rgb = np.zeros((180, 208, 3), np.uint8)
@@ -237,6 +259,9 @@ def test_what_cannot_be_evaluated_is_one_line(pictures, tiny, tmp_path):
     refused("is a file; give a folder", out=pictures / "notes.txt")
     refused("--qualities 3: manifold tiny has qualities 1 to 2", manifolds=(tiny,), qualities=(1, 3))
     refused("two manifolds are named tiny", manifolds=(tiny, tiny))
+    refused("two of its manifolds are named tiny", manifolds=(f"a={tiny}+{tiny}",))
+    for spec in ("=general", "a=", f"a={tiny}+"):
+        refused("one curve of several manifolds is NAME=FILE[+]FILE", manifolds=(spec,))
     refused("holds 128x128 alone", manifolds=("talking-head",))
     refused("no such folder of weights", codecs=("jpeg",), perceptual=tmp_path / "absent")
 

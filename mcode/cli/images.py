@@ -29,7 +29,13 @@ def images_(
     ] = ",".join(IMAGE_CODECS),
     manifold: Annotated[
         str,
-        typer.Option("--manifold", "-m", metavar="NAME|FILE,...", help="MCode's manifolds, installed ones or files."),
+        typer.Option(
+            "--manifold",
+            "-m",
+            metavar="NAME|FILE,...",
+            help="MCode's manifolds, installed ones or files, a curve each; CURVE=A+B+C makes one curve of several, which "
+            "were trained for a rate each, from low to high.",
+        ),
     ] = "general",
     qualities: Annotated[
         str | None,

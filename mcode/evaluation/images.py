@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -29,6 +29,9 @@ from mcode.evaluation.stills import REFINED, StillCodec
 from mcode.latents import choose_device
 from mcode.manifold import Manifold, load
 
+if TYPE_CHECKING:
+    from mcode.refine import Refiner
+
 CODECS = ("mcode", "jpeg", "jpeg2000", "webp", "h265", "av1")
 ANCHOR = "H.265 intra 4:4:4"
 CACHE_FORMAT = 1
@@ -38,13 +41,15 @@ ABOUT_EQUAL = 1.1
 
 @dataclass(frozen=True)
 class Family:
-    """A codec at any setting: make(value); settings: those of the curves; worst, best, step: for searching a rate."""
+    """A codec at any setting: make(value); settings: those of the curves; worst, best, step: for searching a rate. models:
+    the manifolds, where it is MCode."""
 
     make: Callable[[float], StillCodec]
     settings: tuple[float, ...]
     worst: float
     best: float
     step: float
+    models: tuple[Manifold, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
@@ -142,10 +147,11 @@ def evaluate_images(
 ) -> ImagesReport:
     """Measures codecs on the pictures of a folder and writes OUT/results.json, a PNG for each metric, index.html, crops.html.
 
-    codecs: from CODECS. qualities: of each manifold, all if None. perceptual: the folder of `Judges`' weights. coder,
-    refine, refine_by: of manifolds, as when encoding; they are measured without it, too. crops: so
-    many pictures, evenly spaced, go into the page of close-ups, each by every codec at about the rate of the first codec's
-    middle setting. progress(pictures coded, of how many). Raises InputError, ManifoldError.
+    codecs: from CODECS. manifolds: a curve each; "CURVE=A+B+C" is one curve of several, from low rates to high, as models
+    trained for one rate each make. qualities: of each manifold, all if None. perceptual: the folder of `Judges`' weights.
+    coder, refine, refine_by: of manifolds, as when encoding; they are measured without it, too. crops: so many pictures,
+    evenly spaced, go into the page of close-ups, each by every codec at about the rate of the first codec's middle setting.
+    progress(pictures coded, of how many). Raises InputError, ManifoldError.
     """
     from mcode.evaluation import images_report
 
@@ -163,7 +169,7 @@ def evaluate_images(
     families = _families(codecs, manifolds, qualities, device, _Options(coder, refine, refine_by, perceptual))
     judges = Judges(perceptual, choose_device(device).type)
     cache = _Cache(out / "cache", judges, _made_by(families, refine_by))
-    listed = [family.make(value) for family, _ in families.values() for value in family.settings]
+    listed = [family.make(value) for family in families.values() for value in family.settings]
     total, done, measured = len(paths) * len(listed), 0, 0
     digests = []
     for path in paths:
@@ -194,7 +200,7 @@ def evaluate_images(
         rows=tuple(rows),
         bd_rates=tuple(_bd_rates(rows, judges.metrics)),
         originals={k: v for k, v in originals.scores.items() if v is not None},
-        manifolds={model.name: model.id for _, model in families.values() if model},
+        manifolds={model.name: model.id for family in families.values() for model in family.models},
         measured=measured,
         total=total,
         warnings=not_measured(judges, perceptual, [row.scores for row in rows]),
@@ -223,29 +229,52 @@ def _families(
     qualities: Sequence[int] | None,
     device: str,
     options: _Options,
-) -> dict[str, tuple[Family, Manifold | None]]:
-    """By codec name, MCode's by "MCode NAME"; in the order of the report. With refinement both, refined and not."""
-    found: dict[str, tuple[Family, Manifold | None]] = {}
+) -> dict[str, Family]:
+    """By codec name, MCode's by "MCode CURVE"; in the order of the report. With refinement both, refined and not."""
+    found: dict[str, Family] = {}
     for name in dict.fromkeys(codecs):
         if name != "mcode":
             family = FAMILIES[name]
-            found[family.make(family.settings[0]).name] = family, None
+            found[family.make(family.settings[0]).name] = family
             continue
         for given in manifolds:
-            model = given if isinstance(given, Manifold) else load(given, device)
-            if model.frame_size is not None:
-                width, height = model.frame_size
-                raise InputError(f"manifold {model.name} holds {width}x{height} alone; give one for pictures of any size")
-            if bad := [q for q in qualities or () if not 1 <= q <= model.qualities]:
-                raise InputError(f"--qualities {bad[0]}: manifold {model.name} has qualities 1 to {model.qualities}")
-            label = f"MCode {model.name}"
+            curve, models = _curve(given, device)
+            for model in models:
+                if model.frame_size is not None:
+                    width, height = model.frame_size
+                    raise InputError(f"manifold {model.name} holds {width}x{height} alone; give one for pictures of any size")
+                if bad := [q for q in qualities or () if not 1 <= q <= model.qualities]:
+                    raise InputError(f"--qualities {bad[0]}: manifold {model.name} has qualities 1 to {model.qualities}")
+            label = f"MCode {curve}"
             if label in found:
-                raise InputError(f"--manifold: two manifolds are named {model.name}; give each once")
-            settings = tuple(qualities or range(1, model.qualities + 1))
+                raise InputError(f"--manifold: two manifolds are named {curve}; give each once")
+            points = [(model, quality) for model in models for quality in range(1, model.qualities + 1)]
+            wanted = tuple(i for i, (_, quality) in enumerate(points, start=1) if not qualities or quality in qualities)
             for kind, chosen in ((REFINED, options), ("", replace(options, refine=0))):
                 if not kind or options.refine:
-                    found[label + kind] = Family(_mcode_maker(model, chosen), settings, 1, model.qualities, 1), model
+                    make = _mcode_maker(label + kind, points, chosen)
+                    found[label + kind] = Family(make, wanted, 1, len(points), 1, models)
     return found
+
+
+def _curve(given: str | os.PathLike[str] | Manifold, device: str) -> tuple[str, tuple[Manifold, ...]]:
+    """A curve's name and its manifolds. Raises InputError, ManifoldError."""
+    if isinstance(given, Manifold):
+        return given.name, (given,)
+    name, joined, members = os.fspath(given).partition("=")
+    if not joined or Path(given).exists():
+        model = load(given, device)
+        return model.name, (model,)
+    files = members.split("+")
+    if not name or not all(files):
+        raise InputError(f"--manifold {given}: one curve of several manifolds is NAME=FILE+FILE, from low rates to high")
+    models = tuple(load(file, device) for file in files)
+    names = [model.name for model in models]
+    if twice := [model for model in names if names.count(model) > 1]:  # rows are told apart by them
+        raise InputError(
+            f"--manifold {given}: two of its manifolds are named {twice[0]}; give each once, or make one anew with --name"
+        )
+    return name, models
 
 
 @dataclass(frozen=True)
@@ -258,28 +287,37 @@ class _Options:
     weights: str | os.PathLike[str] | None = None
 
 
-def _made_by(families: Mapping[str, tuple[Family, Manifold | None]], refine_by: str) -> dict[str, str]:
-    """What measurements of MCode's families depend on beside their settings: the manifold, and what refines."""
+def _made_by(families: Mapping[str, Family], refine_by: str) -> dict[str, str]:
+    """What measurements of MCode's families depend on beside their settings: the manifolds, and what refines."""
     found = {}
-    for name, (_, model) in families.items():
-        if model is not None and name.endswith(REFINED):
+    for name, family in families.items():
+        if family.models:
+            found[name] = " ".join(model.id for model in family.models)
+        if family.models and name.endswith(REFINED):
             from mcode.refine import fingerprint
 
-            found[name] = f"{model.id} {fingerprint(refine_by)}"
-        elif model is not None:
-            found[name] = model.id
+            found[name] += f" {fingerprint(refine_by)}"
     return found
 
 
-def _mcode_maker(model: Manifold, options: _Options) -> Callable[[float], StillCodec]:
-    if options.coder == "range" and model.hyper is None:
-        raise InputError(f"--coder range: manifold {model.name} has no hyperprior; its coders are huffman and fixed")
-    refiner = None
-    if options.refine:
-        from mcode.refine import Refiner
+def _mcode_maker(name: str, points: Sequence[tuple[Manifold, int]], options: _Options) -> Callable[[float], StillCodec]:
+    """From 1 to the codec of that point. Of several manifolds the setting names the one."""
+    models = tuple({model.id: model for model, _ in points}.values())
+    refiners: dict[str, Refiner] = {}
+    for model in models:
+        if options.coder == "range" and model.hyper is None:
+            raise InputError(f"--coder range: manifold {model.name} has no hyperprior; its coders are huffman and fixed")
+        if options.refine:
+            from mcode.refine import Refiner
 
-        refiner = Refiner(model, options.refine, judge=options.refine_by, weights=options.weights)
-    return lambda quality: stills.mcode_still(model, round(quality), options.coder, refiner)
+            refiners[model.id] = Refiner(model, options.refine, judge=options.refine_by, weights=options.weights)
+
+    def make(point: float) -> StillCodec:
+        model, quality = points[round(point) - 1]
+        codec = stills.mcode_still(model, quality, options.coder, refiners.get(model.id))
+        return replace(codec, name=name, setting=codec.setting if len(models) == 1 else f"{model.name}, {codec.setting}")
+
+    return make
 
 
 def _measure(codec: StillCodec, rgb: np.ndarray, judges: Judges) -> _Measured:
@@ -316,19 +354,17 @@ def _bd_rates(rows: Sequence[ImageRow], metrics: Sequence[Metric]) -> Iterator[B
             yield BdRow(name, metric.key, bd_rate(*curves, higher_is_better=metric.higher_is_better))
 
 
-def _close_ups(
-    paths: Sequence[Path], families: dict[str, tuple[Family, Manifold | None]], judges: Judges, count: int
-) -> Iterator[CropRow]:
-    first, model = next(iter(families.values()))
+def _close_ups(paths: Sequence[Path], families: dict[str, Family], judges: Judges, count: int) -> Iterator[CropRow]:
+    first = next(iter(families.values()))
     middle = first.settings[len(first.settings) // 2]
-    if model is not None and model.default_quality in first.settings:
-        middle = model.default_quality
+    if len(first.models) == 1 and first.models[0].default_quality in first.settings:
+        middle = first.models[0].default_quality
     for path in paths[:: max(1, -(-len(paths) // count))][:count] if count else []:
         rgb = stills.read_image(path)
         pixels = rgb.shape[0] * rgb.shape[1]
         target = first.make(middle).code(rgb)[0] * 8 / pixels
         found = []
-        for family, _ in families.values():
+        for family in families.values():
             codec, size, decoded = at_rate(family, rgb, target, middle if family is first else None)
             bpp = size * 8 / pixels
             found.append(Crop(codec.name, codec.setting, bpp, bpp > target * ABOUT_EQUAL, judges.score(rgb, decoded), decoded))
