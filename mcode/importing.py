@@ -83,7 +83,8 @@ def import_hific_pytorch(
 
     output: by default NAME.safetensors in the user's folder of manifolds; name: by default that of the output, or of the
     checkpoint. data: a folder of pictures and videos for the code tables (at most MOST_PICTURES of them); by default scenes
-    which MCode renders. float32: keep the weights as they are; by default they are halved, which moves y by some thousandths.
+    which MCode renders. float32: keep the weights as they are, and compute in float32 everywhere; by default they are halved,
+    which moves y by some thousandths, and bfloat16 is used where it is fast.
     range_steps: train a hyperprior for the coder `range`, with so many steps on crops of the same data; without it the manifold
     codes by `huffman` and `fixed` alone. The scales of the port's own hyperprior code nothing: floating-point numbers differ
     from machine to machine. Raises InputError; McodeError where that training fails, and then no file is left.
@@ -108,7 +109,7 @@ def import_hific_pytorch(
         tables_from = f"{len(pictures)} pictures and frames of {Path(data).resolve().name}"
     fitted = fit_tables(net, pictures, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
-    manifold_id = save(target, net, stored, fitted.tables, name=name, card=_card(path, checkpoint, tables_from))
+    manifold_id = save(target, net, stored, fitted.tables, name=name, card=_card(path, checkpoint, tables_from, float32))
     if range_steps is not None:
         try:
             manifold_id = _add_range(target, data, range_steps, device, progress)
@@ -357,7 +358,7 @@ def _facts(content: Mapping[str, Any], arguments: Any, normalised: bool) -> dict
     return facts | {"pictures_in": "[-1, 1]" if normalised else "[0, 1]"}
 
 
-def _card(path: Path, checkpoint: Checkpoint, tables_from: str) -> dict[str, Any]:
+def _card(path: Path, checkpoint: Checkpoint, tables_from: str, float32: bool) -> dict[str, Any]:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     regime = checkpoint.facts.get("regime")
@@ -369,4 +370,4 @@ def _card(path: Path, checkpoint: Checkpoint, tables_from: str) -> dict[str, Any
         "tables": f"fitted to {tables_from}",
         "not_for": "documents, medical pictures, evidence: detail is made up to look right",
         "imported": date.today().isoformat(),
-    }
+    } | ({manifold.PRECISION: "float32"} if float32 else {})

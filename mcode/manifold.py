@@ -44,6 +44,8 @@ ZERO_MARGIN = "zero_margin"
 """Name of the tensor (qualities, C) that `Manifold.zero_margin` gives."""
 HYPER = "hyper."
 """What the names of the hyperprior's tensors begin with."""
+PRECISION = "precision"
+"""Entry of a card: "float32" where the networks are to be computed so, on machines that have something faster, too."""
 
 
 @dataclass(frozen=True)
@@ -285,8 +287,9 @@ def _write(
 
 
 def load(name_or_path: str | os.PathLike[str], device: str = "auto", *, precision: str = "auto") -> Manifold:
-    """A manifold ready to use. precision: "auto" (the fastest here), "float32", "bfloat16", or "int8": as "auto", with the
-    synthesis' residual blocks in integers. Raises ManifoldError, also for integers that this manifold or machine has not.
+    """A manifold ready to use. precision: "auto" (what the manifold's card asks for, else the fastest here), "float32",
+    "bfloat16", or "int8": as the fastest, with the synthesis' residual blocks in integers. Raises ManifoldError, also for
+    integers that this manifold or machine has not.
     """
     from .latents import choose_device
 
@@ -320,6 +323,8 @@ class Manifold:
         self.frame_size, self.stride, self.qualities = info.frame_size, info.stride, info.qualities
         self.default_quality = min(info.config.get("default_quality", (info.qualities + 1) // 2), info.qualities)
         self.card, self.config = info.card, info.config
+        if precision == "auto" and self.card.get(PRECISION) == "float32":
+            precision = "float32"
         self.dtype = fast_dtype(device) if precision in ("auto", "int8") else getattr(torch, precision)
         try:
             own = {name: array for name, array in tensors.items() if not name.startswith(HYPER)}

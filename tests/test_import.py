@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mcode import importing, manifold
+from mcode import importing, latents, manifold
 from mcode.cli import main
 from mcode.codec import Decoder, Encoder
 from mcode.errors import InputError, McodeError
@@ -139,7 +139,7 @@ def test_an_imported_manifold_codes_a_picture_as_the_network_does(tiny, tmp_path
     assert np.array_equal(frame.rgb, model.synthesise(latents.round(), 80, 64)[0])
 
 
-def test_float32_keeps_the_weights_as_they_are(tiny, tmp_path):
+def test_float32_keeps_the_weights_as_they_are(tiny, tmp_path, monkeypatch):
     path = save(tmp_path / "a.pt", tiny[1])
     halved = import_hific_pytorch(path, tmp_path / "half.safetensors")
     exact = import_hific_pytorch(path, tmp_path / "exact.safetensors", float32=True)
@@ -147,6 +147,9 @@ def test_float32_keeps_the_weights_as_they_are(tiny, tmp_path):
     kept = manifold.load(exact.path, "cpu", precision="float32").net.state_dict()
     assert all(torch.equal(kept[name], tensor) for name, tensor in state.items())
     assert exact.file_bytes > halved.file_bytes and exact.manifold_id != halved.manifold_id
+    monkeypatch.setattr(latents, "fast_dtype", lambda device: torch.bfloat16)
+    assert [manifold.load(report.path, "cpu").precision for report in (halved, exact)] == ["bfloat16", "float32"]
+    assert manifold.load(exact.path, "cpu", precision="bfloat16").precision == "bfloat16"
 
 
 def test_tables_without_data_are_fitted_to_scenes_that_mcode_draws(tiny, tmp_path):

@@ -208,6 +208,8 @@ def test_patches_are_those_of_the_papers_appendix():
     corners = [(int(p[0, 0, 0]) // 3 // 768, int(p[0, 0, 0]) // 3 % 768) for p in found]
     assert corners == [(0, 0), (0, 256), (0, 512), (256, 0), (256, 256), (256, 512), (128, 128), (128, 384)]
     assert list(patches(rgb[:255])) == [] and len(list(patches(rgb[:256, :256]))) == 1
+    wide = np.zeros((1356, 2040, 3), np.uint8)  # a fifth and an eighth shifted one would fit
+    assert len(list(patches(wide))) == 5 * 7 + 4 * 6
 
 
 # Networks

@@ -143,7 +143,9 @@ def import_(
     ] = None,
     float32: Annotated[
         bool,
-        typer.Option("--float32", help="Keep the weights as they are instead of halving them: twice the file, exact numbers."),
+        typer.Option(
+            "--float32", help="Keep the weights as they are and compute in float32: twice the file, slower, the port's numbers."
+        ),
     ] = False,
     range_: Annotated[
         bool,

@@ -15,14 +15,16 @@ KID_SUBSET, KID_SUBSETS = 1000, 100
 
 
 def patches(rgb: np.ndarray, size: int = PATCH) -> Iterator[np.ndarray]:
-    """All size x size patches side by side from the top left corner, then those from size/2 further down and right.
+    """All size x size patches side by side from the top left corner, then from size/2 further down and right one row and one
+    column fewer, as in appendix A.7, where more would fit, too.
 
     None for pictures smaller than a patch. A 768x512 picture has 6 + 2 of 256.
     """
-    height, width = rgb.shape[:2]
-    for start in (0, size // 2):
-        for top in range(start, height - size + 1, size):
-            for left in range(start, width - size + 1, size):
+    rows, columns = rgb.shape[0] // size, rgb.shape[1] // size
+    for start, fewer in ((0, 0), (size // 2, 1)):
+        for row in range(rows - fewer):
+            for column in range(columns - fewer):
+                top, left = start + row * size, start + column * size
                 yield rgb[top : top + size, left : left + size]
 
 
