@@ -34,6 +34,7 @@ MOST_FRAGMENT_BYTES = 1 << 20
 _FREE_SAMPLE_BYTES = 1 << 20
 _MOST_BYTES_PER_PIXEL = 4  # no coder comes near: beyond it, and a MiB for times and small pictures, a size is damage
 _LATEST = 1 << 62  # ticks: later than any video, and sums of two still fit 64 bits
+_LONGEST_GAP = (1 << 32) - 1  # ticks, 13.25 hours: durations of samples have 32 bits
 _REFRESH_BIT = 1  # of a sample's first byte, see packet.py
 
 
@@ -89,8 +90,15 @@ class McodeWriter:
     def write(self, packet: Packet, n: int) -> int:
         """Append a keyframe; n as in its stream header. Returns the sample's bytes.
 
-        Raises ValueError where the first packet is no refresh or pts (ticks) does not increase.
+        Raises ValueError where the first packet is no refresh or pts (ticks) does not increase, InputError where time leaps
+        by more than a sample can tell.
         """
+        if self._last_pts is not None and packet.pts - self._last_pts > _LONGEST_GAP:
+            raise InputError(
+                f"{self._file.path}: time leaps by {(packet.pts - self._last_pts) / TICKS_PER_S / 3600:.1f} hours at second "
+                f"{self._last_pts / TICKS_PER_S:.0f}, and 13 fit between two keyframes; encode the parts apart, by --start and "
+                "--duration"
+            )
         sample = packet.to_sample(n)
         if self._last_pts is None:
             if packet.header is None:

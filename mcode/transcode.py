@@ -16,7 +16,7 @@ import numpy as np
 
 from .codec import Decoder, Encoder, Refine
 from .container import McodeReader, McodeWriter
-from .errors import InputError, WireError
+from .errors import InputError, ManifoldError, WireError
 from .frame import TICKS_PER_S, Frame
 from .jobs import MOST_AHEAD, Jobs
 from .manifold import Manifold, find_id, load
@@ -191,6 +191,7 @@ def decode_file(
     decoder = Decoder(model)
     warnings: list[str] = []
     frames = bad = dropped = 0
+    lost = False  # whether the keyframe before was bad
     last_pts: float = -math.inf
     started = time.perf_counter()
     sound = input if audio else None
@@ -212,10 +213,13 @@ def decode_file(
 
         for packet in reader:
             try:
-                shown = _resized(decoder.push(packet), width, height)
-            except WireError:
-                bad += 1
+                shown = _resized(decoder.push(packet, after_loss=lost), width, height)
+            except (WireError, ManifoldError) as error:
+                if isinstance(error, ManifoldError) and decoder.header is None:
+                    raise  # another manifold; later on it is a damaged id
+                bad, lost = bad + 1, True
                 continue
+            lost = False
             if packet.steps * 3 * width * height > MOST_AHEAD:
                 for gap in jobs.rest():
                     write(gap)

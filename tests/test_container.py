@@ -410,6 +410,18 @@ def test_misuse_raises_at_once(tmp_path: Path) -> None:
     writer.abort()
 
 
+def test_a_leap_in_time_beyond_what_samples_can_tell_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "leap.mcode"
+    with McodeWriter(path) as writer:
+        writer.write(keyframe(0), N)
+        writer.write(keyframe(1, pts=2**32 - 1), N)
+    assert [packet.pts for packet in McodeReader(path)] == [0, 2**32 - 1]
+    with pytest.raises(InputError, match=r"leaps by 13\.3 hours at second 0.*--start"), McodeWriter(path, force=True) as writer:
+        writer.write(keyframe(0), N)
+        writer.write(keyframe(1, pts=2**32), N)
+    assert [packet.pts for packet in McodeReader(path)] == [0, 2**32 - 1]  # the file from before stays
+
+
 @pytest.mark.parametrize("limit", [0, 500, 3000])
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path, limit: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

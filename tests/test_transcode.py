@@ -175,6 +175,17 @@ def test_another_manifold_than_the_streams_is_refused(clip, coded, tmp_path):
     assert not (tmp_path / "x.mp4").exists()
 
 
+def test_a_flipped_bit_in_a_later_manifold_id_is_bridged(coded, model, tmp_path):
+    data = bytearray(coded.read_bytes())
+    manifold_id = bytes.fromhex(model.id)
+    second = data.find(manifold_id, data.find(manifold_id) + 1)
+    data[second] ^= 1
+    damaged = tmp_path / "damaged.mcode"
+    damaged.write_bytes(data)
+    report = decode_file(damaged, tmp_path / "x.mp4", manifold=model)
+    assert report.frames == 50 and report.warnings == (f"{damaged} is damaged: 1 keyframes could not be read and are bridged",)
+
+
 def test_input_and_output_are_never_the_same_file(clip, coded, model, tmp_path):
     copy = tmp_path / "copy.mp4"
     shutil.copy(clip, copy)
