@@ -167,7 +167,7 @@ def evaluate_images(
     total, done, measured = len(paths) * len(listed), 0, 0
     digests = []
     for path in paths:
-        rgb = stills.read_image(path)
+        rgb = stills.read_picture(path)
         digests.append(_digest(rgb))
         if cache.get(None, digests[-1]) is None:
             scores = {m.key: judges.score(rgb, rgb).get(m.key) for m in judges.metrics if m.key == "niqe"}
@@ -324,7 +324,7 @@ def _close_ups(
     if model is not None and model.default_quality in first.settings:
         middle = model.default_quality
     for path in paths[:: max(1, -(-len(paths) // count))][:count] if count else []:
-        rgb = stills.read_image(path)
+        rgb = stills.read_picture(path)
         pixels = rgb.shape[0] * rgb.shape[1]
         target = first.make(middle).code(rgb)[0] * 8 / pixels
         found = []
