@@ -77,6 +77,11 @@ def test_every_codec_of_the_published_table_codes_odd_sizes(picture, codec):
     assert size > 0 and decoded.shape == (49, 67, 3) and decoded.dtype == np.uint8
 
 
+def test_a_picture_too_wide_for_a_codec_is_one_line():
+    with pytest.raises(InputError, match="^WEBP cannot code a picture of 17000x1: .*16383 pixels$"):
+        webp(40).code(np.zeros((1, 17_000, 3), np.uint8))
+
+
 def test_the_published_table_names_each_row_once():
     names = [(codec.name, codec.setting) for codec in standard_codecs()]
     assert len(set(names)) == len(names)

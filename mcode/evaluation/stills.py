@@ -192,6 +192,9 @@ def intra(codec: str, crf: float, preset: str) -> StillCodec:
 
 def _by_pillow(rgb: np.ndarray, kind: str, **options: object) -> tuple[int, np.ndarray]:
     file = io.BytesIO()
-    Image.fromarray(rgb).save(file, kind, **options)
+    try:
+        Image.fromarray(rgb).save(file, kind, **options)
+    except (OSError, ValueError) as error:  # WebP has sides of 16,383 pixels at most, JPEG of 65,500
+        raise InputError(f"{kind} cannot code a picture of {rgb.shape[1]}x{rgb.shape[0]}: {error}") from error
     with open_image(file) as image:
         return len(file.getvalue()), np.array(image.convert("RGB"))
