@@ -43,8 +43,9 @@ class EncodeReport:
     """What an encode did.
 
     payload_bytes: of all samples in the data track; file_bytes: of the file, sound included; rate_kbps: payload over
-    duration; psnr_db: mean over the frames of the decoded picture's PSNR against what the encoder was fed, at the coded
-    size; fit: 1 - error / variance of the picture, 0 to 1.
+    duration; bits_per_pixel: payload over the pixels of all frames at the coded size; psnr_db: mean over the frames of the
+    decoded picture's PSNR against what the encoder was fed, at the coded size; fit: 1 - error / variance of the picture,
+    0 to 1.
     """
 
     frames: int
@@ -53,6 +54,7 @@ class EncodeReport:
     payload_bytes: int
     file_bytes: int
     rate_kbps: float
+    bits_per_pixel: float
     psnr_db: float
     encode_fps: float
     manifold: str
@@ -150,6 +152,7 @@ def encode_file(
         payload_bytes=writer.payload_bytes,
         file_bytes=Path(output).stat().st_size,
         rate_kbps=writer.payload_bytes * 8 / 1000 / length_s,
+        bits_per_pixel=writer.payload_bytes * 8 / (coded[0] * coded[1] * frames),
         psnr_db=meter.psnr_db,
         encode_fps=frames / seconds,
         manifold=model.name,

@@ -30,7 +30,7 @@ from mcode.errors import FormatError, InputError, ManifoldError
 ROOT = Path(cli.__file__).parents[2]
 ENCODE_KEYS = {
     *("frames", "keyframes", "duration_s", "payload_bytes", "file_bytes", "rate_kbps", "psnr_db", "encode_fps"),
-    *("manifold", "manifold_id", "coder", "n", "fit"),
+    *("bits_per_pixel", "manifold", "manifold_id", "coder", "n", "fit"),
 }
 
 
@@ -44,6 +44,7 @@ class Report:
     payload_bytes: int = 232
     file_bytes: int = 12_345
     rate_kbps: float = 0.618
+    bits_per_pixel: float = 0.0015
     psnr_db: float = 33.9
     encode_fps: float = 140.04
     decode_fps: float = 200.0
@@ -611,6 +612,12 @@ def test_encode_prints_a_table_for_people(mcode, transcode):
     )
 
 
+def test_the_rate_of_one_picture_is_in_bits_per_pixel(mcode, transcode):
+    transcode.result = replace(Report(), frames=1, keyframes=1, n=1, rate_kbps=151.2, bits_per_pixel=0.41234)
+    out = mcode("encode", "in.png", "-o", "out.mcode")[1]
+    assert "  rate      0.412 bit/pixel (232 bytes of picture)\n" in out and "kbit/s" not in out
+
+
 def test_json_is_one_object_with_the_promised_keys(mcode, transcode):
     _, out, _ = mcode("encode", "in.mp4", "-o", "out.mcode", "--json")
     assert out.count("\n") == 1
@@ -864,6 +871,7 @@ def test_info_tells_what_encode_wrote(mcode, workshop):
     assert (found["width"], found["height"], found["coded_width"], found["coded_height"]) == (64, 48, 32, 24)
     assert found["manifold_installed"] is False
     assert found["file_bytes"] == (workshop / "clip.mcode").stat().st_size > found["payload_bytes"] > 0
+    assert found["bits_per_pixel"] == found["payload_bytes"] * 8 / (32 * 24 * 50)
     _, out, _ = mcode("info", workshop / "clip.mcode")
     assert "64x48, sent as 32x24" in out and found["manifold_id"] in out and "not installed" in out
 
@@ -893,6 +901,9 @@ def test_info_of_a_picture_says_image_and_no_length(mcode, workshop, tmp_path):
     model = workshop / "disc.safetensors"
     options = ["-m", model, "--duration", "0.02"]
     assert mcode("encode", workshop / "clip.mkv", "-o", tmp_path / "one.mcode", *options)[0] == 0
+    rate = json.loads(mcode("info", tmp_path / "one.mcode", "--json")[1])["bits_per_pixel"]
+    out = mcode("info", tmp_path / "one.mcode")[1]
+    assert f"{rate:.3f} bit/pixel" in out and "kbit/s" not in out
     assert mcode("decode", tmp_path / "one.mcode", "-o", tmp_path / "one.png", "-m", model)[0] == 0
     assert json.loads(mcode("info", tmp_path / "one.png", "--json")[1])["type"] == "image"
     lines = mcode("info", tmp_path / "one.png")[1].splitlines()

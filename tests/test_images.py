@@ -20,7 +20,7 @@ from mcode.errors import InputError
 from mcode.evaluation import images, images_report, stills
 from mcode.evaluation import judges as judges_module
 from mcode.evaluation.images import Family, at_rate, evaluate_images
-from mcode.evaluation.judges import Judges
+from mcode.evaluation.judges import METRICS, Judges
 from mcode.evaluation.metrics import psnr, ssim
 from mcode.evaluation.stills import StillCodec
 from mcode.nets.hific import CompactConfig, CompactHific
@@ -246,6 +246,20 @@ def test_small_pictures_have_no_score_where_a_metric_needs_more(stand_ins, tmp_p
     assert 0 < report.rows[0].scores["ssim"] < 1
     assert next(row.bd for row in report.bd_rates if row.metric == "ms_ssim") is None
     assert not (tmp_path / "out" / "ms_ssim.png").exists()
+
+
+def test_a_metric_that_one_small_picture_takes_from_all_is_told(stand_ins, pictures, tmp_path):
+    Image.new("RGB", (300, 175)).save(pictures / "c.png")
+    report = evaluate_images(pictures, tmp_path / "out", codecs=("jpeg", "h265"), crops=0)
+    (warning,) = [text for text in report.warnings if "MS-SSIM" in text]
+    assert warning == (
+        f"MS-SSIM is left out of all means: {pictures / 'c.png'} is smaller than the 176x176 it needs; "
+        "take it out of the folder to have it"
+    )
+    metrics = [metric for metric in METRICS if metric.key in ("psnr_db", "ms_ssim", "lpips")]
+    words = list(images.too_small({Path("a"): 176, Path("b"): 60, Path("c"): 100}, metrics))
+    assert ["b and 1 more are smaller than the 176x176" in words[0], "b is smaller than the 64x64" in words[1]] == [True, True]
+    assert not list(images.too_small({Path("a"): 176}, metrics))
 
 
 def test_what_cannot_be_evaluated_is_one_line(pictures, tiny, tmp_path):

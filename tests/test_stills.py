@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import io
 import math
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mcode.cli import main
 from mcode.errors import InputError
 from mcode.evaluation.metrics import psnr, ssim
 from mcode.evaluation.stills import (
     StillCodec,
     StillRow,
     at_bpp,
+    image_paths,
     intra,
     jpeg,
     jpeg2000,
     rd_table,
     read_images,
+    read_picture,
     standard_codecs,
     webp,
 )
 from mcode.testclip import render_frames
+from mcode.video import FrameReader
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,11 @@ def test_better_settings_take_more_bytes_and_give_more_psnr(picture, worse, bett
 def test_every_codec_of_the_published_table_codes_odd_sizes(picture, codec):
     size, decoded = codec.code(np.ascontiguousarray(picture[:49, :67]))
     assert size > 0 and decoded.shape == (49, 67, 3) and decoded.dtype == np.uint8
+
+
+def test_a_picture_too_wide_for_a_codec_is_one_line():
+    with pytest.raises(InputError, match="^WEBP cannot code a picture of 17000x1: .*16383 pixels$"):
+        webp(40).code(np.zeros((1, 17_000, 3), np.uint8))
 
 
 def test_the_published_table_names_each_row_once():
@@ -141,6 +153,72 @@ def test_a_place_without_pictures_is_one_line(tmp_path):
         with pytest.raises(InputError, match=words) as error:
             read_images(tmp_path / place)
         assert "\n" not in str(error.value)
+
+
+def test_pictures_are_read_as_encode_reads_them(picture, tmp_path):
+    deep = picture[..., 0].astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.fromarray(picture).save(tmp_path / "turned.jpg", quality=95, exif=turned)
+    alpha = np.full((*picture.shape[:2], 1), 255, np.uint8)
+    alpha[:32] = 0
+    Image.fromarray(np.concatenate([picture, alpha], 2)).save(tmp_path / "clear.png")
+    for name in ("deep.png", "turned.jpg", "clear.png"):
+        (frame,) = FrameReader(tmp_path / name)
+        assert np.array_equal(read_picture(tmp_path / name), frame.rgb), name
+    assert np.abs(read_picture(tmp_path / "deep.png").astype(int) - picture[..., :1]).max() <= 1
+    assert psnr(read_picture(tmp_path / "turned.jpg"), np.ascontiguousarray(np.rot90(picture, -1))) > 30
+    clear = read_picture(tmp_path / "clear.png")
+    assert (clear[:32] == 255).all() and np.array_equal(clear[32:], picture[32:])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_plain_pictures_are_read_exactly(picture, tmp_path, mode):
+    image = Image.fromarray(picture).convert(mode)
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(read_picture(tmp_path / "a.png"), np.array(image.convert("RGB")))
+
+
+def test_a_cut_photograph_is_refused(picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(InputError, match="a.jpg: its mjpeg picture is cut off or damaged"):
+        read_picture(tmp_path / "a.jpg")
+
+
+def claiming(path: Path, width: int, height: int) -> Path:
+    """A PNG whose header tells a size, without pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+@pytest.mark.parametrize("side", [20_000, 12_000])  # FFmpeg tells no size of the first; Pillow warns of the second only
+def test_a_picture_too_large_is_one_line_that_tells_its_size_and_the_largest(tmp_path, capsys, side):
+    path = claiming(tmp_path / "big.png", side, side)
+    words = f"{path}: {side}x{side} is more than 134 million pixels, the most in a picture; scale it down first"
+    for read in (read_picture, read_images, image_paths):
+        with pytest.raises(InputError) as error:
+            read(path)
+        assert str(error.value) == words
+    for command in (["evaluate", "images", tmp_path, "-o", tmp_path / "out"], ["encode", path, "-o", tmp_path / "out.mcode"]):
+        assert main([str(part) for part in command]) == 2
+        assert capsys.readouterr().err == f"mcode: error: {words}\n"
+
+
+def test_pillow_warns_of_no_picture_that_is_within_the_limit(picture, tmp_path, monkeypatch):
+    assert image_paths(claiming(tmp_path / "large.png", 11_000, 12_000)) == [tmp_path / "large.png"]  # warnings are errors here
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for codec in (jpeg(20), webp(20), jpeg2000(50)):
+        assert codec.code(picture)[1].shape == picture.shape
+    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 def test_jpeg_q10_scores_as_measured_on_kodak(data_dir):

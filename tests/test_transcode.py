@@ -50,6 +50,7 @@ def test_report_counts_what_is_in_the_file(clip, model, tmp_path):
     assert (report.frames, report.keyframes, report.duration_s) == (50, 8, 2.0)
     assert report.payload_bytes == McodeReader(path).payload_bytes
     assert report.rate_kbps == pytest.approx(report.payload_bytes * 8 / 2000)
+    assert report.bits_per_pixel == pytest.approx(report.payload_bytes * 8 / (48 * 32 * 50))  # at the coded size
     assert report.file_bytes == path.stat().st_size
     assert (report.manifold_id, report.n, report.coder) == (model.id, 8, "huffman")
 

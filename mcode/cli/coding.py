@@ -112,7 +112,7 @@ def encode(
         output,
         {
             "frames": f"{report.frames:,} in {minutes(report.duration_s)}: {report.keyframes:,} sent, one in {report.n}",
-            "rate": f"{bit_rate(report.rate_kbps)} ({report.payload_bytes:,} bytes of picture)",
+            "rate": _rate(report.frames, report.rate_kbps, report.bits_per_pixel, report.payload_bytes),
             "file": f"{byte_count(report.file_bytes)}, container and sound included",
             "quality": f"{decibels(report.psnr_db)} PSNR",
             "manifold": f"{report.manifold} {report.manifold_id}, fit {report.fit:.2f}",
@@ -120,6 +120,12 @@ def encode(
             "speed": f"{report.encode_fps:.1f} frames/s",
         },
     )
+
+
+def _rate(frames: int, kbps: float, bits_per_pixel: float, payload_bytes: int) -> str:
+    """Of a picture by its pixels, of a video by its time."""
+    rate = f"{bits_per_pixel:.3f} bit/pixel" if frames == 1 else bit_rate(kbps)
+    return f"{rate} ({payload_bytes:,} bytes of picture)"
 
 
 @app.command()
@@ -304,16 +310,18 @@ def _show_stream(path: str, as_json: bool) -> None:
         audio = sound.codec_context.codec.canonical_name if sound and sound.codec_context else None
     manifold_id = header.manifold_id.hex()
     name = next((m.name for m in list_manifolds() if m.id == manifold_id), None)
+    frames = sum(steps for steps, _ in packets)
     facts: dict[str, Any] = {
         "type": "mcode",
         "path": path,
-        "frames": sum(steps for steps, _ in packets),
+        "frames": frames,
         "keyframes": reader.keyframes,
         "refreshes": sum(refresh for _, refresh in packets),
         "duration_s": reader.duration_s,
         "payload_bytes": reader.payload_bytes,
         "file_bytes": os.path.getsize(path),
         "rate_kbps": reader.payload_bytes * 8 / 1000 / reader.duration_s if reader.duration_s else None,
+        "bits_per_pixel": reader.payload_bytes * 8 / (header.width * header.height * frames) if frames else None,
         "n": header.n,
         "coder": header.coder,
         "quality": header.quality,
@@ -337,9 +345,9 @@ def _show_stream(path: str, as_json: bool) -> None:
     coded = f"{header.width}x{header.height}"
     rows = {
         "picture": shown if shown == coded else f"{shown}, sent as {coded}",
-        "length": f"{minutes(reader.duration_s)}, {facts['frames']:,} frames",
+        "length": f"{minutes(reader.duration_s)}, {frames:,} frames",
         "keyframes": f"{reader.keyframes:,}, one frame in {header.n}, {facts['refreshes']:,} of them refreshes",
-        "rate": f"{bit_rate(facts['rate_kbps'])} ({reader.payload_bytes:,} bytes of picture)",
+        "rate": _rate(frames, facts["rate_kbps"], facts["bits_per_pixel"], reader.payload_bytes),
         "file": f"{byte_count(facts['file_bytes'])}, container and sound included",
         "manifold": f"{name} {manifold_id}" if name else f"{manifold_id}, not installed: decode with --manifold FILE",
         "coder": f"{header.coder}, quality {header.quality}" + (f", {header.slices} slices" if header.slices > 1 else ""),

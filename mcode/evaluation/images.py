@@ -24,7 +24,7 @@ import PIL
 from mcode.errors import InputError
 from mcode.evaluation import stills
 from mcode.evaluation.bd import BdRate, bd_rate, require_bjontegaard
-from mcode.evaluation.judges import Judges, Metric
+from mcode.evaluation.judges import SMALLEST_SIDE, Judges, Metric
 from mcode.evaluation.stills import REFINED, StillCodec
 from mcode.latents import choose_device
 from mcode.manifold import Manifold, load
@@ -171,9 +171,10 @@ def evaluate_images(
     cache = _Cache(out / "cache", judges, _made_by(families, refine_by))
     listed = [family.make(value) for family in families.values() for value in family.settings]
     total, done, measured = len(paths) * len(listed), 0, 0
-    digests = []
+    digests, sides = [], {}
     for path in paths:
-        rgb = stills.read_image(path)
+        rgb = stills.read_picture(path)
+        sides[path] = min(rgb.shape[:2])
         digests.append(_digest(rgb))
         if cache.get(None, digests[-1]) is None:
             scores = {m.key: judges.score(rgb, rgb).get(m.key) for m in judges.metrics if m.key == "niqe"}
@@ -203,7 +204,7 @@ def evaluate_images(
         manifolds={model.name: model.id for family in families.values() for model in family.models},
         measured=measured,
         total=total,
-        warnings=not_measured(judges, perceptual, [row.scores for row in rows]),
+        warnings=(*not_measured(judges, perceptual, [row.scores for row in rows]), *too_small(sides, judges.metrics)),
         files=(),
     )
     files = images_report.write(out, report, close_ups)
@@ -221,6 +222,19 @@ def not_measured(
     if any(row.get("ssim") is None for row in scores):
         warnings.append("SSIM is missing where pictures were measured before it was; delete OUT/cache to measure them again")
     return tuple(warnings)
+
+
+def too_small(sides: Mapping[Path, int], metrics: Sequence[Metric]) -> Iterator[str]:
+    """A warning of each metric that small pictures take from all. sides: each picture's shorter one, in pixels."""
+    for metric in metrics:
+        least = SMALLEST_SIDE.get(metric.key, 0)
+        small = [path for path, side in sides.items() if side < least]
+        if small:
+            others = f" and {len(small) - 1} more are" if small[1:] else " is"
+            yield (
+                f"{metric.label} is left out of all means: {small[0]}{others} smaller than the {least}x{least} it needs; "
+                f"take {'them' if small[1:] else 'it'} out of the folder to have it"
+            )
 
 
 def _families(
@@ -360,7 +374,7 @@ def _close_ups(paths: Sequence[Path], families: dict[str, Family], judges: Judge
     if len(first.models) == 1 and first.models[0].default_quality in first.settings:
         middle = first.models[0].default_quality
     for path in paths[:: max(1, -(-len(paths) // count))][:count] if count else []:
-        rgb = stills.read_image(path)
+        rgb = stills.read_picture(path)
         pixels = rgb.shape[0] * rgb.shape[1]
         target = first.make(middle).code(rgb)[0] * 8 / pixels
         found = []

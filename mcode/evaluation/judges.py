@@ -31,6 +31,8 @@ from mcode.fetch import Pinned, download
 
 MS_SSIM_SIDE = 176
 LPIPS_SIDE = 64
+SMALLEST_SIDE = {"ms_ssim": MS_SSIM_SIDE, "lpips": LPIPS_SIDE}
+"""By metric, the least width and height of a picture that has a score."""
 _LAST_BLOCK = 12
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mcode.baseline import CODERS, BaselineDecoder, BaselineEncoder
 from mcode.codec import Decoder, Encoder
@@ -21,6 +21,7 @@ from mcode.errors import InputError
 from mcode.evaluation.metrics import psnr, ssim
 from mcode.frame import Frame
 from mcode.manifold import Manifold
+from mcode.video import check_picture_size, open_image, picture_size, read_picture
 
 if TYPE_CHECKING:
     from mcode.refine import Refiner
@@ -104,35 +105,28 @@ def at_bpp(rows: Sequence[StillRow], codec: str, bpp: float, metric: str) -> flo
 
 def read_images(folder: str | Path) -> list[np.ndarray]:
     """Every picture in a folder (or the one file given), by name, as uint8 RGB. InputError where there is none."""
-    return [read_image(path) for path in image_paths(folder)]
+    return [read_picture(path) for path in image_paths(folder)]
 
 
 def image_paths(folder: str | Path) -> list[Path]:
-    """The pictures in a folder (or the one file given), by name; other files are passed over. InputError where none is."""
+    """The pictures in a folder (or the one file given), by name; other files are passed over.
+
+    InputError where none is, and for one of too many pixels.
+    """
     place = Path(folder)
     if not place.exists():
         raise InputError(f"{place}: no such file or folder")
     paths = []
     for path in sorted(place.iterdir()) if place.is_dir() else [place]:
-        try:
-            with Image.open(path):
-                paths.append(path)
-        except (UnidentifiedImageError, IsADirectoryError):
-            continue
-        except OSError as error:
-            raise InputError(f"{path}: {error}") from error
+        if size := picture_size(path):
+            check_picture_size(path, *size)
+            paths.append(path)
     if not paths:
         raise InputError(f"{place}: no pictures in it")
     return paths
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """uint8 RGB (H, W, 3). Raises InputError."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"{path}: {error}") from error
+read_image = read_picture  # as ablation.py calls it
 
 
 def standard_codecs() -> list[StillCodec]:
@@ -198,6 +192,9 @@ def intra(codec: str, crf: float, preset: str) -> StillCodec:
 
 def _by_pillow(rgb: np.ndarray, kind: str, **options: object) -> tuple[int, np.ndarray]:
     file = io.BytesIO()
-    Image.fromarray(rgb).save(file, kind, **options)
-    with Image.open(file) as image:
+    try:
+        Image.fromarray(rgb).save(file, kind, **options)
+    except (OSError, ValueError) as error:  # WebP has sides of 16,383 pixels at most, JPEG of 65,500
+        raise InputError(f"{kind} cannot code a picture of {rgb.shape[1]}x{rgb.shape[0]}: {error}") from error
+    with open_image(file) as image:
         return len(file.getvalue()), np.array(image.convert("RGB"))
