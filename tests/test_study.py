@@ -292,7 +292,7 @@ def remove(folder: Path) -> None:
         (lambda f: [remove(f / name) for name in METHODS[:2]], "1 method beside original; two at least"),
         (lambda f: (f / "fair" / "b.png").unlink(), r"fair: no picture named b, which original has"),
         (lambda f: (f / ORIGINAL / "b.png").unlink(), r"original: no picture named b, which \w+ has"),
-        (lambda f: (f / "fair" / "b.png").write_bytes(b"no"), r"b.png: cannot be read as a picture"),
+        (lambda f: (f / "fair" / "b.png").write_bytes(b"no"), r"fair.b\.png: "),
         (lambda f: Image.fromarray(picture(0, 64, 64)).save(f / "poor" / "a.png"), "64x64, but the original is 96x80"),
         (lambda f: Image.fromarray(picture(0)).save(f / "poor" / "a.webp"), "has the same name; keep one of them"),
     ],
@@ -308,6 +308,35 @@ def test_pictures_of_other_formats_match_by_their_names(folder):
     Image.open(path).save(path.with_suffix(".webp"), lossless=True)
     path.unlink()
     assert open_material(folder).files["fair", "a"].name == "a.webp"
+
+
+@pytest.fixture
+def turned(monkeypatch):
+    """Pictures are read as if each lay on its side, which only `stills.read_picture` knows of."""
+    from mcode.evaluation import stills
+
+    read = stills.read_picture
+    monkeypatch.setattr(stills, "read_picture", lambda path: np.rot90(read(path)).copy())
+
+
+def test_pictures_and_their_sizes_are_those_that_stills_reads(turned, folder, tmp_path):
+    material = open_material(folder)
+    assert material.sizes["a"] == (80, 96)
+    assert np.array_equal(material.read(ORIGINAL, "a"), np.rot90(picture(0)))
+    assert Session(material, tmp_path / "answers.csv", "ann").question.crop == (0, 0, 80, 96)
+
+
+def test_a_damaged_picture_is_named_before_a_rater_begins(folder):
+    path = folder / "poor" / "a.png"
+    path.write_bytes(path.read_bytes()[:-2000])  # the header still tells its size
+    with pytest.raises(InputError, match=r"poor.a\.png: "):
+        open_material(folder)
+
+
+def test_reading_tells_how_far_it_is(folder):
+    seen = []
+    open_material(folder, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 8) for done in range(1, 9)]
 
 
 # Scores
@@ -533,6 +562,12 @@ def test_a_prepared_folder_is_a_study_with_its_rates_noted(images, tmp_path):
     assert entry["setting"] == 5 and entry["bpp"] == entry["bytes"] * 8 / (96 * 80)
 
 
+def test_what_is_coded_is_what_stills_reads(turned, images, tmp_path):
+    prepare(images, tmp_path / "study", parse_methods(["jpeg:95", "jpeg:5"]))
+    with Image.open(tmp_path / "study" / ORIGINAL / "0.png") as image, Image.open(tmp_path / "study/jpeg-95/0.png") as coded:
+        assert np.array_equal(np.array(image), np.rot90(picture(0))) and coded.size == (80, 96)
+
+
 def test_a_rate_is_reached_at_the_cheapest_setting_or_said_not_to_be(images, tmp_path):
     from mcode.evaluation import stills
 
@@ -545,7 +580,7 @@ def test_a_rate_is_reached_at_the_cheapest_setting_or_said_not_to_be(images, tmp
 
 def test_a_fault_while_preparing_leaves_nothing(images, tmp_path):
     (images / "2.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"2.png: cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"2\.png: "):
         prepare(images, tmp_path / "study", parse_methods(["jpeg:5", "jpeg:9"]))
     assert {path.name for path in tmp_path.iterdir()} == {"images"}
 
@@ -592,6 +627,12 @@ def test_prepare_prints_the_rates(mcode, images, tmp_path):
     assert "webp-at-20: 2 of 2 pictures have fewer bits than wanted" in err
     status, out, err = mcode("study", "prepare", images, "-o", tmp_path / "more", "--codecs", "jpeg:5,jpeg:9", "--json")
     assert [each["method"] for each in json.loads(out)["methods"]] == ["jpeg-5", "jpeg-9"]
+
+
+def test_a_picture_too_large_to_open_is_one_line(mcode, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    status, out, err = mcode("study", "prepare", images, "-o", tmp_path / "study", "--codecs", "jpeg:5,jpeg:9")
+    assert (status, out) == (2, "") and "0.png: " in err and err.count("\n") == 1
 
 
 def write_answers(path: Path, answers: list[Answer]) -> Path:

@@ -117,7 +117,8 @@ def run(
     from mcode.evaluation.study import Session, open_material
 
     name = _login() if rater is None else rater
-    material = open_material(folder)
+    with progress_bar("reading", "pictures") as progress:
+        material = open_material(folder, progress=progress)
     before = Session(material, output, name, seed=seed, crop=crop).answered  # a wrong --seed is named before a window opens
     check_display("run the study on a desktop", missing=True)
     with extras():

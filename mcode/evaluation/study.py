@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mcode.errors import InputError
 
@@ -52,12 +52,15 @@ class Material:
     files: dict[tuple[str, str], Path]
 
     def read(self, method: str, picture: str) -> np.ndarray:
-        """uint8 (H, W, 3); InputError where the file has changed since and is no picture any more."""
+        """uint8 (H, W, 3), as `stills.read_picture` shows it; InputError where the file has changed since and is none now."""
         return _read(self.files[method, picture])
 
 
-def open_material(folder: str | os.PathLike[str]) -> Material:
-    """DIR/METHOD/PICTURE.*, one METHOD being `original`. Raises InputError where methods or pictures do not match."""
+def open_material(folder: str | os.PathLike[str], *, progress: Callable[[int, int | None], None] | None = None) -> Material:
+    """DIR/METHOD/PICTURE.*, one METHOD being `original`. Raises InputError where methods or pictures do not match.
+
+    Every picture is read once, so that a damaged one is named before a rater begins. progress(pictures read, of how many).
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; `mcode study prepare` makes one")
@@ -69,17 +72,20 @@ def open_material(folder: str | os.PathLike[str]) -> Material:
         raise InputError(f"{folder}: {len(found)} method{'' if len(found) == 1 else 's'} beside {ORIGINAL}; two at least")
     if not originals:
         raise InputError(f"{folder / ORIGINAL}: no pictures in it")
-    sizes = {name: _size(path) for name, path in originals.items()}
     files = {(ORIGINAL, name): path for name, path in originals.items()}
     for method, pictures in found.items():
         if pictures.keys() != originals.keys():
             name = min(pictures.keys() ^ originals.keys())
             lacking, other = (ORIGINAL, method) if name in pictures else (method, ORIGINAL)
             raise InputError(f"{folder / lacking}: no picture named {name}, which {other} has; all methods need the same ones")
-        for name, path in pictures.items():
-            if (size := _size(path)) != sizes[name]:
-                raise InputError(f"{path}: {size[0]}x{size[1]}, but the original is {sizes[name][0]}x{sizes[name][1]}")
-            files[method, name] = path
+        files |= {(method, name): path for name, path in pictures.items()}
+    sizes: dict[str, tuple[int, int]] = {}
+    for done, ((_, name), path) in enumerate(files.items(), start=1):
+        height, width, _ = _read(path).shape
+        if (width, height) != (wanted := sizes.setdefault(name, (width, height))):
+            raise InputError(f"{path}: {width}x{height}, but the original is {wanted[0]}x{wanted[1]}")
+        if progress:
+            progress(done, len(files))
     return Material(folder, tuple(found), tuple(originals), sizes, files)
 
 
@@ -723,17 +729,7 @@ def _images(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a picture ({error})") from error
-
-
 def _read(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a picture ({error})") from error
+    from mcode.evaluation import stills
+
+    return stills.read_picture(path)
