@@ -466,6 +466,18 @@ def test_answers_by_binary_search_give_the_raters_order(session):
     assert result.pictures == 2 and len(result.raters) == 5
 
 
+def test_a_picture_has_its_own_tournament():
+    """Nine of ten pictures say a, b, c; the last says the reverse, and does not know b."""
+    usual = [Answer("ann", 0, f"{i}", *pair, "b", 0, 0, 8, 8, 1, 1.0) for i in range(9) for pair in ("ab", "bc")]
+    result = score([*usual, Answer("bob", 0, "odd", "c", "a", "c", 0, 0, 8, 8, 1, 1.0)], shuffles=20)
+    assert [each.method for each in result.methods] == ["a", "b", "c"]
+    assert list(result.by_picture) == [*"012345678", "odd"]
+    assert [each.method for each in result.by_picture["0"]] == ["a", "b", "c"]
+    odd = result.by_picture["odd"]
+    assert [(each.method, each.elo, each.wins, each.games) for each in odd] == [("c", 1515, 1, 1), ("a", 1485, 0, 1)]
+    assert odd == result.raters["bob"]
+
+
 def test_the_order_in_the_file_does_not_matter_and_the_seed_does():
     answers = simulated(SKILL, 120)
     assert score(answers, shuffles=200, seed=1) == score(answers, shuffles=200, seed=1)
@@ -476,7 +488,7 @@ def test_the_order_in_the_file_does_not_matter_and_the_seed_does():
 
 
 def test_the_work_is_bounded_by_fewer_shuffles(monkeypatch):
-    monkeypatch.setattr(study, "MOST_GAMES", 40_000)
+    monkeypatch.setattr(study, "MOST_GAMES", 60_000)
     assert score(simulated(SKILL, 100)).shuffles == 200
     assert score(simulated(SKILL, 100), shuffles=50).shuffles == 50
 
@@ -653,6 +665,19 @@ def test_score_prints_all_raters_and_each_and_draws(mcode, tmp_path):
     assert report["answers"] == 400 and report["shuffles"] == 200 and len(report["raters"]) == 5
     first = report["methods"][0]
     assert first["method"] == "a" and first["low"] < first["elo"] < first["high"]
+    assert report["by_picture"].keys() == {f"{i}" for i in range(20)} and report["pictures"] == 20
+    assert report["by_picture"]["7"][0].keys() == first.keys()
+
+
+def test_score_prints_a_table_by_picture_where_there_are_several(mcode, tmp_path):
+    cells = [("one", "a", "b"), ("two", "b", "a"), ("two", "b", "c")]
+    answers = [Answer("ann", 0, picture, *pair, "b", 0, 0, 8, 8, 1, 1.0) for picture, *pair in cells]
+    _, out, _ = mcode("study", "score", write_answers(tmp_path / "1.csv", answers), "--shuffles", 1)
+    table = out[out.index("Elo by picture") :].split("\n\n")[0].splitlines()
+    assert [line.split() for line in table[1:3]] == [["picture", "b", "a", "c"], ["one", "1485", "1515", "-"]]
+    assert table[3].split()[0] == "two" and len(table) == 4 and "Elo by rater" not in out
+    _, out, _ = mcode("study", "score", write_answers(tmp_path / "2.csv", answers[:1]), "--shuffles", 1)
+    assert "Elo by picture" not in out
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def score(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Elo scores of the methods, over all raters and for each.
+    """Elo scores of the methods, over all answers, by rater and by picture.
 
     Elo with k = 30 and N = 400 over shuffled orders of the answers: median and 95 % interval. That interval tells only what
     the order does, and few answers leave Elo near its start of 1500. How sure the answers make a score, the Bradley-Terry
@@ -196,15 +196,13 @@ def score(
         ],
         right=columns[1:],
     )
-    if raters > 1:
-        print("\nElo by rater")
-        order = [each.method for each in result.methods]
-        by_rater = {rater: {each.method: each.elo for each in scores} for rater, scores in result.raters.items()}
-        print_table(
-            ("rater", *order),
-            [(rater, *(f"{elo[m]:.0f}" if m in elo else "-" for m in order)) for rater, elo in by_rater.items()],
-            right=order,
-        )
+    order = [each.method for each in result.methods]
+    for what, parts in (("rater", result.raters), ("picture", result.by_picture)):
+        if len(parts) > 1:
+            print(f"\nElo by {what}")
+            scores = {name: {each.method: each.elo for each in part} for name, part in parts.items()}
+            rows = [(name, *(f"{elo[m]:.0f}" if m in elo else "-" for m in order)) for name, elo in scores.items()]
+            print_table((what, *order), rows, right=order)
     if output is not None:
         print(f"\n{output}")
 

@@ -355,25 +355,31 @@ class MethodScore:
 
 @dataclass(frozen=True)
 class StudyScore:
-    """The best method first, over all raters and for each. shuffles: orders tried for the smallest of them."""
+    """The best method first, over all answers, and for each rater and each picture by name. shuffles: orders tried for each."""
 
     answers: int
     pictures: int
     shuffles: int
     methods: tuple[MethodScore, ...]
     raters: dict[str, tuple[MethodScore, ...]]
+    by_picture: dict[str, tuple[MethodScore, ...]]
 
 
 def score(answers: Sequence[Answer], *, shuffles: int = SHUFFLES, seed: int = 0) -> StudyScore:
-    """Scores of all methods that were compared. InputError where there are no answers."""
+    """Scores of all methods that were compared; of all answers, by rater and by picture (HiFiC's appendix A.5).
+
+    InputError where there are no answers.
+    """
     if not answers:
         raise InputError("no answers to score")
     if (methods := len({name for answer in answers for name in (answer.better, answer.worse)})) > MOST_METHODS:
         raise InputError(f"{methods:,} methods, and a study has at most {MOST_METHODS}; score fewer of the files at once")
-    shuffles = max(1, min(shuffles, MOST_GAMES // (2 * len(answers))))
+    shuffles = max(1, min(shuffles, MOST_GAMES // (3 * len(answers))))
     by_rater: dict[str, list[Answer]] = {}
+    by_picture: dict[str, list[Answer]] = {}
     for answer in answers:
         by_rater.setdefault(answer.rater, []).append(answer)
+        by_picture.setdefault(answer.picture, []).append(answer)
     rng = np.random.default_rng(seed)
     return StudyScore(
         answers=len(answers),
@@ -381,6 +387,7 @@ def score(answers: Sequence[Answer], *, shuffles: int = SHUFFLES, seed: int = 0)
         shuffles=shuffles,
         methods=_scores(answers, shuffles, rng),
         raters={rater: _scores(given, shuffles, rng) for rater, given in sorted(by_rater.items())},
+        by_picture={picture: _scores(given, shuffles, rng) for picture, given in sorted(by_picture.items())},
     )
 
 
