@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mcode import cli
+from mcode import cli, manifold, refine
 from mcode.errors import InputError
-from mcode.evaluation import study
+from mcode.evaluation import stills, study
 from mcode.evaluation.study import (
     NOTE,
     ORIGINAL,
@@ -32,6 +33,7 @@ from mcode.evaluation.study import (
     score,
 )
 from tests.block_means import BlockMeans
+from tests.small_hific import small_manifolds
 
 METHODS = ("good", "fair", "poor")
 """The best first; each one's pictures stand further from the original."""
@@ -292,7 +294,7 @@ def remove(folder: Path) -> None:
         (lambda f: [remove(f / name) for name in METHODS[:2]], "1 method beside original; two at least"),
         (lambda f: (f / "fair" / "b.png").unlink(), r"fair: no picture named b, which original has"),
         (lambda f: (f / ORIGINAL / "b.png").unlink(), r"original: no picture named b, which \w+ has"),
-        (lambda f: (f / "fair" / "b.png").write_bytes(b"no"), r"b.png: cannot be read as a picture"),
+        (lambda f: (f / "fair" / "b.png").write_bytes(b"no"), r"fair.b\.png: "),
         (lambda f: Image.fromarray(picture(0, 64, 64)).save(f / "poor" / "a.png"), "64x64, but the original is 96x80"),
         (lambda f: Image.fromarray(picture(0)).save(f / "poor" / "a.webp"), "has the same name; keep one of them"),
     ],
@@ -308,6 +310,33 @@ def test_pictures_of_other_formats_match_by_their_names(folder):
     Image.open(path).save(path.with_suffix(".webp"), lossless=True)
     path.unlink()
     assert open_material(folder).files["fair", "a"].name == "a.webp"
+
+
+@pytest.fixture
+def turned(monkeypatch):
+    """Pictures are read as if each lay on its side, which only `stills.read_picture` knows of."""
+    read = stills.read_picture
+    monkeypatch.setattr(stills, "read_picture", lambda path: np.rot90(read(path)).copy())
+
+
+def test_pictures_and_their_sizes_are_those_that_stills_reads(turned, folder, tmp_path):
+    material = open_material(folder)
+    assert material.sizes["a"] == (80, 96)
+    assert np.array_equal(material.read(ORIGINAL, "a"), np.rot90(picture(0)))
+    assert Session(material, tmp_path / "answers.csv", "ann").question.crop == (0, 0, 80, 96)
+
+
+def test_a_damaged_picture_is_named_before_a_rater_begins(folder):
+    path = folder / "poor" / "a.png"
+    path.write_bytes(path.read_bytes()[:-2000])  # the header still tells its size
+    with pytest.raises(InputError, match=r"poor.a\.png: "):
+        open_material(folder)
+
+
+def test_reading_tells_how_far_it_is(folder):
+    seen = []
+    open_material(folder, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 8) for done in range(1, 9)]
 
 
 # Scores
@@ -437,6 +466,18 @@ def test_answers_by_binary_search_give_the_raters_order(session):
     assert result.pictures == 2 and len(result.raters) == 5
 
 
+def test_a_picture_has_its_own_tournament():
+    """Nine of ten pictures say a, b, c; the last says the reverse, and does not know b."""
+    usual = [Answer("ann", 0, f"{i}", *pair, "b", 0, 0, 8, 8, 1, 1.0) for i in range(9) for pair in ("ab", "bc")]
+    result = score([*usual, Answer("bob", 0, "odd", "c", "a", "c", 0, 0, 8, 8, 1, 1.0)], shuffles=20)
+    assert [each.method for each in result.methods] == ["a", "b", "c"]
+    assert list(result.by_picture) == [*"012345678", "odd"]
+    assert [each.method for each in result.by_picture["0"]] == ["a", "b", "c"]
+    odd = result.by_picture["odd"]
+    assert [(each.method, each.elo, each.wins, each.games) for each in odd] == [("c", 1515, 1, 1), ("a", 1485, 0, 1)]
+    assert odd == result.raters["bob"]
+
+
 def test_the_order_in_the_file_does_not_matter_and_the_seed_does():
     answers = simulated(SKILL, 120)
     assert score(answers, shuffles=200, seed=1) == score(answers, shuffles=200, seed=1)
@@ -447,7 +488,7 @@ def test_the_order_in_the_file_does_not_matter_and_the_seed_does():
 
 
 def test_the_work_is_bounded_by_fewer_shuffles(monkeypatch):
-    monkeypatch.setattr(study, "MOST_GAMES", 40_000)
+    monkeypatch.setattr(study, "MOST_GAMES", 60_000)
     assert score(simulated(SKILL, 100)).shuffles == 200
     assert score(simulated(SKILL, 100), shuffles=50).shuffles == 50
 
@@ -473,7 +514,19 @@ def test_the_plot_is_drawn_and_not_over_another_file(tmp_path):
 
 
 class Blocks(BlockMeans):
-    name, qualities = "blocks", 1
+    name, qualities, frame_size = "blocks", 1, None
+
+
+class Coarse(Blocks):
+    """Steps four times as large: fewer bits."""
+
+    name, id = "coarse", "ffeeddccbbaa9988"
+
+    def gain(self, quality: int) -> torch.Tensor:
+        return super().gain(quality) / 4
+
+    def inverse(self, quality: int) -> torch.Tensor:
+        return super().inverse(quality) * 4
 
 
 @pytest.fixture
@@ -488,12 +541,37 @@ def images(tmp_path) -> Path:
 def test_methods_are_read_from_settings_rates_and_multiples():
     methods = parse_methods(["mcode:q3", "jpeg:10", "h265@0.2", "webp@1.5x"])
     assert [each.name for each in methods] == ["mcode-3", "jpeg-10", "h265-at-0.2", "webp-at-1.5x"]
-    assert [(each.setting, each.bpp, each.times) for each in methods] == [
-        (3, None, None),
-        (10, None, None),
-        (None, 0.2, None),
-        (None, None, 1.5),
+    assert [(each.setting, each.bpp, each.times, each.of) for each in methods] == [
+        (3, None, None, None),
+        (10, None, None, None),
+        (None, 0.2, None, None),
+        (None, None, 1.5, "mcode-3"),
     ]
+
+
+def test_methods_name_manifolds_refinement_and_whose_bits_are_meant():
+    text = ["mcode/hific-lo:q1", "mcode-unrefined/a/b c:q2", "h265@1.5x:mcode-hific-lo-1", "mcode/m-1+m-2+m-3@1x"]
+    methods = parse_methods(text)
+    assert [each.name for each in methods] == [
+        "mcode-hific-lo-1",
+        "mcode-unrefined-a-b-c-2",
+        "h265-at-1.5x-of-mcode-hific-lo-1",
+        "mcode-m-1-to-m-3-at-1x",
+    ]
+    assert [each.manifold for each in methods] == ["hific-lo", "a/b c", None, "m-1+m-2+m-3"]
+    assert [each.refined for each in methods] == [True, False, True, True]
+    assert [each.of for each in methods] == [None, None, "mcode-hific-lo-1", "mcode-hific-lo-1"]
+
+
+def test_the_papers_own_study_can_be_written_down():
+    """Section 5, User Study: nine methods, M&S at the bits of each HiFiC, BPG (here H.265 intra) at 1.5 and 2 times Mi's."""
+    mns = "+".join(f"ms-{i}" for i in range(1, 16))
+    hific = [f"mcode/hific-{rate}:q1" for rate in ("lo", "mi", "hi")]
+    baselines = [f"mcode/{mns}@1x:mcode-hific-{rate}-1" for rate in ("lo", "mi", "hi")]
+    others = ["mcode/no-gan:q1", "h265@1.5x:mcode-hific-mi-1", "h265@2x:mcode-hific-mi-1"]
+    methods = parse_methods([*hific, *baselines, *others])
+    assert len({each.name for each in methods}) == 9
+    assert [each.of for each in methods if each.times] == [f"mcode-hific-{rate}-1" for rate in ("lo", "mi", "hi", "mi", "mi")]
 
 
 @pytest.mark.parametrize(
@@ -508,6 +586,15 @@ def test_methods_are_read_from_settings_rates_and_multiples():
         ("jpeg@2x,webp:3", "the first method has none before it"),
         ("jpeg:3,webp@0", "a rate is more than 0 and at most 24"),
         ("jpeg:3,jpeg:3", "--codecs jpeg:3: named twice"),
+        ("mcode/:q3,jpeg:3", "--codecs mcode/:q3: give CODEC:SETTING"),
+        ("mcode/a,jpeg:3", "--codecs mcode/a: give CODEC:SETTING"),
+        ("mcode-refined:q3,jpeg:3", "--codecs mcode-refined:q3: give CODEC:SETTING"),
+        ("jpeg/a:3,webp:3", "--codecs jpeg/a:3: jpeg has no manifolds and is never refined"),
+        ("jpeg-unrefined:3,webp:3", "jpeg has no manifolds and is never refined"),
+        ("mcode/a b:q3,mcode/a?b:q3", "--codecs mcode/a?b:q3: named twice"),
+        ("jpeg:3,webp@1x:jpeg-4", "--codecs webp@1x:jpeg-4: no method named jpeg-4 before it, but jpeg-3"),
+        ("jpeg:3,webp@1:jpeg-3", "--codecs webp@1:jpeg-3: give CODEC:SETTING"),
+        ("mcode:q" + "9" * 5000 + ",jpeg:3", "give CODEC:SETTING"),
     ],
 )
 def test_methods_that_cannot_be_are_refused(text, message):
@@ -518,12 +605,13 @@ def test_methods_that_cannot_be_are_refused(text, message):
 
 def test_a_prepared_folder_is_a_study_with_its_rates_noted(images, tmp_path):
     methods = parse_methods(["mcode:q1", "jpeg@1x", "webp@1", "jpeg:5"])
-    prepared = prepare(images, tmp_path / "study", methods, model=Blocks())
+    prepared = prepare(images, tmp_path / "study", methods, manifolds=[Blocks()])
     material = open_material(tmp_path / "study")
     assert set(material.methods) == {"mcode-1", "jpeg-at-1x", "webp-at-1", "jpeg-5"} and material.pictures == ("0", "1")
     assert np.array_equal(material.read(ORIGINAL, "1"), picture(1))
     note = json.loads((tmp_path / "study" / NOTE).read_text())
-    assert note["manifold"] == {"name": "blocks", "id": Blocks.id}
+    assert note["methods"]["mcode-1"]["manifolds"] == {"blocks": Blocks.id} and note["methods"]["mcode-1"]["coder"] == "huffman"
+    assert note["methods"]["jpeg-5"]["manifolds"] == {} and note["methods"]["jpeg-5"]["coder"] is None
     rates = {name: [each["bpp"] for each in method["pictures"].values()] for name, method in note["methods"].items()}
     for mine, jpeg, webp in zip(rates["mcode-1"], rates["jpeg-at-1x"], rates["webp-at-1"], strict=True):
         assert mine <= jpeg < 1.1 * mine and 1 <= webp < 1.1
@@ -533,9 +621,128 @@ def test_a_prepared_folder_is_a_study_with_its_rates_noted(images, tmp_path):
     assert entry["setting"] == 5 and entry["bpp"] == entry["bytes"] * 8 / (96 * 80)
 
 
-def test_a_rate_is_reached_at_the_cheapest_setting_or_said_not_to_be(images, tmp_path):
-    from mcode.evaluation import stills
+def test_what_is_coded_is_what_stills_reads(turned, images, tmp_path):
+    prepare(images, tmp_path / "study", parse_methods(["jpeg:95", "jpeg:5"]))
+    with Image.open(tmp_path / "study" / ORIGINAL / "0.png") as image, Image.open(tmp_path / "study/jpeg-95/0.png") as coded:
+        assert np.array_equal(np.array(image), np.rot90(picture(0))) and coded.size == (80, 96)
 
+
+def noted(folder: Path) -> dict[str, dict]:
+    return json.loads((folder / NOTE).read_text())["methods"]
+
+
+def test_each_method_is_of_the_manifold_that_it_names(images, tmp_path):
+    methods = parse_methods(["mcode:q1", "mcode/coarse:q1"])
+    prepare(images, tmp_path / "study", methods, manifolds=[Blocks(), Coarse()])
+    material, note = open_material(tmp_path / "study"), noted(tmp_path / "study")
+    assert material.methods == ("mcode-1", "mcode-coarse-1")
+    for method, model in (("mcode-1", Blocks()), ("mcode-coarse-1", Coarse())):
+        size, decoded = stills.mcode_still(model, 1).code(picture(0))
+        assert np.array_equal(material.read(method, "0"), decoded)
+        assert note[method]["pictures"]["0"]["bytes"] == size and note[method]["pictures"]["0"]["manifold"] == model.name
+        assert note[method]["manifolds"] == {model.name: model.id}
+        assert (note[method]["coder"], note[method]["refine"], note[method]["refine_by"]) == ("huffman", 0, None)
+
+
+def test_of_several_manifolds_the_cheapest_with_enough_bits_is_taken_for_each_picture(images, tmp_path):
+    """As the paper takes one of its fifteen M&S models (section 5, User Study)."""
+    methods = parse_methods(["mcode:q1", "mcode/coarse:q1", "mcode/blocks+coarse@1x", "mcode/blocks+coarse@1x:mcode-coarse-1"])
+    prepare(images, tmp_path / "study", methods, manifolds=[Blocks(), Coarse()])
+    note = noted(tmp_path / "study")
+    for name, of in (
+        ("mcode-blocks-to-coarse-at-1x", "mcode-1"),
+        ("mcode-blocks-to-coarse-at-1x-of-mcode-coarse-1", "mcode-coarse-1"),
+    ):
+        assert note[name]["pictures"] == note[of]["pictures"] and note[name]["reached"] == 2
+        assert note[name]["manifolds"] == {"blocks": Blocks.id, "coarse": Coarse.id}
+    prepare(images, tmp_path / "more", parse_methods(["jpeg:9", "mcode/coarse+blocks@20"]), manifolds=[Blocks(), Coarse()])
+    beyond = noted(tmp_path / "more")["mcode-coarse-to-blocks-at-20"]
+    assert beyond["reached"] == 0 and {each["manifold"] for each in beyond["pictures"].values()} == {"blocks"}
+
+
+def test_a_rate_may_be_that_of_any_method_before_it(images, tmp_path):
+    methods = parse_methods(["mcode:q1", "jpeg:80", "webp@1.5x:jpeg-80", "webp@1.5x"])
+    prepare(images, tmp_path / "study", methods, manifolds=[Blocks()])
+    note = noted(tmp_path / "study")
+    for name, of in (("webp-at-1.5x-of-jpeg-80", "jpeg-80"), ("webp-at-1.5x", "mcode-1")):
+        for rate, wanted in zip(note[name]["pictures"].values(), note[of]["pictures"].values(), strict=True):
+            assert 1.5 * wanted["bpp"] <= rate["bpp"] < 1.65 * wanted["bpp"]
+
+
+def test_manifolds_that_no_method_names_are_not_loaded(images, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(manifold, "load", lambda given, device: loaded.append((given, device)) or Blocks())
+    given = {"manifolds": ["talking-head", "general"], "device": "cpu"}
+    prepare(images, tmp_path / "study", parse_methods(["mcode/general:q1", "mcode/general@1x", "jpeg:5"]), **given)
+    assert loaded == [("general", "cpu")]
+    prepare(images, tmp_path / "more", parse_methods(["jpeg:4", "jpeg:5"]), manifolds=["nowhere"])
+    assert loaded == [("general", "cpu")]
+
+
+def test_the_coder_decides_what_equal_bits_are(images, tmp_path):
+    model, rates = manifold.load(small_manifolds(tmp_path)[1], "cpu"), {}
+    for coder in ("huffman", "range"):
+        prepare(images, tmp_path / coder, parse_methods(["mcode:q1", "jpeg@1x"]), manifolds=[model], coder=coder)
+        mine, jpeg = noted(tmp_path / coder).values()
+        assert (mine["coder"], jpeg["coder"]) == (coder, None)
+        for name in "01":
+            assert mine["pictures"][name]["bytes"] == stills.mcode_still(model, 1, coder).code(picture(int(name)))[0]
+            assert jpeg["pictures"][name]["bpp"] >= mine["pictures"][name]["bpp"]
+        rates[coder] = mine["bpp"]
+    assert rates["range"] != rates["huffman"]
+
+
+@pytest.fixture
+def brighter(monkeypatch) -> list[tuple]:
+    """A refinement that makes every symbol larger by one, and with what it was called."""
+
+    class Brighter:
+        def __init__(self, model, steps: int, *, judge: str, weights) -> None:
+            self.steps, self.judge = steps, judge
+            called.append((model.name, steps, judge, weights))
+
+        def __call__(self, rgb, latent, symbols: np.ndarray, previous, quality: int) -> np.ndarray:
+            return symbols + np.int16(1)
+
+    called: list[tuple] = []
+    monkeypatch.setattr(refine, "Refiner", Brighter)
+    return called
+
+
+def test_refined_pictures_stand_beside_others_where_they_are_asked_for(images, tmp_path, brighter):
+    methods = parse_methods(["mcode:q1", "mcode-unrefined:q1", "mcode-unrefined/coarse:q1", "jpeg:9"])
+    given = {"manifolds": [Blocks(), Coarse()], "refine": 10, "refine_by": "vgg19", "perceptual": "weights"}
+    prepare(images, tmp_path / "study", methods, **given)
+    assert brighter == [("blocks", 10, "vgg19", "weights")]
+    material, note = open_material(tmp_path / "study"), noted(tmp_path / "study")
+    refined, plain = (material.read(name, "0").astype(int) for name in ("mcode-1", "mcode-unrefined-1"))
+    assert np.array_equal(plain, stills.mcode_still(Blocks(), 1).code(picture(0))[1])
+    assert np.array_equal(refined, plain + 2)  # a symbol is a step of 2
+    found = [(each["refine"], each["refine_by"]) for each in note.values()]
+    assert found == [(10, "vgg19"), (0, None), (0, None), (0, None)]
+
+
+@pytest.mark.parametrize(
+    ("codecs", "options", "message"),
+    [
+        ("mcode:q1,mcode/fine:q1", {}, "--codecs mcode/fine: no such manifold; --manifold gives blocks, coarse"),
+        ("mcode:q1,mcode/coarse+fine@1x", {}, "--codecs mcode/fine: no such manifold; --manifold gives blocks, coarse"),
+        ("mcode:q1,mcode/coarse:q2", {}, "mcode:q2: manifold coarse has the qualities 1 to 1"),
+        ("mcode:q1,mcode/blocks:q1", {}, "--codecs: mcode-1 and mcode-blocks-1 are the same; give one of them"),
+        ("jpeg:5,mcode/blocks+coarse:q1", {}, "has several manifolds; these are for a rate, as mcode/blocks+coarse@1x"),
+        ("mcode:q1,mcode-unrefined:q1", {}, "mcode-unrefined-1 is as mcode where nothing is refined; give --refine STEPS"),
+        ("mcode:q1,jpeg:5", {"coder": "range"}, "--coder range: manifold blocks has no hyperprior"),
+        ("mcode:q1,jpeg:5", {"manifolds": [Blocks(), Blocks()]}, "--manifold: two manifolds are named blocks; give each once"),
+        ("mcode:q1,jpeg:5", {"manifolds": ["talking-head"]}, "manifold talking-head holds 128x128 alone"),
+    ],
+)
+def test_methods_that_the_manifolds_do_not_allow_are_refused_before_coding(images, tmp_path, codecs, options, message):
+    with pytest.raises(InputError) as refused:
+        prepare(images, tmp_path / "study", parse_methods(codecs.split(",")), **({"manifolds": [Blocks(), Coarse()]} | options))
+    assert message in str(refused.value) and not (tmp_path / "study").exists()
+
+
+def test_a_rate_is_reached_at_the_cheapest_setting_or_said_not_to_be(images, tmp_path):
     prepared = prepare(images, tmp_path / "study", parse_methods(["jpeg@1.2", "webp@20"]))
     note = json.loads((tmp_path / "study" / NOTE).read_text())["methods"]["jpeg-at-1.2"]["pictures"]["0"]
     below, _ = stills.jpeg(note["setting"] - 1).code(picture(0))
@@ -545,7 +752,7 @@ def test_a_rate_is_reached_at_the_cheapest_setting_or_said_not_to_be(images, tmp
 
 def test_a_fault_while_preparing_leaves_nothing(images, tmp_path):
     (images / "2.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"2.png: cannot be read as a picture"):
+    with pytest.raises(InputError, match=r"2\.png: "):
         prepare(images, tmp_path / "study", parse_methods(["jpeg:5", "jpeg:9"]))
     assert {path.name for path in tmp_path.iterdir()} == {"images"}
 
@@ -564,7 +771,7 @@ def test_a_folder_is_replaced_only_by_force_and_only_a_study(images, tmp_path):
 
 def test_a_quality_that_the_manifold_lacks_is_refused(images, tmp_path):
     with pytest.raises(InputError, match="manifold blocks has the qualities 1 to 1"):
-        prepare(images, tmp_path / "study", parse_methods(["mcode:q2", "jpeg:9"]), model=Blocks())
+        prepare(images, tmp_path / "study", parse_methods(["mcode:q2", "jpeg:9"]), manifolds=[Blocks()])
 
 
 # The commands
@@ -594,6 +801,35 @@ def test_prepare_prints_the_rates(mcode, images, tmp_path):
     assert [each["method"] for each in json.loads(out)["methods"]] == ["jpeg-5", "jpeg-9"]
 
 
+def test_prepare_takes_several_manifolds_a_coder_and_refinement(mcode, images, tmp_path, brighter):
+    first, second = small_manifolds(tmp_path)[1], tmp_path / "second.safetensors"
+    manifold.rewrite(first, second, card={}, name="second")
+    files = f"{first},{second}"
+    command = ("study", "prepare", images, "-o", tmp_path / "study", "-m", files, "--coder", "range", "--refine", 2)
+    codecs = "mcode/second:q2,mcode-unrefined:q2,jpeg@1x"
+    status, out, err = mcode(*command, "--device", "cpu", "--codecs", codecs)
+    assert (status, err) == (0, "")
+    rows = [line.split("  ") for line in out.splitlines()[2:]]
+    assert [[cell.strip() for cell in row if cell][:3] for row in rows] == [
+        ["mcode-second-2", "second", "range, refined 2 by eye"],
+        ["mcode-unrefined-2", "plain", "range"],
+        ["jpeg-at-1x", "-", "-"],
+    ]
+    assert [each[:3] for each in brighter] == [("second", 2, "eye")]
+    found = {name: (*each["manifolds"], each["coder"], each["refine"]) for name, each in noted(tmp_path / "study").items()}
+    assert found == {
+        "mcode-second-2": ("second", "range", 2),
+        "mcode-unrefined-2": ("plain", "range", 0),
+        "jpeg-at-1x": (None, 0),
+    }
+
+
+def test_a_picture_too_large_to_open_is_one_line(mcode, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    status, out, err = mcode("study", "prepare", images, "-o", tmp_path / "study", "--codecs", "jpeg:5,jpeg:9")
+    assert (status, out) == (2, "") and "0.png: " in err and err.count("\n") == 1
+
+
 def write_answers(path: Path, answers: list[Answer]) -> Path:
     rows = [",".join(field.name for field in fields(Answer)), *(",".join(map(str, astuple(answer))) for answer in answers)]
     path.write_text("\n".join(rows) + "\n")
@@ -612,6 +848,19 @@ def test_score_prints_all_raters_and_each_and_draws(mcode, tmp_path):
     assert report["answers"] == 400 and report["shuffles"] == 200 and len(report["raters"]) == 5
     first = report["methods"][0]
     assert first["method"] == "a" and first["low"] < first["elo"] < first["high"]
+    assert report["by_picture"].keys() == {f"{i}" for i in range(20)} and report["pictures"] == 20
+    assert report["by_picture"]["7"][0].keys() == first.keys()
+
+
+def test_score_prints_a_table_by_picture_where_there_are_several(mcode, tmp_path):
+    cells = [("one", "a", "b"), ("two", "b", "a"), ("two", "b", "c")]
+    answers = [Answer("ann", 0, picture, *pair, "b", 0, 0, 8, 8, 1, 1.0) for picture, *pair in cells]
+    _, out, _ = mcode("study", "score", write_answers(tmp_path / "1.csv", answers), "--shuffles", 1)
+    table = out[out.index("Elo by picture") :].split("\n\n")[0].splitlines()
+    assert [line.split() for line in table[1:3]] == [["picture", "b", "a", "c"], ["one", "1485", "1515", "-"]]
+    assert table[3].split()[0] == "two" and len(table) == 4 and "Elo by rater" not in out
+    _, out, _ = mcode("study", "score", write_answers(tmp_path / "2.csv", answers[:1]), "--shuffles", 1)
+    assert "Elo by picture" not in out
 
 
 @pytest.mark.parametrize(
@@ -627,6 +876,13 @@ def test_score_prints_all_raters_and_each_and_draws(mcode, tmp_path):
         ("run {1} -o {0} --rater=", "--rater '': give a name"),
         ("prepare nowhere -o {1} --codecs jpeg:3,jpeg:4", "{1}: exists; add --force"),
         ("prepare nowhere -o new --codecs jpeg:3,jpeg:4", "nowhere: no such folder of pictures"),
+        ("prepare {1}/good -o new -m nowhere --codecs mcode:q1,jpeg:4", "no manifold named 'nowhere' is installed"),
+        (
+            "prepare {1}/good -o new --codecs mcode/nowhere:q1,jpeg:4",
+            "--codecs mcode/nowhere: no such manifold; --manifold gives",
+        ),
+        ("prepare {1}/good -o new --coder best --codecs mcode:q1,jpeg:4", "--coder best: choose"),
+        ("prepare {1}/good -o new --refine -1 --codecs mcode:q1,jpeg:4", "--refine -1: the number of steps is a whole number"),
     ],
 )
 def test_a_bad_value_is_named_with_its_remedy(mcode, folder, tmp_path, arguments, message):

@@ -246,7 +246,7 @@ def test_a_picture_that_has_gone_ends_the_window_and_keeps_the_answers(window, q
         if path.stem != first:
             path.write_bytes(b"no picture")
     answer_well(qtbot, made)
-    assert isinstance(made.problem, InputError) and "cannot be read as a picture" in str(made.problem)
+    assert isinstance(made.problem, InputError) and ".png: " in str(made.problem)
     assert not made.isVisible() and len(answers_of(made)) >= 2
 
 
@@ -305,7 +305,7 @@ def test_the_command_says_in_one_line_which_picture_has_gone(qapp, qtbot, folder
 
     run_and(monkeypatch, act)
     status, out, err = mcode("study", "run", folder, "-o", tmp_path / "answers.csv", "--rater", "ann")
-    assert (status, out) == (2, "") and "cannot be read as a picture" in err and err.count("\n") == 1
+    assert (status, out) == (2, "") and ".png: " in err and err.count("\n") == 1
 
 
 def test_an_unknown_view_is_refused(qapp, folder, tmp_path):

@@ -10,7 +10,7 @@ import typer
 
 from mcode.cli.apps import app
 from mcode.cli.extras import check_display, extras
-from mcode.cli.options import Device, Force, Json, Manifold, Seed, one_of, output_option, whole
+from mcode.cli.options import Coder, Device, Force, Json, Refine, RefineBy, RefineWeights, Seed, one_of, output_option, whole
 from mcode.cli.output import print_json, print_report, print_table, print_warnings, progress_bar
 from mcode.errors import InputError
 
@@ -27,31 +27,48 @@ def prepare(
         typer.Option(
             metavar="CODEC:SETTING,...",
             help="Two methods or more, as mcode:q3, jpeg:10, h265:40 (CRF), h265@0.2 (bit/pixel), "
-            "jpeg@1.5x (times the first method's bits on each picture). "
-            "Codecs: mcode, jpeg, jpeg2000, webp, h264, h265, av1.",
+            "jpeg@1.5x (times the first method's bits on each picture) or jpeg@1.5x:METHOD (times another's before it). "
+            "mcode/NAME:q3 is of one of several manifolds, mcode/A+B@1x of that with the fewest bits; mcode-unrefined is what "
+            "--refine spares. Codecs: mcode, jpeg, jpeg2000, webp, h264, h265, av1.",
             show_default=False,
         ),
     ],
-    manifold: Manifold = "general",
+    manifold: Annotated[
+        str,
+        typer.Option(
+            "--manifold", "-m", metavar="NAME|FILE,...", help="MCode's manifolds, installed ones or files; mcode is the first."
+        ),
+    ] = "general",
+    coder: Coder = "huffman",
+    refine: Refine = 0,
+    refine_by: RefineBy = "eye",
+    perceptual: RefineWeights = None,
     device: Device = "auto",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make the folder of a study: every picture under every method.
 
-    At a rate, each picture gets the cheapest setting with at least that many bits. DIR/study.json notes settings, bytes and
-    bit/pixel of every picture.
+    At a rate, each picture gets the cheapest setting with at least that many bits. DIR/study.json notes each method's
+    manifolds, coder and refinement, and settings, bytes and bit/pixel of every picture.
     """
     from mcode.evaluation import study
 
     methods = study.parse_methods(codecs.split(","))
-    model = None
-    if any(method.codec == "mcode" for method in methods):
-        from mcode.manifold import load
-
-        model = load(manifold, device)
     with progress_bar("coding", "pictures") as progress:
-        prepared = study.prepare(images, output, methods, model=model, force=force, progress=progress)
+        prepared = study.prepare(
+            images,
+            output,
+            methods,
+            manifolds=tuple(dict.fromkeys(name.strip() for name in manifold.split(","))),
+            coder=coder,
+            refine=refine,
+            refine_by=refine_by,
+            perceptual=perceptual,
+            device=device,
+            force=force,
+            progress=progress,
+        )
     print_warnings(
         [
             f"{each.method}: {prepared.pictures - each.reached} of {prepared.pictures} pictures have fewer bits than wanted, "
@@ -65,8 +82,18 @@ def prepare(
         return
     print(f"{prepared.folder}: {prepared.pictures} pictures")
     print_table(
-        ("method", "setting", "bit/pixel", "PSNR"),
-        [(each.method, each.setting, f"{each.bpp:.3f}", f"{each.psnr_db:.2f} dB") for each in prepared.methods],
+        ("method", "manifold", "coder", "setting", "bit/pixel", "PSNR"),
+        [
+            (
+                each.method,
+                _counted(each.manifolds),
+                (each.coder or "-") + (f", refined {each.refine} by {each.refine_by}" if each.refine else ""),
+                each.setting,
+                f"{each.bpp:.3f}",
+                f"{each.psnr_db:.2f} dB",
+            )
+            for each in prepared.methods
+        ],
         right=("setting", "bit/pixel", "PSNR"),
     )
 
@@ -117,7 +144,8 @@ def run(
     from mcode.evaluation.study import Session, open_material
 
     name = _login() if rater is None else rater
-    material = open_material(folder)
+    with progress_bar("reading", "pictures") as progress:
+        material = open_material(folder, progress=progress)
     before = Session(material, output, name, seed=seed, crop=crop).answered  # a wrong --seed is named before a window opens
     check_display("run the study on a desktop", missing=True)
     with extras():
@@ -153,7 +181,7 @@ def score(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Elo scores of the methods, over all raters and for each.
+    """Elo scores of the methods, over all answers, by rater and by picture.
 
     Elo with k = 30 and N = 400 over shuffled orders of the answers: median and 95 % interval. That interval tells only what
     the order does, and few answers leave Elo near its start of 1500. How sure the answers make a score, the Bradley-Terry
@@ -195,17 +223,19 @@ def score(
         ],
         right=columns[1:],
     )
-    if raters > 1:
-        print("\nElo by rater")
-        order = [each.method for each in result.methods]
-        by_rater = {rater: {each.method: each.elo for each in scores} for rater, scores in result.raters.items()}
-        print_table(
-            ("rater", *order),
-            [(rater, *(f"{elo[m]:.0f}" if m in elo else "-" for m in order)) for rater, elo in by_rater.items()],
-            right=order,
-        )
+    order = [each.method for each in result.methods]
+    for what, parts in (("rater", result.raters), ("picture", result.by_picture)):
+        if len(parts) > 1:
+            print(f"\nElo by {what}")
+            scores = {name: {each.method: each.elo for each in part} for name, part in parts.items()}
+            rows = [(name, *(f"{elo[m]:.0f}" if m in elo else "-" for m in order)) for name, elo in scores.items()]
+            print_table((what, *order), rows, right=order)
     if output is not None:
         print(f"\n{output}")
+
+
+def _counted(manifolds: dict[str, str]) -> str:
+    return ", ".join(manifolds) or "-" if len(manifolds) < 3 else f"{len(manifolds)} of them"
 
 
 def _login() -> str:

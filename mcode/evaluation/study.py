@@ -19,17 +19,22 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mcode.errors import InputError
+
+if TYPE_CHECKING:
+    from mcode.evaluation.stills import StillCodec
+    from mcode.manifold import Manifold
+    from mcode.refine import Refiner
 
 ORIGINAL = "original"
 """The name of the folder with the uncoded pictures."""
 NOTE = "study.json"
-"""What `prepare` notes beside the folders: each method's codec, setting and bits per pixel."""
+"""What `prepare` notes beside the folders: each method's codec, manifolds, setting and bits per pixel."""
 CROP = 768
 """Pixels of the crop's side at most, as in the paper: two of them stand side by side on a screen without scaling."""
 K, SPREAD, START = 30.0, 400.0, 1500.0
@@ -52,12 +57,15 @@ class Material:
     files: dict[tuple[str, str], Path]
 
     def read(self, method: str, picture: str) -> np.ndarray:
-        """uint8 (H, W, 3); InputError where the file has changed since and is no picture any more."""
+        """uint8 (H, W, 3), as `stills.read_picture` shows it; InputError where the file has changed since and is none now."""
         return _read(self.files[method, picture])
 
 
-def open_material(folder: str | os.PathLike[str]) -> Material:
-    """DIR/METHOD/PICTURE.*, one METHOD being `original`. Raises InputError where methods or pictures do not match."""
+def open_material(folder: str | os.PathLike[str], *, progress: Callable[[int, int | None], None] | None = None) -> Material:
+    """DIR/METHOD/PICTURE.*, one METHOD being `original`. Raises InputError where methods or pictures do not match.
+
+    Every picture is read once, so that a damaged one is named before a rater begins. progress(pictures read, of how many).
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; `mcode study prepare` makes one")
@@ -69,17 +77,20 @@ def open_material(folder: str | os.PathLike[str]) -> Material:
         raise InputError(f"{folder}: {len(found)} method{'' if len(found) == 1 else 's'} beside {ORIGINAL}; two at least")
     if not originals:
         raise InputError(f"{folder / ORIGINAL}: no pictures in it")
-    sizes = {name: _size(path) for name, path in originals.items()}
     files = {(ORIGINAL, name): path for name, path in originals.items()}
     for method, pictures in found.items():
         if pictures.keys() != originals.keys():
             name = min(pictures.keys() ^ originals.keys())
             lacking, other = (ORIGINAL, method) if name in pictures else (method, ORIGINAL)
             raise InputError(f"{folder / lacking}: no picture named {name}, which {other} has; all methods need the same ones")
-        for name, path in pictures.items():
-            if (size := _size(path)) != sizes[name]:
-                raise InputError(f"{path}: {size[0]}x{size[1]}, but the original is {sizes[name][0]}x{sizes[name][1]}")
-            files[method, name] = path
+        files |= {(method, name): path for name, path in pictures.items()}
+    sizes: dict[str, tuple[int, int]] = {}
+    for done, ((_, name), path) in enumerate(files.items(), start=1):
+        height, width, _ = _read(path).shape
+        if (width, height) != (wanted := sizes.setdefault(name, (width, height))):
+            raise InputError(f"{path}: {width}x{height}, but the original is {wanted[0]}x{wanted[1]}")
+        if progress:
+            progress(done, len(files))
     return Material(folder, tuple(found), tuple(originals), sizes, files)
 
 
@@ -349,25 +360,31 @@ class MethodScore:
 
 @dataclass(frozen=True)
 class StudyScore:
-    """The best method first, over all raters and for each. shuffles: orders tried for the smallest of them."""
+    """The best method first, over all answers, and for each rater and each picture by name. shuffles: orders tried for each."""
 
     answers: int
     pictures: int
     shuffles: int
     methods: tuple[MethodScore, ...]
     raters: dict[str, tuple[MethodScore, ...]]
+    by_picture: dict[str, tuple[MethodScore, ...]]
 
 
 def score(answers: Sequence[Answer], *, shuffles: int = SHUFFLES, seed: int = 0) -> StudyScore:
-    """Scores of all methods that were compared. InputError where there are no answers."""
+    """Scores of all methods that were compared; of all answers, by rater and by picture (HiFiC's appendix A.5).
+
+    InputError where there are no answers.
+    """
     if not answers:
         raise InputError("no answers to score")
     if (methods := len({name for answer in answers for name in (answer.better, answer.worse)})) > MOST_METHODS:
         raise InputError(f"{methods:,} methods, and a study has at most {MOST_METHODS}; score fewer of the files at once")
-    shuffles = max(1, min(shuffles, MOST_GAMES // (2 * len(answers))))
+    shuffles = max(1, min(shuffles, MOST_GAMES // (3 * len(answers))))
     by_rater: dict[str, list[Answer]] = {}
+    by_picture: dict[str, list[Answer]] = {}
     for answer in answers:
         by_rater.setdefault(answer.rater, []).append(answer)
+        by_picture.setdefault(answer.picture, []).append(answer)
     rng = np.random.default_rng(seed)
     return StudyScore(
         answers=len(answers),
@@ -375,6 +392,7 @@ def score(answers: Sequence[Answer], *, shuffles: int = SHUFFLES, seed: int = 0)
         shuffles=shuffles,
         methods=_scores(answers, shuffles, rng),
         raters={rater: _scores(given, shuffles, rng) for rater, given in sorted(by_rater.items())},
+        by_picture={picture: _scores(given, shuffles, rng) for picture, given in sorted(by_picture.items())},
     )
 
 
@@ -511,18 +529,24 @@ def plot(result: StudyScore, path: str | os.PathLike[str], *, force: bool = Fals
 
 @dataclass(frozen=True)
 class Method:
-    """A codec to prepare: at a `setting`, or at a rate: `bpp` bits per pixel, or `times` the first method's on each picture."""
+    """A codec to prepare: at a `setting`, or at a rate: `bpp` bits per pixel, or `times` those of the method `of` on each
+    picture. manifold: the name of MCode's, the first one if None; several, joined by +, are tried for a rate. refined: where
+    refinement is asked for."""
 
     name: str
     codec: str
     setting: int | None = None
     bpp: float | None = None
     times: float | None = None
+    of: str | None = None
+    manifold: str | None = None
+    refined: bool = True
 
 
 @dataclass(frozen=True)
 class PreparedMethod:
-    """bpp, psnr_db: means over the pictures. reached: of how many pictures the wanted rate could be reached."""
+    """bpp, psnr_db: means over the pictures. reached: of how many pictures the wanted rate could be reached. manifolds: ids by
+    name. coder, refine (steps), refine_by: MCode's; None, 0 and None where there is none."""
 
     method: str
     codec: str
@@ -530,6 +554,10 @@ class PreparedMethod:
     bpp: float
     psnr_db: float
     reached: int
+    manifolds: dict[str, str]
+    coder: str | None
+    refine: int
+    refine_by: str | None
 
 
 @dataclass(frozen=True)
@@ -548,21 +576,30 @@ SETTINGS: dict[str, tuple[int, ...]] = {
     "av1": tuple(range(63, 0, -1)),
 }
 """Each codec's settings, the fewest bits first: JPEG's and WebP's quality, JPEG 2000's ratio, the others' CRF (intra)."""
-_METHOD = re.compile(r"(?P<codec>[a-z0-9]+)(?::q?(?P<setting>\d+)|@(?P<rate>\d*\.?\d+)(?P<times>x?))")
+_METHOD = re.compile(
+    r"(?P<codec>[a-z0-9]+)(?P<unrefined>-unrefined)?(?:/(?P<manifold>.+?))?"
+    r"(?::q?(?P<setting>\d{1,9})|@(?P<rate>\d*\.?\d+)(?P<times>x?)(?::(?P<of>.+))?)"
+)
 
 
 def parse_methods(text: Sequence[str]) -> list[Method]:
-    """`mcode:q3`, `jpeg:10` (a setting), `h265@0.2` (bit/pixel), `h265@1.5x` (times the first method's rate)."""
+    """`mcode:q3`, `jpeg:10` (a setting), `h265@0.2` (bit/pixel), `h265@1.5x` (times the first method's rate).
+
+    `h265@1.5x:METHOD`: times that of another method before it, by its name. `mcode/NAME:q3`: of that manifold; `mcode/A+B@1x`:
+    of the one that needs the fewest bits. `mcode-unrefined`, also `mcode-unrefined/NAME`: never refined.
+    """
     methods: list[Method] = []
     for one in text:
         match = _METHOD.fullmatch(one.strip())
         known = ("mcode", *SETTINGS)
-        if match is None or match["codec"] not in known:
+        if match is None or match["codec"] not in known or (match["of"] and not match["times"]):
             raise InputError(
                 f"--codecs {one}: give CODEC:SETTING, CODEC@BIT_PER_PIXEL or CODEC@TIMESx with a codec of {', '.join(known)}, "
-                "as mcode:q3, h265@0.2 or jpeg@2x"
+                "as mcode:q3, mcode/NAME:q3, h265@0.2 or jpeg@2x"
             )
         codec, setting = match["codec"], match["setting"]
+        if codec != "mcode" and (match["manifold"] or match["unrefined"]):
+            raise InputError(f"--codecs {one}: {codec} has no manifolds and is never refined; that is mcode's")
         if setting is not None and codec in SETTINGS and int(setting) not in SETTINGS[codec] and codec != "jpeg2000":
             low, high = min(SETTINGS[codec]), max(SETTINGS[codec])
             raise InputError(f"--codecs {one}: {codec}'s setting is {low} to {high}")
@@ -571,10 +608,13 @@ def parse_methods(text: Sequence[str]) -> list[Method]:
         rate = None if match["rate"] is None else float(match["rate"])
         if rate is not None and not 0 < rate <= 24:
             raise InputError(f"--codecs {one}: a rate is more than 0 and at most 24")
-        if match["times"] and not methods:
+        names = [method.name for method in methods]
+        if match["times"] and not names:
             raise InputError(f"--codecs {one}: the first method has none before it to be {rate:g} times of")
-        name = f"{codec}-{int(setting)}" if setting is not None else f"{codec}-at-{rate:g}{match['times']}"
-        if name in {method.name for method in methods}:
+        if match["of"] and match["of"] not in names:
+            raise InputError(f"--codecs {one}: no method named {match['of']} before it, but {', '.join(names)}")
+        name = _method_name(match)
+        if name in names:
             raise InputError(f"--codecs {one}: named twice")
         methods.append(
             Method(
@@ -583,6 +623,9 @@ def parse_methods(text: Sequence[str]) -> list[Method]:
                 None if setting is None else int(setting),
                 None if match["times"] else rate,
                 rate if match["times"] else None,
+                (match["of"] or names[0]) if match["times"] else None,
+                match["manifold"],
+                not match["unrefined"],
             )
         )
     if len(methods) < 2:
@@ -590,8 +633,13 @@ def parse_methods(text: Sequence[str]) -> list[Method]:
     return methods
 
 
-Code = Callable[[int], tuple[int, np.ndarray]]
-"""A picture at a setting: (bytes, decoded)."""
+def _method_name(match: re.Match[str]) -> str:
+    """The method's folder: mcode-3, mcode-unrefined-NAME-3, mcode-A-to-Z-at-1.5x-of-METHOD."""
+    manifolds = (match["manifold"] or "").split("+")
+    manifold = re.sub(r"[^\w.-]+", "-", manifolds[0] if len(manifolds) == 1 else f"{manifolds[0]}-to-{manifolds[-1]}")
+    at = f"at-{float(match['rate']):g}{match['times']}" if match["setting"] is None else f"{int(match['setting'])}"
+    of = f"of-{match['of']}" if match["of"] else ""
+    return "-".join(filter(None, (match["codec"] + (match["unrefined"] or ""), manifold, at, of)))
 
 
 def prepare(
@@ -599,15 +647,21 @@ def prepare(
     output: str | os.PathLike[str],
     methods: Sequence[Method],
     *,
-    model: Any = None,
+    manifolds: Sequence[str | os.PathLike[str] | Manifold] = ("general",),
+    coder: str = "huffman",
+    refine: int = 0,
+    refine_by: str = "eye",
+    perceptual: str | os.PathLike[str] | None = None,
+    device: str = "auto",
     force: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Prepared:
     """Writes the folder of a study: the original and every method's pictures as PNG, and their bits per pixel in NOTE.
 
-    model: the manifold for the codec mcode. At a rate, each picture gets the cheapest setting with at least that many bits,
-    as the paper gives the methods compared with (section 5, User Study), or the codec's best. The folder appears whole or
-    not at all. Raises InputError.
+    manifolds: names, files or loaded ones, of which those are run that a method names. coder, refine, refine_by, perceptual:
+    of MCode's methods, as when encoding. At a rate, each picture gets the cheapest setting with at least that many bits, as
+    the paper gives the methods compared with (section 5, User Study), or the codec's best. The folder appears whole or not at
+    all. Raises InputError, ManifoldError.
     """
     from mcode.evaluation.metrics import psnr
 
@@ -619,10 +673,8 @@ def prepare(
     pictures = _pictures_in(source)
     if not pictures:
         raise InputError(f"{source}: no pictures in it")
-    if any(method.codec == "mcode" for method in methods):
-        for method in methods:
-            if method.codec == "mcode" and method.setting is not None and not 1 <= method.setting <= model.qualities:
-                raise InputError(f"mcode:q{method.setting}: manifold {model.name} has the qualities 1 to {model.qualities}")
+    options = _Options(coder, refine, refine_by, perceptual, device)
+    ladders = _ladders(methods, manifolds, options)
     notes: dict[str, dict[str, Any]] = {method.name: {} for method in methods}
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
@@ -631,34 +683,32 @@ def prepare(
         for done, (picture, path) in enumerate(pictures.items()):
             rgb = _read(path)
             Image.fromarray(rgb).save(partial / ORIGINAL / f"{picture}.png")
-            first_bpp = 0.0
             for number, method in enumerate(methods):
-                wanted = method.bpp if method.times is None else method.times * first_bpp
-                setting, size, decoded = _at(method, _coder(method.codec, rgb, model), wanted, rgb, model)
-                bpp = size * 8 / (rgb.shape[0] * rgb.shape[1])
-                first_bpp = first_bpp or bpp
-                reached = wanted is None or bpp >= wanted
+                wanted = method.bpp
+                if method.times is not None and method.of is not None:
+                    wanted = method.times * notes[method.of][picture]["bpp"]
+                coded = _cheapest([_at(ladder, method.setting, wanted, rgb) for ladder in ladders[method.name]], wanted)
                 notes[method.name][picture] = {
-                    "setting": setting,
-                    "bytes": size,
-                    "bpp": bpp,
-                    "psnr_db": psnr(rgb, decoded),
-                    "reached": reached,
+                    "setting": coded.setting,
+                    **({"manifold": coded.manifold} if coded.manifold is not None else {}),
+                    "bytes": coded.bytes,
+                    "bpp": coded.bpp,
+                    "psnr_db": psnr(rgb, coded.decoded),
+                    "reached": wanted is None or coded.bpp >= wanted,
                 }
-                Image.fromarray(decoded).save(partial / method.name / f"{picture}.png")
+                Image.fromarray(coded.decoded).save(partial / method.name / f"{picture}.png")
                 if progress:
                     progress(done * len(methods) + number + 1, len(pictures) * len(methods))
-        prepared = Prepared(str(output), len(pictures), tuple(_prepared(method, notes[method.name]) for method in methods))
-        record = {each.method: {**each.__dict__, "pictures": notes[each.method]} for each in prepared.methods}
-        manifold = None if model is None else {"name": model.name, "id": model.id}
-        note = {"pictures": len(pictures), "manifold": manifold, "methods": record}
+        made = tuple(_prepared(method, ladders[method.name], options, notes[method.name]) for method in methods)
+        record = {each.method: {**each.__dict__, "pictures": notes[each.method]} for each in made}
+        note = {"pictures": len(pictures), "methods": record}
         (partial / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if output.exists():
             shutil.rmtree(output)
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return prepared
+    return Prepared(str(output), len(pictures), made)
 
 
 def _check_replaceable(output: Path, force: bool) -> None:
@@ -670,41 +720,172 @@ def _check_replaceable(output: Path, force: bool) -> None:
         raise InputError(f"{output}: has no {NOTE}, so it is no study and is not replaced; choose another name")
 
 
-def _prepared(method: Method, note: dict[str, Any]) -> PreparedMethod:
+@dataclass(frozen=True)
+class _Options:
+    """How manifolds are loaded and encode."""
+
+    coder: str
+    refine: int
+    refine_by: str
+    perceptual: str | os.PathLike[str] | None
+    device: str
+
+
+@dataclass(frozen=True)
+class _Ladder:
+    """A codec's settings, the fewest bits first. model: MCode's."""
+
+    settings: tuple[int, ...]
+    still: Callable[[int], StillCodec]
+    model: Manifold | None = None
+
+    @property
+    def manifold(self) -> str | None:
+        return None if self.model is None else self.model.name
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """manifold: its name, of MCode. decoded: uint8 (H, W, 3)."""
+
+    setting: int
+    manifold: str | None
+    bytes: int
+    decoded: np.ndarray
+
+    @property
+    def bpp(self) -> float:
+        return self.bytes * 8 / (self.decoded.shape[0] * self.decoded.shape[1])
+
+
+def _prepared(method: Method, ladders: Sequence[_Ladder], options: _Options, note: dict[str, Any]) -> PreparedMethod:
     settings = sorted({each["setting"] for each in note.values()})
-    text = str(settings[0]) if len(settings) == 1 else f"{settings[0]}-{settings[-1]}"
-    mean = {key: sum(each[key] for each in note.values()) / len(note) for key in ("bpp", "psnr_db")}
-    return PreparedMethod(method.name, method.codec, text, **mean, reached=sum(each["reached"] for each in note.values()))
+    manifolds = {ladder.model.name: ladder.model.id for ladder in ladders if ladder.model is not None}
+    refine = options.refine if manifolds and method.refined else 0
+    return PreparedMethod(
+        method.name,
+        method.codec,
+        str(settings[0]) if len(settings) == 1 else f"{settings[0]}-{settings[-1]}",
+        bpp=sum(each["bpp"] for each in note.values()) / len(note),
+        psnr_db=sum(each["psnr_db"] for each in note.values()) / len(note),
+        reached=sum(each["reached"] for each in note.values()),
+        manifolds=manifolds,
+        coder=options.coder if manifolds else None,
+        refine=refine,
+        refine_by=options.refine_by if refine else None,
+    )
 
 
-def _at(method: Method, code: Code, wanted: float | None, rgb: np.ndarray, model: Any) -> tuple[int, int, np.ndarray]:
-    """(setting, bytes, decoded) at the method's setting, or at the cheapest with at least `wanted` bits per pixel."""
-    if wanted is None:
-        assert method.setting is not None
-        return (method.setting, *code(method.setting))
-    settings = SETTINGS.get(method.codec) or tuple(range(1, model.qualities + 1))
-    made: dict[int, tuple[int, np.ndarray]] = {}
+def _at(ladder: _Ladder, setting: int | None, wanted: float | None, rgb: np.ndarray) -> _Coded:
+    """At the setting, or at the cheapest with at least `wanted` bits per pixel, or at the last."""
+    made: dict[int, _Coded] = {}
 
-    def bpp(setting: int) -> float:
-        made[setting] = made.get(setting) or code(setting)
-        return made[setting][0] * 8 / (rgb.shape[0] * rgb.shape[1])
+    def coded(setting: int) -> _Coded:
+        if setting not in made:
+            made[setting] = _Coded(setting, ladder.manifold, *ladder.still(setting).code(rgb))
+        return made[setting]
 
-    index = min(bisect_left(settings, wanted, key=bpp), len(settings) - 1)
-    bpp(settings[index])
-    return (settings[index], *made[settings[index]])
+    if setting is not None:
+        return coded(setting)
+    assert wanted is not None
+    index = bisect_left(ladder.settings, wanted, key=lambda setting: coded(setting).bpp)
+    return coded(ladder.settings[min(index, len(ladder.settings) - 1)])
 
 
-def _coder(codec: str, rgb: np.ndarray, model: Any) -> Code:
+def _cheapest(found: Sequence[_Coded], wanted: float | None) -> _Coded:
+    """With at least `wanted` bits per pixel, else the nearest to it."""
+    enough = [each for each in found if wanted is None or each.bpp >= wanted]
+    return min(enough, key=lambda each: each.bytes) if enough else max(found, key=lambda each: each.bytes)
+
+
+def _ladders(
+    methods: Sequence[Method], manifolds: Sequence[str | os.PathLike[str] | Manifold], options: _Options
+) -> dict[str, tuple[_Ladder, ...]]:
+    """By method; one for each of its manifolds. Raises InputError, ManifoldError before anything is coded."""
+    if not options.refine and (spared := [method.name for method in methods if not method.refined]):
+        raise InputError(f"--codecs: {spared[0]} is as mcode where nothing is refined; give --refine STEPS, or name it mcode")
+    chosen = _chosen(methods, manifolds, options.device)
+    refiners: dict[str, Refiner] = {}
+    found: dict[str, tuple[_Ladder, ...]] = {}
+    for method in methods:
+        if method.codec != "mcode":
+            found[method.name] = (_Ladder(SETTINGS[method.codec], _maker(method.codec)),)
+            continue
+        for model in chosen[method.name]:
+            _check_suits(model, method, options)
+            if options.refine and method.refined and model.name not in refiners:
+                from mcode.refine import Refiner
+
+                refiners[model.name] = Refiner(model, options.refine, judge=options.refine_by, weights=options.perceptual)
+        found[method.name] = tuple(
+            _Ladder(
+                tuple(range(1, model.qualities + 1)),
+                _mcode_maker(model, options.coder, refiners.get(model.name) if method.refined else None),
+                model,
+            )
+            for model in chosen[method.name]
+        )
+    return found
+
+
+def _check_suits(model: Manifold, method: Method, options: _Options) -> None:
+    if model.frame_size is not None:
+        width, height = model.frame_size
+        raise InputError(f"manifold {model.name} holds {width}x{height} alone; give one for pictures of any size")
+    if options.coder == "range" and model.hyper is None:
+        raise InputError(f"--coder range: manifold {model.name} has no hyperprior; its coders are huffman and fixed")
+    if method.setting is not None and not 1 <= method.setting <= model.qualities:
+        raise InputError(f"mcode:q{method.setting}: manifold {model.name} has the qualities 1 to {model.qualities}")
+
+
+def _chosen(
+    methods: Sequence[Method], manifolds: Sequence[str | os.PathLike[str] | Manifold], device: str
+) -> dict[str, tuple[Manifold, ...]]:
+    """MCode's methods' manifolds, by method. Only those named are loaded, each once."""
+    from mcode.manifold import load, read_info
+
+    if all(method.codec != "mcode" for method in methods):
+        return {}
+    known: dict[str, str | os.PathLike[str] | Manifold] = {}
+    for given in manifolds:
+        name = read_info(given).name if isinstance(given, (str, os.PathLike)) else given.name
+        if name in known:
+            raise InputError(f"--manifold: two manifolds are named {name}; give each once")
+        known[name] = given
+    named: dict[str, tuple[str, ...]] = {}
+    same: dict[tuple[object, ...], str] = {}
+    for method in methods:
+        if method.codec != "mcode":
+            continue
+        wanted = method.manifold if method.manifold is not None else next(iter(known))
+        names = (wanted,) if wanted in known else tuple(dict.fromkeys(wanted.split("+")))
+        if missing := [name for name in names if name not in known]:
+            raise InputError(f"--codecs mcode/{missing[0]}: no such manifold; --manifold gives {', '.join(known)}")
+        if method.setting is not None and len(names) > 1:
+            raise InputError(f"--codecs: {method.name} has several manifolds; these are for a rate, as mcode/{wanted}@1x")
+        key = (names, method.setting, method.bpp, method.times, method.of, method.refined)
+        if (other := same.setdefault(key, method.name)) != method.name:
+            raise InputError(f"--codecs: {other} and {method.name} are the same; give one of them")
+        named[method.name] = names
+    models: dict[str, Manifold] = {}
+    for name in dict.fromkeys(name for names in named.values() for name in names):
+        given = known[name]
+        models[name] = load(given, device) if isinstance(given, (str, os.PathLike)) else given
+    return {method: tuple(models[name] for name in names) for method, names in named.items()}
+
+
+def _mcode_maker(model: Manifold, coder: str, refiner: Refiner | None) -> Callable[[int], StillCodec]:
     from mcode.evaluation import stills
 
-    def code(setting: int) -> tuple[int, np.ndarray]:
-        if codec == "mcode":
-            return stills.mcode_still(model, setting).code(rgb)
-        if codec in ("h264", "h265", "av1"):
-            return stills.intra(codec, setting, "4" if codec == "av1" else "medium").code(rgb)
-        return {"jpeg": stills.jpeg, "webp": stills.webp, "jpeg2000": stills.jpeg2000}[codec](setting).code(rgb)
+    return lambda quality: stills.mcode_still(model, quality, coder, refiner)
 
-    return code
+
+def _maker(codec: str) -> Callable[[int], StillCodec]:
+    from mcode.evaluation import stills
+
+    if codec in ("h264", "h265", "av1"):
+        return lambda crf: stills.intra(codec, crf, "4" if codec == "av1" else "medium")
+    return {"jpeg": stills.jpeg, "webp": stills.webp, "jpeg2000": stills.jpeg2000}[codec]
 
 
 def _pictures_in(folder: Path) -> dict[str, Path]:
@@ -723,17 +904,7 @@ def _images(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a picture ({error})") from error
-
-
 def _read(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a picture ({error})") from error
+    from mcode.evaluation import stills
+
+    return stills.read_picture(path)
