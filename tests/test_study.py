@@ -34,6 +34,7 @@ from mcode.evaluation.study import (
 )
 from tests.block_means import BlockMeans
 from tests.small_hific import small_manifolds
+from tests.test_stills import claiming
 
 METHODS = ("good", "fair", "poor")
 """The best first; each one's pictures stand further from the original."""
@@ -314,12 +315,12 @@ def test_pictures_of_other_formats_match_by_their_names(folder):
 
 @pytest.fixture
 def turned(monkeypatch):
-    """Pictures are read as if each lay on its side, which only `stills.read_picture` knows of."""
-    read = stills.read_picture
-    monkeypatch.setattr(stills, "read_picture", lambda path: np.rot90(read(path)).copy())
+    """Pictures are read as if each lay on its side, which only `read_picture` knows of."""
+    read = study.read_picture
+    monkeypatch.setattr(study, "read_picture", lambda path: np.rot90(read(path)).copy())
 
 
-def test_pictures_and_their_sizes_are_those_that_stills_reads(turned, folder, tmp_path):
+def test_pictures_and_their_sizes_are_those_that_are_read(turned, folder, tmp_path):
     material = open_material(folder)
     assert material.sizes["a"] == (80, 96)
     assert np.array_equal(material.read(ORIGINAL, "a"), np.rot90(picture(0)))
@@ -621,7 +622,7 @@ def test_a_prepared_folder_is_a_study_with_its_rates_noted(images, tmp_path):
     assert entry["setting"] == 5 and entry["bpp"] == entry["bytes"] * 8 / (96 * 80)
 
 
-def test_what_is_coded_is_what_stills_reads(turned, images, tmp_path):
+def test_what_is_coded_is_what_is_read(turned, images, tmp_path):
     prepare(images, tmp_path / "study", parse_methods(["jpeg:95", "jpeg:5"]))
     with Image.open(tmp_path / "study" / ORIGINAL / "0.png") as image, Image.open(tmp_path / "study/jpeg-95/0.png") as coded:
         assert np.array_equal(np.array(image), np.rot90(picture(0))) and coded.size == (80, 96)
@@ -824,10 +825,11 @@ def test_prepare_takes_several_manifolds_a_coder_and_refinement(mcode, images, t
     }
 
 
-def test_a_picture_too_large_to_open_is_one_line(mcode, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+def test_a_picture_too_large_to_open_is_one_line(mcode, images, tmp_path):
+    claiming(images / "big.png", 20_000, 20_000)
     status, out, err = mcode("study", "prepare", images, "-o", tmp_path / "study", "--codecs", "jpeg:5,jpeg:9")
-    assert (status, out) == (2, "") and "0.png: " in err and err.count("\n") == 1
+    assert (status, out) == (2, "") and "big.png: 20000x20000 is more than" in err and err.count("\n") == 1
+    assert not (tmp_path / "study").exists()
 
 
 def write_answers(path: Path, answers: list[Answer]) -> Path:

@@ -129,15 +129,6 @@ def image_paths(folder: str | Path) -> list[Path]:
 read_image = read_picture  # as ablation.py calls it
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """uint8 RGB (H, W, 3). Raises InputError."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as a picture ({error})") from error
-
-
 def standard_codecs() -> list[StillCodec]:
     """The codecs and settings of the published table."""
     return [

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from mcode.errors import InputError
+from mcode.video import read_picture
 
 if TYPE_CHECKING:
     from mcode.evaluation.stills import StillCodec
@@ -57,8 +58,8 @@ class Material:
     files: dict[tuple[str, str], Path]
 
     def read(self, method: str, picture: str) -> np.ndarray:
-        """uint8 (H, W, 3), as `stills.read_picture` shows it; InputError where the file has changed since and is none now."""
-        return _read(self.files[method, picture])
+        """uint8 (H, W, 3), as `video.read_picture` shows it; InputError where the file has changed since and is none now."""
+        return read_picture(self.files[method, picture])
 
 
 def open_material(folder: str | os.PathLike[str], *, progress: Callable[[int, int | None], None] | None = None) -> Material:
@@ -86,7 +87,7 @@ def open_material(folder: str | os.PathLike[str], *, progress: Callable[[int, in
         files |= {(method, name): path for name, path in pictures.items()}
     sizes: dict[str, tuple[int, int]] = {}
     for done, ((_, name), path) in enumerate(files.items(), start=1):
-        height, width, _ = _read(path).shape
+        height, width, _ = read_picture(path).shape
         if (width, height) != (wanted := sizes.setdefault(name, (width, height))):
             raise InputError(f"{path}: {width}x{height}, but the original is {wanted[0]}x{wanted[1]}")
         if progress:
@@ -681,7 +682,7 @@ def prepare(
         for name in (ORIGINAL, *notes):
             (partial / name).mkdir(parents=True)
         for done, (picture, path) in enumerate(pictures.items()):
-            rgb = _read(path)
+            rgb = read_picture(path)
             Image.fromarray(rgb).save(partial / ORIGINAL / f"{picture}.png")
             for number, method in enumerate(methods):
                 wanted = method.bpp
@@ -902,9 +903,3 @@ def _images(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix.lower() in Image.registered_extensions() and path.name[:1] != ".":
             yield path
-
-
-def _read(path: Path) -> np.ndarray:
-    from mcode.evaluation import stills
-
-    return stills.read_picture(path)
