@@ -3,9 +3,10 @@
     python scripts/ablation.py configs/hific --data DIR --out runs/hific --pictures DIR/stills/kodak --device cuda
     python scripts/ablation.py configs/hific --data DIR --out runs/small --small --steps 500 --only no-gan,low,beta-1.5
 
-configs/hific has, by what the paper shows them in: low, medium, high and no-gan* (the models and their stage 1), hyperprior*
-(M&S); beta-* (figure 5); unconditional, blocks-*, hyperprior-gan (figure 6); unconditional, instance-d* (table 1); instance-eg
-(darkening); no-perceptual, vgg-l1, lpips (figure 8); gan-alone, gan-alone-fixed (figure 9).
+configs/hific has, by what the paper shows them in: low, medium, high, no-gan* and hyperprior* (the models, the baseline without
+a GAN and M&S, figure 4); beta-* (figure 5); unconditional, blocks-*, hyperprior-gan (figure 6); unconditional, instance-d*
+(table 1); instance-eg (darkening); no-perceptual, vgg-l1, lpips (figure 8); gan-alone, gan-alone-fixed (figure 9). stage1* and
+mse are what these start from. All but they have 2,000,000 steps, those of what they start from included.
 
 A configuration whose `initial` names another's checkpoint is trained after it. OUT/NAME holds each training, OUT/NAME.toml what
 it was trained with, OUT/report the table, the sweep over beta and ablation.json (as `mcode evaluate ablation` makes them).
@@ -35,6 +36,7 @@ SMALL = {
     "optimiser": {"learning_rate": 2e-4, "clip": 1.0},
 }
 SMALL_BLOCKS = {9: 3, 5: 2, 1: 1}
+STAGE = 1_000_000
 SMALL_MEAN_SCALE = 26  # of 192 channels as 8 of 60
 
 
@@ -45,7 +47,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", help="names of configurations, parted by commas; what they start from is trained too")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--steps", type=int, help="of each stage that a configuration has")
+    parser.add_argument("--steps", type=int, help="in place of each 1,000,000 that a configuration has")
     parser.add_argument("--adversarial-steps", type=int, help="of each stage with the GAN; as many as --steps where left out")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="in every configuration, as TOML")
     parser.add_argument("--pictures", type=Path, help="what the models are measured on; DATA/stills/kodak where there is one")
@@ -113,7 +115,8 @@ def override(
             changed["network"]["width"] = SMALL_MEAN_SCALE
     if steps is not None:
         optimiser = changed["optimiser"]
-        optimiser |= {key: steps for key in ("steps", "adversarial_steps") if optimiser.get(key)}
+        stages = {key: -(-optimiser.get(key, 0) // STAGE) for key in ("steps", "adversarial_steps")}
+        optimiser |= {key: steps * count for key, count in stages.items() if count}
         optimiser["checkpoint_every"] = max(1, min(optimiser.get("checkpoint_every", steps), steps // 5))
         loss = changed.setdefault("loss", {})
         loss["easy_steps"] = min(loss.get("easy_steps", steps // 20), steps // 20)

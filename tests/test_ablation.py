@@ -81,17 +81,21 @@ def test_the_configurations_hold_what_the_paper_varies():
     assert all(isinstance(config, hific.HificTraining) for config in configs.values())
     assert len({config.name for config in configs.values()}) == len(configs)
     for name, target, lambda_a in (("low", 0.14, 2.0), ("medium", 0.3, 1.0), ("high", 0.45, 0.5)):
-        stage1 = configs["no-gan" + ("" if name == "low" else f"-{name}")]
+        rate = "" if name == "low" else f"-{name}"
+        stage1, baseline = configs["stage1" + rate], configs["no-gan" + rate]
         for config in (configs[name], stage1):
             assert (config.loss.rate_target, config.loss.lambda_a, config.loss.lambda_b) == (target, lambda_a, 2**-4)
         assert stage1.optimiser.adversarial_steps == 0 and stage1.initial is None
-        assert configs[name].initial == f"../{'no-gan' if name == 'low' else f'no-gan-{name}'}/checkpoint.safetensors"
+        assert configs[name].initial == f"../stage1{rate}/checkpoint.safetensors"
         assert configs[name].optimiser.steps == 0 < configs[name].optimiser.adversarial_steps
         assert configs[name].loss.k_mse == 0.075 / 32
-        plain = configs["hyperprior" + ("" if name == "low" else f"-{name}")]
-        assert plain.loss.perceptual == "none" and plain.optimiser.adversarial_steps == 0 and plain.loss.rate_target == target
+        same = {"name": configs[name].name, "optimiser": configs[name].optimiser}  # section 4: the GAN alone differs
+        assert replace(baseline, **same) == configs[name] and baseline.optimiser.adversarial_steps == 0
+        plain = configs.pop("hyperprior" + rate)
+        assert plain.network == PaperConfig(autoencoder="mean-scale", width=192) and plain.optimiser.adversarial_steps == 0
+        assert plain.loss == replace(stage1.loss, perceptual="none")
         for beta in (0.015, 1.5):  # figure 5, from the same stage 1
-            swept = configs[f"beta-{beta}" + ("" if name == "low" else f"-{name}")]
+            swept = configs[f"beta-{beta}{rate}"]
             assert swept == replace(configs[name], name=swept.name, loss=replace(configs[name].loss, beta=beta))
     assert configs["low"].loss.beta == 0.15
     assert not configs["unconditional"].loss.conditional and configs["instance-d"].loss.norm == "instance"
@@ -108,6 +112,25 @@ def test_the_configurations_hold_what_the_paper_varies():
     assert shallow.optimiser == configs["blocks-1"].optimiser
     assert all((config.network.channels, config.network.width) == (220, 60) for config in configs.values())
     assert all(config.network.autoencoder == "hific" for config in configs.values())
+
+
+def test_models_and_baselines_have_two_million_steps_in_all():
+    """Section 4. What others start from has a million of them."""
+    configs = {path.stem: read_config(path) for path in CONFIGS.glob("*.toml")}
+
+    def steps(config):
+        own = config.optimiser.steps + config.optimiser.adversarial_steps
+        return own + (steps(configs[Path(config.initial).parent.name]) if config.initial else 0)
+
+    started = {Path(config.initial).parent.name for config in configs.values() if config.initial}
+    assert started == {"stage1", "stage1-medium", "stage1-high", "mse"}
+    assert {name: steps(config) for name, config in configs.items()} == {
+        name: 1_000_000 if name in started else 2_000_000 for name in configs
+    }
+    module = ablation_script()
+    for name in ("hyperprior", "no-gan", "low", "blocks-1"):  # --steps leaves them as many as each other
+        made = [module.override(values, False, 5, [])["optimiser"] for values in module.read_family(CONFIGS, [name]).values()]
+        assert sum(each["steps"] + each["adversarial_steps"] for each in made) == 10
 
 
 def test_the_script_names_every_configuration():
@@ -145,7 +168,7 @@ def test_the_configurations_train_on_small_networks(tmp_path, data, monkeypatch,
     model = mcode.load(hific_manifold(checkpoint, data, tmp_path / "m.safetensors"), device="cpu")
     assert model.synthesise(model.analyse(np.zeros((1, 40, 33, 3), np.uint8)), 33, 40).shape == (1, 40, 33, 3)
     if name == "gan-alone-fixed":
-        before, after = (loop.read_checkpoint(tmp_path / n / loop.CHECKPOINT)[2] for n in ("no-gan", name))
+        before, after = (loop.read_checkpoint(tmp_path / n / loop.CHECKPOINT)[2] for n in ("stage1", name))
         moved = {
             key.split(".")[2] for key in before if key.startswith("model.hific.") and not torch.equal(before[key], after[key])
         }
@@ -274,9 +297,9 @@ def test_a_checkpoint_from_before_d_was_normalised_whole_starts_others_but_is_no
 
 def test_stage_2_starts_from_stage_1_and_its_d_afresh(trained):
     out, _ = trained
-    stage1 = loop.read_checkpoint(out / "no-gan" / loop.CHECKPOINT)[2]
+    stage1 = loop.read_checkpoint(out / "stage1" / loop.CHECKPOINT)[2]
     config = read_config(out / "low.toml")
-    assert config.initial == "../no-gan/checkpoint.safetensors"
+    assert config.initial == "../stage1/checkpoint.safetensors"
     model = hific.Networks(config)
     hific._start_from(model.hific, out / "low" / config.initial)
     for name, value in model.hific.state_dict().items():
@@ -292,11 +315,11 @@ def test_a_start_that_is_not_there_or_of_other_networks_is_named(tmp_path, data,
     out, _ = trained
     text = (out / "low.toml").read_text()
     (tmp_path / "low.toml").write_text(text)
-    with pytest.raises(InputError, match=r"initial: .*no-gan/checkpoint.safetensors is not there"):
+    with pytest.raises(InputError, match=r"initial: .*stage1/checkpoint.safetensors is not there"):
         train(tmp_path / "low.toml", data, tmp_path / "low", device="cpu")
     (tmp_path / "low.toml").write_text(text.replace("width = 2", "width = 3"))
-    (tmp_path / "no-gan").mkdir()
-    (tmp_path / "no-gan" / loop.CHECKPOINT).write_bytes((out / "no-gan" / loop.CHECKPOINT).read_bytes())
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1" / loop.CHECKPOINT).write_bytes((out / "stage1" / loop.CHECKPOINT).read_bytes())
     with pytest.raises(InputError, match="of other networks"):
         train(tmp_path / "low.toml", data, tmp_path / "low", device="cpu")
 
@@ -345,13 +368,13 @@ def test_a_loss_without_its_weights_is_left_out_and_the_others_go_on(tmp_path, d
     monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
     wanted = [text for text in TINY if "perceptual" not in text]
     command = [sys.executable, str(ROOT / "scripts" / "ablation.py"), str(CONFIGS), "--data", str(data)]
-    command += ["--out", str(tmp_path / "two"), "--only", "lpips,hyperprior", "--steps", "1", "--device", "cpu"]
+    command += ["--out", str(tmp_path / "two"), "--only", "lpips,mse", "--steps", "1", "--device", "cpu"]
     command += ["--pictures", str(data / "pictures"), *(part for text in wanted for part in ("--set", text))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 1
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert said[0]["configuration"] == "lpips" and "alexnet" in said[0]["left_out"]
-    assert said[1]["configuration"] == "hyperprior" and Path(said[1]["manifold"]).is_file()
+    assert said[1]["configuration"] == "mse" and Path(said[1]["manifold"]).is_file()
     assert (tmp_path / "two" / "report" / "ablation.json").is_file()
 
 
@@ -361,7 +384,7 @@ def test_a_loss_without_its_weights_is_left_out_and_the_others_go_on(tmp_path, d
 def test_the_family_is_trained_in_order_and_measured(trained, data):
     out, said = trained
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    assert [line["configuration"] for line in lines] == ["no-gan", "low", "beta-1.5", "unconditional"]
+    assert [line["configuration"] for line in lines] == ["stage1", "no-gan", "low", "beta-1.5", "unconditional"]
     report = json.loads((out / "report" / "ablation.json").read_text())
     assert report["images"] == 3
     rows = {row["name"]: row for row in report["rows"]}
@@ -374,7 +397,7 @@ def test_the_family_is_trained_in_order_and_measured(trained, data):
         assert row["scores"]["psnr_db"] > 0 and 0 < row["scores"]["ssim"] < 1
     markdown = (out / "report" / "ablation.md").read_text().splitlines()
     assert markdown[2].startswith("| model | beta | norm in D | D sees y | bit/pixel | under P | d | PSNR, dB | SSIM |")
-    assert len(markdown) == 4 + 4 and markdown[-1].startswith("| hific-unconditional | 0.15 | spectral | no |")
+    assert len(markdown) == 4 + 5 and markdown[-1].startswith("| hific-unconditional | 0.15 | spectral | no |")
 
 
 def test_started_again_it_trains_and_measures_nothing(trained, data):
@@ -383,7 +406,7 @@ def test_started_again_it_trains_and_measures_nothing(trained, data):
     done = script(data, out)
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [line["finished"] for line in said] == ["before"] * 4
+    assert [line["finished"] for line in said] == ["before"] * 5
     assert (out / "low" / loop.CHECKPOINT).stat().st_mtime_ns == before
     changed = script(data, out, "--set", "seed=2")
     assert changed.returncode == 1 and "trained with another configuration" in changed.stdout
@@ -392,7 +415,7 @@ def test_started_again_it_trains_and_measures_nothing(trained, data):
 def test_an_interrupted_family_goes_on(trained, data, tmp_path):
     """The checkpoint of a training stands, its manifold does not: it is resumed, and ends as the other did."""
     out, _ = trained
-    for name in ("no-gan", "low"):
+    for name in ("stage1", "low"):
         (tmp_path / name).mkdir()
         (tmp_path / name / loop.CHECKPOINT).write_bytes((out / name / loop.CHECKPOINT).read_bytes())
     done = script(data, tmp_path, only="low")
@@ -403,6 +426,7 @@ def test_an_interrupted_family_goes_on(trained, data, tmp_path):
 
 def test_the_command_reads_the_cache_and_says_what_is_wrong_in_one_line(trained, data, tmp_path, capsys):
     out, _ = trained
+    (tmp_path / "empty").mkdir()
     files = ",".join(str(out / n / f"hific-{n}.safetensors") for n in ("no-gan", "low"))
     command = [
         "evaluate",
@@ -426,7 +450,7 @@ def test_the_command_reads_the_cache_and_says_what_is_wrong_in_one_line(trained,
         ([*command[:4], files + "," + files.split(",")[0], *command[5:], "--force"], "two have the same name"),
         ([*command[:4], "nothing-so-named", *command[5:], "--force"], "no manifold named 'nothing-so-named'"),
         ([*command[:4], ",", *command[5:], "--force"], "name at least one"),
-        (["evaluate", "ablation", str(tmp_path / "r"), *command[3:], "--force"], "no pictures in it"),
+        (["evaluate", "ablation", str(tmp_path / "empty"), *command[3:], "--force"], "no pictures in it"),
     ):
         assert main(wrong) == 2
         said = capsys.readouterr().err.strip().splitlines()

@@ -48,8 +48,8 @@ class HificLoss:
     perceptual: d_P, "lpips" as in the paper, where AlexNet's and LPIPS's weights are at hand, "vgg19", the VGG19 feature
     distance, or "vgg19-l1", the absolute difference of VGG19's features (section 5.4). In the first `easy_steps` lambda' is
     halved and the target 0.2/0.14 times as high, as in the authors' code, where lambda, by which the rate is divided, is
-    doubled. The paper's "no GAN" is adversarial_steps = 0, its "M&S hyperprior" also k_perceptual = 0 (and, for its own E
-    and G, network.autoencoder = "mean-scale"); `conditional` and `norm` are its ablations of D. See configs/hific.
+    doubled. The paper's "no GAN" is adversarial_steps = 0, its "M&S hyperprior" also perceptual = "none" and
+    network.autoencoder = "mean-scale"; `conditional` and `norm` are its ablations of D. See configs/hific.
     """
 
     rate_target: float = 0.14
