@@ -69,6 +69,8 @@ def main() -> int:
     made, left_out = [], []
     for name, values in changed.items():
         try:
+            if (start := start_of(values)) in left_out:
+                raise McodeError(f"starts from {start}, which was left out")
             made.append(train_one(name, values, given))
         except McodeError as error:
             left_out.append(name)
@@ -92,13 +94,18 @@ def read_family(folder: Path, only: list[str] | None) -> dict[str, dict[str, Any
             return
         if name in behind or name not in family:
             raise McodeError(f"{folder}: {' -> '.join((*behind, name))}: no such configuration to start from, or a circle")
-        if initial := family[name].get("initial"):
-            add(Path(initial).parent.name, (*behind, name))
+        if start := start_of(family[name]):
+            add(start, (*behind, name))
         ordered[name] = family[name]
 
     for name in only or family:
         add(name)
     return ordered
+
+
+def start_of(values: dict[str, Any]) -> str | None:
+    """The configuration that this one starts from."""
+    return Path(values["initial"]).parent.name if values.get("initial") else None
 
 
 def override(
@@ -145,7 +152,8 @@ def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> P
     path.write_text(text, encoding="utf-8")
     finished = out / f"{config.name}.safetensors"
     total = config.optimiser.steps + config.optimiser.adversarial_steps
-    if finished.exists() and read_info(finished).card.get("steps") == total:
+    card = read_info(finished).card if finished.exists() else {}
+    if card.get("steps", 0) - card.get("start_steps", 0) == total:
         print(json.dumps({"configuration": name, "manifold": str(finished), "finished": "before"}), flush=True)
         return finished
     started = time.monotonic()

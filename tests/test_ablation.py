@@ -392,12 +392,21 @@ def test_the_family_is_trained_in_order_and_measured(trained, data):
     assert rows["hific-unconditional"]["settings"]["conditional"] is False
     assert rows["hific-no-gan"]["settings"]["norm_d"] is None
     for row in rows.values():
-        assert row["bpp"] > 0 and row["estimate"] > 0 and row["settings"]["steps"] == 2
+        assert row["bpp"] > 0 and row["estimate"] > 0
+        assert row["settings"]["steps"] == (2 if row["name"] == "hific-stage1" else 4)
         assert row["distortion"] == pytest.approx(0.075 / 32 * row["mse"])  # d_P = none here
         assert row["scores"]["psnr_db"] > 0 and 0 < row["scores"]["ssim"] < 1
     markdown = (out / "report" / "ablation.md").read_text().splitlines()
-    assert markdown[2].startswith("| model | beta | norm in D | D sees y | bit/pixel | under P | d | PSNR, dB | SSIM |")
-    assert len(markdown) == 4 + 5 and markdown[-1].startswith("| hific-unconditional | 0.15 | spectral | no |")
+    assert markdown[2].startswith("| model | beta | norm in D | D sees y | steps | bit/pixel | under P | d | PSNR, dB | SSIM |")
+    assert len(markdown) == 4 + 5 and markdown[-1].startswith("| hific-unconditional | 0.15 | spectral | no | 4 |")
+
+
+def test_steps_of_a_start_that_is_gone_are_not_known(trained, data, tmp_path):
+    out, _ = trained
+    (tmp_path / loop.CHECKPOINT).write_bytes((out / "low" / loop.CHECKPOINT).read_bytes())
+    for checkpoint, steps, shown in ((out / "low" / loop.CHECKPOINT, 4, 4), (tmp_path / loop.CHECKPOINT, 2, None)):
+        info = manifold.read_info(hific_manifold(checkpoint, data, tmp_path / "m.safetensors"))
+        assert (info.card["steps"], settings_of(info.card, info.config).steps) == (steps, shown)
 
 
 def test_started_again_it_trains_and_measures_nothing(trained, data):
@@ -410,6 +419,7 @@ def test_started_again_it_trains_and_measures_nothing(trained, data):
     assert (out / "low" / loop.CHECKPOINT).stat().st_mtime_ns == before
     changed = script(data, out, "--set", "seed=2")
     assert changed.returncode == 1 and "trained with another configuration" in changed.stdout
+    assert changed.stdout.count("starts from stage1, which was left out") == 4
 
 
 def test_an_interrupted_family_goes_on(trained, data, tmp_path):
@@ -499,7 +509,7 @@ def test_a_sweep_is_drawn_and_models_without_a_training_are_none(tmp_path, monke
     assert unknown == Settings(*[None] * 9, 5)
     row = AblationRow("general", "00", unknown, 0.1, None, 10.0, None, {"mobilenet": 0.1})
     assert ablation._drawn(report_of(row)) is None
-    assert table(report_of(row))[1] == [["general", "0.100", "–", "–", "0.100"]]
+    assert table(report_of(row))[1] == [["general", "5", "0.100", "–", "–", "0.100"]]
 
 
 def test_a_manifold_of_one_size_is_refused(tmp_path, data):

@@ -33,7 +33,8 @@ PERCEPTION = ("fid256", "kid256", "squeezenet_fid256", "mobilenet_kid256", "niqe
 @dataclass(frozen=True)
 class Settings:
     """What a training's configuration says, None where the manifold's card has none. beta: 0 without a GAN loss. norm_d,
-    conditional: of D, None without one. steps: of both stages, those done. freeze: what the GAN leaves alone."""
+    conditional: of D, None without one. steps: done, those of what the training started from included. freeze: what the GAN
+    leaves alone."""
 
     rate_target: float | None
     beta: float | None
@@ -166,7 +167,7 @@ def settings_of(card: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:
         conditional=loss.get("conditional") if gan else None,
         norm=network.get("norm"),
         blocks=network.get("blocks"),
-        steps=card.get("steps"),
+        steps=card.get("steps") if not training.get("initial") or "start_steps" in card else None,
         autoencoder=network.get("autoencoder", "hific") if network.get("family") == "paper" else None,
         freeze=training.get("freeze"),
     )
@@ -288,10 +289,12 @@ def table(report: AblationReport) -> tuple[list[str], list[list[str]]]:
         "autoencoder": "E, G",
         "freeze": "fixed",
     }
-    columns = ["model", *(labels.get(name, name) for name in kept), "bit/pixel", "under P", "d", *(m.label for m in shown)]
+    columns = ["model", *(labels.get(name, name) for name in kept), "steps", "bit/pixel", "under P", "d"]
+    columns += [metric.label for metric in shown]
     lines = []
     for row in report.rows:
         own = [_setting(getattr(row.settings, name)) for name in kept]
+        own.append("–" if row.settings.steps is None else f"{row.settings.steps:,}")
         rates = [f"{row.bpp:.3f}", _number(row.estimate, 3), _number(row.distortion, 3)]
         lines.append([row.name, *own, *rates, *(value_text(m.key, row.scores.get(m.key)) for m in shown)])
     return columns, lines

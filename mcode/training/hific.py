@@ -260,10 +260,23 @@ def _start_from(net: Hific, path: Path) -> None:
         raise InputError(f"initial: {path} is of other networks than this configuration's") from error
 
 
+def _steps_before(initial: str | None, folder: Path) -> int | None:
+    """Of what a training in `folder` starts from, and of what that starts from; None where its checkpoint is not there."""
+    if initial is None:
+        return 0
+    path = Path(os.path.normpath(folder / initial))
+    if not path.is_file():
+        return None
+    step, values, _ = loop.read_checkpoint(path)
+    before = _steps_before(values.get("initial"), path.parent)
+    return None if before is None else step + before
+
+
 def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
     """A checkpoint as a manifold file of one quality, in half precision; returns its id. Raises InputError.
 
-    The code tables are fitted to pictures and video frames of the training's folders, and to deltas of rendered scenes.
+    The code tables are fitted to pictures and video frames of the training's folders, and to deltas of rendered scenes. The
+    card's `steps` are those of all stages; `start_steps`, those of `initial`, is left out where its checkpoint is not there.
     """
     step, values, tensors = loop.read_checkpoint(checkpoint)
     if values.get("kind") != "hific" or values.get("network", {}).get("family") != "paper":
@@ -274,6 +287,7 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
     pictures = load_pictures([data / f for f in config.data.folders], longest=EXPORT_LONGEST, frames_per_video=1)
     if not pictures:
         raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
+    before = _steps_before(config.initial, checkpoint.parent)
     fitted = fit_tables(net, pictures[:: max(1, len(pictures) // EXPORT_PICTURES)])
     return save(
         output,
@@ -286,7 +300,8 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
             "data": f"{', '.join(config.data.folders)}: {len(pictures)} pictures and frames",
             "made": date.today().isoformat(),
             "training_config": to_dict(config),
-            "steps": step,
+            "steps": step + (before or 0),
         }
+        | ({} if before is None else {"start_steps": before})
         | dict(card or {}),
     )
