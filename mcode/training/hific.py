@@ -116,6 +116,9 @@ class HificTraining:
     freeze: Literal["encoder"] | None = None
 
     def __post_init__(self) -> None:
+        if self.network.qualities != 1:
+            given = f'network.qualities = {self.network.qualities}: family = "paper" learns one rate, with qualities = 1'
+            raise ValueError(f'{given}; for several train family = "compact", as configs/general.toml does')
         if self.freeze is not None and not self.optimiser.adversarial_steps:
             raise ValueError("freeze holds in the steps with the GAN, of which there are none; set adversarial_steps")
 
