@@ -6,7 +6,8 @@
 configs/hific has, by what the paper shows them in: low, medium, high, no-gan* and hyperprior* (the models, the baseline without
 a GAN and M&S, figure 4); beta-* (figure 5); unconditional, blocks-*, hyperprior-gan (figure 6); unconditional, instance-d*
 (table 1); instance-eg (darkening); no-perceptual, vgg-l1, lpips (figure 8); gan-alone, gan-alone-fixed (figure 9). stage1* and
-mse are what these start from. All but they have 2,000,000 steps, those of what they start from included.
+mse are what these start from. All but they have 2,000,000 steps, those of what they start from included. d_P is VGG19's
+distance where the paper has LPIPS; with its weights, --only NAMES --set loss.perceptual='"lpips"' trains as the paper does.
 
 A configuration whose `initial` names another's checkpoint is trained after it. OUT/NAME holds each training, OUT/NAME.toml what
 it was trained with, OUT/report the table, the sweep over beta and ablation.json (as `mcode evaluate ablation` makes them).

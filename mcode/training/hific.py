@@ -245,7 +245,12 @@ def perceptual_distance(loss: HificLoss, device: str) -> Callable[[Tensor, Tenso
         from ..evaluation import lpips
         from ..evaluation.features import weights_path
 
-        return lpips.Lpips(weights_path(lpips.ALEXNET_FILE), weights_path(lpips.LINEAR_FILE), device).distance
+        try:
+            alexnet, linear = weights_path(lpips.ALEXNET_FILE), weights_path(lpips.LINEAR_FILE)
+        except InputError as error:
+            fetching = "mcode evaluate images PICTURES -o OUT --perceptual DIR --fetch-weights"
+            raise InputError(f'{error}; "{fetching}" downloads it') from error
+        return lpips.Lpips(alexnet, linear, device).distance
     from ..evaluation.features import VGG_LAYERS, VggFeatures
 
     vgg = channels_last(VggFeatures(layers=VGG_LAYERS), device)
