@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -272,6 +273,17 @@ def test_bits_are_those_of_the_distribution():
     assert net.bits(y) == pytest.approx(float(expected + of_z), rel=1e-4)
 
 
+def test_the_models_say_how_they_are_trained_with_the_papers_distance():
+    module = ablation_script()
+    for name in ("low", "medium", "high"):
+        header = (CONFIGS / f"{name}.toml").read_text().split("kind =")[0]
+        given = shlex.split(header.splitlines()[-1].removeprefix("#"))
+        assert "LPIPS" in header and given[:3] == ["--only", name, "--set"]
+        for values in module.read_family(CONFIGS, [name]).values():
+            changed = module.override(values, False, None, given[3:])
+            assert from_dict(changed, hific.HificTraining).loss.perceptual == "lpips"
+
+
 # Training
 
 
@@ -374,6 +386,7 @@ def test_a_loss_without_its_weights_is_left_out_and_the_others_go_on(tmp_path, d
     assert done.returncode == 1
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert said[0]["configuration"] == "lpips" and "alexnet" in said[0]["left_out"]
+    assert "mcode evaluate images PICTURES -o OUT --perceptual DIR --fetch-weights" in said[0]["left_out"]
     assert said[1]["configuration"] == "mse" and Path(said[1]["manifold"]).is_file()
     assert (tmp_path / "two" / "report" / "ablation.json").is_file()
 
@@ -465,6 +478,34 @@ def test_the_command_reads_the_cache_and_says_what_is_wrong_in_one_line(trained,
         assert main(wrong) == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and message in said[0], said
+
+
+def test_a_model_trained_with_vgg_l1_has_a_distortion_also_where_it_was_measured_without(tmp_path, data, monkeypatch):
+    from mcode.evaluation import ablation
+
+    write_vgg(tmp_path)
+    monkeypatch.setenv("MCODE_PERCEPTUAL", str(tmp_path))
+    given = [text for text in TINY if "perceptual" not in text]
+    values = ablation_script().read_family(CONFIGS, ["vgg-l1"])["vgg-l1"]
+    config = from_dict(ablation_script().override(values, False, 1, given), hific.HificTraining)
+    path = hific_manifold(hific.train(config, data, tmp_path / "run"), data, tmp_path / "m.safetensors")
+    measure = ablation._measure
+    with monkeypatch.context() as before:
+        before.setattr(ablation, "_measure", lambda model, rgb, judges, vgg: measure(model, rgb, judges))
+        (old,) = evaluate_ablation(data / "pictures", [path], tmp_path / "r", perceptual=tmp_path, device="cpu").rows
+    assert old.distortion is None
+    report = evaluate_ablation(data / "pictures", [path], tmp_path / "r", perceptual=tmp_path, device="cpu", force=True)
+    (row,) = report.rows
+    model, distance = mcode.load(path, device="cpu"), hific.perceptual_distance(config.loss, "cpu")
+    found = []
+    for picture in sorted((data / "pictures").iterdir()):
+        rgb = cv2.cvtColor(cv2.imread(str(picture)), cv2.COLOR_BGR2RGB)
+        decoded = model.synthesise(model.analyse(rgb[None]).round(), rgb.shape[1], rgb.shape[0])[0]
+        x, y = (torch.from_numpy(v).permute(2, 0, 1)[None].float() / 255 for v in (rgb, decoded))
+        found.append(distance(x, y).item())
+    assert report.measured == 3 and row.scores["vgg19-l1"] == pytest.approx(sum(found) / 3, rel=0.01)
+    assert row.distortion == pytest.approx(config.loss.k_mse * row.mse + row.scores["vgg19-l1"])
+    assert "vgg19-l1" not in table(report)[0]
 
 
 def report_of(*rows):

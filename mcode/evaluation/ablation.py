@@ -20,6 +20,7 @@ import numpy as np
 
 from mcode.errors import InputError
 from mcode.evaluation import stills
+from mcode.evaluation.features import VGG_LAYERS, VggFeatures, to_batch
 from mcode.evaluation.images import _Cache, _digest, _mean, _Measured, not_measured
 from mcode.evaluation.images_report import _finite, _write, value_text
 from mcode.evaluation.judges import METRICS, Judges, Metric
@@ -28,6 +29,8 @@ from mcode.manifold import Manifold, load, read_info
 
 PERCEPTION = ("fid256", "kid256", "squeezenet_fid256", "mobilenet_kid256", "niqe", "mobilenet", "vgg19", "ms_ssim")
 """What the sweep's vertical axis shows: the first of these that was measured."""
+ABSOLUTE = "vgg19-l1"
+"""The d_P that is no metric: measured of the models that were trained with it, for their distortion."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ def evaluate_ablation(
     paths = stills.image_paths(Path(folder))
     where = choose_device(device).type
     judges = Judges(perceptual, where)
+    judged = {metric.key for metric in judges.metrics}
+    vgg = VggFeatures(perceptual, VGG_LAYERS).to(where) if "vgg19" in judged else None
     cache = _Cache(out / "cache", judges, {f"MCode {info.name}": info.id for info in infos})
     total, done, measured, rows = len(paths) * len(infos), 0, 0, []
     digests: list[str] = []
@@ -127,18 +132,21 @@ def evaluate_ablation(
     _, originals = _mean([cache.read(None, digest) for digest in digests])
     for info in infos:
         model: Manifold | None = None
+        settings = settings_of(info.card, info.config)
+        own = vgg if settings.perceptual == ABSOLUTE else None
         codec = stills.StillCodec(f"MCode {info.name}", "ablation", _never)
         for path, digest in zip(paths, digests, strict=True):
-            if cache.get(codec, digest) is None:
+            known = cache.get(codec, digest)
+            if known is None or (own is not None and ABSOLUTE not in known.scores):
                 model = model or load(info.path, where)
-                cache.put(codec, digest, _measure(model, stills.read_image(path), judges))
+                cache.put(codec, digest, _measure(model, stills.read_image(path), judges, own))
                 measured += 1
             done += 1
             if progress:
                 progress(done, total)
         mean, features = _mean([cache.read(codec, digest) for digest in digests])
         mean.scores.update(judges.compare_sets(originals, features))
-        rows.append(_row(info.name, info.id, settings_of(info.card, info.config), mean))
+        rows.append(_row(info.name, info.id, settings, mean))
     report = AblationReport(
         folder=os.fspath(folder),
         images=len(paths),
@@ -177,12 +185,14 @@ def _never(rgb: np.ndarray) -> tuple[int, np.ndarray]:
     raise AssertionError("pictures are measured by _measure")
 
 
-def _measure(model: Manifold, rgb: np.ndarray, judges: Judges) -> _Measured:
-    """Scores with what the table needs beside: mse, and the bits under P where the networks have one."""
+def _measure(model: Manifold, rgb: np.ndarray, judges: Judges, vgg: VggFeatures | None = None) -> _Measured:
+    """Scores with what the table needs beside: mse, the bits under P where the networks have one, ABSOLUTE by vgg."""
     pixels = rgb.shape[0] * rgb.shape[1]
     size, decoded = stills.mcode_still(model, model.default_quality).code(rgb)
     scores = judges.score(rgb, decoded)
     scores["mse"] = float(np.square(rgb.astype(np.float32) - decoded).mean(dtype=np.float64))
+    if vgg is not None:
+        scores[ABSOLUTE] = vgg.absolute_distance(*(to_batch(each).to(judges.device) for each in (rgb, decoded))).item()
     estimate = None
     if (bits := getattr(model.net, "bits", None)) is not None:
         import torch
