@@ -2,6 +2,7 @@
 
     python scripts/ablation.py configs/hific --data DIR --out runs/hific --pictures DIR/stills/kodak --device cuda
     python scripts/ablation.py configs/hific --data DIR --out runs/small --small --steps 500 --only no-gan,low,beta-1.5
+    python scripts/ablation.py configs/hific --data DIR --out runs/hific --seeds 1,2,3,4 --only low,unconditional,instance-d
 
 configs/hific has, by what the paper shows them in: low, medium, high, no-gan* and hyperprior* (the models, the baseline without
 a GAN and M&S, figure 4); beta-* (figure 5); unconditional, blocks-*, hyperprior-gan (figure 6); unconditional, instance-d*
@@ -51,6 +52,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="in place of each 1,000,000 that a configuration has")
     parser.add_argument("--adversarial-steps", type=int, help="of each stage with the GAN; as many as --steps where left out")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="in every configuration, as TOML")
+    parser.add_argument("--seeds", type=whole_numbers, help="as 1,2,3,4: all with each, as NAME, NAME-s2 and so on")
     parser.add_argument("--pictures", type=Path, help="what the models are measured on; DATA/stills/kodak where there is one")
     parser.add_argument("--perceptual", type=Path, help="folder of the weights of losses and metrics; else $MCODE_PERCEPTUAL")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -62,6 +64,7 @@ def main() -> int:
             name: override(values, given.small, given.steps, given.set, given.adversarial_steps)
             for name, values in family.items()
         }
+        changed = with_seeds(changed, given.seeds) if given.seeds else changed
         for name, values in changed.items():
             from_dict(values, HificTraining, source=f"{given.configs / name}.toml")
     except McodeError as error:
@@ -141,6 +144,27 @@ def override(
     return changed
 
 
+def whole_numbers(text: str) -> list[int]:
+    numbers = sorted({int(part) for part in text.split(",")})
+    if numbers[0] < 1:
+        raise ValueError(text)
+    return numbers
+
+
+def with_seeds(family: dict[str, dict[str, Any]], seeds: list[int]) -> dict[str, dict[str, Any]]:
+    """The family once for each seed. What a training starts from has its seed, too."""
+    made = {}
+    for seed in seeds:
+        end = f"-s{seed}" if seed != 1 else ""
+        for name, values in family.items():
+            made[name + end] = values | {"name": values["name"] + end}
+            if values.get("seed", 1) != seed:
+                made[name + end]["seed"] = seed
+            if start := start_of(values):
+                made[name + end]["initial"] = f"../{start}{end}/{Path(values['initial']).name}"
+    return made
+
+
 def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> Path:
     """The manifold of one configuration, trained as far as it was not yet. Raises McodeError."""
     from mcode.training.train import train
@@ -171,7 +195,7 @@ def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> P
 def measure(made: list[Path], pictures: Path, given: argparse.Namespace) -> int:
     import os
 
-    from mcode.evaluation.ablation import evaluate_ablation, table
+    from mcode.evaluation.ablation import evaluate_ablation, seeds_table, table
     from mcode.evaluation.features import WEIGHTS_VARIABLE
 
     weights = given.perceptual or os.environ.get(WEIGHTS_VARIABLE) or None
@@ -180,8 +204,9 @@ def measure(made: list[Path], pictures: Path, given: argparse.Namespace) -> int:
     except McodeError as error:
         print(f"ablation.py: error: {error}", file=sys.stderr)
         return 1
-    columns, lines = table(report)
-    print("\n".join("\t".join(line) for line in (columns, *lines)))
+    for columns, lines in (table(report), seeds_table(report)):
+        if lines:
+            print("\n".join("\t".join(line) for line in (columns, *lines)))
     print("\n".join(report.files))
     return 0
 

@@ -246,6 +246,55 @@ def test_stages_are_as_long_as_told():
     assert alone["optimiser"]["adversarial_steps"] == 0
 
 
+def test_seeds_are_trainings_of_their_own_from_the_start_on():
+    module = ablation_script()
+    family = module.read_family(CONFIGS, ["low"])
+    made = module.with_seeds(family, [1, 3])
+    assert list(made) == ["stage1", "low", "stage1-s3", "low-s3"] and {name: made[name] for name in family} == family
+    configs = {name: from_dict(values, hific.HificTraining) for name, values in made.items()}
+    expected = replace(configs["low"], name="hific-low-s3", seed=3, initial="../stage1-s3/checkpoint.safetensors")
+    assert configs["low-s3"] == expected and configs["stage1-s3"] == replace(configs["stage1"], name="hific-stage1-s3", seed=3)
+    assert module.whole_numbers("3,1,3") == [1, 3]
+    with pytest.raises(ValueError, match="0,2"):
+        module.whole_numbers("0,2")
+
+
+def test_rows_that_differ_in_seed_alone_are_one_of_the_table_over_seeds(tmp_path):
+    """Table 1. Everything else that a configuration says tells them apart, and so do their steps."""
+    from mcode.evaluation import ablation
+
+    module = ablation_script()
+    made = module.with_seeds(module.read_family(CONFIGS, ["low"]), [1, 2, 12])
+    configs = {name: to_dict(from_dict(values, hific.HificTraining)) for name, values in made.items()}
+    other = configs["low-s2"] | {"optimiser": configs["low"]["optimiser"] | {"learning_rate": 2e-4}}
+
+    def row(name, training, psnr, steps=9):
+        card = {"training_config": training, "steps": steps, "start_steps": 4}
+        settings = settings_of(card, {"network": training["network"]})
+        scores = {"psnr_db": psnr, "lpips": None if name == "low-s12" else 0.5}
+        return AblationRow(name, "00", settings, 0.1 * psnr, None, 1.0, 2.0, scores)
+
+    of_others = [row("other", other, 1.0), row("early", configs["low-s2"], 1.0, 8), row("stage1", configs["stage1"], 1.0)]
+    alike = [row(name, configs[name], psnr) for name, psnr in (("low-s12", 4.0), ("low", 1.0), ("low-s2", 2.5))]
+    report = replace(report_of(*of_others, *alike), folder=str(tmp_path))
+    columns, lines = ablation.seeds_table(report)
+    assert columns == ["model", "seeds", "bit/pixel", "d", "PSNR, dB", "LPIPS (AlexNet)"]
+    assert lines == [["low", "1, 2, 12", "0.250 (Δ 0.300)", "2.000 (Δ 0.000)", "2.50 (Δ 3.00)", "–"]]
+    ablation._write_all(tmp_path, report)
+    assert "| low | 1, 2, 12 | 0.250 (Δ 0.300) |" in (tmp_path / "ablation.md").read_text()
+    assert ablation.seeds_table(report_of(*of_others))[1] == []
+    judged = [replace(each, scores={"niqe": each.scores["psnr_db"]}) for each in alike]
+    assert sweep_points(report_of(*judged))[1] == {0.14: [(0.15, 2.0, 1.0)]}  # of the first seed
+
+
+def test_a_family_is_trained_with_several_seeds_and_its_spread_written(tmp_path, data):
+    done = script(data, tmp_path, "--seeds", "1,2", only="stage1")
+    assert done.returncode == 0, done.stderr
+    ids = {manifold.verify(tmp_path / f"stage1{end}" / f"hific-stage1{end}.safetensors") for end in ("", "-s2")}
+    assert len(ids) == 2 and "hific-stage1\t1, 2\t" in done.stdout
+    assert "| hific-stage1 | 1, 2 |" in (tmp_path / "report" / "ablation.md").read_text()
+
+
 def test_instance_norm_depends_on_the_whole_picture_and_channel_norm_does_not():
     torch.manual_seed(0)
     x = torch.rand(1, 3, 64, 160) * 2 - 1

@@ -7,6 +7,7 @@ Manifolds are loaded one after the other: at full size each takes a gigabyte.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -37,7 +38,7 @@ ABSOLUTE = "vgg19-l1"
 class Settings:
     """What a training's configuration says, None where the manifold's card has none. beta: 0 without a GAN loss. norm_d,
     conditional: of D, None without one. steps: done, those of what the training started from included. freeze: what the GAN
-    leaves alone."""
+    leaves alone. alike: a hash of the whole configuration but name and seed."""
 
     rate_target: float | None
     beta: float | None
@@ -51,6 +52,8 @@ class Settings:
     steps: int | None
     autoencoder: str | None = None
     freeze: str | None = None
+    seed: int | None = None
+    alike: str | None = None
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -178,7 +181,17 @@ def settings_of(card: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:
         steps=card.get("steps") if not training.get("initial") or "start_steps" in card else None,
         autoencoder=network.get("autoencoder", "hific") if network.get("family") == "paper" else None,
         freeze=training.get("freeze"),
+        seed=training.get("seed"),
+        alike=_alike(training) if trained else None,
     )
+
+
+def _alike(training: Mapping[str, Any]) -> str:
+    """The start of a training with another seed is its own: scripts/ablation.py names both with -sSEED."""
+    rest = {key: value for key, value in training.items() if key not in ("name", "seed")}
+    if rest.get("initial"):
+        rest["initial"] = rest["initial"].replace(f"-s{training.get('seed')}/", "/")
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _never(rgb: np.ndarray) -> tuple[int, np.ndarray]:
@@ -224,10 +237,11 @@ def _distortion(settings: Settings, mse: float, scores: Mapping[str, float | Non
 def sweep_points(report: AblationReport) -> tuple[Metric | None, dict[float, list[tuple[float, float, float]]]]:
     """The metric of the vertical axis, and (beta, distortion, value) rising by beta, for each rate target.
 
-    Of the models of one kind, the kind with most of them, whose D is the usual one.
+    Of the models of one kind, the kind with most of them, whose D is the usual one; of several seeds the first.
     """
     by_key = {metric.key: metric for metric in METRICS}
-    rows = [row for row in report.rows if row.distortion is not None and row.settings.usual_d and row.settings.rate_target]
+    firsts = [rows[0] for rows in _by_seed(report)]
+    rows = [row for row in firsts if row.distortion is not None and row.settings.usual_d and row.settings.rate_target]
     key = next((k for k in PERCEPTION if any(row.scores.get(k) is not None for row in rows)), None)
     if key is None:
         return None, {}
@@ -278,6 +292,10 @@ def _write_all(out: Path, report: AblationReport) -> list[Path]:
     columns, lines = table(report)
     text = [f"{report.images} pictures of {Path(report.folder).resolve().name}.", ""]
     text += [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines)]
+    columns, lines = seeds_table(report)
+    if lines:
+        text += ["", "Over seeds, the mean, and Δ between the highest and the lowest.", ""]
+        text += [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines)]
     files.append(_write(out / "ablation.md", ("\n".join(text) + "\n").encode()))
     values = {"folder": report.folder, "images": report.images, "rows": [asdict(row) for row in report.rows]}
     content = json.dumps(_finite(values), ensure_ascii=False, indent=1, allow_nan=False)
@@ -308,6 +326,35 @@ def table(report: AblationReport) -> tuple[list[str], list[list[str]]]:
         rates = [f"{row.bpp:.3f}", _number(row.estimate, 3), _number(row.distortion, 3)]
         lines.append([row.name, *own, *rates, *(value_text(m.key, row.scores.get(m.key)) for m in shown)])
     return columns, lines
+
+
+def seeds_table(report: AblationReport) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of text, of models with several seeds: mean and largest difference (table 1)."""
+    shown = [metric for metric in report.metrics if any(row.scores.get(metric.key) is not None for row in report.rows)]
+    columns = ["model", "seeds", "bit/pixel", "d", *(metric.label for metric in shown)]
+    lines = []
+    for rows in _by_seed(report):
+        if len(rows) > 1:
+            cells = [_spread("", [row.bpp for row in rows]), _spread("", [row.distortion for row in rows])]
+            cells += [_spread(metric.key, [row.scores.get(metric.key) for row in rows]) for metric in shown]
+            lines.append([rows[0].name, ", ".join(f"{row.settings.seed}" for row in rows), *cells])
+    return columns, lines
+
+
+def _by_seed(report: AblationReport) -> list[list[AblationRow]]:
+    """Rows that differ in seed alone together, in the order of the first; those without a known training by themselves."""
+    found: dict[Any, list[AblationRow]] = {}
+    for row in report.rows:
+        key = (row.settings.alike, row.settings.steps) if row.settings.alike else row.name
+        found.setdefault(key, []).append(row)
+    return [sorted(rows, key=lambda row: row.settings.seed or 0) for rows in found.values()]
+
+
+def _spread(key: str, values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return value_text(key, None)
+    return f"{value_text(key, math.fsum(known) / len(known))} (Δ {value_text(key, max(known) - min(known))})"
 
 
 def _setting(value: Any) -> str:
