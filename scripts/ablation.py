@@ -2,10 +2,13 @@
 
     python scripts/ablation.py configs/hific --data DIR --out runs/hific --pictures DIR/stills/kodak --device cuda
     python scripts/ablation.py configs/hific --data DIR --out runs/small --small --steps 500 --only no-gan,low,beta-1.5
+    python scripts/ablation.py configs/hific --data DIR --out runs/hific --seeds 1,2,3,4 --only low,unconditional,instance-d
 
-configs/hific has, by what the paper shows them in: low, medium, high and no-gan* (the models and their stage 1), hyperprior*
-(M&S); beta-* (figure 5); unconditional, blocks-*, hyperprior-gan (figure 6); unconditional, instance-d* (table 1); instance-eg
-(darkening); no-perceptual, vgg-l1, lpips (figure 8); gan-alone, gan-alone-fixed (figure 9).
+configs/hific has, by what the paper shows them in: low, medium, high, no-gan* and hyperprior* (the models, the baseline without
+a GAN and M&S, figure 4); beta-* (figure 5); unconditional, blocks-*, hyperprior-gan (figure 6); unconditional, instance-d*
+(table 1); instance-eg (darkening); no-perceptual, vgg-l1, lpips (figure 8); gan-alone, gan-alone-fixed (figure 9). stage1* and
+mse are what these start from. All but they have 2,000,000 steps, those of what they start from included. d_P is VGG19's
+distance where the paper has LPIPS; with its weights, --only NAMES --set loss.perceptual='"lpips"' trains as the paper does.
 
 A configuration whose `initial` names another's checkpoint is trained after it. OUT/NAME holds each training, OUT/NAME.toml what
 it was trained with, OUT/report the table, the sweep over beta and ablation.json (as `mcode evaluate ablation` makes them).
@@ -35,6 +38,7 @@ SMALL = {
     "optimiser": {"learning_rate": 2e-4, "clip": 1.0},
 }
 SMALL_BLOCKS = {9: 3, 5: 2, 1: 1}
+STAGE = 1_000_000
 SMALL_MEAN_SCALE = 26  # of 192 channels as 8 of 60
 
 
@@ -45,9 +49,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", help="names of configurations, parted by commas; what they start from is trained too")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--steps", type=int, help="of each stage that a configuration has")
+    parser.add_argument("--steps", type=int, help="in place of each 1,000,000 that a configuration has")
     parser.add_argument("--adversarial-steps", type=int, help="of each stage with the GAN; as many as --steps where left out")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="in every configuration, as TOML")
+    parser.add_argument("--seeds", type=whole_numbers, help="as 1,2,3,4: all with each, as NAME, NAME-s2 and so on")
     parser.add_argument("--pictures", type=Path, help="what the models are measured on; DATA/stills/kodak where there is one")
     parser.add_argument("--perceptual", type=Path, help="folder of the weights of losses and metrics; else $MCODE_PERCEPTUAL")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -59,6 +64,7 @@ def main() -> int:
             name: override(values, given.small, given.steps, given.set, given.adversarial_steps)
             for name, values in family.items()
         }
+        changed = with_seeds(changed, given.seeds) if given.seeds else changed
         for name, values in changed.items():
             from_dict(values, HificTraining, source=f"{given.configs / name}.toml")
     except McodeError as error:
@@ -67,6 +73,8 @@ def main() -> int:
     made, left_out = [], []
     for name, values in changed.items():
         try:
+            if (start := start_of(values)) in left_out:
+                raise McodeError(f"starts from {start}, which was left out")
             made.append(train_one(name, values, given))
         except McodeError as error:
             left_out.append(name)
@@ -90,13 +98,18 @@ def read_family(folder: Path, only: list[str] | None) -> dict[str, dict[str, Any
             return
         if name in behind or name not in family:
             raise McodeError(f"{folder}: {' -> '.join((*behind, name))}: no such configuration to start from, or a circle")
-        if initial := family[name].get("initial"):
-            add(Path(initial).parent.name, (*behind, name))
+        if start := start_of(family[name]):
+            add(start, (*behind, name))
         ordered[name] = family[name]
 
     for name in only or family:
         add(name)
     return ordered
+
+
+def start_of(values: dict[str, Any]) -> str | None:
+    """The configuration that this one starts from."""
+    return Path(values["initial"]).parent.name if values.get("initial") else None
 
 
 def override(
@@ -113,7 +126,8 @@ def override(
             changed["network"]["width"] = SMALL_MEAN_SCALE
     if steps is not None:
         optimiser = changed["optimiser"]
-        optimiser |= {key: steps for key in ("steps", "adversarial_steps") if optimiser.get(key)}
+        stages = {key: -(-optimiser.get(key, 0) // STAGE) for key in ("steps", "adversarial_steps")}
+        optimiser |= {key: steps * count for key, count in stages.items() if count}
         optimiser["checkpoint_every"] = max(1, min(optimiser.get("checkpoint_every", steps), steps // 5))
         loss = changed.setdefault("loss", {})
         loss["easy_steps"] = min(loss.get("easy_steps", steps // 20), steps // 20)
@@ -130,6 +144,27 @@ def override(
     return changed
 
 
+def whole_numbers(text: str) -> list[int]:
+    numbers = sorted({int(part) for part in text.split(",")})
+    if numbers[0] < 1:
+        raise ValueError(text)
+    return numbers
+
+
+def with_seeds(family: dict[str, dict[str, Any]], seeds: list[int]) -> dict[str, dict[str, Any]]:
+    """The family once for each seed. What a training starts from has its seed, too."""
+    made = {}
+    for seed in seeds:
+        end = f"-s{seed}" if seed != 1 else ""
+        for name, values in family.items():
+            made[name + end] = values | {"name": values["name"] + end}
+            if values.get("seed", 1) != seed:
+                made[name + end]["seed"] = seed
+            if start := start_of(values):
+                made[name + end]["initial"] = f"../{start}{end}/{Path(values['initial']).name}"
+    return made
+
+
 def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> Path:
     """The manifold of one configuration, trained as far as it was not yet. Raises McodeError."""
     from mcode.training.train import train
@@ -142,7 +177,8 @@ def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> P
     path.write_text(text, encoding="utf-8")
     finished = out / f"{config.name}.safetensors"
     total = config.optimiser.steps + config.optimiser.adversarial_steps
-    if finished.exists() and read_info(finished).card.get("steps") == total:
+    card = read_info(finished).card if finished.exists() else {}
+    if card.get("steps", 0) - card.get("start_steps", 0) == total:
         print(json.dumps({"configuration": name, "manifold": str(finished), "finished": "before"}), flush=True)
         return finished
     started = time.monotonic()
@@ -159,7 +195,7 @@ def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> P
 def measure(made: list[Path], pictures: Path, given: argparse.Namespace) -> int:
     import os
 
-    from mcode.evaluation.ablation import evaluate_ablation, table
+    from mcode.evaluation.ablation import evaluate_ablation, seeds_table, table
     from mcode.evaluation.features import WEIGHTS_VARIABLE
 
     weights = given.perceptual or os.environ.get(WEIGHTS_VARIABLE) or None
@@ -168,8 +204,9 @@ def measure(made: list[Path], pictures: Path, given: argparse.Namespace) -> int:
     except McodeError as error:
         print(f"ablation.py: error: {error}", file=sys.stderr)
         return 1
-    columns, lines = table(report)
-    print("\n".join("\t".join(line) for line in (columns, *lines)))
+    for columns, lines in (table(report), seeds_table(report)):
+        if lines:
+            print("\n".join("\t".join(line) for line in (columns, *lines)))
     print("\n".join(report.files))
     return 0
 

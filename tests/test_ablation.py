@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -81,17 +82,21 @@ def test_the_configurations_hold_what_the_paper_varies():
     assert all(isinstance(config, hific.HificTraining) for config in configs.values())
     assert len({config.name for config in configs.values()}) == len(configs)
     for name, target, lambda_a in (("low", 0.14, 2.0), ("medium", 0.3, 1.0), ("high", 0.45, 0.5)):
-        stage1 = configs["no-gan" + ("" if name == "low" else f"-{name}")]
+        rate = "" if name == "low" else f"-{name}"
+        stage1, baseline = configs["stage1" + rate], configs["no-gan" + rate]
         for config in (configs[name], stage1):
             assert (config.loss.rate_target, config.loss.lambda_a, config.loss.lambda_b) == (target, lambda_a, 2**-4)
         assert stage1.optimiser.adversarial_steps == 0 and stage1.initial is None
-        assert configs[name].initial == f"../{'no-gan' if name == 'low' else f'no-gan-{name}'}/checkpoint.safetensors"
+        assert configs[name].initial == f"../stage1{rate}/checkpoint.safetensors"
         assert configs[name].optimiser.steps == 0 < configs[name].optimiser.adversarial_steps
         assert configs[name].loss.k_mse == 0.075 / 32
-        plain = configs["hyperprior" + ("" if name == "low" else f"-{name}")]
-        assert plain.loss.perceptual == "none" and plain.optimiser.adversarial_steps == 0 and plain.loss.rate_target == target
+        same = {"name": configs[name].name, "optimiser": configs[name].optimiser}  # section 4: the GAN alone differs
+        assert replace(baseline, **same) == configs[name] and baseline.optimiser.adversarial_steps == 0
+        plain = configs.pop("hyperprior" + rate)
+        assert plain.network == PaperConfig(autoencoder="mean-scale", width=192) and plain.optimiser.adversarial_steps == 0
+        assert plain.loss == replace(stage1.loss, perceptual="none")
         for beta in (0.015, 1.5):  # figure 5, from the same stage 1
-            swept = configs[f"beta-{beta}" + ("" if name == "low" else f"-{name}")]
+            swept = configs[f"beta-{beta}{rate}"]
             assert swept == replace(configs[name], name=swept.name, loss=replace(configs[name].loss, beta=beta))
     assert configs["low"].loss.beta == 0.15
     assert not configs["unconditional"].loss.conditional and configs["instance-d"].loss.norm == "instance"
@@ -108,6 +113,25 @@ def test_the_configurations_hold_what_the_paper_varies():
     assert shallow.optimiser == configs["blocks-1"].optimiser
     assert all((config.network.channels, config.network.width) == (220, 60) for config in configs.values())
     assert all(config.network.autoencoder == "hific" for config in configs.values())
+
+
+def test_models_and_baselines_have_two_million_steps_in_all():
+    """Section 4. What others start from has a million of them."""
+    configs = {path.stem: read_config(path) for path in CONFIGS.glob("*.toml")}
+
+    def steps(config):
+        own = config.optimiser.steps + config.optimiser.adversarial_steps
+        return own + (steps(configs[Path(config.initial).parent.name]) if config.initial else 0)
+
+    started = {Path(config.initial).parent.name for config in configs.values() if config.initial}
+    assert started == {"stage1", "stage1-medium", "stage1-high", "mse"}
+    assert {name: steps(config) for name, config in configs.items()} == {
+        name: 1_000_000 if name in started else 2_000_000 for name in configs
+    }
+    module = ablation_script()
+    for name in ("hyperprior", "no-gan", "low", "blocks-1"):  # --steps leaves them as many as each other
+        made = [module.override(values, False, 5, [])["optimiser"] for values in module.read_family(CONFIGS, [name]).values()]
+        assert sum(each["steps"] + each["adversarial_steps"] for each in made) == 10
 
 
 def test_the_script_names_every_configuration():
@@ -145,7 +169,7 @@ def test_the_configurations_train_on_small_networks(tmp_path, data, monkeypatch,
     model = mcode.load(hific_manifold(checkpoint, data, tmp_path / "m.safetensors"), device="cpu")
     assert model.synthesise(model.analyse(np.zeros((1, 40, 33, 3), np.uint8)), 33, 40).shape == (1, 40, 33, 3)
     if name == "gan-alone-fixed":
-        before, after = (loop.read_checkpoint(tmp_path / n / loop.CHECKPOINT)[2] for n in ("no-gan", name))
+        before, after = (loop.read_checkpoint(tmp_path / n / loop.CHECKPOINT)[2] for n in ("stage1", name))
         moved = {
             key.split(".")[2] for key in before if key.startswith("model.hific.") and not torch.equal(before[key], after[key])
         }
@@ -222,6 +246,55 @@ def test_stages_are_as_long_as_told():
     assert alone["optimiser"]["adversarial_steps"] == 0
 
 
+def test_seeds_are_trainings_of_their_own_from_the_start_on():
+    module = ablation_script()
+    family = module.read_family(CONFIGS, ["low"])
+    made = module.with_seeds(family, [1, 3])
+    assert list(made) == ["stage1", "low", "stage1-s3", "low-s3"] and {name: made[name] for name in family} == family
+    configs = {name: from_dict(values, hific.HificTraining) for name, values in made.items()}
+    expected = replace(configs["low"], name="hific-low-s3", seed=3, initial="../stage1-s3/checkpoint.safetensors")
+    assert configs["low-s3"] == expected and configs["stage1-s3"] == replace(configs["stage1"], name="hific-stage1-s3", seed=3)
+    assert module.whole_numbers("3,1,3") == [1, 3]
+    with pytest.raises(ValueError, match="0,2"):
+        module.whole_numbers("0,2")
+
+
+def test_rows_that_differ_in_seed_alone_are_one_of_the_table_over_seeds(tmp_path):
+    """Table 1. Everything else that a configuration says tells them apart, and so do their steps."""
+    from mcode.evaluation import ablation
+
+    module = ablation_script()
+    made = module.with_seeds(module.read_family(CONFIGS, ["low"]), [1, 2, 12])
+    configs = {name: to_dict(from_dict(values, hific.HificTraining)) for name, values in made.items()}
+    other = configs["low-s2"] | {"optimiser": configs["low"]["optimiser"] | {"learning_rate": 2e-4}}
+
+    def row(name, training, psnr, steps=9):
+        card = {"training_config": training, "steps": steps, "start_steps": 4}
+        settings = settings_of(card, {"network": training["network"]})
+        scores = {"psnr_db": psnr, "lpips": None if name == "low-s12" else 0.5}
+        return AblationRow(name, "00", settings, 0.1 * psnr, None, 1.0, 2.0, scores)
+
+    of_others = [row("other", other, 1.0), row("early", configs["low-s2"], 1.0, 8), row("stage1", configs["stage1"], 1.0)]
+    alike = [row(name, configs[name], psnr) for name, psnr in (("low-s12", 4.0), ("low", 1.0), ("low-s2", 2.5))]
+    report = replace(report_of(*of_others, *alike), folder=str(tmp_path))
+    columns, lines = ablation.seeds_table(report)
+    assert columns == ["model", "seeds", "bit/pixel", "d", "PSNR, dB", "LPIPS (AlexNet)"]
+    assert lines == [["low", "1, 2, 12", "0.250 (Δ 0.300)", "2.000 (Δ 0.000)", "2.50 (Δ 3.00)", "–"]]
+    ablation._write_all(tmp_path, report)
+    assert "| low | 1, 2, 12 | 0.250 (Δ 0.300) |" in (tmp_path / "ablation.md").read_text()
+    assert ablation.seeds_table(report_of(*of_others))[1] == []
+    judged = [replace(each, scores={"niqe": each.scores["psnr_db"]}) for each in alike]
+    assert sweep_points(report_of(*judged))[1] == {0.14: [(0.15, 2.0, 1.0)]}  # of the first seed
+
+
+def test_a_family_is_trained_with_several_seeds_and_its_spread_written(tmp_path, data):
+    done = script(data, tmp_path, "--seeds", "1,2", only="stage1")
+    assert done.returncode == 0, done.stderr
+    ids = {manifold.verify(tmp_path / f"stage1{end}" / f"hific-stage1{end}.safetensors") for end in ("", "-s2")}
+    assert len(ids) == 2 and "hific-stage1\t1, 2\t" in done.stdout
+    assert "| hific-stage1 | 1, 2 |" in (tmp_path / "report" / "ablation.md").read_text()
+
+
 def test_instance_norm_depends_on_the_whole_picture_and_channel_norm_does_not():
     torch.manual_seed(0)
     x = torch.rand(1, 3, 64, 160) * 2 - 1
@@ -249,6 +322,17 @@ def test_bits_are_those_of_the_distribution():
     assert net.bits(y) == pytest.approx(float(expected + of_z), rel=1e-4)
 
 
+def test_the_models_say_how_they_are_trained_with_the_papers_distance():
+    module = ablation_script()
+    for name in ("low", "medium", "high"):
+        header = (CONFIGS / f"{name}.toml").read_text().split("kind =")[0]
+        given = shlex.split(header.splitlines()[-1].removeprefix("#"))
+        assert "LPIPS" in header and given[:3] == ["--only", name, "--set"]
+        for values in module.read_family(CONFIGS, [name]).values():
+            changed = module.override(values, False, None, given[3:])
+            assert from_dict(changed, hific.HificTraining).loss.perceptual == "lpips"
+
+
 # Training
 
 
@@ -274,9 +358,9 @@ def test_a_checkpoint_from_before_d_was_normalised_whole_starts_others_but_is_no
 
 def test_stage_2_starts_from_stage_1_and_its_d_afresh(trained):
     out, _ = trained
-    stage1 = loop.read_checkpoint(out / "no-gan" / loop.CHECKPOINT)[2]
+    stage1 = loop.read_checkpoint(out / "stage1" / loop.CHECKPOINT)[2]
     config = read_config(out / "low.toml")
-    assert config.initial == "../no-gan/checkpoint.safetensors"
+    assert config.initial == "../stage1/checkpoint.safetensors"
     model = hific.Networks(config)
     hific._start_from(model.hific, out / "low" / config.initial)
     for name, value in model.hific.state_dict().items():
@@ -292,11 +376,11 @@ def test_a_start_that_is_not_there_or_of_other_networks_is_named(tmp_path, data,
     out, _ = trained
     text = (out / "low.toml").read_text()
     (tmp_path / "low.toml").write_text(text)
-    with pytest.raises(InputError, match=r"initial: .*no-gan/checkpoint.safetensors is not there"):
+    with pytest.raises(InputError, match=r"initial: .*stage1/checkpoint.safetensors is not there"):
         train(tmp_path / "low.toml", data, tmp_path / "low", device="cpu")
     (tmp_path / "low.toml").write_text(text.replace("width = 2", "width = 3"))
-    (tmp_path / "no-gan").mkdir()
-    (tmp_path / "no-gan" / loop.CHECKPOINT).write_bytes((out / "no-gan" / loop.CHECKPOINT).read_bytes())
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1" / loop.CHECKPOINT).write_bytes((out / "stage1" / loop.CHECKPOINT).read_bytes())
     with pytest.raises(InputError, match="of other networks"):
         train(tmp_path / "low.toml", data, tmp_path / "low", device="cpu")
 
@@ -345,13 +429,14 @@ def test_a_loss_without_its_weights_is_left_out_and_the_others_go_on(tmp_path, d
     monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
     wanted = [text for text in TINY if "perceptual" not in text]
     command = [sys.executable, str(ROOT / "scripts" / "ablation.py"), str(CONFIGS), "--data", str(data)]
-    command += ["--out", str(tmp_path / "two"), "--only", "lpips,hyperprior", "--steps", "1", "--device", "cpu"]
+    command += ["--out", str(tmp_path / "two"), "--only", "lpips,mse", "--steps", "1", "--device", "cpu"]
     command += ["--pictures", str(data / "pictures"), *(part for text in wanted for part in ("--set", text))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 1
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert said[0]["configuration"] == "lpips" and "alexnet" in said[0]["left_out"]
-    assert said[1]["configuration"] == "hyperprior" and Path(said[1]["manifold"]).is_file()
+    assert "mcode evaluate images PICTURES -o OUT --perceptual DIR --fetch-weights" in said[0]["left_out"]
+    assert said[1]["configuration"] == "mse" and Path(said[1]["manifold"]).is_file()
     assert (tmp_path / "two" / "report" / "ablation.json").is_file()
 
 
@@ -361,7 +446,7 @@ def test_a_loss_without_its_weights_is_left_out_and_the_others_go_on(tmp_path, d
 def test_the_family_is_trained_in_order_and_measured(trained, data):
     out, said = trained
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    assert [line["configuration"] for line in lines] == ["no-gan", "low", "beta-1.5", "unconditional"]
+    assert [line["configuration"] for line in lines] == ["stage1", "no-gan", "low", "beta-1.5", "unconditional"]
     report = json.loads((out / "report" / "ablation.json").read_text())
     assert report["images"] == 3
     rows = {row["name"]: row for row in report["rows"]}
@@ -369,12 +454,21 @@ def test_the_family_is_trained_in_order_and_measured(trained, data):
     assert rows["hific-unconditional"]["settings"]["conditional"] is False
     assert rows["hific-no-gan"]["settings"]["norm_d"] is None
     for row in rows.values():
-        assert row["bpp"] > 0 and row["estimate"] > 0 and row["settings"]["steps"] == 2
+        assert row["bpp"] > 0 and row["estimate"] > 0
+        assert row["settings"]["steps"] == (2 if row["name"] == "hific-stage1" else 4)
         assert row["distortion"] == pytest.approx(0.075 / 32 * row["mse"])  # d_P = none here
         assert row["scores"]["psnr_db"] > 0 and 0 < row["scores"]["ssim"] < 1
     markdown = (out / "report" / "ablation.md").read_text().splitlines()
-    assert markdown[2].startswith("| model | beta | norm in D | D sees y | bit/pixel | under P | d | PSNR, dB | SSIM |")
-    assert len(markdown) == 4 + 4 and markdown[-1].startswith("| hific-unconditional | 0.15 | spectral | no |")
+    assert markdown[2].startswith("| model | beta | norm in D | D sees y | steps | bit/pixel | under P | d | PSNR, dB | SSIM |")
+    assert len(markdown) == 4 + 5 and markdown[-1].startswith("| hific-unconditional | 0.15 | spectral | no | 4 |")
+
+
+def test_steps_of_a_start_that_is_gone_are_not_known(trained, data, tmp_path):
+    out, _ = trained
+    (tmp_path / loop.CHECKPOINT).write_bytes((out / "low" / loop.CHECKPOINT).read_bytes())
+    for checkpoint, steps, shown in ((out / "low" / loop.CHECKPOINT, 4, 4), (tmp_path / loop.CHECKPOINT, 2, None)):
+        info = manifold.read_info(hific_manifold(checkpoint, data, tmp_path / "m.safetensors"))
+        assert (info.card["steps"], settings_of(info.card, info.config).steps) == (steps, shown)
 
 
 def test_started_again_it_trains_and_measures_nothing(trained, data):
@@ -383,16 +477,17 @@ def test_started_again_it_trains_and_measures_nothing(trained, data):
     done = script(data, out)
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [line["finished"] for line in said] == ["before"] * 4
+    assert [line["finished"] for line in said] == ["before"] * 5
     assert (out / "low" / loop.CHECKPOINT).stat().st_mtime_ns == before
     changed = script(data, out, "--set", "seed=2")
     assert changed.returncode == 1 and "trained with another configuration" in changed.stdout
+    assert changed.stdout.count("starts from stage1, which was left out") == 4
 
 
 def test_an_interrupted_family_goes_on(trained, data, tmp_path):
     """The checkpoint of a training stands, its manifold does not: it is resumed, and ends as the other did."""
     out, _ = trained
-    for name in ("no-gan", "low"):
+    for name in ("stage1", "low"):
         (tmp_path / name).mkdir()
         (tmp_path / name / loop.CHECKPOINT).write_bytes((out / name / loop.CHECKPOINT).read_bytes())
     done = script(data, tmp_path, only="low")
@@ -403,6 +498,7 @@ def test_an_interrupted_family_goes_on(trained, data, tmp_path):
 
 def test_the_command_reads_the_cache_and_says_what_is_wrong_in_one_line(trained, data, tmp_path, capsys):
     out, _ = trained
+    (tmp_path / "empty").mkdir()
     files = ",".join(str(out / n / f"hific-{n}.safetensors") for n in ("no-gan", "low"))
     command = [
         "evaluate",
@@ -426,11 +522,39 @@ def test_the_command_reads_the_cache_and_says_what_is_wrong_in_one_line(trained,
         ([*command[:4], files + "," + files.split(",")[0], *command[5:], "--force"], "two have the same name"),
         ([*command[:4], "nothing-so-named", *command[5:], "--force"], "no manifold named 'nothing-so-named'"),
         ([*command[:4], ",", *command[5:], "--force"], "name at least one"),
-        (["evaluate", "ablation", str(tmp_path / "r"), *command[3:], "--force"], "no pictures in it"),
+        (["evaluate", "ablation", str(tmp_path / "empty"), *command[3:], "--force"], "no pictures in it"),
     ):
         assert main(wrong) == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and message in said[0], said
+
+
+def test_a_model_trained_with_vgg_l1_has_a_distortion_also_where_it_was_measured_without(tmp_path, data, monkeypatch):
+    from mcode.evaluation import ablation
+
+    write_vgg(tmp_path)
+    monkeypatch.setenv("MCODE_PERCEPTUAL", str(tmp_path))
+    given = [text for text in TINY if "perceptual" not in text]
+    values = ablation_script().read_family(CONFIGS, ["vgg-l1"])["vgg-l1"]
+    config = from_dict(ablation_script().override(values, False, 1, given), hific.HificTraining)
+    path = hific_manifold(hific.train(config, data, tmp_path / "run"), data, tmp_path / "m.safetensors")
+    measure = ablation._measure
+    with monkeypatch.context() as before:
+        before.setattr(ablation, "_measure", lambda model, rgb, judges, vgg: measure(model, rgb, judges))
+        (old,) = evaluate_ablation(data / "pictures", [path], tmp_path / "r", perceptual=tmp_path, device="cpu").rows
+    assert old.distortion is None
+    report = evaluate_ablation(data / "pictures", [path], tmp_path / "r", perceptual=tmp_path, device="cpu", force=True)
+    (row,) = report.rows
+    model, distance = mcode.load(path, device="cpu"), hific.perceptual_distance(config.loss, "cpu")
+    found = []
+    for picture in sorted((data / "pictures").iterdir()):
+        rgb = cv2.cvtColor(cv2.imread(str(picture)), cv2.COLOR_BGR2RGB)
+        decoded = model.synthesise(model.analyse(rgb[None]).round(), rgb.shape[1], rgb.shape[0])[0]
+        x, y = (torch.from_numpy(v).permute(2, 0, 1)[None].float() / 255 for v in (rgb, decoded))
+        found.append(distance(x, y).item())
+    assert report.measured == 3 and row.scores["vgg19-l1"] == pytest.approx(sum(found) / 3, rel=0.01)
+    assert row.distortion == pytest.approx(config.loss.k_mse * row.mse + row.scores["vgg19-l1"])
+    assert "vgg19-l1" not in table(report)[0]
 
 
 def report_of(*rows):
@@ -475,7 +599,7 @@ def test_a_sweep_is_drawn_and_models_without_a_training_are_none(tmp_path, monke
     assert unknown == Settings(*[None] * 9, 5)
     row = AblationRow("general", "00", unknown, 0.1, None, 10.0, None, {"mobilenet": 0.1})
     assert ablation._drawn(report_of(row)) is None
-    assert table(report_of(row))[1] == [["general", "0.100", "–", "–", "0.100"]]
+    assert table(report_of(row))[1] == [["general", "5", "0.100", "–", "–", "0.100"]]
 
 
 def test_a_manifold_of_one_size_is_refused(tmp_path, data):

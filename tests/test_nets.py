@@ -348,14 +348,14 @@ def test_an_ncode_manifold_gives_symbols_of_as_many_bits_as_its_quality(tmp_path
         assert (out == out[..., :1]).all()
 
 
-@pytest.mark.parametrize("network", [SMALL, replace(SMALL, autoencoder="mean-scale")])
+@pytest.mark.parametrize("network", [SMALL, replace(SMALL, autoencoder="mean-scale"), replace(SMALL, qualities=8)])
 def test_a_paper_manifold_takes_any_size(tmp_path, network):
-    ones = np.ones((1, 6), np.float32)
-    described = {"frame_size": None, "stride": 16, "qualities": 1, "network": to_dict(network), "channels": 6}
+    ones = np.ones((network.qualities, 6), np.float32)
+    described = {"frame_size": None, "stride": 16, "qualities": network.qualities, "network": to_dict(network), "channels": 6}
     model = saved(tmp_path / "p.safetensors", "hific", described, paper.Hific(network), gain=ones, inverse=ones)
     for height, width in ((1, 1), (17, 40)):
         latents = model.analyse(np.zeros((1, height, width, 3), np.uint8))
-        assert latents.shape[1:] == model.latent_shape(width, height)
+        assert latents.shape[1:] == model.latent_shape(width, height) and model.qualities == network.qualities
         assert model.synthesise(latents, width, height).shape == (1, height, width, 3)
 
 

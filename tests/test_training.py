@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import mcode
+from mcode.cli import main
 from mcode.errors import ConfigError, InputError, McodeError
 from mcode.training import loop, ncode
 from mcode.training.ncode import gradient_penalty, measure_statistics
@@ -373,6 +374,7 @@ def test_a_stage_1_checkpoint_is_not_exported(tmp_path, run, data):
         (changed(NCODE, aware_bits__encoding=[9]), "aware_bits"),
         (HIFIC.replace("crop = 64", "crop = 40"), "multiple of 16"),
         (HIFIC.replace("blocks = 1", "blocks = 0"), "blocks"),
+        (HIFIC.replace("blocks = 1", "qualities = 8"), r'= 8: .* qualities = 1; for several train family = "compact"'),
     ],
 )
 def test_a_wrong_configuration_gives_one_line(tmp_path, text, message):
@@ -381,6 +383,7 @@ def test_a_wrong_configuration_gives_one_line(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as error:
         read_config(path)
     assert "\n" not in str(error.value) and "c.toml" in str(error.value)
+    assert main(["train", str(path), "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
 
 
 def test_a_perceptual_loss_without_its_weights_stops_before_training(tmp_path, run, monkeypatch):

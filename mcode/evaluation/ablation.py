@@ -7,6 +7,7 @@ Manifolds are loaded one after the other: at full size each takes a gigabyte.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -20,6 +21,7 @@ import numpy as np
 
 from mcode.errors import InputError
 from mcode.evaluation import stills
+from mcode.evaluation.features import VGG_LAYERS, VggFeatures, to_batch
 from mcode.evaluation.images import _Cache, _digest, _mean, _Measured, not_measured
 from mcode.evaluation.images_report import _finite, _write, value_text
 from mcode.evaluation.judges import METRICS, Judges, Metric
@@ -28,12 +30,15 @@ from mcode.manifold import Manifold, load, read_info
 
 PERCEPTION = ("fid256", "kid256", "squeezenet_fid256", "mobilenet_kid256", "niqe", "mobilenet", "vgg19", "ms_ssim")
 """What the sweep's vertical axis shows: the first of these that was measured."""
+ABSOLUTE = "vgg19-l1"
+"""The d_P that is no metric: measured of the models that were trained with it, for their distortion."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a training's configuration says, None where the manifold's card has none. beta: 0 without a GAN loss. norm_d,
-    conditional: of D, None without one. steps: of both stages, those done. freeze: what the GAN leaves alone."""
+    conditional: of D, None without one. steps: done, those of what the training started from included. freeze: what the GAN
+    leaves alone. alike: a hash of the whole configuration but name and seed."""
 
     rate_target: float | None
     beta: float | None
@@ -47,6 +52,8 @@ class Settings:
     steps: int | None
     autoencoder: str | None = None
     freeze: str | None = None
+    seed: int | None = None
+    alike: str | None = None
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -115,6 +122,8 @@ def evaluate_ablation(
     paths = stills.image_paths(Path(folder))
     where = choose_device(device).type
     judges = Judges(perceptual, where)
+    judged = {metric.key for metric in judges.metrics}
+    vgg = VggFeatures(perceptual, VGG_LAYERS).to(where) if "vgg19" in judged else None
     cache = _Cache(out / "cache", judges, {f"MCode {info.name}": info.id for info in infos})
     total, done, measured, rows = len(paths) * len(infos), 0, 0, []
     digests: list[str] = []
@@ -126,18 +135,21 @@ def evaluate_ablation(
     _, originals = _mean([cache.read(None, digest) for digest in digests])
     for info in infos:
         model: Manifold | None = None
+        settings = settings_of(info.card, info.config)
+        own = vgg if settings.perceptual == ABSOLUTE else None
         codec = stills.StillCodec(f"MCode {info.name}", "ablation", _never)
         for path, digest in zip(paths, digests, strict=True):
-            if cache.get(codec, digest) is None:
+            known = cache.get(codec, digest)
+            if known is None or (own is not None and ABSOLUTE not in known.scores):
                 model = model or load(info.path, where)
-                cache.put(codec, digest, _measure(model, stills.read_image(path), judges))
+                cache.put(codec, digest, _measure(model, stills.read_image(path), judges, own))
                 measured += 1
             done += 1
             if progress:
                 progress(done, total)
         mean, features = _mean([cache.read(codec, digest) for digest in digests])
         mean.scores.update(judges.compare_sets(originals, features))
-        rows.append(_row(info.name, info.id, settings_of(info.card, info.config), mean))
+        rows.append(_row(info.name, info.id, settings, mean))
     report = AblationReport(
         folder=os.fspath(folder),
         images=len(paths),
@@ -166,22 +178,34 @@ def settings_of(card: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:
         conditional=loss.get("conditional") if gan else None,
         norm=network.get("norm"),
         blocks=network.get("blocks"),
-        steps=card.get("steps"),
+        steps=card.get("steps") if not training.get("initial") or "start_steps" in card else None,
         autoencoder=network.get("autoencoder", "hific") if network.get("family") == "paper" else None,
         freeze=training.get("freeze"),
+        seed=training.get("seed"),
+        alike=_alike(training) if trained else None,
     )
+
+
+def _alike(training: Mapping[str, Any]) -> str:
+    """The start of a training with another seed is its own: scripts/ablation.py names both with -sSEED."""
+    rest = {key: value for key, value in training.items() if key not in ("name", "seed")}
+    if rest.get("initial"):
+        rest["initial"] = rest["initial"].replace(f"-s{training.get('seed')}/", "/")
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _never(rgb: np.ndarray) -> tuple[int, np.ndarray]:
     raise AssertionError("pictures are measured by _measure")
 
 
-def _measure(model: Manifold, rgb: np.ndarray, judges: Judges) -> _Measured:
-    """Scores with what the table needs beside: mse, and the bits under P where the networks have one."""
+def _measure(model: Manifold, rgb: np.ndarray, judges: Judges, vgg: VggFeatures | None = None) -> _Measured:
+    """Scores with what the table needs beside: mse, the bits under P where the networks have one, ABSOLUTE by vgg."""
     pixels = rgb.shape[0] * rgb.shape[1]
     size, decoded = stills.mcode_still(model, model.default_quality).code(rgb)
     scores = judges.score(rgb, decoded)
     scores["mse"] = float(np.square(rgb.astype(np.float32) - decoded).mean(dtype=np.float64))
+    if vgg is not None:
+        scores[ABSOLUTE] = vgg.absolute_distance(*(to_batch(each).to(judges.device) for each in (rgb, decoded))).item()
     estimate = None
     if (bits := getattr(model.net, "bits", None)) is not None:
         import torch
@@ -213,10 +237,11 @@ def _distortion(settings: Settings, mse: float, scores: Mapping[str, float | Non
 def sweep_points(report: AblationReport) -> tuple[Metric | None, dict[float, list[tuple[float, float, float]]]]:
     """The metric of the vertical axis, and (beta, distortion, value) rising by beta, for each rate target.
 
-    Of the models of one kind, the kind with most of them, whose D is the usual one.
+    Of the models of one kind, the kind with most of them, whose D is the usual one; of several seeds the first.
     """
     by_key = {metric.key: metric for metric in METRICS}
-    rows = [row for row in report.rows if row.distortion is not None and row.settings.usual_d and row.settings.rate_target]
+    firsts = [rows[0] for rows in _by_seed(report)]
+    rows = [row for row in firsts if row.distortion is not None and row.settings.usual_d and row.settings.rate_target]
     key = next((k for k in PERCEPTION if any(row.scores.get(k) is not None for row in rows)), None)
     if key is None:
         return None, {}
@@ -267,6 +292,10 @@ def _write_all(out: Path, report: AblationReport) -> list[Path]:
     columns, lines = table(report)
     text = [f"{report.images} pictures of {Path(report.folder).resolve().name}.", ""]
     text += [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines)]
+    columns, lines = seeds_table(report)
+    if lines:
+        text += ["", "Over seeds, the mean, and Δ between the highest and the lowest.", ""]
+        text += [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines)]
     files.append(_write(out / "ablation.md", ("\n".join(text) + "\n").encode()))
     values = {"folder": report.folder, "images": report.images, "rows": [asdict(row) for row in report.rows]}
     content = json.dumps(_finite(values), ensure_ascii=False, indent=1, allow_nan=False)
@@ -288,13 +317,44 @@ def table(report: AblationReport) -> tuple[list[str], list[list[str]]]:
         "autoencoder": "E, G",
         "freeze": "fixed",
     }
-    columns = ["model", *(labels.get(name, name) for name in kept), "bit/pixel", "under P", "d", *(m.label for m in shown)]
+    columns = ["model", *(labels.get(name, name) for name in kept), "steps", "bit/pixel", "under P", "d"]
+    columns += [metric.label for metric in shown]
     lines = []
     for row in report.rows:
         own = [_setting(getattr(row.settings, name)) for name in kept]
+        own.append("–" if row.settings.steps is None else f"{row.settings.steps:,}")
         rates = [f"{row.bpp:.3f}", _number(row.estimate, 3), _number(row.distortion, 3)]
         lines.append([row.name, *own, *rates, *(value_text(m.key, row.scores.get(m.key)) for m in shown)])
     return columns, lines
+
+
+def seeds_table(report: AblationReport) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of text, of models with several seeds: mean and largest difference (table 1)."""
+    shown = [metric for metric in report.metrics if any(row.scores.get(metric.key) is not None for row in report.rows)]
+    columns = ["model", "seeds", "bit/pixel", "d", *(metric.label for metric in shown)]
+    lines = []
+    for rows in _by_seed(report):
+        if len(rows) > 1:
+            cells = [_spread("", [row.bpp for row in rows]), _spread("", [row.distortion for row in rows])]
+            cells += [_spread(metric.key, [row.scores.get(metric.key) for row in rows]) for metric in shown]
+            lines.append([rows[0].name, ", ".join(f"{row.settings.seed}" for row in rows), *cells])
+    return columns, lines
+
+
+def _by_seed(report: AblationReport) -> list[list[AblationRow]]:
+    """Rows that differ in seed alone together, in the order of the first; those without a known training by themselves."""
+    found: dict[Any, list[AblationRow]] = {}
+    for row in report.rows:
+        key = (row.settings.alike, row.settings.steps) if row.settings.alike else row.name
+        found.setdefault(key, []).append(row)
+    return [sorted(rows, key=lambda row: row.settings.seed or 0) for rows in found.values()]
+
+
+def _spread(key: str, values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return value_text(key, None)
+    return f"{value_text(key, math.fsum(known) / len(known))} (Δ {value_text(key, max(known) - min(known))})"
 
 
 def _setting(value: Any) -> str:

@@ -41,10 +41,10 @@ Norm = Literal["channel", "instance"]
 @dataclass(frozen=True)
 class PaperConfig:
     """channels: C of y. width: of the outermost convolutions, which four halvings double to 960. blocks: n_R. hyper:
-    channels of z. qualities: quantisers which the manifold holds. tanh: G ends in one, as in weights of the port that were
-    trained on pictures in [-1, 1]. norm: of E and G; "instance" is the ablation that darkens pictures of other sizes than the
-    training's crops (section 5.4). autoencoder: E and G; "mean-scale" are those of Minnen et al. 2018, with `width` channels
-    everywhere and neither blocks nor norm (figure 6b)."""
+    channels of z. qualities: quantisers which the manifold holds; trainings take 1 alone. tanh: G ends in one, as in weights
+    of the port that were trained on pictures in [-1, 1]. norm: of E and G; "instance" is the ablation that darkens pictures
+    of other sizes than the training's crops (section 5.4). autoencoder: E and G; "mean-scale" are those of Minnen et al.
+    2018, with `width` channels everywhere and neither blocks nor norm (figure 6b)."""
 
     family: Literal["paper"] = "paper"
     channels: int = 220

@@ -48,8 +48,8 @@ class HificLoss:
     perceptual: d_P, "lpips" as in the paper, where AlexNet's and LPIPS's weights are at hand, "vgg19", the VGG19 feature
     distance, or "vgg19-l1", the absolute difference of VGG19's features (section 5.4). In the first `easy_steps` lambda' is
     halved and the target 0.2/0.14 times as high, as in the authors' code, where lambda, by which the rate is divided, is
-    doubled. The paper's "no GAN" is adversarial_steps = 0, its "M&S hyperprior" also k_perceptual = 0 (and, for its own E
-    and G, network.autoencoder = "mean-scale"); `conditional` and `norm` are its ablations of D. See configs/hific.
+    doubled. The paper's "no GAN" is adversarial_steps = 0, its "M&S hyperprior" also perceptual = "none" and
+    network.autoencoder = "mean-scale"; `conditional` and `norm` are its ablations of D. See configs/hific.
     """
 
     rate_target: float = 0.14
@@ -116,6 +116,9 @@ class HificTraining:
     freeze: Literal["encoder"] | None = None
 
     def __post_init__(self) -> None:
+        if self.network.qualities != 1:
+            given = f'network.qualities = {self.network.qualities}: family = "paper" learns one rate, with qualities = 1'
+            raise ValueError(f'{given}; for several train family = "compact", as configs/general.toml does')
         if self.freeze is not None and not self.optimiser.adversarial_steps:
             raise ValueError("freeze holds in the steps with the GAN, of which there are none; set adversarial_steps")
 
@@ -242,7 +245,12 @@ def perceptual_distance(loss: HificLoss, device: str) -> Callable[[Tensor, Tenso
         from ..evaluation import lpips
         from ..evaluation.features import weights_path
 
-        return lpips.Lpips(weights_path(lpips.ALEXNET_FILE), weights_path(lpips.LINEAR_FILE), device).distance
+        try:
+            alexnet, linear = weights_path(lpips.ALEXNET_FILE), weights_path(lpips.LINEAR_FILE)
+        except InputError as error:
+            fetching = "mcode evaluate images PICTURES -o OUT --perceptual DIR --fetch-weights"
+            raise InputError(f'{error}; "{fetching}" downloads it') from error
+        return lpips.Lpips(alexnet, linear, device).distance
     from ..evaluation.features import VGG_LAYERS, VggFeatures
 
     vgg = channels_last(VggFeatures(layers=VGG_LAYERS), device)
@@ -260,10 +268,23 @@ def _start_from(net: Hific, path: Path) -> None:
         raise InputError(f"initial: {path} is of other networks than this configuration's") from error
 
 
+def _steps_before(initial: str | None, folder: Path) -> int | None:
+    """Of what a training in `folder` starts from, and of what that starts from; None where its checkpoint is not there."""
+    if initial is None:
+        return 0
+    path = Path(os.path.normpath(folder / initial))
+    if not path.is_file():
+        return None
+    step, values, _ = loop.read_checkpoint(path)
+    before = _steps_before(values.get("initial"), path.parent)
+    return None if before is None else step + before
+
+
 def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
     """A checkpoint as a manifold file of one quality, in half precision; returns its id. Raises InputError.
 
-    The code tables are fitted to pictures and video frames of the training's folders, and to deltas of rendered scenes.
+    The code tables are fitted to pictures and video frames of the training's folders, and to deltas of rendered scenes. The
+    card's `steps` are those of all stages; `start_steps`, those of `initial`, is left out where its checkpoint is not there.
     """
     step, values, tensors = loop.read_checkpoint(checkpoint)
     if values.get("kind") != "hific" or values.get("network", {}).get("family") != "paper":
@@ -274,6 +295,7 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
     pictures = load_pictures([data / f for f in config.data.folders], longest=EXPORT_LONGEST, frames_per_video=1)
     if not pictures:
         raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
+    before = _steps_before(config.initial, checkpoint.parent)
     fitted = fit_tables(net, pictures[:: max(1, len(pictures) // EXPORT_PICTURES)])
     return save(
         output,
@@ -286,7 +308,8 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
             "data": f"{', '.join(config.data.folders)}: {len(pictures)} pictures and frames",
             "made": date.today().isoformat(),
             "training_config": to_dict(config),
-            "steps": step,
+            "steps": step + (before or 0),
         }
+        | ({} if before is None else {"start_steps": before})
         | dict(card or {}),
     )
