@@ -30,7 +30,7 @@ def ablation(
     Writes OUT/ablation.json, ablation.md and sweep.png. What distinguishes the models is read from their cards. Train a
     whole family, at full size or small, with scripts/ablation.py and configs/hific.
     """
-    from mcode.evaluation.ablation import evaluate_ablation, table
+    from mcode.evaluation.ablation import evaluate_ablation, seeds_table, table
     from mcode.evaluation.features import WEIGHTS_VARIABLE
 
     with progress_bar("measuring", "images") as progress:
@@ -49,6 +49,10 @@ def ablation(
         return
     columns, lines = table(report)
     print_table(columns, lines, right=columns[1:])
+    columns, lines = seeds_table(report)
+    if lines:
+        print("\nover seeds: the mean, and Δ between the highest and the lowest")
+        print_table(columns, lines, right=columns[1:])
     print(f"\n{report.images} images, {report.measured} pictures measured now, the others kept from before")
     for file in report.files:
         print(f"  {file}")

@@ -22,7 +22,7 @@ import numpy as np
 from mcode.errors import InputError
 from mcode.evaluation import stills
 from mcode.evaluation.features import VGG_LAYERS, VggFeatures, to_batch
-from mcode.evaluation.images import _Cache, _digest, _mean, _Measured, not_measured
+from mcode.evaluation.images import _Cache, _digest, _mean, _Measured, not_measured, too_small
 from mcode.evaluation.images_report import _finite, _write, value_text
 from mcode.evaluation.judges import METRICS, Judges, Metric
 from mcode.latents import choose_device, quantise
@@ -127,8 +127,10 @@ def evaluate_ablation(
     cache = _Cache(out / "cache", judges, {f"MCode {info.name}": info.id for info in infos})
     total, done, measured, rows = len(paths) * len(infos), 0, 0, []
     digests: list[str] = []
+    sides: dict[Path, int] = {}
     for path in paths:
-        rgb = stills.read_image(path)
+        rgb = stills.read_picture(path)
+        sides[path] = min(rgb.shape[:2])
         digests.append(_digest(rgb))
         if cache.get(None, digests[-1]) is None:
             cache.put(None, digests[-1], _Measured(0.0, {}, judges.patch_features(rgb)))
@@ -142,7 +144,7 @@ def evaluate_ablation(
             known = cache.get(codec, digest)
             if known is None or (own is not None and ABSOLUTE not in known.scores):
                 model = model or load(info.path, where)
-                cache.put(codec, digest, _measure(model, stills.read_image(path), judges, own))
+                cache.put(codec, digest, _measure(model, stills.read_picture(path), judges, own))
                 measured += 1
             done += 1
             if progress:
@@ -156,7 +158,7 @@ def evaluate_ablation(
         metrics=judges.metrics,
         rows=tuple(rows),
         measured=measured,
-        warnings=not_measured(judges, perceptual, [row.scores for row in rows]),
+        warnings=(*not_measured(judges, perceptual, [row.scores for row in rows]), *too_small(sides, judges.metrics)),
         files=(),
     )
     return AblationReport(**(vars(report) | {"files": tuple(map(str, _write_all(out, report)))}))

@@ -126,9 +126,6 @@ def image_paths(folder: str | Path) -> list[Path]:
     return paths
 
 
-read_image = read_picture  # as ablation.py calls it
-
-
 def standard_codecs() -> list[StillCodec]:
     """The codecs and settings of the published table."""
     return [
