@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -105,6 +106,29 @@ def test_loop_begins_again(playback):
     wait_until(playback, lambda: playback.lanes[0].newest is not None)
     wait_until(playback, lambda: shown(playback) < 20)
     assert not playback.ended and not playback.clock.paused
+
+
+def test_seek_in_the_midst_of_a_tick_is_no_error(playback):
+    class Overtaken(deque):
+        """Looked at, it has the decoder begin at another place before the look is over."""
+
+        def __getitem__(self, index):
+            first = super().__getitem__(index)
+            playback.seek(1.0)
+            end_s = time.monotonic() + PATIENCE_S
+            while self and playback._unshown is self:
+                assert time.monotonic() < end_s, "the decoder did not begin anew"
+                time.sleep(0.002)
+            return first
+
+        def append(self, keyframe):
+            pass
+
+    playback.start()
+    wait_until(playback, lambda: playback.lanes[0].newest is not None)
+    playback._unshown = Overtaken([(0, 8)])
+    playback.tick()
+    wait_until(playback, lambda: playback.lanes[0].newest.pts_s >= 1.0)
 
 
 def test_channel_damages_the_picture_that_stands_and_heals_when_reset(playback):
