@@ -35,7 +35,7 @@ from .overlay import Busy, Keys, Message, Stats, Welcome
 from .recorder import FPS as RECORD_FPS
 from .recorder import Recorder
 from .session import Session, Settings
-from .sources import STREAM_SCHEMES, open_source
+from .sources import STREAM_SCHEME, open_source
 from .theme import BODY, DARK, LIGHT, TITLE, Theme, font, palette, style_sheet
 from .transport import SPEEDS, Transport
 from .view import Arrangement, VideoView, array_of
@@ -552,7 +552,7 @@ class Window(QWidget):
 
     def ask_address(self) -> None:
         """A stream to listen for."""
-        given = [source for source in self.recent() if source.startswith(STREAM_SCHEMES)]
+        given = [source for source in self.recent() if source.startswith(STREAM_SCHEME)]
         text, accepted = QInputDialog.getText(self, "Open", "Listen at rtp://HOST:PORT", text=(given or [FIRST_ADDRESS])[0])
         text = text.strip()
         if accepted and text:

@@ -255,6 +255,7 @@ def test_source_loops(compare):
     [
         ("missing.mcode", InputError, "no such file"),
         (".", InputError, "folder"),
+        ("udp://127.0.0.1:5004", InputError, "rtp://HOST:PORT"),
         ("camera:x", InputError, "camera:0"),
         ("camera:99", InputError, "camera 99"),
     ],

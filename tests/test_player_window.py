@@ -404,6 +404,7 @@ def test_clock_text():
     ("arguments", "words"),
     [
         (["nowhere.mcode"], "no such file"),
+        (["udp://127.0.0.1:5004"], "rtp://HOST:PORT"),
         (["--demo", "--n", "0"], "1 to 32"),
         (["--demo", "--loss", "2"], "loss"),
         (["--demo", "--bit-error-rate", "7"], "bit error rate"),
