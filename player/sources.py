@@ -80,7 +80,6 @@ class Demo(Compare):
         self._device = device
         super().__init__(_Pending(), settings=replace(settings, manifold=None), load=self._load_demo)
         self.title, self.busy = "Demo", "Preparing the demo"
-        self._demo_settings = settings
 
     def _load_demo(self, name: str | None) -> mcode.manifold.Manifold:
         return mcode.manifold.load(name or self._made.manifold, self._device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -13,8 +13,9 @@ import pytest
 from mcode.codec import Encoder
 from mcode.container import McodeWriter
 from mcode.errors import FormatError, InputError, ManifoldError
+from mcode.frame import TICKS_PER_S, Frame
+from mcode.video import centre_crop, resize
 from player.compare import Compare
-from player.feeds import PaintedFeed
 from player.playback import Playback
 from player.session import Session, Settings
 from player.sources import open_source
@@ -160,6 +161,31 @@ def test_wrong_manifold_is_named(mcode_clip):
 def test_stats_tell_the_stream(playback):
     rows = dict(playback.stats())
     assert rows["Picture"] == "64 × 48" and "every 4 frames, fixed" in rows["Keyframes"]
+
+
+class PaintedFeed:
+    """Frames made by a function of time (seconds) giving uint8 (H, W, 3)."""
+
+    audio_path: str | None = None
+
+    def __init__(
+        self,
+        title: str,
+        paint: Callable[[float], np.ndarray],
+        size: tuple[int, int],
+        fps: float = 25.0,
+        duration_s: float | None = None,
+    ) -> None:
+        self.title, self.size, self.fps, self.duration_s = title, size, fps, duration_s
+        self._paint = paint
+
+    def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
+        period = round(TICKS_PER_S / self.fps)
+        index = 0
+        while self.duration_s is None or start_s + index / self.fps < self.duration_s:
+            rgb = self._paint(start_s + index / self.fps)
+            yield Frame(resize(centre_crop(rgb, crop_to) if crop_to else rgb, *size), index * period)
+            index += 1
 
 
 def stripes(t: float) -> np.ndarray:

@@ -24,7 +24,6 @@ from mcode.video import FrameReader
 from player import app as player_app
 from player.compare import Compare
 from player.controls import BER_STEPS, ber_of, ber_text, step_of_ber
-from player.feeds import PaintedFeed
 from player.overlay import KEYS
 from player.playback import Playback
 from player.session import BER_LEAST, BER_MOST, Settings
@@ -32,7 +31,7 @@ from player.view import Arrangement, array_of, image_of
 from player.widgets import Slider, clock_text
 from player.window import Window
 from tests.block_means import FPS, BlockMeans
-from tests.test_player_sessions import mcode_clip, stripes
+from tests.test_player_sessions import PaintedFeed, mcode_clip, stripes
 from tests.test_range import WithHyper
 
 __all__ = ["mcode_clip"]
