@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import av
 import cv2
@@ -22,7 +22,6 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
 
-CodecName = Literal["h264", "h265", "av1"]
 Frames = Sequence[Frame] | Callable[[], Iterable[Frame]]
 """A clip that can be gone through more than once: a list, or a function that opens it anew."""
 
@@ -432,16 +431,6 @@ def find_crf(
             break
         found[guess] = value(guess)
     return min(found, key=off)
-
-
-def encode_at_rate(frames: Frames, codec: str, kbps: float, **options: Any) -> Encoding:
-    """The clip at the reachable rate nearest to `kbps`, or at the codec's floor (`at_floor`). Options as CrfSearch."""
-    return CrfSearch(frames, codec, **options).at_rate(kbps)
-
-
-def encode_at_psnr(frames: Frames, codec: str, psnr_db: float, **options: Any) -> Encoding:
-    """The clip at the rate where its mean PSNR is nearest to `psnr_db`. Options as CrfSearch."""
-    return CrfSearch(frames, codec, **options).at_psnr(psnr_db)
 
 
 def _psnr_db(a: np.ndarray, b: np.ndarray) -> float:

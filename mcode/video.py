@@ -100,9 +100,9 @@ class FrameReader:
     and mirroring in the metadata are applied. The sample aspect ratio is not: pixels are square here. HDR is not
     tone-mapped.
 
-    Times: the first frame has pts 0; ticks of 1/90,000 s, strictly increasing (`repaired` counts timestamps that were
-    missing or ran backwards). start_s, duration_s: the frames with start_s <= time < start of the first such frame +
-    duration_s. crop_to: (w, h), the largest centred cut of that aspect; then size: (width, height) in pixels.
+    Times: the first frame has pts 0; ticks of 1/90,000 s, strictly increasing, also where the file's are missing or run
+    backwards. start_s, duration_s: the frames with start_s <= time < start of the first such frame + duration_s.
+    crop_to: (w, h), the largest centred cut of that aspect; then size: (width, height) in pixels.
 
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
     packets that did not decode. Memory: one frame beside those inside FFmpeg's decoder (a few, one per thread).
@@ -131,10 +131,9 @@ class FrameReader:
         self.width, self.height = size or _cropped_size(self.info.width, self.info.height, crop_to)
         self.truncated: str | None = None
         self.damaged = 0
-        self.repaired = 0
 
     def __iter__(self) -> Iterator[Frame]:
-        self.truncated, self.damaged, self.repaired = None, 0, 0
+        self.truncated, self.damaged = None, 0
         damage = _Damage()
         last: Frame | None = None
         end: Fraction | None = None  # of the last frame, from the start of the video
@@ -146,9 +145,9 @@ class FrameReader:
             if last is None:
                 pts = 0
             elif pts is None:
-                pts, self.repaired = last.pts + self._period_ticks(), self.repaired + 1
+                pts = last.pts + self._period_ticks()
             elif pts <= last.pts:
-                pts, self.repaired = last.pts + 1, self.repaired + 1
+                pts = last.pts + 1
             if limit is not None and pts >= limit:
                 return
             last = Frame(self._fitted(_to_rgb(picture)), pts)
@@ -204,18 +203,6 @@ class FrameReader:
         if not (short or damage.cut_off):
             return None
         return f"{have:.1f} of {promised:.1f} s" if promised and promised >= have else f"{have:.1f} s, then it breaks off"
-
-
-def read_frames(
-    path: StrPath,
-    *,
-    start_s: float = 0,
-    duration_s: float | None = None,
-    size: tuple[int, int] | None = None,
-    crop_to: tuple[int, int] | None = None,
-) -> FrameReader:
-    """The frames of `path`; see FrameReader."""
-    return FrameReader(path, start_s=start_s, duration_s=duration_s, size=size, crop_to=crop_to)
 
 
 def read_picture(path: StrPath) -> np.ndarray:

@@ -46,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from functools import partial
 
     from .session import N_MOST, Settings
-    from .sources import open_source
+    from .sources import check_source, open_source
 
     settings = Settings(
         n=arguments.n,
@@ -64,8 +64,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if not 1 <= settings.n <= N_MOST:
         raise InputError(f"--n {settings.n}: the keyframe interval is 1 to {N_MOST} frames in the player")
     source = "demo:" if arguments.demo else arguments.source
-    if source and not source.startswith(("demo:", "camera:", "rtp://", "udp://")) and not os.path.exists(source):
-        raise InputError(f"{source}: no such file")
+    if source:
+        check_source(source)
     if sys.platform.startswith("linux") and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or os.environ.get("QT_QPA_PLATFORM")
     ):

@@ -15,7 +15,7 @@ import numpy as np
 from PyQt6.QtCore import QIODevice, QLoggingCategory, QObject
 
 from mcode.errors import InputError
-from mcode.video import audio_packets
+from mcode.video import audio_packets, due_s
 
 if TYPE_CHECKING:
     from PyQt6.QtMultimedia import QAudioSink
@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 RATE, CHANNELS, BYTES = 48_000, 2, 2
 _BYTES_PER_S = RATE * CHANNELS * BYTES
 _AHEAD_S = 0.6
+_SILENCE = bytes(_BYTES_PER_S // 100)
+_GAP_S = 0.01
+"""A longer gap between two pieces is silence; a shorter one is the coarseness of their time stamps."""
 
 
 class _Pipe(QIODevice):
-    """Bytes from the decoder's thread to the sound card's. Silence where there are none yet."""
+    """Bytes from the decoder's thread to the sound card's. Silence where there are none yet, and after the end. given: what
+    the card has of the file; silence after the end counts, so that the pictures go on."""
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -36,23 +40,32 @@ class _Pipe(QIODevice):
         self._pieces: deque[bytes] = deque()
         self.waiting = 0
         self.given = 0
+        self._ended = False
         self.open(QIODevice.OpenModeFlag.ReadOnly)
 
-    def put(self, data: bytes, stop: threading.Event) -> None:
+    def put(self, data: bytes, stop: threading.Event | None = None) -> None:
+        """Waits while there is enough, and puts nothing once stop is set. Without stop it never waits."""
         with self._lock:
-            while self.waiting > _AHEAD_S * _BYTES_PER_S and not stop.is_set():
+            while stop is not None and self.waiting > _AHEAD_S * _BYTES_PER_S and not stop.is_set():
                 self._lock.wait(0.1)
-            self._pieces.append(data)
-            self.waiting += len(data)
+            if stop is None or not stop.is_set():
+                self._pieces.append(data)
+                self.waiting += len(data)
+
+    def end(self, stop: threading.Event) -> None:
+        """No more comes, unless stop is set: then it was not the end."""
+        with self._lock:
+            self._ended |= not stop.is_set()
 
     def clear(self) -> None:
         with self._lock:
             self._pieces.clear()
             self.waiting = self.given = 0
+            self._ended = False
             self._lock.notify_all()
 
     def bytesAvailable(self) -> int:
-        return self.waiting + super().bytesAvailable()
+        return self.waiting + (len(_SILENCE) if self._ended else 0) + super().bytesAvailable()
 
     def isSequential(self) -> bool:
         return True
@@ -60,7 +73,10 @@ class _Pipe(QIODevice):
     def readData(self, most: int) -> bytes:
         with self._lock:
             if not self._pieces:
-                return bytes(min(most, _BYTES_PER_S // 100))
+                silence = _SILENCE[:most]
+                if self._ended:
+                    self.given += len(silence)
+                return silence
             piece = self._pieces.popleft()
             if len(piece) > most:
                 self._pieces.appendleft(piece[most:])
@@ -127,17 +143,39 @@ class Audio:
 
     def _decode(self, start_s: float, stop: threading.Event) -> None:
         resampler = av.AudioResampler(format="s16", layout="stereo", rate=RATE)
+        written = 0
         try:
             for packet in audio_packets(self.path, start_s):
                 if stop.is_set():
                     return
-                for piece in packet.decode():
-                    for frame in resampler.resample(piece):
-                        self._pipe.put(frame.to_ndarray().tobytes(), stop)
-                        if stop.is_set():
-                            return
+                for due, samples in _samples(packet, resampler):
+                    while due - written > _GAP_S * RATE and not stop.is_set():
+                        silent = min(due - written, RATE // 10)
+                        self._pipe.put(bytes(silent * CHANNELS * BYTES), stop)
+                        written += silent
+                    heard = samples if written else samples[max(0, -due) :]
+                    if len(heard):
+                        self._pipe.put(heard.tobytes(), stop)
+                    written += len(heard)
         except (av.FFmpegError, InputError):
-            return  # what there is has been heard
+            pass  # what there is has been heard
+        finally:
+            self._pipe.end(stop)
+
+
+def _samples(packet: av.Packet[av.AudioStream], resampler: av.AudioResampler) -> list[tuple[int, np.ndarray]]:
+    """int16 (n, CHANNELS), each with the sample from the start on that it is due at. Of a damaged packet none."""
+    made = []
+    try:
+        for piece in packet.decode():
+            time_s = due_s(packet) if piece.pts is None or piece.time_base is None else piece.pts * piece.time_base
+            due = round(time_s * RATE)
+            for frame in resampler.resample(piece):
+                made.append((due, frame.to_ndarray().reshape(-1, CHANNELS)))
+                due += frame.samples
+    except (av.FFmpegError, ValueError):  # PyAV's ValueError: sound of another form, as damage may feign
+        return []
+    return made
 
 
 class LiveAudio:
@@ -148,8 +186,6 @@ class LiveAudio:
     def __init__(self, pieces: deque[AudioChunk]) -> None:
         self._pieces, self._pipe = pieces, _Pipe()
         self._sink = _sink()
-        self._never = threading.Event()
-        self._never.set()  # the window's thread never waits
         self.muted = False
         self._sink.start(self._pipe)
 
@@ -163,7 +199,7 @@ class LiveAudio:
             samples = self._pieces.popleft().samples
             if late_s > self.LATE_S or paused or self.muted or waiting_s > self.MOST_WAITING_S:
                 continue
-            self._pipe.put(_stereo(samples), self._never)
+            self._pipe.put(_stereo(samples))
 
     def halt(self) -> None:
         self._sink.stop()

@@ -1,15 +1,14 @@
-"""Where the pictures of a live comparison come from: a file, a camera, or painted. No Qt."""
+"""Where the pictures of a live comparison come from: a file or a camera. No Qt."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import av
-import numpy as np
 
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
@@ -50,31 +49,6 @@ class VideoFeed:
     def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
         yield from FrameReader(self.path, start_s=start_s, size=size, crop_to=crop_to)
         release_decoders()  # a clip in a loop
-
-
-class PaintedFeed:
-    """Frames made by a function of time (seconds) giving uint8 (H, W, 3): tests and the picture without a source."""
-
-    audio_path: str | None = None
-
-    def __init__(
-        self,
-        title: str,
-        paint: Callable[[float], np.ndarray],
-        size: tuple[int, int],
-        fps: float = 25.0,
-        duration_s: float | None = None,
-    ) -> None:
-        self.title, self.size, self.fps, self.duration_s = title, size, fps, duration_s
-        self._paint = paint
-
-    def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
-        period = round(TICKS_PER_S / self.fps)
-        index = 0
-        while self.duration_s is None or start_s + index / self.fps < self.duration_s:
-            rgb = self._paint(start_s + index / self.fps)
-            yield Frame(resize(centre_crop(rgb, crop_to) if crop_to else rgb, *size), index * period)
-            index += 1
 
 
 class CameraFeed:

@@ -43,13 +43,9 @@ SHAPES = {
     "moon": '<path d="M19.6 14.2A8 8 0 1 1 9.8 4.4a6.4 6.4 0 0 0 9.8 9.8z"/>',
     "sun": '<circle cx="12" cy="12" r="4"/>'
     '<path d="M12 3v2M12 19v2M3 12h2M19 12h2M5.6 5.6L7 7M17 17l1.4 1.4M18.4 5.6L17 7M7 17l-1.4 1.4"/>',
-    "reset": '<path d="M4 12a8 8 0 1 0 2.5-5.8L4 8.6"/><path d="M4 3.6v5h5"/>',
-    "close": '<path d="M6 6l12 12"/><path d="M18 6L6 18"/>',
-    "more": '<path d="M5.5 12v.2M12 12v.2M18.5 12v.2" stroke-width="2.6"/>',
     "chevron": '<path d="M7 10l5 5 5-5"/>',
     "film": '<rect x="3" y="4.5" width="18" height="15" rx="2.2"/>'
     '<path d="M7.5 4.5v15M16.5 4.5v15M3 12h18M3 8.2h4.5M3 15.8h4.5M16.5 8.2H21M16.5 15.8H21"/>',
-    "demo": '<path d="M12 3.2l1.9 5.9 5.9 1.9-5.9 1.9L12 18.8l-1.9-5.9L4.2 11l5.9-1.9z"/><path d="M19 17v4M17 19h4"/>',
 }
 
 

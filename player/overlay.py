@@ -196,7 +196,7 @@ class Message(QWidget):
 
 
 class Busy(QWidget):
-    """What one waits for, with a bar where the share done is known, over the pictures."""
+    """What one waits for, over the pictures."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)

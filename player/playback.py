@@ -60,7 +60,7 @@ class Playback(Session):
         self._steps = 0
         self._place_s, self._filling, self._decoded_to_end = 0.0, True, False
         self.link = MCodeLink(settings, lambda _: self.model, header)
-        self._unshown: deque[tuple[int, int]] = deque(maxlen=4096)  # pts and bits of keyframes decoded, not yet shown
+        self._unshown = _unshown()
         if reader.truncated:
             self.notices.append(f"The file is cut off: {reader.truncated} can be played")
 
@@ -106,8 +106,9 @@ class Playback(Session):
         elif self._decoded_to_end and following is None:
             self._steps = 0
         changed = super().tick()
-        while self._unshown and self._unshown[0][0] <= self.clock.time_s * TICKS_PER_S:
-            self.lanes[0].counters.bits.add(self._unshown.popleft()[1])
+        unshown = self._unshown  # after a seek the decoder begins another
+        while unshown and unshown[0][0] <= self.clock.time_s * TICKS_PER_S:
+            self.lanes[0].counters.bits.add(unshown.popleft()[1])
         at_end = self.clock.time_s >= (self.duration_s or 0.0)
         if at_end and not self.clock.paused and self._target_s is None:
             if self.loop:
@@ -191,7 +192,7 @@ class Playback(Session):
         counters = lane.counters
         self.reader.seek(target_s)
         link.restart(self.reader.header)
-        self._unshown.clear()
+        self._unshown = _unshown()
         first = round((target_s - self._period_s() * 0.999) * TICKS_PER_S)
         room = max(2, round(AHEAD_S / self._period_s()))
         for sent in self.reader:
@@ -220,6 +221,11 @@ class Playback(Session):
     def _is_late(self, pts: int) -> bool:
         """Whether a keyframe's time has passed, so that synthesising its frames would only make the next late."""
         return not self.clock.paused and not self._filling and pts / TICKS_PER_S < self.clock.time_s - LATE_S
+
+
+def _unshown() -> deque[tuple[int, int]]:
+    """For the pts and bits of keyframes decoded, not yet shown."""
+    return deque(maxlen=4096)
 
 
 def _has_sound(path: str) -> bool:

@@ -45,11 +45,13 @@ class Recorder:
 
     def _write(self) -> None:
         writer: FrameWriter | None = None
+        ended = False
         try:
             writer = FrameWriter(self.path, width=self.width, height=self.height, force=True)
             while (frame := self._queue.get()) is not None:
                 writer.push(frame)
                 self.frames += 1
+            ended = True
             if self.frames:
                 writer.close()
             else:
@@ -58,5 +60,5 @@ class Recorder:
             self.error = " ".join(str(error).split())
             if writer is not None:
                 writer.abort()
-            while self._queue.get() is not None:
-                pass
+            while not ended:
+                ended = self._queue.get() is None

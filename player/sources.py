@@ -18,7 +18,7 @@ from .playback import Playback
 from .session import Session, Settings
 
 DEFAULT_MANIFOLD = "general"
-STREAM_SCHEMES = ("rtp://", "udp://")
+STREAM_SCHEME = "rtp://"
 
 
 def open_source(source: str | os.PathLike[str], settings: Settings | None = None, *, device: str = "auto") -> Session:
@@ -28,9 +28,10 @@ def open_source(source: str | os.PathLike[str], settings: Settings | None = None
     Raises McodeError in one line.
     """
     text, settings = os.fspath(source), settings or Settings()
+    check_source(text)
     if text.startswith("demo:"):
         return Demo(settings, device=device)
-    if text.startswith(STREAM_SCHEMES) or Path(text).suffix.lower() == ".sdp":
+    if text.startswith(STREAM_SCHEME) or Path(text).suffix.lower() == ".sdp":
         from .remote import Remote
 
         return Remote(text, settings, device=device)
@@ -39,8 +40,6 @@ def open_source(source: str | os.PathLike[str], settings: Settings | None = None
         if not number.isdigit():
             raise InputError(f"{text}: a camera is named by its number, as camera:0")
         return _compare(CameraFeed(int(number)), settings, device)
-    if not Path(text).exists():
-        raise InputError(f"{text}: no such file")
     if Path(text).is_dir():
         raise InputError(f"{text} is a folder; open a file in it")
     try:
@@ -49,6 +48,15 @@ def open_source(source: str | os.PathLike[str], settings: Settings | None = None
         if Path(text).suffix.lower() == ".mcode":
             raise
     return _compare(VideoFeed(text), settings, device)
+
+
+def check_source(source: str) -> None:
+    """Raises InputError for what is neither a path that exists nor one of the other sources."""
+    if source.startswith(("demo:", "camera:", STREAM_SCHEME)) or os.path.exists(source):
+        return
+    if "://" in source:
+        raise InputError(f"{source}: give a stream as {STREAM_SCHEME}HOST:PORT or by its SDP file")
+    raise InputError(f"{source}: no such file")
 
 
 def _compare(feed: VideoFeed | CameraFeed, settings: Settings, device: str) -> Compare:
@@ -72,7 +80,6 @@ class Demo(Compare):
         self._device = device
         super().__init__(_Pending(), settings=replace(settings, manifold=None), load=self._load_demo)
         self.title, self.busy = "Demo", "Preparing the demo"
-        self._demo_settings = settings
 
     def _load_demo(self, name: str | None) -> mcode.manifold.Manifold:
         return mcode.manifold.load(name or self._made.manifold, self._device)

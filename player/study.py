@@ -305,6 +305,8 @@ def run(
     hints = application.styleHints()
     light = hints is not None and hints.colorScheme() == Qt.ColorScheme.Light
     window = StudyWindow(session, view=view, theme=LIGHT if light else DARK)
+    if window.problem:  # with the first question
+        raise window.problem
     window.show()
     previous = signal.signal(signal.SIGINT, lambda *_: window.close())
     wake = QTimer()  # lets Python see Ctrl-C while Qt waits

@@ -43,7 +43,7 @@ class Place:
 
 
 class VideoView(QWidget):
-    """Paints the newest frame of each lane. wipe: the divider's place, 0 to 1. solo: the lane shown alone."""
+    """Paints the newest frame of each lane. wipe: the divider's place, 0 to 1."""
 
     clicked = pyqtSignal()
     double_clicked = pyqtSignal()

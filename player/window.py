@@ -35,7 +35,7 @@ from .overlay import Busy, Keys, Message, Stats, Welcome
 from .recorder import FPS as RECORD_FPS
 from .recorder import Recorder
 from .session import Session, Settings
-from .sources import STREAM_SCHEMES, open_source
+from .sources import STREAM_SCHEME, open_source
 from .theme import BODY, DARK, LIGHT, TITLE, Theme, font, palette, style_sheet
 from .transport import SPEEDS, Transport
 from .view import Arrangement, VideoView, array_of
@@ -90,6 +90,7 @@ class Window(QWidget):
         self.audio: Audio | LiveAudio | None = None
         self.recorder: Recorder | None = None
         self._opening: list[_Opening] = []
+        self._newest: _Opening | None = None  # of them; the others' sessions are closed as they come
         self._settings = Settings()
         self._manifold: str | None = None
         self._muted = False
@@ -256,13 +257,13 @@ class Window(QWidget):
         opening = _Opening(lambda: self._opener(source, settings))
         opening.done.connect(lambda session, problem: self._opened(opening, source, session, problem))
         self._opening.append(opening)
+        self._newest = opening
         opening.start()
 
     def _opened(self, opening: _Opening, source: str, session: Session | None, problem: str | None) -> None:
-        current = opening is self._opening[-1]
         opening.wait()
         self._opening.remove(opening)
-        if not current:
+        if opening is not self._newest:
             if session is not None:
                 session.close(0)
             return
@@ -513,7 +514,6 @@ class Window(QWidget):
         if recorder is None:
             return
         if recorder.error:
-            self.message.say(recorder.error, problem=True)
             self._stop_recording()
         elif now_s - self._recorded_s >= 1 / RECORD_FPS - 0.004:
             self._recorded_s = now_s
@@ -525,7 +525,9 @@ class Window(QWidget):
             return
         recorder.close()
         self.transport.record_button.setChecked(False)
-        if recorder.error is None and recorder.frames:
+        if recorder.error:
+            self.message.say(recorder.error, problem=True)
+        elif recorder.frames:
             self.message.say(f"Saved {recorder.path}")
 
     def show_open_menu(self) -> None:
@@ -550,7 +552,7 @@ class Window(QWidget):
 
     def ask_address(self) -> None:
         """A stream to listen for."""
-        given = [source for source in self.recent() if source.startswith(STREAM_SCHEMES)]
+        given = [source for source in self.recent() if source.startswith(STREAM_SCHEME)]
         text, accepted = QInputDialog.getText(self, "Open", "Listen at rtp://HOST:PORT", text=(given or [FIRST_ADDRESS])[0])
         text = text.strip()
         if accepted and text:

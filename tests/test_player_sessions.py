@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from mcode.codec import Encoder
 from mcode.container import McodeWriter
 from mcode.errors import FormatError, InputError, ManifoldError
+from mcode.frame import TICKS_PER_S, Frame
+from mcode.video import centre_crop, resize
 from player.compare import Compare
-from player.feeds import PaintedFeed
 from player.playback import Playback
 from player.session import Session, Settings
 from player.sources import open_source
@@ -107,6 +109,29 @@ def test_loop_begins_again(playback):
     assert not playback.ended and not playback.clock.paused
 
 
+def test_seek_in_the_midst_of_a_tick_is_no_error(playback):
+    class Overtaken(deque):
+        """Looked at, it has the decoder begin at another place before the look is over."""
+
+        def __getitem__(self, index):
+            first = super().__getitem__(index)
+            playback.seek(1.0)
+            end_s = time.monotonic() + PATIENCE_S
+            while self and playback._unshown is self:
+                assert time.monotonic() < end_s, "the decoder did not begin anew"
+                time.sleep(0.002)
+            return first
+
+        def append(self, keyframe):
+            pass
+
+    playback.start()
+    wait_until(playback, lambda: playback.lanes[0].newest is not None)
+    playback._unshown = Overtaken([(0, 8)])
+    playback.tick()
+    wait_until(playback, lambda: playback.lanes[0].newest.pts_s >= 1.0)
+
+
 def test_channel_damages_the_picture_that_stands_and_heals_when_reset(playback):
     playback.start()
     playback.clock.paused = True
@@ -136,6 +161,31 @@ def test_wrong_manifold_is_named(mcode_clip):
 def test_stats_tell_the_stream(playback):
     rows = dict(playback.stats())
     assert rows["Picture"] == "64 × 48" and "every 4 frames, fixed" in rows["Keyframes"]
+
+
+class PaintedFeed:
+    """Frames made by a function of time (seconds) giving uint8 (H, W, 3)."""
+
+    audio_path: str | None = None
+
+    def __init__(
+        self,
+        title: str,
+        paint: Callable[[float], np.ndarray],
+        size: tuple[int, int],
+        fps: float = 25.0,
+        duration_s: float | None = None,
+    ) -> None:
+        self.title, self.size, self.fps, self.duration_s = title, size, fps, duration_s
+        self._paint = paint
+
+    def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
+        period = round(TICKS_PER_S / self.fps)
+        index = 0
+        while self.duration_s is None or start_s + index / self.fps < self.duration_s:
+            rgb = self._paint(start_s + index / self.fps)
+            yield Frame(resize(centre_crop(rgb, crop_to) if crop_to else rgb, *size), index * period)
+            index += 1
 
 
 def stripes(t: float) -> np.ndarray:
@@ -231,6 +281,7 @@ def test_source_loops(compare):
     [
         ("missing.mcode", InputError, "no such file"),
         (".", InputError, "folder"),
+        ("udp://127.0.0.1:5004", InputError, "rtp://HOST:PORT"),
         ("camera:x", InputError, "camera:0"),
         ("camera:99", InputError, "camera 99"),
     ],

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 pytest.importorskip("PyQt6.QtMultimedia")
 
 from mcode.receive import AudioChunk, PlayoutClock
+from mcode.video import audio_packets
 from player import audio
 from player.audio import RATE, Audio, LiveAudio, open_audio
 
 SECOND = RATE * 4
+PATIENCE_S = 60
 
 
 class Card:
@@ -38,7 +44,7 @@ class Card:
     def play(self, size: int) -> bytes:
         """Take that much sound, waiting for the decoder."""
         data = b""
-        end_s = time.monotonic() + 60
+        end_s = time.monotonic() + PATIENCE_S
         while len(data) < size:
             assert time.monotonic() < end_s, "no sound came"
             if self.pipe.waiting:
@@ -46,6 +52,34 @@ class Card:
             else:
                 time.sleep(0.005)
         return data
+
+    def play_until(self, done: Callable[[], bool]) -> None:
+        """Take what there is, sound or silence."""
+        end_s = time.monotonic() + PATIENCE_S
+        while not done():
+            assert time.monotonic() < end_s, "it did not come to that"
+            self.pipe.readData(SECOND)
+            time.sleep(0.001)
+
+
+def write_tone(path: Path, picture_s: int, from_s: int, until_s: int) -> Path:
+    """A grey video with a tone in a part of it."""
+    with av.open(path, "w") as output:
+        video = output.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = output.add_stream("aac", rate=RATE, layout="mono")
+        picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 100, np.uint8), "rgb24")
+        for index in range(picture_s * 25):
+            picture.pts, picture.time_base = index, Fraction(1, 25)
+            output.mux(video.encode(picture))
+        for at in range(from_s * RATE, until_s * RATE, 1000):
+            tone = 0.5 * np.sin(np.arange(at, at + 1000, dtype=np.float32) / 20)
+            frame = av.AudioFrame.from_ndarray(tone[None], "fltp", "mono")
+            frame.pts, frame.time_base, frame.sample_rate = at, Fraction(1, RATE), RATE
+            output.mux(sound.encode(frame))
+        output.mux(video.encode(None))
+        output.mux(sound.encode(None))
+    return path
 
 
 @pytest.fixture
@@ -68,6 +102,45 @@ def test_what_is_heard_tells_the_time(card, clip):
     assert card.volume == 0.0
     sound.halt()
     assert not sound.playing and sound.heard_s is None
+
+
+def test_time_goes_on_where_the_sound_ends_before_the_picture(card, tmp_path):
+    sound = Audio(write_tone(tmp_path / "a.mp4", 4, 0, 1))
+    sound.play_from(0.5)
+    card.play_until(lambda: (sound.heard_s or 0.0) > 3.0)
+    sound.play_from(2.0)  # where there is none
+    card.play_until(lambda: (sound.heard_s or 0.0) > 2.5)
+    sound.play_from(0.5)
+    assert sound.heard_s is None, "the end of what was played before is not this one's"
+    assert np.frombuffer(card.play(SECOND // 4), np.int16).std() > 1000
+    sound.halt()
+
+
+def test_sound_that_begins_after_the_picture_waits_for_its_time(card, tmp_path):
+    sound = Audio(write_tone(tmp_path / "a.mp4", 3, 2, 3))
+    sound.play_from(0.0)
+    assert not any(card.play(SECOND * 19 // 10))
+    assert np.frombuffer(card.play(SECOND // 2), np.int16)[SECOND // 8 :].std() > 1000
+    sound.halt()
+
+
+def test_packet_that_does_not_decode_is_a_short_silence(card, clip, monkeypatch):
+    def damaged(path: str, start_s: float) -> Iterator[av.Packet]:
+        for index, packet in enumerate(audio_packets(path, start_s)):
+            if index == 20:
+                packet, whole = av.Packet(b"\xff" * packet.size), packet
+                packet.pts, packet.time_base, packet.stream = whole.pts, whole.time_base, whole.stream
+                with pytest.raises(av.FFmpegError):
+                    packet.decode()
+            yield packet
+
+    sound, played = Audio(clip), []
+    for packets in (audio_packets, damaged):
+        monkeypatch.setattr(audio, "audio_packets", packets)
+        sound.play_from(0.0)
+        played.append(np.frombuffer(card.play(SECOND * 3 // 2), np.int16))
+    sound.halt()
+    assert np.corrcoef(played[0][-RATE:], played[1][-RATE:])[0, 1] > 0.99, "what follows is not at its time"
 
 
 def test_no_path_is_no_sound():

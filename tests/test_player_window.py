@@ -6,6 +6,9 @@ import os
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
+import shutil
+import threading
+
 import numpy as np
 import pytest
 
@@ -21,7 +24,6 @@ from mcode.video import FrameReader
 from player import app as player_app
 from player.compare import Compare
 from player.controls import BER_STEPS, ber_of, ber_text, step_of_ber
-from player.feeds import PaintedFeed
 from player.overlay import KEYS
 from player.playback import Playback
 from player.session import BER_LEAST, BER_MOST, Settings
@@ -29,7 +31,7 @@ from player.view import Arrangement, array_of, image_of
 from player.widgets import Slider, clock_text
 from player.window import Window
 from tests.block_means import FPS, BlockMeans
-from tests.test_player_sessions import mcode_clip, stripes
+from tests.test_player_sessions import PaintedFeed, mcode_clip, stripes
 from tests.test_range import WithHyper
 
 __all__ = ["mcode_clip"]
@@ -301,6 +303,25 @@ def test_what_cannot_be_opened_is_told_in_the_window(window, qtbot):
     assert window.pages.currentWidget() is window.welcome
 
 
+def test_the_source_opened_last_is_the_one_that_plays(qtbot):
+    come = {"slow": threading.Event(), "fast": threading.Event()}
+
+    def waiting(source: str, settings: Settings) -> Compare:
+        assert come[source].wait(PATIENCE_MS / 1000)
+        return comparison(source, settings)
+
+    made = Window(opener=waiting, remember=False, sound=False)
+    qtbot.addWidget(made)
+    made.open("slow")
+    made.open("fast")
+    for source in ("fast", "slow"):
+        left = len(made._opening) - 1
+        come[source].set()
+        qtbot.waitUntil(lambda left=left: len(made._opening) == left, timeout=PATIENCE_MS)
+        assert made.session is not None and made.session.title == "fast"
+    made.close()
+
+
 def test_screenshot_is_the_view(playing, qtbot, tmp_path):
     path = playing.screenshot(str(tmp_path / "shot.png"))
     (frame,) = FrameReader(path)
@@ -317,6 +338,22 @@ def test_recording_is_a_video_of_the_comparison(playing, qtbot, tmp_path, monkey
     (path,) = tmp_path.glob("*.mp4")
     frames = list(FrameReader(path))
     assert len(frames) >= 5 and frames[0].rgb.shape == (180, 320, 3) and frames[-1].rgb.std() > 10
+
+
+def test_recording_that_cannot_be_finished_is_told(playing, qtbot, tmp_path, monkeypatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.setattr("player.window._pictures", lambda: folder)
+    monkeypatch.setattr("player.window.RECORD_SIZE", QSize(320, 180))
+    press(qtbot, playing, "r")
+    qtbot.waitUntil(lambda: playing.recorder.frames >= 2, timeout=PATIENCE_MS)
+    shutil.rmtree(folder)
+    playing.recorder._queue.put(None)  # by hand, with a limit: what hangs fails here and not in the window
+    playing.recorder._thread.join(PATIENCE_MS / 1000)
+    assert not playing.recorder._thread.is_alive()
+    press(qtbot, playing, "r")
+    assert playing.recorder is None and not playing.transport.record_button.isChecked()
+    assert playing.message.text.startswith("cannot write ") and "\n" not in playing.message.text
 
 
 @pytest.mark.parametrize("size", [(480, 320), (320, 240), (1280, 760), (900, 400)])
@@ -366,6 +403,7 @@ def test_clock_text():
     ("arguments", "words"),
     [
         (["nowhere.mcode"], "no such file"),
+        (["udp://127.0.0.1:5004"], "rtp://HOST:PORT"),
         (["--demo", "--n", "0"], "1 to 32"),
         (["--demo", "--loss", "2"], "loss"),
         (["--demo", "--bit-error-rate", "7"], "bit error rate"),

@@ -308,6 +308,15 @@ def test_the_command_says_in_one_line_which_picture_has_gone(qapp, qtbot, folder
     assert (status, out) == (2, "") and ".png: " in err and err.count("\n") == 1
 
 
+def test_a_first_picture_that_has_gone_opens_no_window(qapp, folder, tmp_path, monkeypatch):
+    material = open_material(folder)
+    for path in folder.glob("*/*.png"):
+        path.write_bytes(b"no picture")
+    monkeypatch.setattr(StudyWindow, "show", lambda self: pytest.fail("an empty window is shown"))
+    with pytest.raises(InputError, match="cannot be read as a picture"):
+        study_window.run(material, tmp_path / "answers.csv", "ann")
+
+
 def test_an_unknown_view_is_refused(qapp, folder, tmp_path):
     with pytest.raises(InputError, match="--view three: choose pair or paper"):
         study_window.run(open_material(folder), tmp_path / "answers.csv", "ann", view="three")
