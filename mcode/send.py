@@ -387,13 +387,13 @@ class Sender:
     def _transmit(self, lane: _Lane, packet: RtpPacket, protected: int, media_s: float) -> None:
         self._wire.transmit(lane, bytes(packet), protected, media_s)
         for repair in lane.protector.push(packet) if lane.protector else []:
-            self._wire.transmit(lane, bytes(repair), fec.protected_bytes(repair, protected), media_s, is_repair=True)
+            self._wire.transmit(lane, bytes(repair), fec.protected_bytes(protected), media_s, is_repair=True)
 
     def _send_last_repair(self) -> None:
         """The parity packets of the groups that the end of the stream cuts short."""
         for lane in self._wire.lanes:
             for repair in lane.protector.flush() if lane.protector else []:
-                spared = fec.protected_bytes(repair, HEADER_BYTES)
+                spared = fec.protected_bytes(HEADER_BYTES)
                 self._wire.transmit(lane, bytes(repair), spared, self._newest_pts / TICKS_PER_S, is_repair=True)
 
     def _media_time(self, lane: _Lane) -> tuple[int, int]:
