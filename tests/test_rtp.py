@@ -223,6 +223,17 @@ def test_hostile_datagrams_are_counted_and_change_nothing(data, cut):
     assert counted >= 3
 
 
+def test_a_datagram_of_many_headers_is_little_work(monkeypatch):
+    """Every ninth byte may begin a second header, and each such header has 60,000 times."""
+    parse, parsed = payload._parse_varint, []
+    monkeypatch.setattr(payload, "_parse_varint", lambda *arguments: parsed.append(1) or parse(*arguments))
+    depacketiser = Depacketiser()
+    for epoch in (0, 2):
+        unit = bytes([epoch << 6 | 0x1A, 1, 1, 1, 1, 1, 0xE0, 0xD4, 3])
+        depacketiser.push(bytes(RtpPacket(96, 1, 1, 1234, unit * 7000)), 100.0)
+    assert depacketiser.damaged_headers == 2 and len(parsed) < 1000
+
+
 def test_memory_is_bounded_whatever_comes():
     depacketiser = Depacketiser()
     packetiser = Packetiser(5)

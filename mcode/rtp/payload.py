@@ -118,9 +118,11 @@ class WireHeader:
         except FormatError:
             raise
         except WireError:
-            # A second copy starts where the first, damaged one ends: only a copy of that very length fits there.
+            # A second copy starts where the first, damaged one ends: only a copy of that very length, its CRC at the end,
+            # fits there. Nothing else is parsed: a hostile datagram must not be 500 headers.
             for start in range(9, min(len(data) // 2, 512) + 1):
-                if not data[start] & _TWICE:
+                copy = data[start : 2 * start]
+                if not copy[0] & _TWICE or crc16(packet.header + copy[:-2]) != int.from_bytes(copy[-2:]):
                     continue
                 try:
                     found, end = cls._parse_at(packet.header, data, start)
@@ -480,8 +482,8 @@ def _times_bytes(times: tuple[int, ...]) -> bytes:
 
 
 def _parse_times(data: bytes, at: int, steps: int) -> tuple[tuple[int, ...], int]:
-    if steps - 1 > len(data) - at:
-        raise WireError("the times are cut short")
+    if steps - 1 > min(len(data) - at, _MOST_TIMES_BYTES):
+        raise WireError("the times are cut short, or too many")
     gaps = []
     for _ in range(steps - 1):
         gap, at = _parse_varint(data, at, _LARGEST_TIME)
