@@ -221,7 +221,7 @@ class _Network:
                     lane = McodeLane(find_model, media[name], most_pixels=LARGEST_LIVE, most_gap_pixels=MOST_GAP_PIXELS)
                     clock_hz = payload.CLOCK_HZ
                 elif name == "baseline":
-                    lane, clock_hz = BaselineLane(media[name]), h264.CLOCK_HZ
+                    lane, clock_hz = BaselineLane(media[name], most_pixels=LARGEST_LIVE), h264.CLOCK_HZ
                 else:
                     lane, clock_hz = opus.OpusDepacketiser(payload_type=kind), opus.CLOCK_HZ
                 own = Channel(settings if name != "audio" else ChannelSettings())

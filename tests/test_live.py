@@ -330,6 +330,46 @@ def test_h264_lane_comes_through_and_heals_at_an_idr():
     assert not lane.wants_refresh
 
 
+def baseline_datagrams(codec, count, width=64, height=48, ssrc=5):
+    """Each picture's RTP packets and the parity packets after it."""
+    encoder = live_encoder(codec, width, height, crf=40, fps=25, gop_s=0.4)
+    packetiser, protector = h264.H264Packetiser(ssrc, codec=codec), Protector(FecSettings(4, 1))
+    made = []
+    for index in range(count):
+        (unit,) = encoder.push(grey(60 + index, index, width, height))
+        made.append([bytes(each) for rtp in packetiser.push(unit.data, unit.pts) for each in (rtp, *protector.push(rtp))])
+    return made
+
+
+def shown_of_baseline(lane, groups, first_s=0.0):
+    units = [u for i, group in enumerate(groups) for d in group for u in lane.push(d, first_s + 0.04 * i)]
+    return [frame for unit in units for frame in lane.decode(unit)]
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_a_lane_without_description_takes_its_codec_from_a_picture(codec):
+    groups = baseline_datagrams(codec, 20)
+    parity = next(d for group in groups for d in group if d[1] & 127 == 100)
+    for first in (parity, bytes(RtpPacket(0, 1, 1, 99, b"x")), b"\x80\xc8" + bytes(20)):
+        lane = BaselineLane()
+        lane.push(first, 0.0)
+        assert len(shown_of_baseline(lane, groups)) == 20 and lane.codec == codec
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_a_baseline_of_pictures_too_large_is_an_error_and_amid_a_stream_damage(codec):
+    small, large = baseline_datagrams(codec, 3), baseline_datagrams(codec, 3, 128, 96, ssrc=6)
+    lane = BaselineLane(most_pixels=64 * 48)
+    assert shown_of_baseline(lane, large) == [] and "128x96 is more than" in str(lane.error)
+    lane.reception.bye(6)
+    assert len(shown_of_baseline(lane, small, 1.0)) == 3 and lane.error is None
+    after = lane.reception.highest + 1
+    turned = [replace(p, ssrc=5) for group in large for d in group if (p := RtpPacket.parse(d)).payload_type != 100]
+    groups = [[bytes(replace(packet, sequence=after + i))] for i, packet in enumerate(turned)]
+    assert shown_of_baseline(lane, groups, 2.0) == [] and lane.error is None
+    assert lane._decoder is not None and lane._decoder.size == (128, 96)
+
+
 def test_hostile_datagrams_do_not_stop_a_lane():
     rng = random.Random(5)
     packets = keyframes(waves(200))
