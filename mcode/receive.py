@@ -504,7 +504,7 @@ class LaneView:
     def _hold(self, frame: Frame) -> None:
         """Until it is due. Where many wait already, this one waits, too."""
         with self._changed:
-            while len(self._ready) >= _MOST_READY and not self._stop.is_set():
+            while len(self._ready) >= _most_ready(frame) and not self._stop.is_set():
                 self._changed.wait(0.1)
             self._ready.append(frame)
             self.frames += 1
@@ -538,7 +538,7 @@ class LaneView:
             first = min(first, frame.pts)
             needed_s = max(needed_s, time.monotonic() - frame.pts / link.clock_hz)
             self._hold(frame)
-            if count + 1 >= _MOST_READY or self._stop.is_set():
+            if count + 1 >= _most_ready(frame) or self._stop.is_set():
                 break
         self._note(unit, first, last, needed_s, sent)
         for frame in frames:
@@ -563,8 +563,14 @@ class LaneView:
 
 
 _MOST_READY = 64
+_MOST_READY_BYTES = 96 << 20
 _LATE_S = 0.02
 _LONGEST_WAIT_S = 10.0
+
+
+def _most_ready(frame: Frame) -> int:
+    """Frames of that size which may wait until they are due."""
+    return min(_MOST_READY, max(4, _MOST_READY_BYTES // frame.rgb.nbytes))
 
 
 class Receiver:

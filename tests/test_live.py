@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -25,7 +27,7 @@ from mcode.errors import InputError, ManifoldError
 from mcode.fec import FecSettings, Protector
 from mcode.frame import Frame
 from mcode.lanes import BaselineLane, McodeLane, finder
-from mcode.receive import PlayoutClock, Receiver, _Spool, receive_to_file
+from mcode.receive import LaneView, PlayoutClock, Receiver, _Spool, receive_to_file
 from mcode.rtp import h264, payload, rtcp, sdp
 from mcode.rtp.packets import RtpPacket
 from mcode.rtp.payload import LARGEST_LIVE
@@ -509,6 +511,22 @@ def test_frames_are_shown_while_the_next_ones_are_synthesised(port):
         finally:
             model.gate.set()
         sender.stop()
+
+
+def test_frames_that_wait_until_they_are_due_are_bounded_in_bytes():
+    link = SimpleNamespace(name="mcode", lane=None, sent_unix_s=lambda pts: 0.0)
+    clock = PlayoutClock()
+    clock.due_s = lambda sent_unix_s: math.inf
+    view = LaneView(link, clock)
+    large = Frame(np.zeros((1440, 2560, 3), np.uint8), 0)
+    join = in_thread(lambda: [view._hold(large) for _ in range(20)])
+    try:
+        wait_for(lambda: len(view._ready) >= 9)
+        time.sleep(0.2)
+        assert len(view._ready) == 9  # of 11 MB
+    finally:
+        view.close()
+        join()
 
 
 def test_n_coder_and_channel_change_while_it_runs(port):
