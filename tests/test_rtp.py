@@ -291,6 +291,17 @@ def test_a_sender_that_comes_back_is_followed_and_strangers_are_not():
     assert [r.ssrc for r in after_silence.push(again[0], 5.0)] == [3]
 
 
+def test_a_switch_is_to_another_source_with_a_goodbye_before_it_too():
+    reception = Reception(90_000)
+    for sequence, ssrc, switches in ((1, 7, 0), (2, 7, 0), (1, 8, 1), (2, 8, 1)):
+        reception.push(RtpPacket(96, sequence, 0, ssrc, b"x"), 0.0)
+        assert (reception.ssrc, reception.switches) == (ssrc, switches)
+        reception.bye(ssrc)
+    for sequence in (3, 9000, 9001):  # the same anew
+        reception.push(RtpPacket(96, sequence, 0, 8, b"x"), 0.0)
+    assert reception.switches == 2
+
+
 def of_a_newer_format(ssrc, sequence=0):
     (packet,) = Packetiser(ssrc, first_sequence=sequence).push(keyframe(0, header=STREAM))
     end = payload.protected_bytes(packet) - 12 - 2
