@@ -941,6 +941,37 @@ def test_unusable_options_are_named(options, words):
     assert "\n" not in str(error.value)
 
 
+class OneQuality(BlockMeans):
+    def tables(self, quality):
+        if quality != 1:
+            raise ManifoldError(f"quality {quality} is outside 1..1")
+        return super().tables(quality)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"quality": 9}, "quality 9 is outside"),
+        ({"coder": "range"}, "no hyperprior"),
+        ({"sdp": "missing/a.sdp"}, "missing/a.sdp: cannot write it.*no such folder"),
+        ({"sdp": "."}, "cannot write it.*is a folder"),
+        ({"baseline": "h265", "size": (8, 8)}, "H.265 cannot encode 8x8"),
+    ],
+)
+def test_what_a_manifold_or_the_disk_refuses_is_named_before_it_runs(port, options, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((InputError, ManifoldError), match=words) as error:
+        Sender(config(port, **options), model=OneQuality())
+    assert "\n" not in str(error.value)
+
+
+def test_a_coder_that_the_manifold_has_not_is_refused_while_it_runs(port):
+    with Sender(config(port), model=MODEL) as sender:
+        with pytest.raises(InputError, match="no hyperprior"):
+            sender.update(coder="range")
+        assert sender.config.coder == "huffman" and not sender._changes
+
+
 class FakeCamera:
     """A capture device: grey pictures, and none while it is unplugged."""
 

@@ -434,6 +434,12 @@ def test_opus_packets_come_back_with_their_losses():
     assert [o.pts - found[0].pts for o in found] == [0, 960, 2880, 3840]
 
 
+def test_the_marker_stands_on_the_first_opus_packet_whatever_its_time():
+    packetiser = opus.OpusPacketiser(3)
+    markers = [p.marker for pts in (-312, 648, 0) for p in packetiser.push(b"x", pts)]
+    assert markers == [True, False, False]
+
+
 # RTCP and SDP
 
 BLOCK = rtcp.ReportBlock(0xAABBCCDD, 0.25, 7, 65_537, 90, 5, 6)
