@@ -228,9 +228,7 @@ class BaselineDecoder:
     where a receiver cannot know: then every picture is taken as it is. Those of more than most_pixels are damage, too.
     """
 
-    def __init__(
-        self, codec: str, width: int | None = None, height: int | None = None, *, most_pixels: int = LARGEST_PICTURE
-    ):
+    def __init__(self, codec: str, width: int | None = None, height: int | None = None, *, most_pixels: int = LARGEST_PICTURE):
         self.width, self.height = width, height
         self.damaged_packets = 0
         self._sizes = {(width, height), (width + width % 2, height + height % 2)} if width and height else None
