@@ -21,6 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
+from mcode.packet import LARGEST_PICTURE
 
 Frames = Sequence[Frame] | Callable[[], Iterable[Frame]]
 """A clip that can be gone through more than once: a list, or a function that opens it anew."""
@@ -223,16 +224,22 @@ class BaselineDecoder:
     """Packets to frames in presentation order. Damaged packets give damaged frames or none, never an exception.
 
     width, height: of the stream; pictures of another size come from damaged headers, and are dropped and counted. None
-    where a receiver cannot know: then every picture is taken as it is.
+    where a receiver cannot know: then every picture is taken as it is. Those of more than most_pixels are damage, too.
     """
 
-    def __init__(self, codec: str, width: int | None = None, height: int | None = None):
+    def __init__(self, codec: str, width: int | None = None, height: int | None = None, *, most_pixels: int = LARGEST_PICTURE):
         self.width, self.height = width, height
         self.damaged_packets = 0
         self._sizes = {(width, height), (width + width % 2, height + height % 2)} if width and height else None
         self._context: Any = av.CodecContext.create(coder_named(codec).decoder, "r")
+        self._context.options = {"max_pixels": str(most_pixels)}
         if codec == "av1":
-            self._context.options = {"max_frame_delay": "1"}  # dav1d's frame threads wait for ever after some damage
+            self._context.options |= {"max_frame_delay": "1"}  # dav1d's frame threads wait for ever after some damage
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) that the stream tells; (0, 0) before it does."""
+        return self._context.width, self._context.height
 
     def push(self, packet: EncodedPacket) -> list[Frame]:
         wire = av.Packet(packet.data)

@@ -46,11 +46,6 @@ class ChannelSettings:
             if not low <= value <= high:  # false for NaN, too
                 raise InputError(f"{field.name} {value}: {remedy}")
 
-    @property
-    def is_clean(self) -> bool:
-        """Nothing is damaged and nothing is lost."""
-        return self.bit_error_rate == 0 and self.loss == 0
-
 
 class Channel:
     """One lane's way through the channel. `settings` may be replaced at any time; a new seed starts the pattern anew.

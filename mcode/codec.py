@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 CODERS = ("huffman", "fixed", "range")
 BATCH_PIXELS = 2_000_000
-"""Frames between keyframes are synthesised in batches of at most about this many pixels: memory stays bounded."""
+"""Frames between keyframes are synthesised in batches of at most about this many pixels, and of 64 at most, as tiny ones cost
+the networks more than their pixels: memory stays bounded."""
 DEAD_ZONE = 0.6
 """Quantiser steps by which a latent must leave the last keyframe's symbol before another is sent; 0.5 is plain rounding. 0.6
 saves 9 % of the bits of feature maps at equal PSNR (docs/log.md), and still pictures stay still."""
@@ -363,7 +364,7 @@ class Decoder:
         wanted: Callable[[int], bool] | None,
     ) -> Iterator[Frame]:
         width, height = header.width, header.height
-        batch = max(1, BATCH_PIXELS // (width * height))
+        batch = max(1, min(_MOST_AT_ONCE, BATCH_PIXELS // (width * height)))
         for start in range(0, len(times), batch):
             chosen = list(range(start, min(start + batch, len(times))))
             if wanted is not None:

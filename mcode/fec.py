@@ -63,7 +63,6 @@ class Protector:
 
     def __init__(self, settings: FecSettings, *, payload_type: int = FEC) -> None:
         self.settings, self.payload_type = settings, payload_type
-        self.sent_bytes = 0
         self._sequence = 0
         self._group: list[RtpPacket] = []
 
@@ -88,11 +87,10 @@ class Protector:
             header = numbers + crc16(rtp.header + numbers).to_bytes(2)
             made.append(RtpPacket(rtp.payload_type, rtp.sequence, rtp.timestamp, rtp.ssrc, header + row.tobytes()))
             self._sequence += 1
-            self.sent_bytes += len(bytes(made[-1]))
         return made
 
 
-def protected_bytes(packet: RtpPacket, headers: int) -> int:
+def protected_bytes(headers: int) -> int:
     """Leading bytes of a parity packet that bit errors spare: its own headers and the parity of the group's headers, so
     many bytes at the head of each datagram. The same rule as for the packets themselves."""
     return HEADER_BYTES + OVERHEAD_BYTES + headers
@@ -110,12 +108,12 @@ class Recoverer:
     """Datagrams to datagrams: those that came, and rebuilt ones where parity allows. Hostile ones are counted
     (`malformed`).
 
-    Counters: recovered, parity_packets, parity_bytes. span_s: how long a group takes to arrive: a repair comes so late.
+    Counters: recovered, parity_packets. span_s: how long a group takes to arrive: a repair comes so late.
     """
 
     def __init__(self, *, payload_type: int = FEC) -> None:
         self.payload_type = payload_type
-        self.recovered = self.parity_packets = self.parity_bytes = self.malformed = 0
+        self.recovered = self.parity_packets = self.malformed = 0
         self.span_s = 0.0
         self._recent: OrderedDict[tuple[int, int], tuple[bytes, float]] = OrderedDict()  # by (ssrc, sequence)
         self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
@@ -133,13 +131,16 @@ class Recoverer:
             return [datagram]
 
     def _note(self, packet: RtpPacket, datagram: bytes, now_s: float) -> list[bytes]:
+        self._remember(packet, datagram, now_s)
+        for (ssrc, first), group in self._groups.items():
+            if ssrc == packet.ssrc and (packet.sequence - first) & 0xFFFF < group.data:
+                return self._rebuild(ssrc, first, group, now_s)
+        return []
+
+    def _remember(self, packet: RtpPacket, datagram: bytes, now_s: float) -> None:
         self._recent[packet.ssrc, packet.sequence] = (datagram, now_s)
         while len(self._recent) > 64 * _MOST_GROUPS:
             self._recent.popitem(last=False)
-        for (ssrc, first), group in self._groups.items():
-            if ssrc == packet.ssrc and (packet.sequence - first) & 0xFFFF < group.data:
-                return self._rebuild(ssrc, first, group)
-        return []
 
     def _add_parity(self, packet: RtpPacket, now_s: float) -> list[bytes]:
         if len(packet.payload) < _HEADER.size + 2:
@@ -148,7 +149,6 @@ class Recoverer:
         if crc16(packet.header + packet.payload[:5]) != crc or not 1 <= data <= 64 or not 1 <= parity <= 64 or index >= parity:
             raise WireError("a parity packet's header is damaged")
         self.parity_packets += 1
-        self.parity_bytes += HEADER_BYTES + len(packet.payload)
         key = (packet.ssrc, first)
         group = self._groups.setdefault(key, _Group(data, parity))
         if (group.data, group.parity) != (data, parity):
@@ -159,9 +159,9 @@ class Recoverer:
         came = [self._recent[k][1] for i in range(data) if (k := (packet.ssrc, (first + i) & 0xFFFF)) in self._recent]
         if came:
             self.span_s = max(0.9 * self.span_s, now_s - min(came))
-        return self._rebuild(packet.ssrc, first, group)
+        return self._rebuild(packet.ssrc, first, group, now_s)
 
-    def _rebuild(self, ssrc: int, first: int, group: _Group) -> list[bytes]:
+    def _rebuild(self, ssrc: int, first: int, group: _Group, now_s: float) -> list[bytes]:
         have = {i: self._recent[k][0] for i in range(group.data) if (k := (ssrc, (first + i) & 0xFFFF)) in self._recent}
         missing = [i for i in range(group.data) if i not in have]
         if not missing or len(missing) > len(group.rows):
@@ -177,15 +177,14 @@ class Recoverer:
         right = np.stack([np.frombuffer(group.rows[i], np.uint8) for i in chosen])
         if known:
             right = right ^ _multiply(matrix[:, known], _rows([have[i] for i in known], width))
+        group.rows.clear()  # done with, whatever comes of it: nothing of this group is rebuilt twice
         rebuilt = []
         for row in _multiply(_inverse(matrix[:, missing]), right):
             length = int.from_bytes(row[:2].tobytes())
             datagram = row[2 : 2 + length].tobytes()
             if HEADER_BYTES <= length <= width - 2:
-                packet = RtpPacket.parse(datagram)
-                self._recent[packet.ssrc, packet.sequence] = (datagram, 0.0)
+                self._remember(RtpPacket.parse(datagram), datagram, now_s)
                 rebuilt.append(datagram)
-        group.rows.clear()  # done with: nothing of this group is rebuilt twice
         self.recovered += len(rebuilt)
         return rebuilt
 

@@ -21,7 +21,7 @@ from mcode.frame import Frame
 from mcode.manifold import find_id, load
 from mcode.packet import LARGEST_PICTURE, StreamHeader, too_large
 from mcode.rtp import h264, payload, sdp
-from mcode.rtp.packets import FEC, H264, HEADER_BYTES, MCODE, is_rtcp
+from mcode.rtp.packets import FEC, H264, H265, HEADER_BYTES, MCODE, is_rtcp
 from mcode.rtp.payload import Received
 from mcode.rtp.reception import Reception
 
@@ -129,8 +129,8 @@ class McodeLane:
 
     def decode(self, received: Received, wanted: Callable[[int], bool] | None = None) -> Iterator[Frame]:
         """The frames of a keyframe, pts being RTP timestamps, unwrapped. State changes at once; frames are
-        synthesised as they are taken, so those too late may be left. wanted: as in Decoder.push. None where the manifold is
-        missing: `error` says which."""
+        synthesised as they are taken, so those too late may be left. wanted: as in Decoder.push. No frames where the
+        manifold is missing: `error` says which."""
         self.keyframes += 1
         packet, stream = received.packet, received.stream
         decoder = self._decoder_of(received)
@@ -232,12 +232,12 @@ class McodeLane:
 
 class BaselineLane:
     """Datagrams of an H.264 or H.265 lane to access units, access units to frames; damage is FFmpeg's to conceal.
-    Sans-IO."""
+    Sans-IO. codec: without a description known from the first packet's payload type. most_pixels: as in McodeLane."""
 
-    error: McodeError | None = None
-
-    def __init__(self, media: sdp.Media | None = None) -> None:
+    def __init__(self, media: sdp.Media | None = None, *, most_pixels: int = LARGEST_PICTURE) -> None:
         self.codec: str | None = media.encoding.lower() if media else None
+        self.error: McodeError | None = None
+        self._most_pixels = most_pixels
         self._media = media
         self.recoverer = Recoverer(payload_type=(media and media.fec_payload_type) or FEC)
         self.depacketiser = h264.H264Depacketiser(
@@ -254,13 +254,12 @@ class BaselineLane:
         return self.depacketiser.reception
 
     def push(self, datagram: bytes, now_s: float) -> list[h264.AccessUnit]:
-        if self.codec is None and len(datagram) > HEADER_BYTES and not is_rtcp(datagram):
-            # Without a description the payload type tells which codec it is.
-            kind = datagram[1] & 127
-            self.codec = "h264" if kind == H264 else "h265"
-            self.depacketiser = h264.H264Depacketiser(codec=self.codec)
         found: list[h264.AccessUnit] = []
         for each in self.recoverer.push(datagram, now_s):
+            kind = each[1] & 127 if len(each) > HEADER_BYTES and not is_rtcp(each) else None
+            if self.codec is None and kind in (H264, H265):
+                self.codec = "h264" if kind == H264 else "h265"
+                self.depacketiser = h264.H264Depacketiser(codec=self.codec)
             found += self.depacketiser.push(each, now_s)
         if self.recoverer.span_s:
             self.reception.extra_hold_s = min(2.0, 1.2 * self.recoverer.span_s)
@@ -286,12 +285,17 @@ class BaselineLane:
             self.lost_keyframes += 1
             self._broken = True
         if self._decoder is None or unit.ssrc != self._ssrc:
-            self._ssrc = unit.ssrc
-            self._decoder = BaselineDecoder(self.codec or "h264")
+            self._ssrc, self._has_picture = unit.ssrc, False
+            self._decoder = BaselineDecoder(self.codec or "h264", most_pixels=self._most_pixels)
             for parameter_set in _described_sets(self._media):
                 self._decoder.push(EncodedPacket(b"\0\0\0\1" + parameter_set, unit.pts - 1, unit.pts - 1, False))
         packet = EncodedPacket(unit.data, unit.pts, unit.pts, unit.keyframe)
-        return iter([frame for frame in self._decoder.push(packet) if frame.pts is not None])
+        frames = [frame for frame in self._decoder.push(packet) if frame.pts is not None]
+        if frames:
+            self.error, self._has_picture = None, True
+        elif not self._has_picture and self._decoder.size[0] * self._decoder.size[1] > self._most_pixels:
+            self.error = InputError(f"this stream cannot be shown: {too_large(*self._decoder.size, self._most_pixels)}")
+        return iter(frames)
 
     def note_gap(self) -> None:
         """An access unit was thrown away before it was decoded."""

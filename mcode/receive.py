@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Self
 import av
 import numpy as np
 
+from mcode import fec
 from mcode.channel import Channel, ChannelSettings
 from mcode.codec import Model
 from mcode.errors import FormatError, InputError, McodeError, WireError
@@ -35,7 +36,7 @@ from mcode.frame import TICKS_PER_S, Frame
 from mcode.lanes import BaselineLane, FindModel, LaneCounters, McodeLane, finder
 from mcode.packet import StreamHeader
 from mcode.rtp import h264, opus, payload, rtcp, sdp
-from mcode.rtp.packets import OPUS, RtpPacket, is_rtcp
+from mcode.rtp.packets import HEADER_BYTES, OPUS, RtpPacket, is_rtcp
 from mcode.rtp.payload import LARGEST_LIVE, MOST_GAP_PIXELS, Received
 from mcode.rtp.reception import Counters, Reception
 from mcode.send import resolve
@@ -94,6 +95,7 @@ class _Link:
     channel: Channel
     peer: tuple | None = None
     base_unix_s: float | None = None  # the sender's time of RTP timestamp 0, unwrapped as the lane's
+    base_ssrc: int | None = None  # whose it is
     reported: tuple[rtcp.SenderReport, float] | None = None
     last_pli_s: float = -math.inf
     pli_gap_s: float = PLI_GAP_S
@@ -101,6 +103,7 @@ class _Link:
     refresh_requests: int = 0
     heard: int = 0
     said_goodbye: bool = False
+    spared: int = HEADER_BYTES  # by the channel here, of the latest packet that was not repair
 
     def __post_init__(self) -> None:
         self.ssrc = secrets.randbits(32)
@@ -114,10 +117,12 @@ class _Link:
         """The sender's time of an RTP timestamp; None before anything tells."""
         return None if self.base_unix_s is None else self.base_unix_s + pts / self.clock_hz
 
-    def locate(self, pts: int, now_unix_s: float) -> None:
+    def locate(self, pts: int, ssrc: int, now_unix_s: float) -> None:
         """A first guess, until a sender report: sent just now."""
+        if ssrc != self.base_ssrc:
+            self.base_unix_s, self.base_ssrc = None, ssrc
         report = self.reported[0] if self.reported else None
-        if report is not None and report.ssrc == self.reception.ssrc:
+        if report is not None and report.ssrc == ssrc:
             self._apply(report, pts)
         elif self.base_unix_s is None:
             self.base_unix_s = now_unix_s - pts / self.clock_hz
@@ -221,7 +226,7 @@ class _Network:
                     lane = McodeLane(find_model, media[name], most_pixels=LARGEST_LIVE, most_gap_pixels=MOST_GAP_PIXELS)
                     clock_hz = payload.CLOCK_HZ
                 elif name == "baseline":
-                    lane, clock_hz = BaselineLane(media[name]), h264.CLOCK_HZ
+                    lane, clock_hz = BaselineLane(media[name], most_pixels=LARGEST_LIVE), h264.CLOCK_HZ
                 else:
                     lane, clock_hz = opus.OpusDepacketiser(payload_type=kind), opus.CLOCK_HZ
                 own = Channel(settings if name != "audio" else ChannelSettings())
@@ -285,16 +290,16 @@ class _Network:
 
     def _push(self, link: _Link, datagram: bytes, now: float) -> list[tuple[_Link, Any]]:
         before = link.reception.switches
-        found = self._located(link, link.lane.push(datagram, now))
+        units = link.lane.push(datagram, now)
         if link.reception.switches != before:
             link.base_unix_s = None
             link.said_goodbye = False
-        return found
+        return self._located(link, units)
 
     def _located(self, link: _Link, units: list[Any]) -> list[tuple[_Link, Any]]:
         for unit in units:
             pts = unit.packet.pts if isinstance(unit, Received) else unit.pts
-            link.locate(pts, time.time())
+            link.locate(pts, unit.ssrc, time.time())
         return [(link, unit) for unit in units]
 
     def close(self) -> None:
@@ -312,9 +317,13 @@ def _protected(link: _Link, datagram: bytes) -> int:
         packet = RtpPacket.parse(datagram)
     except WireError:
         return 0
+    if packet.payload_type == link.lane.recoverer.payload_type:
+        return fec.protected_bytes(link.spared)
     if link.name == "mcode":
-        return payload.protected_bytes(packet)
-    return h264.protected_bytes(packet, getattr(link.lane, "codec", None) or "h264")
+        link.spared = payload.protected_bytes(packet)
+    else:
+        link.spared = h264.protected_bytes(packet, link.lane.codec or "h264")
+    return link.spared
 
 
 # For a player: threads, and the newest frame only.
@@ -371,11 +380,6 @@ class PlayoutClock:
 
     def due_s(self, sent_unix_s: float) -> float | None:
         return None if self._offset_s is None else sent_unix_s + self._offset_s
-
-    @property
-    def delay_s(self) -> float | None:
-        """Between the sender's clock and the screen, as far as the two machines' clocks agree."""
-        return None if self._offset_s is None else self._offset_s + time.time() - time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -504,7 +508,7 @@ class LaneView:
     def _hold(self, frame: Frame) -> None:
         """Until it is due. Where many wait already, this one waits, too."""
         with self._changed:
-            while len(self._ready) >= _MOST_READY and not self._stop.is_set():
+            while len(self._ready) >= _most_ready(frame) and not self._stop.is_set():
                 self._changed.wait(0.1)
             self._ready.append(frame)
             self.frames += 1
@@ -538,7 +542,7 @@ class LaneView:
             first = min(first, frame.pts)
             needed_s = max(needed_s, time.monotonic() - frame.pts / link.clock_hz)
             self._hold(frame)
-            if count + 1 >= _MOST_READY or self._stop.is_set():
+            if count + 1 >= _most_ready(frame) or self._stop.is_set():
                 break
         self._note(unit, first, last, needed_s, sent)
         for frame in frames:
@@ -563,8 +567,14 @@ class LaneView:
 
 
 _MOST_READY = 64
+_MOST_READY_BYTES = 96 << 20
 _LATE_S = 0.02
 _LONGEST_WAIT_S = 10.0
+
+
+def _most_ready(frame: Frame) -> int:
+    """Frames of that size which may wait until they are due."""
+    return min(_MOST_READY, max(4, _MOST_READY_BYTES // frame.rgb.nbytes))
 
 
 class Receiver:
@@ -653,6 +663,8 @@ class Receiver:
                     self._switches = switches
                     self.clock.restart()
                 for link, unit in units:
+                    if link.name == "mcode":  # of the format known here: another sender's
+                        self._network_error = None
                     if link.name == "audio":
                         self._hear(link, unit)
                     else:
@@ -799,7 +811,6 @@ def _receive(
             recorder.warnings.append(str(error))
             return
         for link, unit in units:
-            last_s = time.monotonic()
             if link.name == "audio":
                 recorder.hear(link, unit)
                 continue
@@ -814,6 +825,8 @@ def _receive(
             if progress is not None:
                 progress(recorder.frames, None)
         now = time.monotonic()
+        if units:  # decoded by now, which may take longer than idle_s: a manifold is loaded
+            last_s = now
         if picture.said_goodbye and now - last_s > 0.5:
             break
         if recorder.frames and now - last_s > idle_s:

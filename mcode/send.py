@@ -194,7 +194,6 @@ class Sender:
         self._newest_pts = 0
         self._start_unix_s = time.time()
         self._start_s = time.monotonic()
-        self._warnings: list[str] = []
         self._slices: int | None = None
         self.newest: Frame | None = None
         self._wire = _Wire(family)
@@ -204,6 +203,9 @@ class Sender:
                     raise InputError(
                         f"{too_large(*size, payload.LARGEST_LIVE)}, which no receiver shows; choose a smaller --size"
                     )
+            self._new_encoder(config)
+            if config.sdp is not None:
+                _check_description(Path(config.sdp))
             self._open_lanes(address)
         except BaseException:
             self.close()
@@ -241,7 +243,9 @@ class Sender:
         InputError."""
         changes: dict[str, Any] = {k: v for k, v in {"n": n, "coder": coder, "channel": channel}.items() if v is not None}
         with self._lock:
-            self.config = replace(self.config, **changes)
+            config = replace(self.config, **changes)
+            self._new_encoder(config)
+            self.config = config
             self._changes |= changes
         if channel is not None:
             for lane in self._wire.lanes:
@@ -328,11 +332,11 @@ class Sender:
             changes, self._changes = self._changes, {}
         if self._encoder is None:
             self._slices = self._fitting_slices(frame)
-            self._encoder = self._new_encoder(frame)
+            self._encoder = self._new_encoder(self.config)
             self._describe()
         elif changes.keys() & {"n", "coder"}:
             self._send_mcode(self._encoder.flush())
-            self._encoder = self._new_encoder(frame)
+            self._encoder = self._new_encoder(self.config)
         asked = self.mcode.take_refresh_request()
         if asked:
             self._encoder.request_refresh()
@@ -351,15 +355,16 @@ class Sender:
                 self._transmit(self.baseline, packet, h264.protected_bytes(packet, self.config.baseline), frame.pts_s)
         self._frames += 1
 
-    def _new_encoder(self, frame: Frame) -> Encoder:
+    def _new_encoder(self, config: SendConfig) -> Encoder:
+        """Raises InputError for a coder, ManifoldError for a quality that the manifold has not."""
         return Encoder(
             self.model,
-            frame.width,
-            frame.height,
-            n=self.config.n,
-            coder=self.config.coder,
-            quality=self.config.quality,
-            refresh_s=self.config.refresh_s,
+            self.source.width,
+            self.source.height,
+            n=config.n,
+            coder=config.coder,
+            quality=config.quality,
+            refresh_s=config.refresh_s,
             slices=self._slices or 1,
             display=self.source.display,
         )
@@ -387,13 +392,13 @@ class Sender:
     def _transmit(self, lane: _Lane, packet: RtpPacket, protected: int, media_s: float) -> None:
         self._wire.transmit(lane, bytes(packet), protected, media_s)
         for repair in lane.protector.push(packet) if lane.protector else []:
-            self._wire.transmit(lane, bytes(repair), fec.protected_bytes(repair, protected), media_s, is_repair=True)
+            self._wire.transmit(lane, bytes(repair), fec.protected_bytes(protected), media_s, is_repair=True)
 
     def _send_last_repair(self) -> None:
         """The parity packets of the groups that the end of the stream cuts short."""
         for lane in self._wire.lanes:
             for repair in lane.protector.flush() if lane.protector else []:
-                spared = fec.protected_bytes(repair, HEADER_BYTES)
+                spared = fec.protected_bytes(HEADER_BYTES)
                 self._wire.transmit(lane, bytes(repair), spared, self._newest_pts / TICKS_PER_S, is_repair=True)
 
     def _media_time(self, lane: _Lane) -> tuple[int, int]:
@@ -437,7 +442,7 @@ class Sender:
         """The report so far."""
         length_s = max(self._newest_pts / TICKS_PER_S, 1 / 25)
         lanes = {lane.name: lane.report(length_s) for lane in self._wire.lanes}
-        warnings = list(self._warnings)
+        warnings = []
         if self.baseline is not None and self._baseline is not None:
             lane, wanted = lanes[self.baseline.name], self._baseline.target_kbps
             over = self._baseline.follower.at_floor
@@ -469,6 +474,20 @@ def resolve(host: str, port: int, url: str) -> tuple[int, tuple]:
     except (socket.gaierror, UnicodeError) as error:
         raise InputError(f"{url}: cannot find the host {host} ({getattr(error, 'strerror', None) or error})") from error
     return family, address
+
+
+def _check_description(path: Path) -> None:
+    """Raises InputError where a session description cannot be written."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = "no such folder"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        reason = "not allowed"
+    else:
+        return
+    raise InputError(f"--sdp {path}: cannot write it ({reason})")
 
 
 def _only_delay(settings: ChannelSettings) -> ChannelSettings:
@@ -681,7 +700,7 @@ class _BaselineSource:
         self.fixed_kbps = rate_kbps
         self.target_kbps = rate_kbps
         self.follower = CrfFollower(config.baseline, config.refresh_s)
-        self._encoder: BaselineEncoder | None = None
+        self._encoder: BaselineEncoder | None = self._open()  # now: a size that it cannot encode is refused at once
 
     def sample(self) -> bytes:
         """One access unit with the stream's parameter sets."""

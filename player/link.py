@@ -120,9 +120,9 @@ class MCodeLink(Link[Packet, Received]):
         with self._lock:
             self._heap.clear()
             self._sent.clear()
-            self._out = payload.Packetiser(SSRC)
+            self._out = payload.Packetiser(SSRC, largest_slice=None)
             self.lane = McodeLane(self._find_model)
-            self.lane.depacketiser = payload.Depacketiser(header=header, header_ssrc=SSRC)
+            self.lane.depacketiser = payload.Depacketiser(header=header, header_ssrc=SSRC, most_keyframe_bytes=None)
             self._clock_s = 0.0
 
     def pass_on(self, packet: Packet) -> list[Received]:

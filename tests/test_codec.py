@@ -335,3 +335,20 @@ def test_behind_a_cut_grey_begins_at_once():
 def test_one_level_of_colour_is_none():
     assert encode([tinted(0, tint=1)])[0].header.grey
     assert not encode([tinted(0, tint=2)])[0].header.grey
+
+
+def test_a_batch_is_64_frames_at_most_however_small_they_are():
+    class Noting(BlockMeans):
+        def __init__(self):
+            super().__init__()
+            self.batches = []
+
+        def synthesise(self, latents, width, height):
+            self.batches.append(len(latents))
+            return super().synthesise(latents, width, height)
+
+    model = Noting()
+    packets = encode([grey(90, i, 1, 1) for i in range(201)], 1, 1, n=200)
+    decoder = Decoder(model)
+    assert sum(1 for packet in packets for _ in decoder.push(packet)) == 201
+    assert max(model.batches) == 64

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import reedsolo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mcode.fec
 from mcode.errors import InputError
-from mcode.fec import OVERHEAD_BYTES, FecSettings, Protector, Recoverer, _parity_matrix
+from mcode.fec import OVERHEAD_BYTES, FecSettings, Protector, Recoverer, _inverse, _parity_matrix
 from mcode.rtp.packets import RtpPacket
+from mcode.rtp.payload import crc16
 
 
 def packets(count, seed=0, longest=200):
@@ -77,12 +81,41 @@ def test_parity_is_what_reedsolo_says():
     assert bytes(got) == bytes(expected)
 
 
-def test_the_rate_is_counted_and_parity_fits_its_room():
-    group = packets(8)
-    protector = Protector(FecSettings(8, 2))
-    repair = [p for packet in group for p in protector.push(packet)]
-    assert protector.sent_bytes == sum(len(bytes(p)) for p in repair)
-    assert max(len(bytes(p)) for p in repair) <= 12 + OVERHEAD_BYTES + max(len(bytes(p)) for p in group)
+def test_parity_fits_its_room():
+    sent, repair = protect(packets(8), 8, 2)
+    assert max(map(len, repair)) <= 12 + OVERHEAD_BYTES + max(map(len, sent))
+
+
+def test_a_repair_does_not_stretch_the_time_that_groups_take():
+    recoverer, up_s = Recoverer(), 50_000.0
+    sent, repair = protect(packets(8), 8, 2)
+    for i, datagram in enumerate([*sent[:3], *sent[4:], *repair]):
+        recoverer.push(datagram, up_s + 0.01 * i)
+    assert recoverer.recovered == 1 and recoverer.span_s == pytest.approx(0.08)
+
+
+def hostile_group(size, width):
+    """Parity packets of a group that is rebuilt from them alone, to what is no RTP packet."""
+    made = []
+    for index in range(size):
+        rtp = RtpPacket(100, index, 0, 77, b"")
+        numbers = bytes([0, 0, size, size, index])
+        row = bytes([0, width - 2]) + bytes(width - 2)
+        made.append(bytes(replace(rtp, payload=numbers + crc16(rtp.header + numbers).to_bytes(2) + row)))
+    return made
+
+
+def test_a_group_that_gives_no_packets_is_worked_on_once(monkeypatch):
+    inverted = []
+    monkeypatch.setattr(mcode.fec, "_inverse", lambda matrix: inverted.append(1) or _inverse(matrix))
+    monkeypatch.setattr(mcode.fec, "_parity_matrix", lambda data, parity: np.eye(data, dtype=np.uint8))
+    recoverer = Recoverer()
+    for datagram in hostile_group(8, 40):
+        recoverer.push(datagram, 1.0)
+    assert len(inverted) == 1 and recoverer.malformed == 1
+    for _ in range(5):
+        recoverer.push(bytes(RtpPacket(96, 0, 0, 77, b"")), 1.0)
+    assert len(inverted) == 1
 
 
 def test_damage_in_the_payload_stays_in_its_column():
@@ -117,6 +150,10 @@ def test_memory_is_bounded():
         recoverer.push(bytes(RtpPacket(96, i & 0xFFFF, 0, i, b"x")), 0.0)
         _, repair = protect([RtpPacket(96, i, 0, i, b"x")], 1, 1)
         recoverer.push(repair[0], 0.0)
+    for i in range(100):  # parity alone: all that it protects is rebuilt
+        for datagram in protect([RtpPacket(96, 100 * i + k, 0, 7, b"x") for k in range(20)], 20, 20)[1]:
+            recoverer.push(datagram, 0.0)
+    assert recoverer.recovered >= 2000
     assert len(recoverer._recent) <= 1024 and len(recoverer._groups) <= 16
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -10,22 +11,24 @@ import subprocess
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
 import mcode.send
+from mcode import fec
 from mcode.baseline import live_encoder
 from mcode.channel import ChannelSettings
 from mcode.codec import Encoder
 from mcode.coders import fixed
 from mcode.conceal import Repair
-from mcode.errors import InputError, ManifoldError
+from mcode.errors import FormatError, InputError, ManifoldError
 from mcode.fec import FecSettings, Protector
 from mcode.frame import Frame
 from mcode.lanes import BaselineLane, McodeLane, finder
-from mcode.receive import PlayoutClock, Receiver, _Spool, receive_to_file
+from mcode.receive import LaneView, PlayoutClock, Receiver, _Network, _protected, _receive, _Spool, receive_to_file
 from mcode.rtp import h264, payload, rtcp, sdp
 from mcode.rtp.packets import RtpPacket
 from mcode.rtp.payload import LARGEST_LIVE
@@ -33,6 +36,7 @@ from mcode.send import SendConfig, Sender, read_stamp, send, test_picture
 from mcode.video import FrameReader, probe
 
 from .block_means import TICKS, BlockMeans, grey
+from .test_rtp import of_a_newer_format
 
 MODEL = BlockMeans()
 PATIENCE_S = 60
@@ -330,6 +334,46 @@ def test_h264_lane_comes_through_and_heals_at_an_idr():
     assert not lane.wants_refresh
 
 
+def baseline_datagrams(codec, count, width=64, height=48, ssrc=5):
+    """Each picture's RTP packets and the parity packets after it."""
+    encoder = live_encoder(codec, width, height, crf=40, fps=25, gop_s=0.4)
+    packetiser, protector = h264.H264Packetiser(ssrc, codec=codec), Protector(FecSettings(4, 1))
+    made = []
+    for index in range(count):
+        (unit,) = encoder.push(grey(60 + index, index, width, height))
+        made.append([bytes(each) for rtp in packetiser.push(unit.data, unit.pts) for each in (rtp, *protector.push(rtp))])
+    return made
+
+
+def shown_of_baseline(lane, groups, first_s=0.0):
+    units = [u for i, group in enumerate(groups) for d in group for u in lane.push(d, first_s + 0.04 * i)]
+    return [frame for unit in units for frame in lane.decode(unit)]
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_a_lane_without_description_takes_its_codec_from_a_picture(codec):
+    groups = baseline_datagrams(codec, 20)
+    parity = next(d for group in groups for d in group if d[1] & 127 == 100)
+    for first in (parity, bytes(RtpPacket(0, 1, 1, 99, b"x")), b"\x80\xc8" + bytes(20)):
+        lane = BaselineLane()
+        lane.push(first, 0.0)
+        assert len(shown_of_baseline(lane, groups)) == 20 and lane.codec == codec
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_a_baseline_of_pictures_too_large_is_an_error_and_amid_a_stream_damage(codec):
+    small, large = baseline_datagrams(codec, 3), baseline_datagrams(codec, 3, 128, 96, ssrc=6)
+    lane = BaselineLane(most_pixels=64 * 48)
+    assert shown_of_baseline(lane, large) == [] and "128x96 is more than" in str(lane.error)
+    lane.reception.bye(6)
+    assert len(shown_of_baseline(lane, small, 1.0)) == 3 and lane.error is None
+    after = lane.reception.highest + 1
+    turned = [replace(p, ssrc=5) for group in large for d in group if (p := RtpPacket.parse(d)).payload_type != 100]
+    groups = [[bytes(replace(packet, sequence=after + i))] for i, packet in enumerate(turned)]
+    assert shown_of_baseline(lane, groups, 2.0) == [] and lane.error is None
+    assert lane._decoder is not None and lane._decoder.size == (128, 96)
+
+
 def test_hostile_datagrams_do_not_stop_a_lane():
     rng = random.Random(5)
     packets = keyframes(waves(200))
@@ -368,6 +412,81 @@ def test_the_stamp_reads_back_through_scaling():
         assert read_stamp(test_picture(index, 640, 360)) == index
     between = (test_picture(3, 64, 48) // 2 + test_picture(4, 64, 48) // 2).astype(np.uint8)
     assert read_stamp(between) is None
+
+
+@pytest.fixture
+def network(port):
+    made = _Network(f"rtp://127.0.0.1:{port}", finder(MODEL), lanes=("mcode", "baseline"))
+    yield made
+    made.close()
+
+
+def test_each_senders_time_is_its_own_with_a_goodbye_before_it_and_without(network):
+    link, peer = network.links[0], ("127.0.0.1", 9)
+
+    def sent_s(ssrc, first_timestamp):
+        """When the frames of a sender whose first report is lost were sent, by the units that come, from now."""
+        packetiser, ages = payload.Packetiser(ssrc, first_timestamp=first_timestamp), []
+        for packet in keyframes(waves(8)):
+            for rtp in packetiser.push(packet):
+                for _, unit in network._take(link, bytes(rtp), peer):
+                    sent = link.sent_unix_s(unit.packet.pts)
+                    ages.append(None if sent is None else time.time() - sent)
+        return ages
+
+    def all_are_of_now(ages):
+        return ages and all(age is not None and abs(age) < PATIENCE_S for age in ages)
+
+    network._take(link, rtcp.compound([rtcp.SenderReport(1, rtcp.ntp(time.time()), 1000, 0, 0)]), peer)
+    assert all_are_of_now(sent_s(1, 1000)) and link.reception.switches == 0
+    assert all_are_of_now(sent_s(2, 2_000_000_000)) and link.reception.switches == 1
+    network._take(link, rtcp.compound([rtcp.ReceiverReport(2), rtcp.Bye((2,))]), peer)
+    assert link.said_goodbye
+    assert all_are_of_now(sent_s(3, 1000)) and link.reception.switches == 2 and not link.said_goodbye
+
+
+def test_the_channel_here_spares_of_parity_packets_what_the_senders_does(network):
+    mcode, baseline = network.links
+    for link in network.links:
+        link.channel.settings = ChannelSettings(bit_error_rate=1e-3)
+    packetiser, protector = payload.Packetiser(7), Protector(FecSettings(4, 1))
+    checked = 0
+    for packet in keyframes(waves(8)):
+        for rtp in packetiser.push(packet):
+            spared = _protected(mcode, bytes(rtp))
+            assert spared == payload.protected_bytes(rtp)
+            for repair in protector.push(rtp):
+                assert _protected(mcode, bytes(repair)) == fec.protected_bytes(spared)
+                checked += 1
+    assert checked == 2
+    for group in baseline_datagrams("h264", 8):
+        for datagram in group:
+            if datagram[1] & 127 == 100:
+                assert _protected(baseline, datagram) == fec.protected_bytes(spared)
+            else:
+                spared = _protected(baseline, datagram)
+
+
+def test_a_recording_goes_on_after_a_decode_longer_than_the_silence_that_ends_it(monkeypatch):
+    now_s, stop, decoded = 0.0, threading.Event(), []
+
+    def decode(unit):
+        nonlocal now_s
+        now_s += 0.04 if decoded else 30.0  # a manifold is loaded
+        decoded.append(unit)
+        return []
+
+    def wait(timeout_s):
+        if len(decoded) == 4:
+            stop.set()
+        return [(link, len(decoded))]
+
+    link = SimpleNamespace(name="mcode", lane=SimpleNamespace(decode=decode, error=None), said_goodbye=False, heard=1)
+    recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[])
+    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s))
+    network = SimpleNamespace(links=[link], wait=wait)
+    _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, stop, None)
+    assert decoded == [0, 1, 2, 3, 4] and recorder.warnings == []
 
 
 # Real datagrams
@@ -413,7 +532,6 @@ def test_both_lanes_and_their_counters_reach_a_player(port):
         assert receiver.error is None and receiver.is_receiving
         # N frames, where the machine is not so busy that those between keyframes are left out
         wait_for(lambda: receiver.lanes["mcode"].delay.wait_ms == pytest.approx(120, abs=85))
-        assert receiver.clock.delay_s is not None
         report = sender.stop()
         assert report.lanes["h264"].target_kbps is not None
         wait_for(lambda: not receiver.is_receiving)
@@ -469,6 +587,22 @@ def test_frames_are_shown_while_the_next_ones_are_synthesised(port):
         finally:
             model.gate.set()
         sender.stop()
+
+
+def test_frames_that_wait_until_they_are_due_are_bounded_in_bytes():
+    link = SimpleNamespace(name="mcode", lane=None, sent_unix_s=lambda pts: 0.0)
+    clock = PlayoutClock()
+    clock.due_s = lambda sent_unix_s: math.inf
+    view = LaneView(link, clock)
+    large = Frame(np.zeros((1440, 2560, 3), np.uint8), 0)
+    join = in_thread(lambda: [view._hold(large) for _ in range(20)])
+    try:
+        wait_for(lambda: len(view._ready) >= 9)
+        time.sleep(0.2)
+        assert len(view._ready) == 9  # of 11 MB
+    finally:
+        view.close()
+        join()
 
 
 def test_n_coder_and_channel_change_while_it_runs(port):
@@ -625,6 +759,17 @@ def test_an_uninstalled_manifold_is_shown_and_the_player_goes_on(port):
         wait_for(lambda: receiver.error is not None and receiver.lanes["baseline"].shown > 3)
         assert MODEL.id in str(receiver.error) and isinstance(receiver.error, ManifoldError)
         sender.stop()
+
+
+def test_a_newer_format_is_told_until_a_stream_of_this_one_comes(port):
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.sendto(of_a_newer_format(99), ("127.0.0.1", port))
+        wait_for(lambda: isinstance(receiver.error, FormatError))
+        with Sender(config(port, duration_s=None), model=MODEL) as sender:
+            sender.start()
+            wait_for(lambda: receiver.lanes["mcode"].shown > 3)
+            assert receiver.error is None
 
 
 def test_garbage_on_the_port_is_counted_and_dropped(port):
@@ -794,6 +939,37 @@ def test_unusable_options_are_named(options, words):
     with pytest.raises(InputError, match=words) as error:
         SendConfig("testsrc", **options)
     assert "\n" not in str(error.value)
+
+
+class OneQuality(BlockMeans):
+    def tables(self, quality):
+        if quality != 1:
+            raise ManifoldError(f"quality {quality} is outside 1..1")
+        return super().tables(quality)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"quality": 9}, "quality 9 is outside"),
+        ({"coder": "range"}, "no hyperprior"),
+        ({"sdp": "missing/a.sdp"}, "missing/a.sdp: cannot write it.*no such folder"),
+        ({"sdp": "."}, "cannot write it.*is a folder"),
+        ({"baseline": "h265", "size": (8, 8)}, "H.265 cannot encode 8x8"),
+    ],
+)
+def test_what_a_manifold_or_the_disk_refuses_is_named_before_it_runs(port, options, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((InputError, ManifoldError), match=words) as error:
+        Sender(config(port, **options), model=OneQuality())
+    assert "\n" not in str(error.value)
+
+
+def test_a_coder_that_the_manifold_has_not_is_refused_while_it_runs(port):
+    with Sender(config(port), model=MODEL) as sender:
+        with pytest.raises(InputError, match="no hyperprior"):
+            sender.update(coder="range")
+        assert sender.config.coder == "huffman" and not sender._changes
 
 
 class FakeCamera:

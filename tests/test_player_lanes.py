@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,6 +172,14 @@ def test_clean_link_gives_back_every_frame():
     frames = through(link, packets(9))
     assert [frame.pts for frame in frames] == [i * TICKS for i in range(9)]
     assert [int(frame.rgb.mean()) for frame in frames] == [10 * i for i in range(9)]
+
+
+def test_slices_that_a_live_stream_refuses_pass_as_in_a_file():
+    link = MCodeLink(Settings(), lambda _: BlockMeans())
+    (first,) = packets(1)
+    large = bytes(range(256)) * (5 << 12)  # 5 MiB
+    (unit,) = link.pass_on(replace(first, slices=(large,)))
+    assert unit.packet.slices == (large,) and unit.damaged == (False,)
 
 
 def test_lossy_link_keeps_the_clock_and_counts():

@@ -223,6 +223,17 @@ def test_hostile_datagrams_are_counted_and_change_nothing(data, cut):
     assert counted >= 3
 
 
+def test_a_datagram_of_many_headers_is_little_work(monkeypatch):
+    """Every ninth byte may begin a second header, and each such header has 60,000 times."""
+    parse, parsed = payload._parse_varint, []
+    monkeypatch.setattr(payload, "_parse_varint", lambda *arguments: parsed.append(1) or parse(*arguments))
+    depacketiser = Depacketiser()
+    for epoch in (0, 2):
+        unit = bytes([epoch << 6 | 0x1A, 1, 1, 1, 1, 1, 0xE0, 0xD4, 3])
+        depacketiser.push(bytes(RtpPacket(96, 1, 1, 1234, unit * 7000)), 100.0)
+    assert depacketiser.damaged_headers == 2 and len(parsed) < 1000
+
+
 def test_memory_is_bounded_whatever_comes():
     depacketiser = Depacketiser()
     packetiser = Packetiser(5)
@@ -278,6 +289,17 @@ def test_a_sender_that_comes_back_is_followed_and_strangers_are_not():
     for i, d in enumerate(one[:3]):
         after_silence.push(d, 0.1 * i)
     assert [r.ssrc for r in after_silence.push(again[0], 5.0)] == [3]
+
+
+def test_a_switch_is_to_another_source_with_a_goodbye_before_it_too():
+    reception = Reception(90_000)
+    for sequence, ssrc, switches in ((1, 7, 0), (2, 7, 0), (1, 8, 1), (2, 8, 1)):
+        reception.push(RtpPacket(96, sequence, 0, ssrc, b"x"), 0.0)
+        assert (reception.ssrc, reception.switches) == (ssrc, switches)
+        reception.bye(ssrc)
+    for sequence in (3, 9000, 9001):  # the same anew
+        reception.push(RtpPacket(96, sequence, 0, 8, b"x"), 0.0)
+    assert reception.switches == 2
 
 
 def of_a_newer_format(ssrc, sequence=0):
@@ -410,6 +432,12 @@ def test_opus_packets_come_back_with_their_losses():
     assert [o.data for o in found] == [b"\0", b"\1", b"\3", b"\4"]
     assert [o.lost_before for o in found] == [0, 0, 1, 0]
     assert [o.pts - found[0].pts for o in found] == [0, 960, 2880, 3840]
+
+
+def test_the_marker_stands_on_the_first_opus_packet_whatever_its_time():
+    packetiser = opus.OpusPacketiser(3)
+    markers = [p.marker for pts in (-312, 648, 0) for p in packetiser.push(b"x", pts)]
+    assert markers == [True, False, False]
 
 
 # RTCP and SDP

@@ -19,17 +19,20 @@ class OpusPacketiser:
     def __init__(self, ssrc: int, *, payload_type: int = OPUS, first_sequence: int = 0, first_timestamp: int = 0) -> None:
         self.ssrc, self.payload_type = ssrc, payload_type
         self.sequence, self.first_timestamp = first_sequence, first_timestamp
+        self._is_first = True
 
     def push(self, data: bytes, pts: int) -> list[RtpPacket]:
-        """pts: in 1/48,000 s. The marker stands on the first packet, the start of a talkspurt (RFC 7587, 4.1)."""
+        """pts: in 1/48,000 s, from before 0 on where the encoder looks ahead. The marker stands on the first packet, the
+        start of a talkspurt (RFC 7587, 4.1)."""
         packet = RtpPacket(
             self.payload_type,
             self.sequence & 0xFFFF,
             (self.first_timestamp + pts) & 0xFFFFFFFF,
             self.ssrc,
             data,
-            marker=pts == 0,
+            marker=self._is_first,
         )
+        self._is_first = False
         self.sequence += 1
         return [packet]
 

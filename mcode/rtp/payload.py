@@ -48,6 +48,7 @@ description, then 1, 2, 3, 1 ...; a receiver that missed the refresh which broug
 _REFRESH, _TIMES, _FRAGMENT, _TWICE = 1, 2, 4, 8
 _LARGEST_TIME = 1 << 40
 _MOST_TIMES_BYTES = 300
+_LARGEST_OFFSET = 1 << 30
 _LARGEST_SLICE = 1 << 20
 _MOST_KEYFRAME_BYTES = 4 << 20
 _PATIENCE_S = 0.02
@@ -118,9 +119,11 @@ class WireHeader:
         except FormatError:
             raise
         except WireError:
-            # A second copy starts where the first, damaged one ends: only a copy of that very length fits there.
+            # A second copy starts where the first, damaged one ends: only a copy of that very length, its CRC at the end,
+            # fits there. Nothing else is parsed: a hostile datagram must not be 500 headers.
             for start in range(9, min(len(data) // 2, 512) + 1):
-                if not data[start] & _TWICE:
+                copy = data[start : 2 * start]
+                if not copy[0] & _TWICE or crc16(packet.header + copy[:-2]) != int.from_bytes(copy[-2:]):
                     continue
                 try:
                     found, end = cls._parse_at(packet.header, data, start)
@@ -149,7 +152,7 @@ class WireHeader:
         if flags & _TIMES:
             times, at = _parse_times(data, at, steps)
         if flags & _FRAGMENT:
-            value, at = _parse_varint(data, at, 2 * _LARGEST_SLICE)
+            value, at = _parse_varint(data, at, 2 * _LARGEST_OFFSET)
             fragment = value >> 1, bool(value & 1)
             if count != 1:
                 raise WireError("a fragment of several slices")
@@ -211,7 +214,7 @@ class Packetiser:
     """Keyframes to RTP packets of at most `mtu` bytes, the last of each with the marker.
 
     first_sequence, first_timestamp: random numbers of the caller's (RFC 3550, 5.1). twice: send every payload header
-    twice.
+    twice. largest_slice: in bytes; None where the other end takes all, as within a process.
     """
 
     def __init__(
@@ -223,15 +226,17 @@ class Packetiser:
         first_timestamp: int = 0,
         mtu: int = MTU,
         twice: bool = False,
+        largest_slice: int | None = _LARGEST_SLICE,
     ) -> None:
         self.ssrc, self.payload_type, self.mtu, self.twice = ssrc, payload_type, mtu, twice
         self.sequence, self.first_timestamp = first_sequence, first_timestamp
+        self.largest_slice = largest_slice
         self.keyframe = 0
         self._epoch = 0
         self._header: StreamHeader | None = None
 
     def push(self, packet: Packet) -> list[RtpPacket]:
-        """Raises ValueError where the first packet is no refresh, or a slice is over 1 MiB."""
+        """Raises ValueError where the first packet is no refresh, or a slice is over largest_slice."""
         if packet.header is not None and packet.header != self._header:
             self._epoch = 0 if self._header is None else self._epoch % 3 + 1
             self._header = packet.header
@@ -268,7 +273,7 @@ class Packetiser:
         held: list[bytes] = []
         first = 0
         for index, data in enumerate(slices):
-            if data is not None and len(data) > _LARGEST_SLICE:
+            if data is not None and self.largest_slice is not None and len(data) > self.largest_slice:
                 raise ValueError(f"a slice of {len(data)} bytes; use more slices")
             # Each slice costs its length, too: one or two bytes, in every copy of the header.
             size = sum(map(len, held)) + 2 * (1 + self.twice) * len(held)
@@ -318,7 +323,7 @@ class _Assembly:
     header: StreamHeader | None
     touched_s: float
     size: int = 0
-    slices: dict[int, bytes] = field(default_factory=dict)
+    slices: dict[int, bytearray] = field(default_factory=dict)
     damaged: set[int] = field(default_factory=set)
     unfinished: set[int] = field(default_factory=set)
 
@@ -328,7 +333,8 @@ class Depacketiser:
     but FormatError, where a whole packet says that the stream is of a newer format before anything of it was given.
 
     header, header_ssrc: the stream header that the session description tells for this source; without it keyframes
-    before the first refresh are dropped and counted as `waiting`. damaged_headers, damaged_packets and
+    before the first refresh are dropped and counted as `waiting`. most_keyframe_bytes: what comes beyond is dropped; None:
+    nothing. damaged_headers, damaged_packets and
     `reception.counters` count.
     """
 
@@ -338,11 +344,13 @@ class Depacketiser:
         payload_type: int = MCODE,
         header: StreamHeader | None = None,
         header_ssrc: int | None = None,
+        most_keyframe_bytes: int | None = _MOST_KEYFRAME_BYTES,
     ) -> None:
         self.payload_type = payload_type
         self.reception = Reception(CLOCK_HZ)
         self.damaged_headers = self.damaged_packets = self.not_rtp = self.waiting = 0
         self._described = (header, header_ssrc)
+        self._most_keyframe_bytes = most_keyframe_bytes
         self.header: StreamHeader | None = None
         self._epoch = 0
         self._ssrc: int | None = None
@@ -438,21 +446,22 @@ class Depacketiser:
         wire = parsed.header
         assembly.touched_s = now_s
         assembly.size += len(parsed.slices)
-        if assembly.size > _MOST_KEYFRAME_BYTES:
+        if self._most_keyframe_bytes is not None and assembly.size > self._most_keyframe_bytes:
             return
         damaged = parsed.is_damaged
         self.damaged_packets += damaged
         for index, data in enumerate(parsed.parts(), wire.first):
+            offset, more = wire.fragment or (0, False)
             if wire.fragment is not None:
-                offset, more = wire.fragment
-                before = assembly.slices.get(index, b"")
-                if offset != len(before):
+                if offset != len(assembly.slices.get(index, b"")):
                     # What lies behind a hole cannot be placed: the slice ends before it, as a damaged one.
                     assembly.damaged.add(index)
                     continue
-                data = before + data
                 (assembly.unfinished.add if more else assembly.unfinished.discard)(index)
-            assembly.slices[index] = data
+            if offset:
+                assembly.slices[index] += data
+            else:
+                assembly.slices[index] = bytearray(data)
             if damaged:
                 assembly.damaged.add(index)
 
@@ -469,7 +478,7 @@ class Depacketiser:
             steps=assembly.steps,
             times=assembly.times,
             header=assembly.header,
-            slices=tuple(assembly.slices.get(index) for index in range(count)),
+            slices=tuple(bytes(assembly.slices[index]) if index in assembly.slices else None for index in range(count)),
         )
         flags = tuple(index in damaged for index in range(count))
         self._done.append(Received(packet, after_loss, flags, self.header, self._ssrc, assembly.touched_s))
@@ -480,8 +489,8 @@ def _times_bytes(times: tuple[int, ...]) -> bytes:
 
 
 def _parse_times(data: bytes, at: int, steps: int) -> tuple[tuple[int, ...], int]:
-    if steps - 1 > len(data) - at:
-        raise WireError("the times are cut short")
+    if steps - 1 > min(len(data) - at, _MOST_TIMES_BYTES):
+        raise WireError("the times are cut short, or too many")
     gaps = []
     for _ in range(steps - 1):
         gap, at = _parse_varint(data, at, _LARGEST_TIME)

@@ -53,14 +53,14 @@ class Reception:
         self.jitter_s = 0.0
         self.extra_hold_s = 0.0
         self.ssrc: int | None = None
-        self.switches = 0
+        self.switches = 0  # to another source, or the same anew
+        self._last_ssrc: int | None = None  # followed until its goodbye, too
         self._challenge: list[tuple[RtpPacket, float]] = []  # of one other source, with none of ours between
         self.last_arrival_s = 0.0
         self._late_by_s = 0.0
         self._start(None)
 
     def _start(self, ssrc: int | None) -> None:
-        self.switches += self.ssrc is not None and ssrc is not None
         self.ssrc = ssrc
         self._pending: dict[int, tuple[RtpPacket, float]] = {}
         self._next: int | None = None  # the sequence number, unwrapped, that is due
@@ -100,6 +100,7 @@ class Reception:
                 self.counters.foreign += 1
                 return []
             before = self._given_up(now_s)
+            self.switches += 1
             self._start(self.ssrc)
             self._next = self._first = self._highest = number = packet.sequence
             return before + self._take(number, packet, now_s)
@@ -176,6 +177,8 @@ class Reception:
         given = self._given_up(now_s)
         kept, self._challenge = self._challenge, []
         self.counters.foreign -= len(kept) - 1
+        self.switches += self._last_ssrc not in (None, packet.ssrc)
+        self._last_ssrc = packet.ssrc
         self._start(packet.ssrc)
         for late, at_s in kept:
             given += self.push(late, at_s)
