@@ -21,7 +21,7 @@ from .frame import TICKS_PER_S, Frame
 from .jobs import MOST_AHEAD, Jobs
 from .manifold import Manifold, find_id, load
 from .packet import Packet
-from .video import FrameReader, FrameWriter, resize
+from .video import FrameReader, FrameWriter, read_picture, resize
 
 Progress = Callable[[int, int | None], None]
 """Called with the frames done and the frames in all, where known."""
@@ -143,6 +143,8 @@ def encode_file(
         warnings.append(f"{os.fspath(output)} is an .mcode file, whatever its name")
     if reader.truncated:
         warnings.append(f"{input} is cut off: encoded {reader.truncated}")
+    elif frames == 1 and not _whole(input):
+        warnings.append(f"{input} is cut off or damaged: a part of its picture is only filled in")
     if meter.fit < FIT_THRESHOLD:
         warnings.append(_misfit(model, meter, reader, n, encoder.header.quality))
     return EncodeReport(
@@ -165,6 +167,15 @@ def encode_file(
         height=coded[1],
         warnings=tuple(warnings),
     )
+
+
+def _whole(picture: str | os.PathLike[str]) -> bool:
+    """Whether a picture decodes without a fault: FFmpeg fills what a cut JPEG lacks with grey, and does not tell."""
+    try:
+        read_picture(picture)
+    except InputError:
+        return False
+    return True
 
 
 def decode_file(

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mcode import manifold
 from mcode.container import McodeReader
@@ -74,6 +75,15 @@ def test_an_image_is_one_refresh_keyframe(clip, model, tmp_path):
     report = encode_file(picture, tmp_path / "one.mcode", manifold=model, n=4)
     assert (report.frames, report.keyframes, report.n) == (1, 1, 1)
     assert decode_file(tmp_path / "one.mcode", tmp_path / "back.png", manifold=model).frames == 1
+
+
+def test_a_cut_off_picture_is_warned_of(clip, model, tmp_path):
+    picture = tmp_path / "one.jpg"
+    Image.fromarray(next(iter(FrameReader(clip))).rgb).save(picture)
+    assert not encode_file(picture, tmp_path / "one.mcode", manifold=model).warnings
+    picture.write_bytes(picture.read_bytes()[: picture.stat().st_size * 2 // 3])
+    report = encode_file(picture, tmp_path / "cut.mcode", manifold=model)
+    assert report.warnings[0] == f"{picture} is cut off or damaged: a part of its picture is only filled in"
 
 
 def test_a_picture_that_a_manifold_does_not_suit_gets_advice_for_pictures(tmp_path):
