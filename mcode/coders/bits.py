@@ -33,7 +33,10 @@ def windows(data: bytes) -> np.ndarray:
     """uint16 (8 * (len(data) + 16),): the 16 bits that begin at each bit of `data`, zeros behind its end."""
     padded = np.frombuffer(data + bytes(PADDING_BYTES + 2), np.uint8).astype(np.uint32)
     three = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]
-    return (three[:, None] >> np.arange(8, 0, -1, dtype=np.uint32)).astype(np.uint16).reshape(-1)
+    found = np.empty((len(three), 8), np.uint16)
+    for bit in range(8):  # one after the other: all at once take twice the memory
+        found[:, bit] = three >> (8 - bit)
+    return found.reshape(-1)
 
 
 def fields(windows: np.ndarray, starts: np.ndarray, lengths: np.ndarray | int) -> np.ndarray:
