@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -263,6 +264,7 @@ def _write(
     tensors: Mapping[str, np.ndarray],
     card: Mapping[str, Any],
 ) -> str:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     config_text = json.dumps(config, sort_keys=True)
@@ -276,11 +278,17 @@ def _write(
         "tables": tables,
         "card": json.dumps(card),
     }
-    temporary = Path(f"{os.fspath(path)}.part")
+    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.part")
     try:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, metadata)
         temporary.chmod(0o644)  # safetensors makes it private
         os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        number = re.search(r"os error (\d+)", str(error))  # as safetensors tells a full disk
+        code = int(number[1]) if number else getattr(error, "errno", None)
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     return manifold_id

@@ -205,7 +205,8 @@ class Sender:
                     )
             self._new_encoder(config)
             if config.sdp is not None:
-                _check_description(Path(config.sdp))
+                for described in _descriptions(config):
+                    _check_description(described)
             self._open_lanes(address)
         except BaseException:
             self.close()
@@ -414,12 +415,10 @@ class Sender:
         if self.config.sdp is None or self._encoder is None:
             return
         session = self.session(self._encoder.header)
-        path = Path(self.config.sdp)
+        alone = replace(session, media=session.media[1:])
         try:
-            path.write_text(str(session))
-            if self.baseline is not None:  # for players that know nothing of MCode
-                alone = replace(session, media=session.media[1:])
-                path.with_suffix(f".{self.config.baseline}{path.suffix}").write_text(str(alone))
+            for path, text in zip(_descriptions(self.config), (session, alone), strict=False):
+                path.write_text(str(text))
         except OSError as error:
             raise InputError(f"--sdp {path}: cannot write it ({error.strerror})") from error
 
@@ -476,11 +475,29 @@ def resolve(host: str, port: int, url: str) -> tuple[int, tuple]:
     return family, address
 
 
+def _descriptions(config: SendConfig) -> list[Path]:
+    """Of the whole session, and of the baseline's lane alone, for players that know nothing of MCode."""
+    if config.sdp is None:
+        return []
+    whole = Path(config.sdp)
+    return [whole] if config.baseline == "none" else [whole, whole.with_suffix(f".{config.baseline}{whole.suffix}")]
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(start)) == start
+    except OSError:
+        return True  # not to be read: what else is wrong with it is told apart
+
+
 def _check_description(path: Path) -> None:
-    """Raises InputError where a session description cannot be written."""
+    """Raises InputError where a session description cannot be written, or would take the place of something else."""
     folder = path.absolute().parent
     if path.is_dir():
         reason = "it is a folder"
+    elif path.is_file() and not _begins_with(path, b"v=0"):
+        reason = "the file there is no description; choose another name"
     elif not folder.is_dir():
         reason = "no such folder"
     elif not os.access(path if path.exists() else folder, os.W_OK):

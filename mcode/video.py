@@ -131,6 +131,7 @@ class FrameReader:
         self.width, self.height = size or _cropped_size(self.info.width, self.info.height, crop_to)
         self.truncated: str | None = None
         self.damaged = 0
+        self._began = Fraction(0)  # on the file's clock
 
     def __iter__(self) -> Iterator[Frame]:
         self.truncated, self.damaged = None, 0
@@ -151,7 +152,7 @@ class FrameReader:
             if limit is not None and pts >= limit:
                 return
             last = Frame(self._fitted(_to_rgb(picture)), pts)
-            end = self._end(pts, picture)
+            end = self._end(pts, zero, picture)
             self.damaged = damage.packets
             yield last
         self.damaged = damage.packets
@@ -165,7 +166,8 @@ class FrameReader:
         for seeking in (True, False) if self.start_s > 0 else (False,):
             with _open(self.path) as container:
                 stream = _picture_stream(container, self.path)
-                start = _start(stream) + Fraction(self.start_s) if self.start_s > 0 else None
+                self._began = _start(stream)
+                start = self._began + Fraction(self.start_s) if self.start_s > 0 else None
                 if seeking and start is not None and not _seek(container, stream, start):
                     continue
                 landed_early = not seeking
@@ -192,9 +194,10 @@ class FrameReader:
     def _period_ticks(self) -> int:
         return max(1, round(TICKS_PER_S / (self.info.average_fps or 25)))
 
-    def _end(self, pts: int, picture: av.VideoFrame) -> Fraction:
+    def _end(self, pts: int, zero: Fraction | None, picture: av.VideoFrame) -> Fraction:
         shown = picture.duration * time_base(picture) if picture.duration else self._period_ticks() * TICK
-        return Fraction(self.start_s) + pts * TICK + shown
+        skipped = zero - self._began if zero is not None and self.start_s > 0 else Fraction(self.start_s)
+        return skipped + pts * TICK + shown
 
     def _shortfall(self, damage: _Damage, end: Fraction | None) -> str | None:
         have, promised = float(end or 0), self.info.duration_s
@@ -396,7 +399,7 @@ def _start(stream: av.stream.Stream) -> Fraction:
 def _seek(container: av.container.InputContainer, stream: av.stream.Stream, time_s: Fraction) -> bool:
     try:
         container.seek(int(time_s / time_base(stream)), stream=stream, backward=True)
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, OverflowError):
         return False
     return True
 
@@ -710,6 +713,7 @@ class OutputFile:
         final = Path(os.path.realpath(path))
         _check_output(path, force)
         self._final = final if final.is_file() or not final.exists() else None
+        self._force = force
         self._temporary = final.with_name(f"{final.stem}.partial-{os.getpid()}{final.suffix}") if self._final else final
         try:
             self._raw = open(self._temporary, "w+b" if self._final else "wb", buffering=0)  # noqa: SIM115 - until commit()
@@ -743,7 +747,7 @@ class OutputFile:
         try:
             self._raw.close()
             if self._final:
-                os.replace(self._temporary, self._final)
+                _give_name(self._temporary, self._final, self._force)
         except OSError as error:
             self.discard()
             raise _output_error(self.path, error) from error
@@ -782,7 +786,24 @@ def _check_output(path: StrPath, force: bool) -> None:
         raise InputError(f"{path.parent}: no such folder to write to")
 
 
+def _give_name(temporary: Path, final: Path, force: bool) -> None:
+    """Without force FileExistsError where a file has appeared there meanwhile, on file systems that have hard links."""
+    if not force:
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            raise
+        except OSError:
+            pass
+        else:
+            temporary.unlink()
+            return
+    os.replace(temporary, final)
+
+
 def _output_error(path: StrPath, error: OSError) -> InputError:
+    if error.errno == errno.EEXIST:
+        return InputError(f"{path} exists: use --force to replace it")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return InputError(f"no space left on {Path(path).absolute().parent} for {Path(path).name}")
     return InputError(f"cannot write {path}: {error.strerror}")
@@ -1034,12 +1055,16 @@ class _StandardOutput:
     def write(self, data: bytes) -> None:
         try:
             sys.stdout.buffer.write(data)
+        except BrokenPipeError:  # its reader has had enough
+            raise
         except OSError as error:
             raise _output_error("standard output", error) from error
 
     def commit(self) -> None:
         try:
             sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise _output_error("standard output", error) from error
 
@@ -1080,7 +1105,10 @@ class _Pngs:
     def finish(self) -> None:
         for number in range(1, self._count + 1):
             final = self._path(number)
-            os.replace(self._waiting / final.name, final)
+            try:
+                _give_name(self._waiting / final.name, final, self._force)
+            except OSError as error:
+                raise _output_error(final, error) from error
         self._waiting.rmdir()
 
     def discard(self) -> None:

@@ -951,6 +951,28 @@ def test_decode_gives_the_frames_back(mcode, workshop, tmp_path):
     assert piped.stdout.count(b"FRAME\n") == 50 and not piped.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
+def test_standard_streams_may_be_closed_cut_short_or_know_no_umlauts(workshop, tmp_path):
+    name = tmp_path / "\u00f6.mcode"
+    name.symlink_to(workshop / "clip.mcode")
+
+    def run(rest: str, **environment: str) -> tuple[int, bytes, str]:
+        line = f'"$1" -m mcode {rest}'
+        call = ["bash", "-o", "pipefail", "-c", line, "bash", sys.executable, name, workshop / "disc.safetensors"]
+        done = subprocess.run(call, capture_output=True, cwd=ROOT, env=os.environ | environment)
+        return done.returncode, done.stdout, done.stderr.decode()
+
+    assert run('decode "$2" -o - -m "$3" | head -c 100 >/dev/null') == (1, b"", "")
+    status, out, err = run('decode "$2" -o - -m "$3" >&-')
+    assert (status, out, err.count("\n")) == (2, b"", 1) and "standard output is closed" in err
+    status, out, _ = run('info "$2" --json', PYTHONIOENCODING="ascii")
+    assert status == 0 and json.loads(out)["path"] == os.fspath(name)
+    status, out, err = run('info "$2"', PYTHONIOENCODING="ascii")
+    assert (status, err) == (0, "") and rb"\xf6.mcode" in out
+    status, out, _ = run('info "$2.absent" --json 2>&-')
+    assert (status, out) == (2, b"")
+
+
 def test_a_stream_whose_manifold_is_missing_is_refused(mcode, workshop, tmp_path):
     status, _, err = mcode("decode", workshop / "clip.mcode", "-o", tmp_path / "back.mp4")
     assert status == 2 and "not installed" in err and "--manifold" in err

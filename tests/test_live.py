@@ -955,6 +955,7 @@ class OneQuality(BlockMeans):
         ({"coder": "range"}, "no hyperprior"),
         ({"sdp": "missing/a.sdp"}, "missing/a.sdp: cannot write it.*no such folder"),
         ({"sdp": "."}, "cannot write it.*is a folder"),
+        ({"sdp": __file__}, "cannot write it.*no description; choose another name"),
         ({"baseline": "h265", "size": (8, 8)}, "H.265 cannot encode 8x8"),
     ],
 )

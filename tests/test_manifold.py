@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from mcode import manifold
 from mcode.coders import CodeTables
@@ -44,6 +46,19 @@ def file(tmp_path):
     path = tmp_path / "tiny.safetensors"
     save(path)
     return path
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        raise SafetensorError(f"Error preparing tensor: No space left on device (os error {errno.ENOSPC})")
+
+    kept = tmp_path / "a.safetensors.part"
+    kept.write_bytes(b"somebody's")
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        save(tmp_path / "a.safetensors")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, os.fspath(tmp_path / "a.safetensors"))
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_info_comes_from_the_header_alone(file):

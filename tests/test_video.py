@@ -318,6 +318,18 @@ def test_start_and_duration_cut_by_time(tmp_path: Path, suffix: str) -> None:
 def test_a_start_after_the_end_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ends before"):
         list(FrameReader(make_clip(tmp_path / "a.mp4"), start_s=7))
+    with pytest.raises(InputError, match="nothing to show from 1e"):
+        list(FrameReader(tmp_path / "a.mp4", start_s=1e15))
+
+
+def test_a_start_within_a_long_pause_is_not_a_file_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "pause.mkv"
+    times = [0, 3600, 7200, 900_000, 903_600, 907_200]
+    with FrameWriter(path, width=64, height=48) as writer:
+        for number, pts in enumerate(times):
+            writer.push(Frame(np.full((48, 64, 3), 40 * number, np.uint8), pts))
+    reader = FrameReader(path, start_s=5.0)
+    assert [frame.pts for frame in reader] == [0, 3600, 7200] and reader.truncated is None
 
 
 @pytest.mark.parametrize("options", [{"start_s": -1}, {"duration_s": 0}, {"size": (0, 4)}, {"crop_to": (1, 0)}])
@@ -690,6 +702,24 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path, name: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_meanwhile_is_kept_without_force(tmp_path, monkeypatch, links):
+    path = tmp_path / "a.bin"
+    mine = OutputFile(path)
+    mine.write(b"mine")
+    path.write_bytes(b"other")
+    with pytest.raises(InputError, match="a.bin exists: use --force"):
+        mine.commit()
+    assert path.read_bytes() == b"other" and [each.name for each in tmp_path.iterdir()] == ["a.bin"]
+    path.unlink()
+    if not links:
+        monkeypatch.setattr(os, "link", lambda a, b: (_ for _ in ()).throw(PermissionError(1, "no links here")))
+    alone = OutputFile(path)
+    alone.write(b"alone")
+    alone.commit()
+    assert path.read_bytes() == b"alone" and [each.name for each in tmp_path.iterdir()] == ["a.bin"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")

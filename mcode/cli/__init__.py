@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -26,7 +27,19 @@ from mcode.memory import keep_freed_memory
 
 UsageError = typer.BadParameter.__base__
 """Typer's parent of every usage error; it has lived in click and in typer, and both call it this way."""
-MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENAMETOOLONG}
+MENDABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 """Errors of the operating system which the user can mend (a full disk, no permission): status 2, not 1."""
 
 
@@ -80,6 +93,10 @@ def _sigterm_ends() -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (sys.argv's when None) and return the exit status. A fault in mcode itself is raised."""
     keep_freed_memory()
+    if sys.stderr is None:  # closed: nothing that belongs there is to end on standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that its encoding lacks
     try:
         with _sigterm_ends():
             status = app(args=arguments, prog_name="mcode", standalone_mode=False) or 0

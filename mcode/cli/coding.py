@@ -161,6 +161,8 @@ def decode(
     """Decode an .mcode file to a video, images or a pipe."""
     if output == "-" and as_json:
         raise InputError("-o - and --json both write to standard output: leave one of them out")
+    if output == "-" and sys.stdout is None:
+        raise InputError("-o - writes raw video, and standard output is closed: pipe it, as in | ffplay -")
     if output == "-" and sys.stdout.isatty():
         raise InputError("-o - writes raw video, and standard output is a terminal: pipe it, as in | ffplay -")
     from mcode.transcode import decode_file

@@ -89,7 +89,8 @@ def _cell(value: Any) -> str:
 
 
 def print_json(value: Any) -> None:
-    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+    readable = getattr(sys.stdout, "encoding", None) in ("utf-8", "UTF-8")
+    text = json.dumps(plain(value), ensure_ascii=not readable, allow_nan=False)
     print("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))
 
 
