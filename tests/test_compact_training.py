@@ -355,6 +355,33 @@ def test_a_loss_that_contradicts_itself_is_refused(loss):
         config(loss=loss)
 
 
+@pytest.mark.parametrize(
+    ("table", "values", "message"),
+    [
+        ("loss", {"perceptual": 1.0, "perceptual_size": 128}, "perceptual_size = 128 .* data.crop = 64"),
+        ("loss", {"adversarial_size": 80}, "adversarial_size = 80 .* data.crop = 64"),
+        ("loss", {"perceptual_crops": 0}, "perceptual_crops is 1 or more"),
+        ("loss", {"perceptual_size": 16}, "perceptual_size 32 or more"),
+        ("loss", {"lambda_low": 0.0}, "lambda_low = 0.0"),
+        ("network", {"stages": [0, 4]}, r"stages = \[0, 4\]; .* network.channels = 8"),
+        ("network", {"stages": [2, 8]}, "rise from 0"),
+        ("network", {"stages": [0, 4, 4, 8]}, "rise from 0"),
+        ("network", {"stages": []}, "rise from 0"),
+        ("data", {"crop": 72}, "crop a multiple of 16"),
+        ("data", {"batch": 0}, "batch is 1 or more"),
+        ("data", {"folders": []}, "folders must name"),
+        ("data", {"longest": 0}, "longest is 0"),
+        ("optimiser", {"steps": 0}, "steps and checkpoint_every"),
+        ("optimiser", {"checkpoint_every": 0}, "steps and checkpoint_every"),
+        ("optimiser", {"learning_rate": 0.0}, "learning_rate is 0.0"),
+    ],
+)
+def test_a_configuration_that_cannot_be_trained_is_refused(table, values, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        config(**{table: values})
+    assert "\n" not in str(error.value)
+
+
 def test_a_part_without_a_start_is_refused():
     with pytest.raises(ConfigError, match="start"):
         from_dict(SMALL | {"part": "synthesis"}, CompactTraining, source="test")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 VIDEOS = {".mp4", ".mkv", ".avi", ".mpg", ".mov", ".webm"}
+SMALLEST = 64
+"""Pictures with a side of fewer pixels are left out."""
 _THREADS = min(8, os.cpu_count() or 1)
 _AHEAD = 2 * _THREADS
 """Batches that are drawn before they are asked for."""
@@ -41,7 +43,7 @@ def load_pictures(folders: list[Path], *, longest: int, frames_per_video: int) -
 
     paths = [path for folder in folders for path in sorted(folder.rglob("*"))]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return [p for found in threads.map(read, paths) for p in found if min(p.shape[:2]) >= 64]
+        return [p for found in threads.map(read, paths) for p in found if min(p.shape[:2]) >= SMALLEST]
 
 
 def _shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
