@@ -450,6 +450,10 @@ def test_squares_come_from_folders_archives_and_folders_inside_archives(tmp_path
     assert folder.pixels.shape == (8, 32, 32, 3) and folder.clips == (1,) * 8
     assert np.array_equal(inside.pixels, folder.pixels[:3])
     assert len(load_squares([tmp_path / "a.tar.xz"], size=32, channels=1, every=1).pixels) == 4
+    with tarfile.open(tmp_path / "c.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("empty.png"))
+        archive.add(data / "pictures" / "0.png", "0.png")
+    assert load_squares([tmp_path / "c.tar"], size=32, channels=3, every=1).clips == (1,)
     (tmp_path / "b.tar").write_bytes(b"x" * 2000)
     with pytest.raises(InputError, match=r"b\.tar"):
         load_squares([tmp_path / "b.tar"], size=32, channels=3, every=1)

@@ -243,7 +243,7 @@ def train(
         [data / f for f in config.data.folders], longest=config.data.longest, frames_per_video=config.data.frames_per_video
     )
     if not pictures:
-        raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
+        raise InputError(f"{data}: no pictures or videos that can be read in {', '.join(config.data.folders)}")
     lam = lambdas(config.loss, config.network.qualities)
     if saved is None:
         _initialise(model, config, pictures, lam)
