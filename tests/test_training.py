@@ -397,6 +397,12 @@ def test_perceptual_losses_train(tmp_path, run, data_dir, monkeypatch):
     from mcode.training import alexnet
 
     monkeypatch.setenv("MCODE_PERCEPTUAL", str(data_dir / "perceptual"))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").write_bytes(b"no weights")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for damaged in (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth", None):
+        with pytest.raises(InputError, match=r"alexnet-owt-7be5be79\.pth: not readable as weights"):
+            alexnet.AlexNetConv4(damaged)
     monkeypatch.setattr(alexnet, "_weights", lambda path: {})
     with pytest.raises(InputError, match="AlexNet"):
         alexnet.AlexNetConv4()
