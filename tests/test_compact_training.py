@@ -6,9 +6,12 @@ import importlib.util
 import json
 import math
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from mcode.errors import ConfigError, InputError
 from mcode.nets.hific import CompactConfig, CompactHific
 from mcode.nets.hyper import Hyper
 from mcode.nets.paper import Discriminator
+from mcode.testclip import write_clip
 from mcode.training import loop
 from mcode.training.compact import (
     CompactTraining,
@@ -34,7 +38,7 @@ from mcode.training.compact import (
     lambdas,
     train,
 )
-from mcode.training.crops import CropStream, load_pictures
+from mcode.training.crops import CropStream, frame_runs, load_pictures
 from mcode.training.export import export_compact
 from mcode.training.graphics import draw_graphic
 
@@ -355,6 +359,33 @@ def test_a_loss_that_contradicts_itself_is_refused(loss):
         config(loss=loss)
 
 
+@pytest.mark.parametrize(
+    ("table", "values", "message"),
+    [
+        ("loss", {"perceptual": 1.0, "perceptual_size": 128}, "perceptual_size = 128 .* data.crop = 64"),
+        ("loss", {"adversarial_size": 80}, "adversarial_size = 80 .* data.crop = 64"),
+        ("loss", {"perceptual_crops": 0}, "perceptual_crops is 1 or more"),
+        ("loss", {"perceptual_size": 16}, "perceptual_size 32 or more"),
+        ("loss", {"lambda_low": 0.0}, "lambda_low = 0.0"),
+        ("network", {"stages": [0, 4]}, r"stages = \[0, 4\]; .* network.channels = 8"),
+        ("network", {"stages": [2, 8]}, "rise from 0"),
+        ("network", {"stages": [0, 4, 4, 8]}, "rise from 0"),
+        ("network", {"stages": []}, "rise from 0"),
+        ("data", {"crop": 72}, "crop a multiple of 16"),
+        ("data", {"batch": 0}, "batch is 1 or more"),
+        ("data", {"folders": []}, "folders must name"),
+        ("data", {"longest": 0}, "longest is 0"),
+        ("optimiser", {"steps": 0}, "steps and checkpoint_every"),
+        ("optimiser", {"checkpoint_every": 0}, "steps and checkpoint_every"),
+        ("optimiser", {"learning_rate": 0.0}, "learning_rate is 0.0"),
+    ],
+)
+def test_a_configuration_that_cannot_be_trained_is_refused(table, values, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        config(**{table: values})
+    assert "\n" not in str(error.value)
+
+
 def test_a_part_without_a_start_is_refused():
     with pytest.raises(ConfigError, match="start"):
         from_dict(SMALL | {"part": "synthesis"}, CompactTraining, source="test")
@@ -367,6 +398,27 @@ def test_a_hyperprior_without_a_start_and_lambdas_of_another_count_are_refused()
         config(loss={"lambdas": [0.1]})
 
 
+def test_short_videos_alone_are_trained_on_and_exported(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    write_clip(tmp_path / "pictures" / "a.mp4", scene="arms", seconds=0.2, size=(96, 64), seed=1)
+    plain = config(loss={"adversarial": 0.0}, optimiser={"steps": 1})
+    export_compact(train(plain, tmp_path, tmp_path / "a"), tmp_path, tmp_path / "a.safetensors", card={})
+    assert mcode.load(tmp_path / "a.safetensors", device="cpu").qualities == 2
+
+
+def test_a_folder_of_nothing_that_can_be_read_is_named_before_training(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(InputError, match="that can be read in pictures"):
+        train(config(), tmp_path, tmp_path / "out")
+
+
+def test_a_damaged_checkpoint_is_not_exported(tmp_path, data):
+    (tmp_path / "c.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(InputError, match=r"c\.safetensors: no readable checkpoint"):
+        export_compact(tmp_path / "c.safetensors", data, tmp_path / "m.safetensors", card={})
+
+
 def test_an_exported_margin_is_wider_where_a_channel_seldom_leaves_zero(tmp_path, data):
     plain = replace(config(loss={"adversarial": 0.0}), zero_margin=0.05)
     export_compact(train(plain, data, tmp_path / "m"), data, tmp_path / "m.safetensors", card={})
@@ -377,6 +429,22 @@ def test_an_exported_margin_is_wider_where_a_channel_seldom_leaves_zero(tmp_path
     margin = model.zero_margin(1)
     assert margin.shape == (8,) and (margin >= 0).all() and margin.max() <= 0.4
     assert margin[zeros.argmax()] > margin[zeros.argmin()]
+
+
+def test_damaged_videos_and_pictures_are_passed_over(tmp_path, data):
+    shutil.copy(data / "pictures" / "0.png", tmp_path / "0.png")
+    (tmp_path / "damaged.mp4").write_bytes(b"no video")
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    head = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r" + head + struct.pack(">I", zlib.crc32(head)))
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=48_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+        frame.sample_rate = 48_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert len(load_pictures([tmp_path], longest=96, frames_per_video=2)) == 1
+    assert not [run for name in ("damaged", "sound") for run in frame_runs(tmp_path / f"{name}.mp4", 1, 1)]
 
 
 def test_crops_depend_on_seed_and_number_alone(data):

@@ -15,6 +15,7 @@ import scipy.ndimage
 import scipy.signal
 import scipy.special
 import torch
+from safetensors.torch import save_file
 
 from mcode.errors import InputError
 from mcode.evaluation import features, inception, lpips
@@ -300,6 +301,24 @@ def test_squeezenet_tells_noise_from_pictures(data_dir, picture):
     h = picture.shape[0]
     assert [m.shape[1] for m in net.maps(before)] == [96, 128, 256] and abs(net.maps(before)[-1].shape[2] - h / 8) <= 2
     assert 0 < compared[0] < compared[1] and net.distance(before, before).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        (features.VggFeatures, "VGG19"),
+        (features.MobileNetFeatures, "MobileNet-v1"),
+        (features.SqueezeNetFeatures, "SqueezeNet"),
+    ],
+)
+def test_weights_of_another_network_are_one_line(tmp_path, network, name):
+    path = tmp_path / "other.safetensors"
+    flat = {name: torch.zeros(2) for name in ("conv1.weight", "conv1.kernel", "conv1_1.weight")}
+    for tensors in ({"fc.weight": torch.zeros(2, 2)}, flat):
+        save_file(tensors, path)
+        with pytest.raises(InputError, match=rf"other\.safetensors: not the weights of {name}") as error:
+            network(path)
+        assert "\n" not in str(error.value)
 
 
 def test_weights_that_would_run_code_or_are_cut_short_are_one_line(tmp_path):

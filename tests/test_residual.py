@@ -280,6 +280,9 @@ def test_interpolated_coordinates_lie_between_keyframes_of_one_clip(tmp_path, da
         ("checkpoint_every = 3\n[network]|crop = 16\n[network]\ndirect = true", "direct = true needs whole pictures"),
         ("checkpoint_every = 3|bit_error_rate = 0.5", "bit_error_rate is from 0"),
         ('quantiser = "bits"|quantiser = "step"\nbit_error_rate = 0.1', "code and bit_error_rate need"),
+        ('quantiser = "bits"|quantiser = "bits"\nintervals = [1, 4]', r"intervals = \[1, 4\] need quantiser"),
+        ('quantiser = "bits"|quantiser = "step"\nintervals = [2]', r"intervals = \[2\] need .*encoder = false"),
+        ('quantiser = "bits"|quantiser = "step"\nintervals = []', "intervals are 1 or more"),
     ],
 )
 def test_a_wrong_configuration_gives_one_line(tmp_path, change, message):
@@ -290,6 +293,12 @@ def test_a_wrong_configuration_gives_one_line(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message) as error:
         read_config(path)
     assert "\n" not in str(error.value)
+
+
+def test_mirrored_pictures_of_interpolated_coordinates_are_refused(tmp_path):
+    config = read_config(write(tmp_path, "folds"))
+    with pytest.raises(ValueError, match="set mirror_pairs"):
+        replace(config, data=replace(config.data, mirror=True))
 
 
 def test_more_coordinates_than_pictures_are_refused():

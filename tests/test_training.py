@@ -397,6 +397,12 @@ def test_perceptual_losses_train(tmp_path, run, data_dir, monkeypatch):
     from mcode.training import alexnet
 
     monkeypatch.setenv("MCODE_PERCEPTUAL", str(data_dir / "perceptual"))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").write_bytes(b"no weights")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for damaged in (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth", None):
+        with pytest.raises(InputError, match=r"alexnet-owt-7be5be79\.pth: not readable as weights"):
+            alexnet.AlexNetConv4(damaged)
     monkeypatch.setattr(alexnet, "_weights", lambda path: {})
     with pytest.raises(InputError, match="AlexNet"):
         alexnet.AlexNetConv4()
@@ -450,6 +456,10 @@ def test_squares_come_from_folders_archives_and_folders_inside_archives(tmp_path
     assert folder.pixels.shape == (8, 32, 32, 3) and folder.clips == (1,) * 8
     assert np.array_equal(inside.pixels, folder.pixels[:3])
     assert len(load_squares([tmp_path / "a.tar.xz"], size=32, channels=1, every=1).pixels) == 4
+    with tarfile.open(tmp_path / "c.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("empty.png"))
+        archive.add(data / "pictures" / "0.png", "0.png")
+    assert load_squares([tmp_path / "c.tar"], size=32, channels=3, every=1).clips == (1,)
     (tmp_path / "b.tar").write_bytes(b"x" * 2000)
     with pytest.raises(InputError, match=r"b\.tar"):
         load_squares([tmp_path / "b.tar"], size=32, channels=3, every=1)

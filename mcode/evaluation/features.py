@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +128,13 @@ class VggFeatures(nn.Module):
         super().__init__()
         if unknown := [name for name in layers if name.removeprefix("relu") not in _VGG_CONVOLUTIONS]:
             raise ValueError(f"no VGG19 layer {unknown[0]}: one of {', '.join('relu' + c for c in _VGG_CONVOLUTIONS)}")
-        tensors = _load(weights_path(VGG_FILE, weights))
         self.layers = tuple(layers)
         wanted = {name.removeprefix("relu") for name in layers}
         depth = 1 + max(_VGG_CONVOLUTIONS.index(name) for name in wanted)
-        self.convolutions = nn.ModuleDict()
-        for name in _VGG_CONVOLUTIONS[:depth]:
-            weight, bias = tensors[f"conv{name}.weight"].float(), tensors[f"conv{name}.bias"].float()
-            convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
-            convolution.load_state_dict({"weight": weight, "bias": bias})
-            self.convolutions[name] = convolution
+        with _weights_of("VGG19", weights_path(VGG_FILE, weights)) as tensors:
+            self.convolutions = nn.ModuleDict(
+                {name: _convolution(tensors, f"conv{name}") for name in _VGG_CONVOLUTIONS[:depth]}
+            )
         self.register_buffer("mean_bgr", torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
@@ -172,15 +170,15 @@ class MobileNetFeatures(nn.Module):
 
     def __init__(self, weights: str | os.PathLike[str] | None = None, blocks: Sequence[int] = MOBILENET_LAYERS):
         super().__init__()
-        tensors = _load(weights_path(MOBILENET_FILE, weights))
         self.blocks = tuple(blocks)
-        self.first = _normalised_convolution(tensors, "conv1.kernel", "conv1_bn", stride=2)
         self.depthwise, self.pointwise = nn.ModuleList(), nn.ModuleList()
-        for i in range(1, max(blocks) + 1):
-            stride = 2 if i in _MOBILENET_STRIDE_2 else 1
-            kernel = f"conv_dw_{i}.depthwise_kernel"
-            self.depthwise.append(_normalised_convolution(tensors, kernel, f"conv_dw_{i}_bn", stride, depthwise=True))
-            self.pointwise.append(_normalised_convolution(tensors, f"conv_pw_{i}.kernel", f"conv_pw_{i}_bn"))
+        with _weights_of("MobileNet-v1", weights_path(MOBILENET_FILE, weights)) as tensors:
+            self.first = _normalised_convolution(tensors, "conv1.kernel", "conv1_bn", stride=2)
+            for i in range(1, max(blocks) + 1):
+                stride = 2 if i in _MOBILENET_STRIDE_2 else 1
+                kernel = f"conv_dw_{i}.depthwise_kernel"
+                self.depthwise.append(_normalised_convolution(tensors, kernel, f"conv_dw_{i}_bn", stride, depthwise=True))
+                self.pointwise.append(_normalised_convolution(tensors, f"conv_pw_{i}.kernel", f"conv_pw_{i}_bn"))
         self.requires_grad_(False)
         self.eval()
 
@@ -238,12 +236,12 @@ class SqueezeNetFeatures(nn.Module):
 
     def __init__(self, weights: str | os.PathLike[str] | None = None):
         super().__init__()
-        tensors = _load(weights_path(SQUEEZENET_FILE, weights))
-        self.first = _convolution(tensors, "conv1", stride=2)
-        self.fires = nn.ModuleList(
-            nn.ModuleList(_convolution(tensors, f"fire{i}.{name}") for name in ("conv1x1_1", "conv1x1_2", "conv3x3_2"))
-            for i in range(2, 10)
-        )
+        with _weights_of("SqueezeNet", weights_path(SQUEEZENET_FILE, weights)) as tensors:
+            self.first = _convolution(tensors, "conv1", stride=2)
+            self.fires = nn.ModuleList(
+                nn.ModuleList(_convolution(tensors, f"fire{i}.{name}") for name in ("conv1x1_1", "conv1x1_2", "conv3x3_2"))
+                for i in range(2, 10)
+            )
         self.register_buffer("mean_bgr", torch.tensor([104.0, 117.0, 123.0]).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
@@ -340,6 +338,17 @@ def load_standard(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return {k: v for k, v in state.items() if isinstance(v, Tensor)}
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
         raise InputError(f"{place}: not readable as weights; fetch it again") from error
+
+
+@contextmanager
+def _weights_of(network: str, path: Path) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a weight file; InputError where they do not make the network that is built of them."""
+    tensors = _load(path)
+    try:
+        yield tensors
+    except (LookupError, RuntimeError, ValueError) as error:
+        remedy = f"give --perceptual or {WEIGHTS_VARIABLE} the folder of all weight files"
+        raise InputError(f"{path}: not the weights of {network}; {remedy}") from error
 
 
 def _load(path: Path) -> dict[str, Tensor]:

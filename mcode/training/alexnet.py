@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from urllib.error import URLError
+from pathlib import Path, PurePosixPath
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..evaluation.features import load_standard
 
 URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 """Torchvision's weights; the file name ends in the start of its SHA-256, which the download is checked against."""
@@ -55,16 +53,16 @@ class AlexNetConv4(nn.Module):
 
 
 def _weights(path: str | os.PathLike[str] | None) -> dict[str, Tensor]:
-    try:
-        if path is None:
-            return torch.hub.load_state_dict_from_url(URL, check_hash=True, weights_only=True, progress=False)
-        if Path(path).suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, weights_only=True)
-    except (URLError, OSError) as error:
-        raise InputError(
-            f"AlexNet's weights cannot be had from {path or URL} ({error}); give a file with perceptual_file, "
-            'or set perceptual = "vgg19" or "none"'
-        ) from error
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path or URL}: not readable as weights") from error
+    if path is not None:
+        return load_standard(path)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(URL).name
+    if not cached.is_file():
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL, str(cached), cached.stem.rpartition("-")[2], progress=False)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+            raise InputError(
+                f"AlexNet's weights cannot be had from {URL} ({error}); give a file with perceptual_file, "
+                'or set perceptual = "vgg19" or "none"'
+            ) from error
+    return load_standard(cached)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -28,9 +29,11 @@ from ..nets.hyper import Hyper
 from ..nets.layers import ResidualBlock, channels_last, watched
 from ..nets.paper import Discriminator
 from . import loop
-from .crops import CropStream, draw_crop, load_pictures
+from .crops import SMALLEST, CropStream, draw_crop, load_pictures
 from .patches import fit_patches
 
+_SMALLEST_WINDOW = 32
+"""Pixels a side that SqueezeNet needs."""
 _ALIVE = 0.1
 """Of pictures in which a hidden channel is to open at all; see `_revive`."""
 
@@ -47,6 +50,10 @@ class DataConfig:
     graphics: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.folders or self.batch < 1 or self.crop < 4 * STRIDE or self.crop % STRIDE:
+            raise ValueError("folders must name one place at least, batch is 1 or more, crop a multiple of 16 from 64 on")
+        if self.longest < SMALLEST:
+            raise ValueError(f"longest is {self.longest}; it is {SMALLEST} or more: smaller pictures are left out")
         if not 0 <= self.graphics <= 1:
             raise ValueError(f"graphics is {self.graphics}; it is a share of the crops, 0 to 1")
 
@@ -91,6 +98,10 @@ class LossConfig:
     emphasis: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if min(self.lambda_low, self.lambda_high) <= 0:
+            raise ValueError(f"lambda_low = {self.lambda_low} and lambda_high = {self.lambda_high} are both above 0")
+        if self.perceptual_crops < 1 or self.perceptual_size < _SMALLEST_WINDOW:
+            raise ValueError(f"perceptual_crops is 1 or more, perceptual_size {_SMALLEST_WINDOW} or more")
         if not 0 <= self.temperature <= 1:
             raise ValueError(f"temperature is {self.temperature}; it is 0 to 1")
         if not 0 <= self.hyper <= 1:
@@ -124,6 +135,12 @@ class OptimiserConfig:
     checkpoint_every: int = 250
     revive_every: int = 0
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.checkpoint_every < 1 or self.revive_every < 0:
+            raise ValueError("steps and checkpoint_every are 1 or more, revive_every 0 or more")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it is above 0")
+
 
 @dataclass(frozen=True)
 class CompactTraining:
@@ -146,6 +163,14 @@ class CompactTraining:
     def __post_init__(self) -> None:
         if self.part != "all" and self.start is None:
             raise ValueError('part = "synthesis" needs a start, whose analysis it keeps')
+        stages, channels = self.network.stages, self.network.channels
+        if stages[:1] != (0,) or stages[-1] != channels or any(a >= b for a, b in pairwise(stages)):
+            given = f"network.stages = {list(stages)}"
+            raise ValueError(f"{given}; they rise from 0 to network.channels = {channels}")
+        for name, used in (("perceptual_size", self.loss.perceptual), ("adversarial_size", self.loss.adversarial)):
+            if used and getattr(self.loss, name) > self.data.crop:
+                given = f"{name} = {getattr(self.loss, name)}"
+                raise ValueError(f"{given} is a window of the crop, at most data.crop = {self.data.crop}")
         for name in ("lambdas", "emphasis"):
             values = getattr(self.loss, name)
             if values and (len(values) != self.network.qualities or min(values) <= 0):
@@ -218,7 +243,7 @@ def train(
         [data / f for f in config.data.folders], longest=config.data.longest, frames_per_video=config.data.frames_per_video
     )
     if not pictures:
-        raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
+        raise InputError(f"{data}: no pictures or videos that can be read in {', '.join(config.data.folders)}")
     lam = lambdas(config.loss, config.network.qualities)
     if saved is None:
         _initialise(model, config, pictures, lam)

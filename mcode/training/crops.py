@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 VIDEOS = {".mp4", ".mkv", ".avi", ".mpg", ".mov", ".webm"}
+SMALLEST = 64
+"""Pictures with a side of fewer pixels are left out."""
 _THREADS = min(8, os.cpu_count() or 1)
 _AHEAD = 2 * _THREADS
 """Batches that are drawn before they are asked for."""
@@ -28,20 +31,32 @@ def load_pictures(folders: list[Path], *, longest: int, frames_per_video: int) -
     """All pictures, and evenly spaced frames of all videos, under `folders`: uint8 (H, W, 3) RGB.
 
     Pictures with a side over `longest` pixels are scaled down to it, which also removes most of their JPEG artefacts.
-    Sorted by path, so that a seed means the same crops everywhere.
+    Sorted by path, so that a seed means the same crops everywhere. Damaged files are passed over, videos from there on.
     """
 
     def read(path: Path) -> list[np.ndarray]:
         if path.suffix.lower() in PICTURES:
-            bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-            return [] if bgr is None else [_shrink(np.ascontiguousarray(bgr[..., ::-1]), longest)]
+            rgb = read_picture(path)
+            return [] if rgb is None else [_shrink(np.ascontiguousarray(rgb), longest)]
         if path.suffix.lower() in VIDEOS:
-            return [_shrink(rgb, longest) for rgb in _video_frames(path, frames_per_video)]
+            return [_shrink(frame, longest) for frame in _video_frames(path, frames_per_video)]
         return []
 
     paths = [path for folder in folders for path in sorted(folder.rglob("*"))]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return [p for found in threads.map(read, paths) for p in found if min(p.shape[:2]) >= 64]
+        return [p for found in threads.map(read, paths) for p in found if min(p.shape[:2]) >= SMALLEST]
+
+
+def read_picture(file: Path | bytes) -> np.ndarray | None:
+    """RGB, uint8 (H, W, 3); None for what OpenCV does not read as a picture, or takes for too large a one."""
+    try:
+        if isinstance(file, Path):
+            bgr = cv2.imread(str(file), cv2.IMREAD_COLOR)
+        else:
+            bgr = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
+    return None if bgr is None else bgr[..., ::-1]
 
 
 def _shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
@@ -63,7 +78,9 @@ def _video_frames(path: Path, count: int) -> Iterator[np.ndarray]:
 
     if count <= 0:
         return
-    with av.open(f"file:{path}", metadata_errors="replace") as container:
+    with suppress(av.FFmpegError), av.open(f"file:{path}", metadata_errors="replace") as container:
+        if not container.streams.video:
+            return
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         total = count_frames(container)
@@ -74,10 +91,12 @@ def _video_frames(path: Path, count: int) -> Iterator[np.ndarray]:
 
 
 def frame_runs(video: Path, places: int, length: int) -> Iterator[list[np.ndarray]]:
-    """Runs of `length` consecutive frames at evenly spaced places of a video."""
+    """Runs of `length` consecutive frames at evenly spaced places of a video, as far as it can be decoded."""
     import av
 
-    with av.open(f"file:{video}", metadata_errors="replace") as container:
+    with suppress(av.FFmpegError), av.open(f"file:{video}", metadata_errors="replace") as container:
+        if not container.streams.video:
+            return
         stream = container.streams.video[0]
         total = count_frames(container)
         starts = {max(0, total * (i + 1) // (places + 1) - length) for i in range(places)}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from .. import manifold
@@ -19,6 +17,7 @@ from ..errors import InputError
 from ..latents import quantise, symbols
 from ..nets.hific import STRIDE, Gains
 from ..nets.int8 import RANGES, measure
+from . import loop
 from .compact import CompactTraining, lambdas
 from .crops import PICTURES, VIDEOS, frame_runs, load_pictures
 from .deltas import RUN, chained, chains
@@ -38,17 +37,13 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
     videos (three places in each) the code tables are fitted to. A training of the synthesis alone keeps its start's tables,
     gains, margin and hyperprior. Raises InputError for a file that is no checkpoint.
     """
-    try:
-        with safe_open(str(checkpoint), "pt") as file:
-            metadata, state = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no dict
-        config = from_dict(json.loads(metadata["config"]), CompactTraining, source=str(checkpoint))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{checkpoint}: no checkpoint of a compact hific training ({error})") from error
+    step, values, state = loop.read_checkpoint(checkpoint)
+    config = from_dict(values, CompactTraining, source=str(checkpoint))
     weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     weights |= {k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")}
     network = config.network
     if config.part == "synthesis":
-        return _with_synthesis(config, weights, data, output, card | {"steps": int(metadata["step"])})
+        return _with_synthesis(config, weights, data, output, card | {"steps": step})
     gains = Gains(network.qualities, network.channels)
     gains.load_state_dict({k.removeprefix("gains."): v for k, v in weights.items() if k.startswith("gains.")})
     with torch.no_grad():
@@ -63,7 +58,7 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
         "default_quality": DEFAULT_QUALITY,
         "network": to_dict(network) | {"family": "compact"},
     }
-    card = card | {"training_config": to_dict(config), "steps": int(metadata["step"]), "prices": _prices(config)}
+    card = card | {"training_config": to_dict(config), "steps": step, "prices": _prices(config)}
     # A file with empty tables first, so that the very manifold that will be used computes the symbols.
     blank = [CodeTables.fit([np.zeros((network.channels, 1, 1), np.int16)])] * network.qualities
     options: dict[str, Any] = {"kind": "hific", "name": config.name, "config": described, "tensors": arrays, "card": card}
@@ -138,7 +133,8 @@ def tables_of(model: manifold.Manifold, data: Path, folders: Sequence[str], *, p
 
 
 def _latents(model: manifold.Manifold, data: Path, folders: Sequence[str], count: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Latents (C, h, w) of pictures, and (T, C, h, w) of runs of video, three in each, in half precision."""
+    """Latents (C, h, w) of pictures, and (T, C, h, w) of runs of video, three in each, in half precision. Where there are
+    neither pictures nor videos so long, latents of the videos' first frames. Raises InputError where there are none."""
     stills, runs = [], []
     for folder in folders:
         files = sorted((data / folder).rglob("*"))
@@ -150,6 +146,11 @@ def _latents(model: manifold.Manifold, data: Path, folders: Sequence[str], count
             for frames in frame_runs(video, 3, RUN[-1] + 1):
                 runs.append(torch.cat([model.analyse(frames[i][None]).half().cpu() for i in RUN]))
                 stills.append(runs[-1][0].float())
+    if not stills:
+        firsts = load_pictures([data / folder for folder in folders], longest=LONGEST, frames_per_video=1)
+        stills = [model.analyse(rgb[None])[0].cpu() for rgb in firsts[:: max(1, len(firsts) // count)]]
+    if not stills:
+        raise InputError(f"{data}: no pictures or videos that can be read in {', '.join(folders)}")
     return stills, runs
 
 

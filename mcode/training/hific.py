@@ -158,7 +158,7 @@ def train(
         frames_per_video=config.data.frames_per_video,
     )
     if not pictures:
-        raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
+        raise InputError(f"{data}: no pictures or videos that can be read in {', '.join(config.data.folders)}")
     channels_last(model, device)
     of_coder = torch.optim.Adam(model.hific.parameters(), config.optimiser.learning_rate)
     of_d = torch.optim.Adam(model.d.parameters(), config.optimiser.learning_rate)
@@ -294,7 +294,7 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
     net.load_state_dict({k.removeprefix("model.hific."): v for k, v in tensors.items() if k.startswith("model.hific.")})
     pictures = load_pictures([data / f for f in config.data.folders], longest=EXPORT_LONGEST, frames_per_video=1)
     if not pictures:
-        raise InputError(f"{data}: no pictures or videos in {', '.join(config.data.folders)}")
+        raise InputError(f"{data}: no pictures or videos that can be read in {', '.join(config.data.folders)}")
     before = _steps_before(config.initial, checkpoint.parent)
     fitted = fit_tables(net, pictures[:: max(1, len(pictures) // EXPORT_PICTURES)])
     return save(

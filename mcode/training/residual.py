@@ -57,7 +57,7 @@ class ResidualTraining:
 
     steps, batch: updates, and pictures in each. quantiser "bits": each coordinate in 1 to 8 bits, one of `bits` drawn
     for each picture; "step": `step` grey levels at quality 5, a factor of sqrt(2) from one quality to the next.
-    intervals: the network sees frames interpolated between keyframes so far apart (videos only; 1: keyframes alone).
+    intervals: the network sees frames interpolated between keyframes so far apart (videos and "step" only; 1: keyframes alone).
 
     folds: 1 uses the same components in training as later. held_out: every so many clips one is kept from the network,
     and tells in the log what it does for unseen ones; 0 for none.
@@ -106,7 +106,7 @@ class ResidualTraining:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.folds, self.checkpoint_every, *self.intervals) < 1:
+        if min(self.steps, self.folds, self.checkpoint_every, *(self.intervals or (0,))) < 1:
             raise ValueError("steps, folds, checkpoint_every and intervals are 1 or more")
         if not 1 <= self.default_quality <= QUALITIES:
             raise ValueError(f"default_quality is 1..{QUALITIES}")
@@ -116,6 +116,11 @@ class ResidualTraining:
             raise ValueError("encoder = true needs folds = 1: its coordinates belong to one set of components")
         if self.quantiser == "step" and (self.network.code or self.bit_error_rate):
             raise ValueError('code and bit_error_rate need quantiser = "bits"')
+        if self.quantiser == "step" and self.data.mirror:
+            raise ValueError('data.mirror = true needs quantiser = "bits": keyframes have no mirror image; set mirror_pairs')
+        if self.intervals != (1,) and (self.quantiser == "bits" or self.network.encoder):
+            given = f"intervals = {list(self.intervals)}"
+            raise ValueError(f'{given} need quantiser = "step" and encoder = false: all else sees keyframes alone, as [1]')
         if self.network.direct and (self.crop or self.mirror_pairs):
             raise ValueError("direct = true needs whole pictures: crop = 0 and mirror_pairs = false")
         if not 0 <= self.bit_error_rate < 0.5 or self.class_networks < 1 or self.class_epochs <= 0:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..video import FrameReader, centre_crop, resize
-from .crops import PICTURES, VIDEOS
+from .crops import PICTURES, VIDEOS, read_picture
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def _clips(place: Path, size: tuple[int, int], every: int, without: tuple[str, .
     archive = next((p for p in (place, *place.parents) if ".tar" in p.suffixes and p.is_file()), None)
     if archive is not None:
         for folder, data in _archived(archive, place.relative_to(archive).as_posix()):
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            picture = read_picture(data)
             if picture is not None:
-                yield folder, [_cut(picture[..., ::-1], size)]
+                yield folder, [_cut(picture, size)]
         return
     name, _, part = place.name.partition("@")
     since, until = _share(place, part)
@@ -78,9 +78,9 @@ def _clips(place: Path, size: tuple[int, int], every: int, without: tuple[str, .
         raise InputError(f"{place}: no such folder of pictures or videos")
     for path in paths:
         if path.suffix.lower() in PICTURES:
-            picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+            picture = read_picture(path)
             if picture is not None:
-                yield path.parent.name, [_cut(picture[..., ::-1], size)]
+                yield path.parent.name, [_cut(picture, size)]
         elif path.suffix.lower() in VIDEOS:
             frames = [frame.rgb for frame in FrameReader(path, size=size, crop_to=size)]
             clip = frames[round(since * len(frames)) : round(until * len(frames)) : every]
