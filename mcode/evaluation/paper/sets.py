@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import cv2
 import numpy as np
 
 from ...errors import InputError
+from ...training.crops import read_picture
 from ...training.squares import load_squares
 
 
@@ -57,10 +57,10 @@ def load_cifar10(data: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
                 if member.isfile() and name.is_relative_to(part) and name.parent.name in CLASSES:
                     stored = archive.extractfile(member)
                     assert stored is not None  # as for every file
-                    picture = cv2.imdecode(np.frombuffer(stored.read(), np.uint8), cv2.IMREAD_COLOR)
+                    picture = read_picture(stored.read())
                     if picture is None:
                         raise InputError(f"{path}: {member.name} is no picture that can be read")
-                    pixels.append(picture[..., ::-1])
+                    pixels.append(picture)
                     labels.append(CLASSES.index(name.parent.name))
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as an archive ({error})") from error
