@@ -33,7 +33,6 @@ from mcode.training.deltas import RUN
 from mcode.training.paper import fit_tables, save
 
 REPOSITORY = "https://github.com/Justin-Tan/high-fidelity-generative-compression"
-FORMATS = ("hific-pytorch",)
 MOST_PICTURES, LONGEST = 64, 1024
 RANGE_CROPS, RANGE_STEPS = 1600, 2000
 _RANGE_SIZE, _RANGE_SEEDS = 256, 12

@@ -31,6 +31,7 @@ from mcode.config import from_dict
 from mcode.errors import McodeError
 from mcode.manifold import read_info
 from mcode.training.hific import HificTraining
+from mcode.training.loop import CHECKPOINT
 
 SMALL = {
     "network": {"channels": 32, "width": 8, "hyper": 32},
@@ -39,6 +40,7 @@ SMALL = {
 }
 SMALL_BLOCKS = {9: 3, 5: 2, 1: 1}
 STAGE = 1_000_000
+STEPS = {"optimiser": ("steps", "adversarial_steps", "checkpoint_every"), "loss": ("easy_steps",)}
 SMALL_MEAN_SCALE = 26  # of 192 channels as 8 of 60
 
 
@@ -171,11 +173,12 @@ def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> P
 
     config = from_dict(values, HificTraining, source=name)
     path, out = given.out / f"{name}.toml", given.out / name
-    text = to_toml(values)
-    if path.exists() and path.read_text(encoding="utf-8") != text and (out / f"{config.name}.safetensors").exists():
+    finished = out / f"{config.name}.safetensors"
+    text, before = to_toml(values), path.read_text(encoding="utf-8") if path.exists() else None
+    begun = (out / CHECKPOINT).exists() and before is not None and but_steps(before) != but_steps(text)
+    if begun or (finished.exists() and before not in (None, text)):
         raise McodeError(f"{path}: trained with another configuration; choose another --out, or remove {out}")
     path.write_text(text, encoding="utf-8")
-    finished = out / f"{config.name}.safetensors"
     total = config.optimiser.steps + config.optimiser.adversarial_steps
     card = read_info(finished).card if finished.exists() else {}
     if card.get("steps", 0) - card.get("start_steps", 0) == total:
@@ -190,6 +193,15 @@ def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> P
     seconds = round(time.monotonic() - started, 1)
     print(json.dumps({"configuration": name, "manifold": str(made), "seconds": seconds}), flush=True)
     return made
+
+
+def but_steps(text: str) -> dict[str, Any]:
+    """A configuration without what --steps sets."""
+    values = tomllib.loads(text)
+    for table, keys in STEPS.items():
+        for key in keys:
+            values.get(table, {}).pop(key, None)
+    return values
 
 
 def measure(made: list[Path], pictures: Path, given: argparse.Namespace) -> int:

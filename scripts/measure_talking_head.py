@@ -1,6 +1,6 @@
 """The figures for `talking-head` in docs/results.md: every clip of grid_s1/dev by itself, beside SVT-AV1, x265 and x264.
 
-python scripts/measure_talking_head.py --data DIR [--manifold FILE] [--size 128x128] [--n 1 2 4 8 16] -o results.json
+python scripts/measure_talking_head.py --data DIR [--manifold FILE] [--n 1 2 4 8 16] -o results.json
 """
 
 from __future__ import annotations

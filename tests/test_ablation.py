@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import re
@@ -23,7 +24,7 @@ import mcode
 from mcode import manifold
 from mcode.cli import main
 from mcode.config import from_dict, to_dict
-from mcode.errors import InputError
+from mcode.errors import InputError, McodeError
 from mcode.evaluation import lpips
 from mcode.evaluation.ablation import AblationReport, AblationRow, Settings, evaluate_ablation, settings_of, sweep_points, table
 from mcode.evaluation.features import VGG_FILE, VGG_LAYERS, VggFeatures
@@ -496,6 +497,22 @@ def test_an_interrupted_family_goes_on(trained, data, tmp_path):
     assert ids[0] == ids[1]
 
 
+def test_an_interrupted_training_does_not_go_on_with_another_configuration(trained, data, tmp_path):
+    out, _ = trained
+    module = ablation_script()
+    (tmp_path / "stage1").mkdir()
+    for name in ("stage1.toml", f"stage1/{loop.CHECKPOINT}"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    given = argparse.Namespace(out=tmp_path, data=data, device="cpu", perceptual=None)
+    values = tomllib.loads((tmp_path / "stage1.toml").read_text())
+    for changed in (values | {"seed": 7}, values | {"loss": values["loss"] | {"k_mse": 9.0}}):
+        with pytest.raises(McodeError, match=r"stage1.toml: trained with another configuration; .* remove .*stage1$"):
+            module.train_one("stage1", changed, given)
+    assert tomllib.loads((tmp_path / "stage1.toml").read_text()) == values
+    goes_on = values | {"optimiser": values["optimiser"] | {"steps": 3}}
+    assert manifold.read_info(module.train_one("stage1", goes_on, given)).card["steps"] == 3
+
+
 def test_the_command_reads_the_cache_and_says_what_is_wrong_in_one_line(trained, data, tmp_path, capsys):
     out, _ = trained
     (tmp_path / "empty").mkdir()
@@ -555,6 +572,24 @@ def test_a_model_trained_with_vgg_l1_has_a_distortion_also_where_it_was_measured
     assert report.measured == 3 and row.scores["vgg19-l1"] == pytest.approx(sum(found) / 3, rel=0.01)
     assert row.distortion == pytest.approx(config.loss.k_mse * row.mse + row.scores["vgg19-l1"])
     assert "vgg19-l1" not in table(report)[0]
+
+
+def test_another_precision_is_measured_anew(trained, data, tmp_path, monkeypatch):
+    from mcode.evaluation import ablation
+
+    path = trained[0] / "low" / "hific-low.safetensors"
+    for dtype, measured in ((torch.float32, 3), (torch.float32, 0), (torch.bfloat16, 3)):
+        for module in ("evaluation.ablation", "latents"):
+            monkeypatch.setattr(f"mcode.{module}.fast_dtype", lambda device, dtype=dtype: dtype)
+        report = evaluate_ablation(data / "pictures", [path], tmp_path / "r", device="cpu", force=True)
+        assert report.measured == measured
+        assert ablation._precision(manifold.read_info(path), "cpu") == manifold.load(path, "cpu").precision
+
+
+def test_the_precision_foretold_is_that_which_is_chosen():
+    from mcode.evaluation.ablation import _precision
+
+    assert _precision(manifold.read_info("general"), "cpu") == manifold.load("general", "cpu").precision
 
 
 def report_of(*rows):

@@ -165,6 +165,13 @@ def test_nothing_to_measure_is_said():
 # The command
 
 
+def test_two_manifolds_of_one_name_are_refused(linear, tmp_path, capsys):
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(linear.read_bytes())
+    status, out, err = run(capsys, "-m", linear, "-m", other, "--device", "cpu")
+    assert (status, out) == (2, "") and "--manifold: two manifolds are named tiny; give each once" in err
+
+
 @pytest.fixture
 def linear(tmp_path):
     rng = np.random.default_rng(5)

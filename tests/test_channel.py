@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,6 +193,25 @@ def test_table_plot_and_pictures_are_written(report):
     assert cv2.imread(paths["png"]).shape[0] > 400
     sheet = cv2.imread(paths["pictures"])
     assert sheet.shape[0] > 4 * 150 and sheet.shape[1] > 3 * 200
+
+
+def test_a_report_that_cannot_be_written_leaves_the_one_before_whole(report, tmp_path, monkeypatch):
+    from mcode.evaluation.channel import _write
+
+    picture = np.zeros((report.height, report.width, 3), np.uint8)
+    written = _write(report, {}, picture, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"channel.json", "channel.md", "channel.png", "pictures.png"}
+    write_bytes = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        write_bytes(path, content[:10])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space left"):
+        _write(replace(written, seeds=9), {}, picture, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_range_is_a_lane_where_the_manifold_has_a_hyperprior(tmp_path):

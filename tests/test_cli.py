@@ -319,13 +319,13 @@ def test_every_option_of_decode_arrives(mcode, transcode):
 
 def test_every_option_of_adapt_arrives(mcode, monkeypatch):
     adapt = Library(monkeypatch, "mcode.training.adapt", "adapt_linear")
-    arguments = "adapt a.mp4 b.mp4 -o me.safetensors --kind linear --m 20 --size 64x48 --seconds 5 --seed 7 --force"
+    arguments = "adapt a.mp4 b.mp4 -o me.safetensors --kind linear --m 20 --size 64x48 --seconds 5 --force"
     status, out, _ = mcode(*arguments.split())
     assert status == 0 and "mcode encode VIDEO -o OUT.mcode --manifold me.safetensors" in out
     assert adapt.args == (["a.mp4", "b.mp4"], "me.safetensors")
-    assert adapt.options == {"m": 20, "size": (64, 48), "seconds": 5, "seed": 7, "force": True}
+    assert adapt.options == {"m": 20, "size": (64, 48), "seconds": 5, "force": True}
     assert mcode("adapt", "a.mp4", "-o", "me.safetensors")[0] == 0
-    assert adapt.options == {"m": 50, "size": (128, 128), "seconds": None, "seed": 0, "force": False}
+    assert adapt.options == {"m": 50, "size": (128, 128), "seconds": None, "force": False}
 
 
 def test_every_option_of_compare_arrives(mcode, monkeypatch):

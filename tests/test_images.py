@@ -173,6 +173,30 @@ def test_another_manifold_under_an_old_name_is_measured_anew(pictures, tiny, tmp
     assert evaluate_images(pictures, tmp_path / "out", codecs=("mcode",), manifolds=(tiny,), crops=0, force=True).measured == 4
 
 
+def test_another_precision_device_or_version_is_measured_anew(pictures, tmp_path, monkeypatch):
+    general = manifold.load("general", "cpu", precision="float32")
+    given = {"codecs": ("mcode",), "qualities": (5,), "crops": 0, "device": "cpu", "force": True}
+
+    def measured(model: manifold.Manifold) -> int:
+        return evaluate_images(pictures, tmp_path / "out", manifolds=(model,), **given).measured
+
+    assert [measured(general), measured(general)] == [2, 0]
+    other = manifold.load("general", "cpu", precision="bfloat16")
+    assert [measured(other), measured(other), measured(general)] == [2, 0, 0]
+    monkeypatch.setattr(images, "__version__", "0.0.1")
+    assert [measured(general), measured(general)] == [2, 0]
+    assert images.computed_by("a", "int8", "cpu") != images.computed_by("a", "int8", "cuda")
+
+
+def test_judges_are_told_apart_by_their_weights_and_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(judges_module, "Niqe", lambda path: None)
+    found = set()
+    for content, device in ((b"one", "cpu"), (b"two", "cpu"), (b"two", "meta")):
+        (tmp_path / judges_module.NIQE_FILE).write_bytes(content)
+        found.add(Judges(tmp_path, device).identity)
+    assert len(found) == 3
+
+
 def test_manifolds_of_one_rate_each_make_one_curve(stand_ins, pictures, tiny, tmp_path):
     files = [tiny_manifold(tmp_path, name, (gain,)) for name, gain in (("low", 1.0), ("middle", 4.0), ("high", 16.0))]
     curve = f"hific={'+'.join(map(str, files))}"

@@ -230,6 +230,24 @@ def test_components_keep_within_their_bits_and_spend_them_where_the_spread_is(ma
     assert errors[0] > errors[1] > errors[2]
 
 
+def test_components_go_to_the_networks_device_and_back(manifolds, monkeypatch):
+    """`meta` stands for the GPU: what meets it from the processor is an error, and only what has no numbers comes of it."""
+    model = mcode.load(manifolds / "cifar10-residual-100.safetensors", "cpu")
+    codec, rgb = Components(model, 500), pictures(3, 32)
+    model.net.to("meta")
+    monkeypatch.setattr(model.net, "_rows", model.net._rows.to("meta"))
+    monkeypatch.setattr(model.net, "_solve", model.net._solve.to("meta"))
+    back, there = torch.Tensor.cpu, []
+
+    def cpu(x: torch.Tensor) -> torch.Tensor:
+        there.append(x.device.type)
+        return torch.zeros(x.shape, dtype=x.dtype) if x.is_meta else back(x)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    assert codec(rgb).pictures.shape == rgb.shape
+    assert there == ["meta"]
+
+
 def test_the_classifier_learns_colours_and_is_kept(tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 1500)

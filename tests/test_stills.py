@@ -17,8 +17,6 @@ from mcode.errors import InputError
 from mcode.evaluation.metrics import psnr, ssim
 from mcode.evaluation.stills import (
     StillCodec,
-    StillRow,
-    at_bpp,
     image_paths,
     intra,
     jpeg,
@@ -121,15 +119,6 @@ def test_progress_counts_pictures_times_codecs():
 def test_no_pictures_are_no_table():
     with pytest.raises(InputError, match="no images"):
         rd_table([], [constant(1, 1)])
-
-
-def test_between_settings_the_curve_is_straight_over_the_logarithm_of_the_rate():
-    rows = [StillRow("A", "2", 1, 0.4, 34.0), StillRow("A", "1", 1, 0.1, 30.0), StillRow("B", "1", 1, 0.2, 99.0)]
-    assert at_bpp(rows, "A", 0.2, "psnr_db") == pytest.approx(32)
-    assert at_bpp(rows, "A", 0.1, "psnr_db") == 30 and at_bpp(rows, "A", 0.4, "psnr_db") == 34
-    assert at_bpp(rows, "A", 0.09, "psnr_db") is None and at_bpp(rows, "A", 0.41, "psnr_db") is None
-    assert at_bpp(rows, "C", 0.2, "psnr_db") is None
-    assert at_bpp(rows, "A", 0.2, "vgg") is None  # not measured
 
 
 def test_a_folders_pictures_are_read_by_name_and_other_files_passed_over(tmp_path):

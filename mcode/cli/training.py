@@ -10,7 +10,7 @@ import typer
 
 from mcode.cli.apps import app
 from mcode.cli.coding import show_manifold
-from mcode.cli.options import SMALL, Device, Force, Json, Seed, Size, one_of, output_option, seconds_of, size_of, whole
+from mcode.cli.options import SMALL, Device, Force, Json, Size, one_of, output_option, seconds_of, size_of, whole
 from mcode.cli.output import bit_rate, byte_count, decibels, print_json, print_report, print_warnings, progress_bar
 
 MOST_DEAD = 0.12
@@ -55,7 +55,6 @@ def adapt(
             show_default=False,
         ),
     ] = None,
-    seed: Seed = 0,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +66,7 @@ def adapt(
         first = probe(videos[0])
         size = Size(first.width, first.height)
     with progress_bar("learning") as progress:
-        report = adapt_linear(videos, output, m=m, size=size, seconds=seconds, seed=seed, force=force, progress=progress)
+        report = adapt_linear(videos, output, m=m, size=size, seconds=seconds, force=force, progress=progress)
     if as_json:
         print_json(report)
         return

@@ -22,11 +22,12 @@ import numpy as np
 from mcode.errors import InputError
 from mcode.evaluation import stills
 from mcode.evaluation.features import VGG_LAYERS, VggFeatures, to_batch
-from mcode.evaluation.images import _Cache, _digest, _mean, _Measured, not_measured, too_small
+from mcode.evaluation.images import _Cache, _digest, _mean, _Measured, computed_by, not_measured, too_small
 from mcode.evaluation.images_report import _finite, _write, value_text
 from mcode.evaluation.judges import METRICS, Judges, Metric
-from mcode.latents import choose_device, quantise
-from mcode.manifold import Manifold, load, read_info
+from mcode.latents import choose_device, fast_dtype, quantise
+from mcode.manifold import PRECISION, Manifold, ManifoldInfo, load, read_info
+from mcode.nets import int8
 
 PERCEPTION = ("fid256", "kid256", "squeezenet_fid256", "mobilenet_kid256", "niqe", "mobilenet", "vgg19", "ms_ssim")
 """What the sweep's vertical axis shows: the first of these that was measured."""
@@ -124,7 +125,8 @@ def evaluate_ablation(
     judges = Judges(perceptual, where)
     judged = {metric.key for metric in judges.metrics}
     vgg = VggFeatures(perceptual, VGG_LAYERS).to(where) if "vgg19" in judged else None
-    cache = _Cache(out / "cache", judges, {f"MCode {info.name}": info.id for info in infos})
+    made_by = {f"MCode {info.name}": computed_by(info.id, _precision(info, where), where) for info in infos}
+    cache = _Cache(out / "cache", judges, made_by)
     total, done, measured, rows = len(paths) * len(infos), 0, 0, []
     digests: list[str] = []
     sides: dict[Path, int] = {}
@@ -194,6 +196,16 @@ def _alike(training: Mapping[str, Any]) -> str:
     if rest.get("initial"):
         rest["initial"] = rest["initial"].replace(f"-s{training.get('seed')}/", "/")
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _precision(info: ManifoldInfo, device: str) -> str:
+    """That `load` will choose."""
+    if info.card.get(PRECISION) == "float32":
+        return "float32"
+    at = choose_device(device)
+    if info.card.get(int8.RANGES) is not None and int8.supported(at):
+        return "int8"
+    return str(fast_dtype(at)).removeprefix("torch.")
 
 
 def _never(rgb: np.ndarray) -> tuple[int, np.ndarray]:

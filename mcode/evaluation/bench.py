@@ -158,6 +158,9 @@ def bench(
     models = [m if hasattr(m, "analyse") else load(m, device) for m in manifolds]
     if not models or frames < 1:
         raise InputError("nothing to measure: give at least one manifold and one frame")
+    names = [model.name for model in models]
+    if twice := [name for name in names if names.count(name) > 1]:  # rows are told apart by them
+        raise InputError(f"--manifold: two manifolds are named {twice[0]}; give each once")
     by_size: dict[tuple[int, int], list[Any]] = {}
     for model in models:
         for size in [model.frame_size] if model.frame_size else sizes:

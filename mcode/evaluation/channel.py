@@ -9,6 +9,7 @@ viewer sees at each frame's time, a frozen picture included, against the frames 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import os
@@ -93,8 +94,6 @@ class ChannelReport:
     seeds: int
     burst: float
     refresh_s: float
-    feedback_s: float | None
-    playout_s: float | None
     rates: tuple[LaneRate, ...]
     rows: tuple[ChannelRow, ...]
     files: tuple[str, ...] = ()
@@ -114,8 +113,6 @@ def evaluate_channel(
     seeds: int = 5,
     seed: int = 0,
     refresh_s: float = 5.0,
-    feedback_s: float | None = None,
-    playout_s: float | None = None,
     size: tuple[int, int] | None = None,
     start_s: float = 0.0,
     duration_s: float | None = None,
@@ -126,10 +123,9 @@ def evaluate_channel(
     """Bit error rates without loss, then losses without bit errors, `seeds` times each.
 
     lanes: of LANES; all that the manifold can where left out. output: a folder for channel.json, channel.md, channel.png
-    (curves) and pictures.png (one frame under each condition). feedback_s: a receiver's request for a refresh reaches the
-    sender after so long; None: there is no way back. playout_s: a frame that comes later than this after its time is not
-    shown; None: nothing is too late, as in a recording. The baselines get the CRF at which they take the rate of the
-    dearest MCode lane, or their floor. Raises InputError, ManifoldError.
+    (curves) and pictures.png (one frame under each condition). There is no way back: a receiver cannot ask for a refresh.
+    The baselines get the CRF at which they take the rate of the dearest MCode lane, or their floor. Raises InputError,
+    ManifoldError.
     """
     unknown = [lane for lane in lanes or () if lane not in LANES]
     if unknown:
@@ -159,7 +155,7 @@ def evaluate_channel(
             scores = []
             for which in range(1 if rate == loss == 0 else seeds):
                 settings = ChannelSettings(bit_error_rate=rate, loss=loss, burst=burst, seed=seed + which)
-                shown = simulate(sender, frames, settings, feedback_s=feedback_s, playout_s=playout_s)
+                shown = simulate(sender, frames, settings)
                 scores.append(_score(frames, shown))
                 if which == 0:
                     pictures[lane, rate, loss] = shown[middle][0]
@@ -184,8 +180,6 @@ def evaluate_channel(
         seeds=seeds,
         burst=burst,
         refresh_s=refresh_s,
-        feedback_s=feedback_s,
-        playout_s=playout_s,
         rates=tuple(_rate(lane, sender, frames) for lane, sender in senders.items()),
         rows=tuple(rows),
     )
@@ -198,7 +192,7 @@ def evaluate_channel(
 class LaneSender(Protocol):
     """Frames to packets, each with the bytes that bit errors spare. `receiver` makes a new receiving end."""
 
-    def push(self, frame: Frame, refresh: bool) -> list[tuple[RtpPacket, int]]: ...
+    def push(self, frame: Frame) -> list[tuple[RtpPacket, int]]: ...
     def flush(self) -> list[tuple[RtpPacket, int]]: ...
     def restart(self) -> None: ...
     def receiver(self) -> McodeLane | BaselineLane: ...
@@ -214,11 +208,8 @@ class McodeSender:
         self._encoder = Encoder(self.model, *self._size, **self._options)
         self._packetiser = payload.Packetiser(_SSRC)
 
-    def push(self, frame: Frame, refresh: bool) -> list[tuple[RtpPacket, int]]:
-        if not refresh:
-            return self._packets(self._encoder.push(frame))
-        self._encoder.request_refresh()
-        return self._packets(self._encoder.push(frame) + self._encoder.flush())
+    def push(self, frame: Frame) -> list[tuple[RtpPacket, int]]:
+        return self._packets(self._encoder.push(frame))
 
     def flush(self) -> list[tuple[RtpPacket, int]]:
         return self._packets(self._encoder.flush())
@@ -262,9 +253,7 @@ class BaselineSender:
         self._packetiser = h264.H264Packetiser(_SSRC, codec=self.codec)
         self._sets: list[bytes] = []
 
-    def push(self, frame: Frame, refresh: bool) -> list[tuple[RtpPacket, int]]:
-        if refresh:
-            self._encoder = live_encoder(self.codec, *self._size, **self._options)
+    def push(self, frame: Frame) -> list[tuple[RtpPacket, int]]:
         made = []
         for unit in self._encoder.push(frame):
             self._sets = self._sets or h264.parameter_sets(unit.data, self.codec)
@@ -279,14 +268,7 @@ class BaselineSender:
         return BaselineLane(sdp.Media(self.codec.upper(), 5006, self._packetiser.payload_type, _SSRC, parameters))
 
 
-def simulate(
-    sender: LaneSender,
-    frames: Sequence[Frame],
-    settings: ChannelSettings,
-    *,
-    feedback_s: float | None = None,
-    playout_s: float | None = None,
-) -> list[tuple[np.ndarray, bool]]:
+def simulate(sender: LaneSender, frames: Sequence[Frame], settings: ChannelSettings) -> list[tuple[np.ndarray, bool]]:
     """(picture that a viewer sees at each frame's time, whether it is a new one): through the channel of these
     settings.
 
@@ -295,16 +277,13 @@ def simulate(
     sender.restart()
     channel = Channel(settings)
     lane: Any = None
-    arrived: list[tuple[int, Frame, float]] = []  # (pts, picture, when)
+    arrived: list[tuple[int, Frame]] = []  # (pts, picture)
     first: int | None = None
-    asked_at: float | None = None
     base = round(frames[0].pts)
     for frame in [*frames, None]:
         now_s = (frame or frames[-1]).pts / TICKS_PER_S + (0.0 if frame else 1.0)
-        refresh = asked_at is not None and feedback_s is not None and now_s >= asked_at + feedback_s
-        packets = sender.flush() if frame is None else sender.push(frame, refresh)
+        packets = sender.flush() if frame is None else sender.push(frame)
         lane = lane or sender.receiver()
-        asked_at = None if refresh else asked_at
         units = []
         for packet, spared in packets:
             first = packet.timestamp if first is None else first
@@ -313,26 +292,21 @@ def simulate(
         # The hold of the reorder buffer is below a frame's time: what is lost is given up before the next one.
         units += lane.poll(now_s + 0.035)
         for unit in units:
-            arrived += [(decoded.pts - (first or 0) + base, decoded, now_s) for decoded in lane.decode(unit)]
-        if lane.wants_refresh and asked_at is None:
-            asked_at = now_s
+            arrived += [(decoded.pts - (first or 0) + base, decoded) for decoded in lane.decode(unit)]
     for unit in lane.poll(frames[-1].pts / TICKS_PER_S + 99):
-        arrived += [(decoded.pts - (first or 0) + base, decoded, now_s) for decoded in lane.decode(unit)]
-    return list(_viewed(frames, arrived, playout_s))
+        arrived += [(decoded.pts - (first or 0) + base, decoded) for decoded in lane.decode(unit)]
+    return list(_viewed(frames, arrived))
 
 
-def _viewed(
-    frames: Sequence[Frame], arrived: list[tuple[int, Frame, float]], playout_s: float | None
-) -> Iterator[tuple[np.ndarray, bool]]:
+def _viewed(frames: Sequence[Frame], arrived: Sequence[tuple[int, Frame]]) -> Iterator[tuple[np.ndarray, bool]]:
     """At each frame's time the newest decoded frame that is not of a later time."""
-    in_time = [(pts, decoded) for pts, decoded, at_s in arrived if playout_s is None or at_s <= pts / TICKS_PER_S + playout_s]
-    in_time.sort(key=lambda item: item[0])
+    arrived = sorted(arrived, key=lambda item: item[0])
     shape = frames[0].rgb.shape
     picture, at = np.full(shape, 128, np.uint8), 0
     for frame in frames:
         fresh = False
-        while at < len(in_time) and in_time[at][0] <= frame.pts + 900:  # 10 ms: timestamps may be rounded
-            picture, fresh = np.ascontiguousarray(in_time[at][1].rgb[: shape[0], : shape[1]]), True
+        while at < len(arrived) and arrived[at][0] <= frame.pts + 900:  # 10 ms: timestamps may be rounded
+            picture, fresh = np.ascontiguousarray(arrived[at][1].rgb[: shape[0], : shape[1]]), True
             at += 1
         yield picture, fresh
 
@@ -376,7 +350,7 @@ def _baseline_at(codec: str, frames: list[Frame], rate_kbps: float, fps: float, 
 def _sent(sender: LaneSender, frames: Sequence[Frame]) -> tuple[float, float, int]:
     """(kbit/s of packets, kbit/s of what bit errors may hit, packets)."""
     sender.restart()
-    packets = [found for frame in frames for found in sender.push(frame, False)] + sender.flush()
+    packets = [found for frame in frames for found in sender.push(frame)] + sender.flush()
     bits = 8 / 1000 / _length_s(frames)
     whole = sum(len(bytes(packet)) for packet, _ in packets)
     return whole * bits, (whole - sum(spared for _, spared in packets)) * bits, len(packets)
@@ -439,20 +413,28 @@ def _write(
 ) -> ChannelReport:
     report = ChannelReport(**{**report.__dict__, "files": tuple(os.fspath(folder / name) for name in _FILES)})
     named = {**asdict(report), "input": Path(report.input).name, "files": _FILES}  # wherever they lie
-    (folder / "channel.json").write_text(json.dumps(named, indent=1) + "\n")
-    (folder / "channel.md").write_text(table(report))
-    _plot(report, folder / "channel.png")
-    sheet = _contact_sheet(report, pictures, source)
-    cv2.imwrite(os.fspath(folder / "pictures.png"), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    sheet = cv2.cvtColor(_contact_sheet(report, pictures, source), cv2.COLOR_RGB2BGR)
+    contents = {
+        "channel.json": (json.dumps(named, indent=1) + "\n").encode(),
+        "channel.md": table(report).encode(),
+        "channel.png": _drawn(report),
+        "pictures.png": cv2.imencode(".png", sheet)[1].tobytes(),
+    }
+    for name, content in contents.items():
+        part = folder / f".{name}.part"
+        try:
+            part.write_bytes(content)
+            os.replace(part, folder / name)
+        finally:
+            part.unlink(missing_ok=True)
     return report
 
 
 def table(report: ChannelReport) -> str:
     """The report in Markdown."""
-    way_back = "none" if report.feedback_s is None else f"{report.feedback_s * 1000:g} ms"
     title = (
         f"{Path(report.input).name}: {report.width}x{report.height}, {report.duration_s:.1f} s, N = {report.n}, "
-        f"manifold {report.manifold} {report.manifold_id}, refresh every {report.refresh_s:g} s, way back {way_back}, "
+        f"manifold {report.manifold} {report.manifold_id}, refresh every {report.refresh_s:g} s, no way back, "
         f"{report.seeds} seeds, PSNR in dB (SSIM)."
     )
     lines = [title, ""]
@@ -472,7 +454,8 @@ def _name(rate: float, loss: float) -> str:
     return f"{loss:.0%} lost" if loss else f"bit errors {rate:g}" if rate else "clean"
 
 
-def _plot(report: ChannelReport, path: Path) -> None:
+def _drawn(report: ChannelReport) -> bytes:
+    """The curves, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -495,7 +478,9 @@ def _plot(report: ChannelReport, path: Path) -> None:
             each.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.suptitle(f"{Path(report.input).name}, {report.width}x{report.height}, N = {report.n}, {report.seeds} seeds")
-    figure.savefig(path, dpi=120)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
 
 
 def _contact_sheet(

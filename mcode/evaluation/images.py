@@ -21,6 +21,7 @@ import av
 import numpy as np
 import PIL
 
+from mcode import __version__
 from mcode.errors import InputError
 from mcode.evaluation import stills
 from mcode.evaluation.bd import BdRate, bd_rate, require_bjontegaard
@@ -306,12 +307,17 @@ def _made_by(families: Mapping[str, Family], refine_by: str) -> dict[str, str]:
     found = {}
     for name, family in families.items():
         if family.models:
-            found[name] = " ".join(model.id for model in family.models)
+            found[name] = " ".join(computed_by(m.id, m.precision, m.device.type) for m in family.models)
         if family.models and name.endswith(REFINED):
             from mcode.refine import fingerprint
 
             found[name] += f" {fingerprint(refine_by)}"
     return found
+
+
+def computed_by(manifold_id: str, precision: str, device: str) -> str:
+    """What decides, beside settings and pictures, what a manifold comes to. device: its type."""
+    return f"{manifold_id} {precision} {device} {__version__}"
 
 
 def _mcode_maker(name: str, points: Sequence[tuple[Manifold, int]], options: _Options) -> Callable[[float], StillCodec]:

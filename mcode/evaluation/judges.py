@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -96,11 +97,16 @@ def fetch_standard_weights(
     return [path for path, _ in wanted]
 
 
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Judges:
     """Scores pictures by every metric whose weight files lie in the folder; PSNR, SSIM and MS-SSIM need none.
 
-    metrics: those at hand; missing: the labels of the others, with the first file that each lacks. Raises InputError for a
-    folder that is not there or a damaged file.
+    metrics: those at hand; missing: the labels of the others, with the first file that each lacks. identity: of all that
+    scores depend on beside the pictures. Raises InputError for a folder that is not there or a damaged file.
     """
 
     def __init__(self, weights: str | os.PathLike[str] | None, device: str = "cpu") -> None:
@@ -114,10 +120,6 @@ class Judges:
 
         self.metrics = tuple(metric for metric in METRICS if lacks(metric) is None)
         self.missing = {metric.label: file for metric in METRICS if (file := lacks(metric)) is not None}
-        # Without SSIM, the youngest metric, which needs nothing: what was measured before there was one is still found.
-        keys = [metric.key for metric in self.metrics if metric.key != "ssim"]
-        used = sorted({name for metric in self.metrics for name in metric.needs})
-        self.identity = ",".join([*keys, *(f"{n}:{(folder or Path()).joinpath(n).stat().st_size}" for n in used)])
         here = {metric.key for metric in self.metrics}
         self._vgg = VggFeatures(folder, VGG_LAYERS).to(self.device) if "vgg19" in here else None
         self._mobilenet = MobileNetFeatures(folder).to(self.device) if "mobilenet" in here else None
@@ -135,6 +137,11 @@ class Judges:
             deep = MobileNetFeatures(folder, (_LAST_BLOCK,)).to(self.device)
             self._networks["mobilenet"] = lambda x: deep(x)[0].mean((2, 3))
         self._reference: tuple[np.ndarray, dict[str, list[Tensor]]] | None = None
+        # Without SSIM, the youngest metric, which needs nothing: what was measured before there was one is still found.
+        keys = [metric.key for metric in self.metrics if metric.key != "ssim"]
+        used = sorted({name for metric in self.metrics for name in metric.needs})
+        files = [f"{name}:{_sha256((folder or Path()) / name)}" for name in used]
+        self.identity = ",".join([*keys, *files, *([self.device.type] if used else [])])
 
     @torch.inference_mode()
     def score(self, original: np.ndarray, decoded: np.ndarray) -> dict[str, float | None]:

@@ -6,7 +6,6 @@ Bytes are counted as files are, headers included; for H.265 and AV1, which need 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,15 +91,6 @@ def rd_table(
         StillRow(codec.name, codec.setting, count, **{key: value / count for key, value in row.items()})
         for codec, row in zip(codecs, sums, strict=True)
     ]
-
-
-def at_bpp(rows: Sequence[StillRow], codec: str, bpp: float, metric: str) -> float | None:
-    """A codec's `metric` at a rate between its settings, straight lines over the logarithm of the rate; None outside them."""
-    curve = sorted((row.bpp, getattr(row, metric)) for row in rows if row.codec == codec)
-    rates, values = [math.log(rate) for rate, _ in curve], [value for _, value in curve]
-    if not curve or None in values or not curve[0][0] <= bpp <= curve[-1][0]:
-        return None
-    return float(np.interp(math.log(bpp), rates, values))
 
 
 def read_images(folder: str | Path) -> list[np.ndarray]:

@@ -54,7 +54,6 @@ def adapt_linear(
     m: int = 50,
     size: tuple[int, int] = (128, 128),
     seconds: float | None = None,
-    seed: int = 0,
     force: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
     card: dict[str, Any] | None = None,
@@ -62,8 +61,7 @@ def adapt_linear(
 ) -> AdaptReport:
     """Writes a linear manifold of `m` coordinates at `size` (width, height) learned from the videos' centred parts.
 
-    seconds: use at most so much of each video. seed: reserved for learners that draw at random; this one does not, and
-    its result is the same for the same frames. Raises InputError.
+    seconds: use at most so much of each video. The same frames give the same manifold. Raises InputError.
     """
     output = Path(output)
     if output.suffix != ".safetensors":

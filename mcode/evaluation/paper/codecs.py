@@ -83,11 +83,12 @@ class Components:
 
     @torch.inference_mode()
     def __call__(self, rgb: np.ndarray) -> Coded:
-        half = torch.from_numpy(2.0 ** (self.widths - 1)).float()
-        used = torch.from_numpy(self.widths > 0)
+        device = self.net.component_deviation.device
+        half = torch.from_numpy(2.0 ** (self.widths - 1)).float().to(device)
+        used = torch.from_numpy(self.widths > 0).to(device)
         out = []
         for i in range(0, len(rgb), BATCH):
-            x = torch.from_numpy(rgb[i : i + BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            x = torch.from_numpy(rgb[i : i + BATCH]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             y = self.net.linear_analysis(x[:, : self.net.config.channels])
             symbols = (y / self.step + 0.5).round().clamp(1 - half, half)  # an even number of levels, centred
             y = torch.where(used, (symbols - 0.5) * self.step, 0.0)
@@ -102,7 +103,7 @@ def _allot(deviation: np.ndarray, step: float) -> np.ndarray:
 
 
 def _to_rgb(x: torch.Tensor) -> np.ndarray:
-    grey = x.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    grey = x.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
     return np.array(np.broadcast_to(grey.numpy(), (*grey.shape[:-1], 3)))
 
 
