@@ -110,6 +110,22 @@ def test_an_existing_file_is_refused_and_untouched(name, footage, manifold, tmp_
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"mine")]
 
 
+@pytest.mark.parametrize("name", ["out.png", "side-by-side.mp4"])
+@pytest.mark.parametrize("force", [False, True])
+def test_an_input_where_an_output_would_stand_is_kept(name, force, manifold, tmp_path):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"{name}: input and output are the same file"):
+        compare(tmp_path / name, tmp_path / "out.html", against=("h264",), manifold=manifold, force=force)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"mine")]
+
+
+@pytest.mark.parametrize("name", ["out.html", "out.png", "side-by-side.mp4"])
+def test_a_folder_where_an_output_would_stand_is_refused_at_once(name, footage, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{name}: is a folder; choose another name"):
+        compare(footage, tmp_path / "out.html", against=("h264",), manifold="no such manifold", force=True)
+
+
 @pytest.mark.parametrize("name", ["out.pdf", "out", "out.mp4"])
 def test_a_page_of_another_name_is_refused(name, footage, manifold, tmp_path):
     with pytest.raises(InputError, match=r"ends in \.html"):

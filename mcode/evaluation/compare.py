@@ -17,7 +17,7 @@ from ..container import McodeReader
 from ..errors import InputError
 from ..frame import Frame
 from ..manifold import Manifold, load
-from ..transcode import EncodeReport, encode_file, geometry
+from ..transcode import EncodeReport, encode_file, geometry, refuse_same
 from ..video import FrameReader
 from .metrics import luma, psnr, ssim
 
@@ -96,6 +96,9 @@ def compare(
         raise InputError(f"{page}: the report is a page; give a name that ends in .html")
     files = {"report": page, "picture": page.with_suffix(".png"), "video": page.with_name("side-by-side.mp4")}
     for path in files.values():
+        refuse_same(input, path)
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; choose another name")
         if path.exists() and not force:
             raise InputError(f"{path}: exists; add --force to replace it or choose another name")
     model = manifold if isinstance(manifold, Manifold) else load(manifold, device)
