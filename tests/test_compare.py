@@ -110,12 +110,14 @@ def test_an_existing_file_is_refused_and_untouched(name, footage, manifold, tmp_
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"mine")]
 
 
-def test_a_second_report_in_the_folder_leaves_the_first_alone(footage, manifold, tmp_path):
-    for name in ("out.html", "out.png", "out.mp4"):
-        (tmp_path / name).write_bytes(b"first")
+def test_a_report_leaves_alone_what_else_the_folder_holds(footage, manifold, tmp_path):
+    mine = ("out.html", "out.png", "out.mp4", "other.part")
+    for name in mine:
+        (tmp_path / name).write_bytes(b"mine")
     report = compare(footage, tmp_path / "other.html", against=("h264",), manifold=manifold, device="cpu")
     assert {Path(path).name for path in report.files.values()} == {"other.html", "other.png", "other.mp4"}
-    assert all((tmp_path / name).read_bytes() == b"first" for name in ("out.html", "out.png", "out.mp4"))
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in mine)
+    assert len(list(tmp_path.iterdir())) == 3 + len(mine)
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.mp4"])
