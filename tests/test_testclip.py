@@ -88,8 +88,21 @@ def test_a_full_disk_is_told_of_the_file_asked_for_and_leaves_none(suffix, most_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options", [{"scene": "opera"}, {"size": (4, 4)}])
-def test_unusable_options_are_named(options, tmp_path):
-    with pytest.raises(InputError, match="opera|4x4"):
-        write_clip(tmp_path / "x.mp4", seconds=0.2, **options)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scene": "opera"}, "opera"),
+        ({"size": (4, 4)}, "4x4"),
+        ({"size": (17, 65535)}, "size 17x65535: a clip has at most 16384 pixels a side"),
+        ({"size": (16385, 16)}, "size 16385x16: a clip has at most 16384 pixels a side"),
+        ({"size": (8192, 8193)}, "size 8192x8193: .* 67 million in all"),
+        ({"seconds": 1e12}, r"1e\+12 seconds: a clip is at most 600 s long"),
+    ],
+)
+def test_unusable_options_are_named_before_anything_is_made(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("mcode.testclip.render_audio", None)
+    with pytest.raises(InputError, match=message):
+        write_clip(tmp_path / "x.mp4", **({"seconds": 0.2} | options))
+    with pytest.raises(InputError, match=message):
+        next(render_frames(**({"seconds": 0.2} | options)))
     assert not list(tmp_path.iterdir())

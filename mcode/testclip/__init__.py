@@ -21,6 +21,10 @@ from mcode.testclip.sound import RATE, render_audio
 from mcode.video import OutputFile
 
 SCENES = ("demo", "arms", "face", "pan")
+MOST_SIDE, MOST_PIXELS = 16_384, 8192 * 8192
+"""x264 takes no longer side."""
+MOST_S = 600
+"""Its sound takes 3 GB and a minute and a half before the first frame; the time grows with the square."""
 _SINGLE: dict[str, type[Arms | Face | Pan]] = {"arms": Arms, "face": Face, "pan": Pan}
 
 __all__ = ["RATE", "SCENES", "render_audio", "render_frames", "write_clip"]
@@ -29,7 +33,8 @@ __all__ = ["RATE", "SCENES", "render_audio", "render_frames", "write_clip"]
 def render_frames(
     scene: str = "demo", seconds: float = 9.0, fps: int = 25, size: tuple[int, int] = (640, 360), seed: int = 0
 ) -> Iterator[Frame]:
-    """Frames of a scene; size is (width, height). Raises InputError for an unknown scene or an unusable size."""
+    """Frames of a scene; size is (width, height). Raises InputError for an unknown scene or an unusable size or
+    length."""
     _check(scene, seconds, size)
     total = max(1, round(seconds * fps))
     names = tuple(_SINGLE) if scene == "demo" else (scene,)
@@ -49,6 +54,11 @@ def _check(scene: str, seconds: float, size: tuple[int, int]) -> None:
         raise InputError(f"scene {scene}: choose {', '.join(SCENES)}")
     if min(size) < 16:
         raise InputError(f"size {size[0]}x{size[1]}: a clip is at least 16x16")
+    if max(size) > MOST_SIDE or size[0] * size[1] > MOST_PIXELS:
+        most = f"{MOST_SIDE} pixels a side and {MOST_PIXELS // 1_000_000} million in all"
+        raise InputError(f"size {size[0]}x{size[1]}: a clip has at most {most}; choose a smaller size")
+    if not 0 <= seconds <= MOST_S:
+        raise InputError(f"{seconds:g} seconds: a clip is at most {MOST_S} s long")
 
 
 def write_clip(
