@@ -103,7 +103,7 @@ def encode_file(
     of its aspect, scaled to it, and the decoder scales back. refine: see `Encoder`; of the same manifold, loaded.
     Raises InputError, ManifoldError.
     """
-    _refuse_same(input, output)
+    refuse_same(input, output)
     _refuse_foreign_name(output)
     model = manifold if isinstance(manifold, Manifold) else load(manifold, device)
     reader = FrameReader(input, start_s=start_s, duration_s=duration_s)
@@ -195,7 +195,7 @@ def decode_file(
     file gives what is whole, and a warning. Raises FormatError, ManifoldError, InputError.
     """
     if os.fspath(output) != "-":
-        _refuse_same(input, output)
+        refuse_same(input, output)
     reader = McodeReader(input)
     if manifold is None:
         model = load(find_id(reader.header.manifold_id), device)
@@ -395,6 +395,6 @@ def _refuse_foreign_name(output: str | os.PathLike[str]) -> None:
         raise InputError(f"{name}: encode writes .mcode files, no {suffix}; name it {Path(name).with_suffix('.mcode')}")
 
 
-def _refuse_same(input: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+def refuse_same(input: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
     if os.path.exists(output) and os.path.exists(input) and os.path.samefile(input, output):
         raise InputError(f"{os.fspath(output)}: input and output are the same file; choose another output")

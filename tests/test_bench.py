@@ -236,6 +236,9 @@ def test_codecs_that_refuse_small_pictures_are_left_out():
     [
         ("--sizes 4k", "--sizes 4k"),
         ("--sizes 20x20", "--sizes 20x20: 20x20 is too small; 32 pixels a side at least"),
+        ("--sizes 360p,65535x65535", "65535x65535 is too large; 8192 pixels a side and 33 million in all at most"),
+        ("--sizes 32x8193", "32x8193 is too large"),
+        ("--sizes 8192x4097", "8192x4097 is too large"),
         ("--seconds 0", "--seconds 0: the time for each size is more than 0 seconds"),
         ("--frames 1", "--frames 1: the clip's length in frames is a whole number from 2 to 1000"),
         ("--manifold nowhere", "no manifold named 'nowhere' is installed"),

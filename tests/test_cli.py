@@ -358,7 +358,7 @@ def test_compare_prints_its_rows_as_a_table(mcode, monkeypatch):
         frames=75,
         width=128,
         height=128,
-        files={"report": "r.html", "video": "side-by-side.mp4"},
+        files={"report": "r.html", "video": "r.mp4"},
         warnings=(),
     )
     assert mcode("compare", "a.mp4", "-o", "r.html")[1] == (
@@ -368,7 +368,7 @@ def test_compare_prints_its_rows_as_a_table(mcode, monkeypatch):
         "\n"
         "75 frames at 128x128\n"
         "  report   r.html\n"
-        "  video    side-by-side.mp4\n"
+        "  video    r.mp4\n"
     )
 
 

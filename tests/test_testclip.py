@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import av
 import numpy as np
@@ -62,8 +63,46 @@ def test_an_existing_file_is_kept_without_force(tmp_path):
     assert path.read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("options", [{"scene": "opera"}, {"size": (4, 4)}])
-def test_unusable_options_are_named(options, tmp_path):
-    with pytest.raises(InputError, match="opera|4x4"):
-        write_clip(tmp_path / "x.mp4", seconds=0.2, **options)
+def test_a_place_that_cannot_be_written_is_named_before_rendering(tmp_path, monkeypatch):
+    monkeypatch.setattr("mcode.testclip.render_audio", None)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(InputError, match=r"folder\.mp4 is a folder: name a file"):
+        write_clip(tmp_path / "folder.mp4", seconds=0.2, size=(32, 32), force=True)
+    with pytest.raises(InputError, match=r"nowhere: no such folder to write to"):
+        write_clip(tmp_path / "nowhere" / "x.mp4", seconds=0.2, size=(32, 32))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size")
+@pytest.mark.parametrize("most_bytes", [0, 1000, 4000])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_full_disk_is_told_of_the_file_asked_for_and_leaves_none(suffix, most_bytes, tmp_path):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        with pytest.raises(InputError, match=rf"no space left on .* for x\.{suffix}$"):
+            write_clip(tmp_path / f"x.{suffix}", seconds=0.2, size=(64, 48))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scene": "opera"}, "opera"),
+        ({"size": (4, 4)}, "4x4"),
+        ({"size": (17, 65535)}, "size 17x65535: a clip has at most 16384 pixels a side"),
+        ({"size": (16385, 16)}, "size 16385x16: a clip has at most 16384 pixels a side"),
+        ({"size": (8192, 8193)}, "size 8192x8193: .* 67 million in all"),
+        ({"seconds": 1e12}, r"1e\+12 seconds: a clip is at most 600 s long"),
+    ],
+)
+def test_unusable_options_are_named_before_anything_is_made(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("mcode.testclip.render_audio", None)
+    with pytest.raises(InputError, match=message):
+        write_clip(tmp_path / "x.mp4", **({"seconds": 0.2} | options))
+    with pytest.raises(InputError, match=message):
+        next(render_frames(**({"seconds": 0.2} | options)))
     assert not list(tmp_path.iterdir())

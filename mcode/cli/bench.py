@@ -12,6 +12,8 @@ from mcode.cli.output import print_json, print_table, print_warnings, progress_b
 from mcode.errors import InputError
 
 NAMED_SIZES = {"360p": (640, 360), "720p": (1280, 720), "1080p": (1920, 1080)}
+MOST_SIDE, MOST_PIXELS = 8192, 8192 * 4096
+"""Less than testclip renders: the camera pans over a picture that is wider by two pixels a frame."""
 
 
 def _sizes(text: Any) -> str:
@@ -21,6 +23,9 @@ def _sizes(text: Any) -> str:
         width, height = NAMED_SIZES.get(part.strip()) or size_of("--sizes", native=False)(part.strip()) or (0, 0)
         if min(width, height) < 32:
             raise InputError(f"--sizes {text}: {part} is too small; 32 pixels a side at least")
+        if max(width, height) > MOST_SIDE or width * height > MOST_PIXELS:
+            most = f"{MOST_SIDE} pixels a side and {MOST_PIXELS // 1_000_000} million in all"
+            raise InputError(f"--sizes {text}: {part} is too large; {most} at most")
         found.append(f"{width}x{height}")
     return ",".join(dict.fromkeys(found))
 

@@ -34,7 +34,7 @@ from mcode.cli.output import print_json, print_rows, print_table, print_warnings
 @app.command()
 def compare(
     input: Video,
-    output: Annotated[str, output_option("REPORT.html", "The page to write; a picture and a video go beside it.")],
+    output: Annotated[str, output_option("REPORT.html", "The page to write; REPORT.png and REPORT.mp4 go beside it.")],
     against: Annotated[
         str,
         typer.Option(

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,9 +145,19 @@ def rate_text(kbps: float) -> str:
 def write_picture(path: Path, report: CompareReport, lanes: Sequence[Lane], curves: Curves, title: str) -> None:
     """One PNG: the same frame under every codec, a close-up, the rate-distortion curves and the bits at equal PSNR."""
     figure = _figure(report, lanes, curves, title)
-    part = path.with_suffix(".part")
-    figure.savefig(part, format="png", dpi=110, facecolor="white")
-    os.replace(part, path)
+    with _whole(path) as part:
+        figure.savefig(part, format="png", dpi=110, facecolor="white")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its place when whole."""
+    part = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _figure(report: CompareReport, lanes: Sequence[Lane], curves: Curves, title: str) -> Any:
@@ -277,9 +288,8 @@ def write_html(path: Path, report: CompareReport, lanes: Sequence[Lane], curves:
         plots=plots,
         rate_text=rate_text,
     )
-    part = path.with_suffix(".part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
+    with _whole(path) as part:
+        part.write_text(page, encoding="utf-8")
 
 
 def verdict(report: CompareReport) -> list[str]:

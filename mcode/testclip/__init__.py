@@ -18,8 +18,13 @@ from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.testclip.scenes import Arms, Face, Pan
 from mcode.testclip.sound import RATE, render_audio
+from mcode.video import OutputFile
 
 SCENES = ("demo", "arms", "face", "pan")
+MOST_SIDE, MOST_PIXELS = 16_384, 8192 * 8192
+"""x264 takes no longer side."""
+MOST_S = 600
+"""Its sound takes 3 GB and a minute and a half before the first frame; the time grows with the square."""
 _SINGLE: dict[str, type[Arms | Face | Pan]] = {"arms": Arms, "face": Face, "pan": Pan}
 
 __all__ = ["RATE", "SCENES", "render_audio", "render_frames", "write_clip"]
@@ -28,11 +33,9 @@ __all__ = ["RATE", "SCENES", "render_audio", "render_frames", "write_clip"]
 def render_frames(
     scene: str = "demo", seconds: float = 9.0, fps: int = 25, size: tuple[int, int] = (640, 360), seed: int = 0
 ) -> Iterator[Frame]:
-    """Frames of a scene; size is (width, height). Raises InputError for an unknown scene or an unusable size."""
-    if scene not in SCENES:
-        raise InputError(f"scene {scene}: choose {', '.join(SCENES)}")
-    if min(size) < 16:
-        raise InputError(f"size {size[0]}x{size[1]}: a clip is at least 16x16")
+    """Frames of a scene; size is (width, height). Raises InputError for an unknown scene or an unusable size or
+    length."""
+    _check(scene, seconds, size)
     total = max(1, round(seconds * fps))
     names = tuple(_SINGLE) if scene == "demo" else (scene,)
     done = 0
@@ -46,6 +49,18 @@ def render_frames(
         done += count
 
 
+def _check(scene: str, seconds: float, size: tuple[int, int]) -> None:
+    if scene not in SCENES:
+        raise InputError(f"scene {scene}: choose {', '.join(SCENES)}")
+    if min(size) < 16:
+        raise InputError(f"size {size[0]}x{size[1]}: a clip is at least 16x16")
+    if max(size) > MOST_SIDE or size[0] * size[1] > MOST_PIXELS:
+        most = f"{MOST_SIDE} pixels a side and {MOST_PIXELS // 1_000_000} million in all"
+        raise InputError(f"size {size[0]}x{size[1]}: a clip has at most {most}; choose a smaller size")
+    if not 0 <= seconds <= MOST_S:
+        raise InputError(f"{seconds:g} seconds: a clip is at most {MOST_S} s long")
+
+
 def write_clip(
     path: str | os.PathLike[str],
     *,
@@ -57,36 +72,36 @@ def write_clip(
     force: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> None:
-    """Renders a scene into an MP4 (H.264 CRF 16, AAC). Raises InputError for an existing file without force."""
+    """Renders a scene into an MP4 (H.264 CRF 16, AAC). Raises InputError as render_frames and video.OutputFile do."""
     path = Path(path)
     if path.suffix.lower() not in (".mp4", ".mkv"):
         raise InputError(f"{path}: a clip is written as .mp4 or .mkv")
-    if path.exists() and not force:
-        raise InputError(f"{path}: exists; add --force to replace it or choose another name")
+    _check(scene, seconds, size)
     total = max(1, round(seconds * fps))
-    temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    file = OutputFile(path, force=force)
     try:
-        with av.open(f"file:{temporary}", "w") as output:
-            even = size[0] % 2 == 0 and size[1] % 2 == 0
-            video = output.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast"})
-            video.width, video.height = size
-            video.pix_fmt = "yuv420p" if even else "yuv444p"
-            audio = output.add_stream("aac", rate=RATE, layout="mono")
-            sound = render_audio(scene, seconds, seed)
-            for index, frame in enumerate(render_frames(scene, seconds, fps, size, seed)):
-                picture = av.VideoFrame.from_ndarray(frame.rgb, format="rgb24")
-                picture.pts, picture.time_base = index, Fraction(1, fps)
-                output.mux(video.encode(picture))
-                for start in range(index * RATE // fps, (index + 1) * RATE // fps, 1024):
-                    part = sound[start : min(start + 1024, (index + 1) * RATE // fps)]
-                    if len(part):
-                        block = av.AudioFrame.from_ndarray(part[None], format="s16", layout="mono")
-                        block.sample_rate, block.pts, block.time_base = RATE, start, Fraction(1, RATE)
-                        output.mux(audio.encode(block))
-                if progress:
-                    progress(index + 1, total)
-            output.mux(video.encode(None))
-            output.mux(audio.encode(None))
-        os.replace(temporary, path)
+        output = av.open(file, "w", format="mp4" if path.suffix.lower() == ".mp4" else "matroska")
+        even = size[0] % 2 == 0 and size[1] % 2 == 0
+        video = output.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast"})
+        video.width, video.height = size
+        video.pix_fmt = "yuv420p" if even else "yuv444p"
+        audio = output.add_stream("aac", rate=RATE, layout="mono")
+        sound = render_audio(scene, seconds, seed)
+        for index, frame in enumerate(render_frames(scene, seconds, fps, size, seed)):
+            picture = av.VideoFrame.from_ndarray(frame.rgb, format="rgb24")
+            picture.pts, picture.time_base = index, Fraction(1, fps)
+            output.mux(video.encode(picture))
+            for start in range(index * RATE // fps, (index + 1) * RATE // fps, 1024):
+                part = sound[start : min(start + 1024, (index + 1) * RATE // fps)]
+                if len(part):
+                    block = av.AudioFrame.from_ndarray(part[None], format="s16", layout="mono")
+                    block.sample_rate, block.pts, block.time_base = RATE, start, Fraction(1, RATE)
+                    output.mux(audio.encode(block))
+            if progress:
+                progress(index + 1, total)
+        output.mux(video.encode(None))
+        output.mux(audio.encode(None))
+        output.close()
+        file.commit()
     finally:
-        temporary.unlink(missing_ok=True)
+        file.discard()  # of an unfinished clip: PyAV writes no trailer into a closed file
