@@ -27,10 +27,10 @@ if [ "$#" -eq 0 ]; then
     printf '\nA scene that both ends know: a manifold learned from 24 s of it, every 8th frame sent\n\n'
     $mcode compare player/assets/talking-head.mp4 --manifold player/assets/demo-head.safetensors --n 8 \
         --against h264,av1 -o "$out/known-scene/report.html" --force
-    known="known-scene/report.mp4 known-scene/report.html known-scene/report.png"
+    known="known-scene/report-side-by-side.mp4 known-scene/report.html known-scene/report.png"
 fi
 printf '\nLook at\n'
-for made in decoded.mp4 report.mp4 report.html report.png ${known:-}; do
+for made in decoded.mp4 report-side-by-side.mp4 report.html report.png ${known:-}; do
     printf '  %s\n' "$PWD/$out/$made"
 done
 [ "$#" -eq 0 ] || printf '\nIs it one scene, or one face? Learn it: mcode adapt VIDEO... -o mine.safetensors\n'

@@ -91,7 +91,7 @@ def test_the_picture_opens(report):
 
 def test_the_video_has_every_frame_at_its_time_and_the_sound(report, footage):
     video = report.files["video"]
-    assert Path(video).name == "out.mp4"
+    assert Path(video).name == "out-side-by-side.mp4"
     assert [frame.pts for frame in FrameReader(video)] == [frame.pts for frame in FrameReader(footage)]
     assert probe(video).audio_codec == probe(footage).audio_codec == "aac"
     assert probe(video).width > 2 * 64
@@ -99,10 +99,10 @@ def test_the_video_has_every_frame_at_its_time_and_the_sound(report, footage):
 
 def test_only_the_three_files_are_left(report):
     folder = Path(report.files["report"]).parent
-    assert {path.name for path in folder.iterdir()} == {"out.html", "out.png", "out.mp4"}
+    assert {path.name for path in folder.iterdir()} == {"out.html", "out.png", "out-side-by-side.mp4"}
 
 
-@pytest.mark.parametrize("name", ["out.html", "out.png", "out.mp4"])
+@pytest.mark.parametrize("name", ["out.html", "out.png", "out-side-by-side.mp4"])
 def test_an_existing_file_is_refused_and_untouched(name, footage, manifold, tmp_path):
     (tmp_path / name).write_bytes(b"mine")
     with pytest.raises(InputError, match=f"{name}: exists; add --force"):
@@ -111,16 +111,16 @@ def test_an_existing_file_is_refused_and_untouched(name, footage, manifold, tmp_
 
 
 def test_a_report_leaves_alone_what_else_the_folder_holds(footage, manifold, tmp_path):
-    mine = ("out.html", "out.png", "out.mp4", "other.part")
+    mine = ("out.html", "out.png", "out-side-by-side.mp4", "other.part")
     for name in mine:
         (tmp_path / name).write_bytes(b"mine")
     report = compare(footage, tmp_path / "other.html", against=("h264",), manifold=manifold, device="cpu")
-    assert {Path(path).name for path in report.files.values()} == {"other.html", "other.png", "other.mp4"}
+    assert {Path(path).name for path in report.files.values()} == {"other.html", "other.png", "other-side-by-side.mp4"}
     assert all((tmp_path / name).read_bytes() == b"mine" for name in mine)
     assert len(list(tmp_path.iterdir())) == 3 + len(mine)
 
 
-@pytest.mark.parametrize("name", ["out.png", "out.mp4"])
+@pytest.mark.parametrize("name", ["out.png", "out-side-by-side.mp4"])
 @pytest.mark.parametrize("force", [False, True])
 def test_an_input_where_an_output_would_stand_is_kept(name, force, manifold, tmp_path):
     (tmp_path / name).write_bytes(b"mine")
@@ -129,7 +129,7 @@ def test_an_input_where_an_output_would_stand_is_kept(name, force, manifold, tmp
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"mine")]
 
 
-@pytest.mark.parametrize("name", ["out.html", "out.png", "out.mp4"])
+@pytest.mark.parametrize("name", ["out.html", "out.png", "out-side-by-side.mp4"])
 def test_a_folder_where_an_output_would_stand_is_refused_at_once(name, footage, tmp_path):
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=f"{name}: is a folder; choose another name"):

@@ -34,7 +34,9 @@ from mcode.cli.output import print_json, print_rows, print_table, print_warnings
 @app.command()
 def compare(
     input: Video,
-    output: Annotated[str, output_option("REPORT.html", "The page to write; REPORT.png and REPORT.mp4 go beside it.")],
+    output: Annotated[
+        str, output_option("REPORT.html", "The page to write; REPORT.png and REPORT-side-by-side.mp4 go beside it.")
+    ],
     against: Annotated[
         str,
         typer.Option(

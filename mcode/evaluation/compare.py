@@ -84,7 +84,7 @@ def compare(
     force: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> CompareReport:
-    """Writes OUT.html, and OUT.png and OUT.mp4 beside it; see CompareReport.
+    """Writes OUT.html, and OUT.png and OUT-side-by-side.mp4 beside it; see CompareReport.
 
     All codecs get the same frames, at the size which MCode codes, and are measured there. A codec that cannot go down to
     MCode's rate stands at its floor, and the report says so. Raises InputError, ManifoldError.
@@ -94,7 +94,7 @@ def compare(
     page = Path(output_html)
     if page.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{page}: the report is a page; give a name that ends in .html")
-    files = {"report": page, "picture": page.with_suffix(".png"), "video": page.with_suffix(".mp4")}
+    files = {"report": page, "picture": page.with_suffix(".png"), "video": page.with_name(f"{page.stem}-side-by-side.mp4")}
     for path in files.values():
         refuse_same(input, path)
         if path.is_dir():
