@@ -313,7 +313,7 @@ def test_a_first_picture_that_has_gone_opens_no_window(qapp, folder, tmp_path, m
     for path in folder.glob("*/*.png"):
         path.write_bytes(b"no picture")
     monkeypatch.setattr(StudyWindow, "show", lambda self: pytest.fail("an empty window is shown"))
-    with pytest.raises(InputError, match="cannot be read as a picture"):
+    with pytest.raises(InputError, match="picture is cut off or damaged"):
         study_window.run(material, tmp_path / "answers.csv", "ann")
 
 
