@@ -58,15 +58,15 @@ def squares(data) -> Squares:
     return load_squares([data / "shapes"], size=32, channels=3, every=1)
 
 
-def learn(squares: Squares, path: Path) -> list[classes.ClassNetwork]:
-    return classes.learn(squares, 2, path, seed=1, device=CPU, epochs=60, bfloat16=False)
+def learn(squares: Squares, path: Path, epochs: int) -> list[classes.ClassNetwork]:
+    return classes.learn(squares, 2, path, seed=1, device=CPU, epochs=epochs, bfloat16=False)
 
 
 def test_classes_are_folders_and_networks_of_both_kinds_learn_them(squares, tmp_path):
     labels, count = classes.numbers(squares)
     assert count == 2
     assert labels.tolist() == [0] * 40 + [1] * 40
-    networks = learn(squares, tmp_path / "c.safetensors")
+    networks = learn(squares, tmp_path / "c.safetensors", epochs=60)
     x = torch.from_numpy(squares.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     for network in networks:
         with torch.no_grad():
@@ -81,18 +81,18 @@ def test_classes_are_folders_and_networks_of_both_kinds_learn_them(squares, tmp_
 
 def test_what_was_learned_is_kept_and_a_damaged_file_is_named(squares, tmp_path):
     path = tmp_path / "c.safetensors"
-    first = learn(squares, path)
-    again = learn(squares, path)
+    first = learn(squares, path, epochs=1)
+    again = learn(squares, path, epochs=1)
     assert all(torch.equal(a, b) for a, b in zip(first[1].parameters(), again[1].parameters(), strict=True))
     path.write_bytes(b"nothing")
     with pytest.raises(InputError, match="not the class networks of this training"):
-        learn(squares, path)
+        learn(squares, path, epochs=1)
 
 
 def test_pictures_of_one_folder_have_no_classes(squares, tmp_path):
     alone = Squares(squares.pixels[:40], squares.clips[:40], squares.folders[:40])
     with pytest.raises(InputError, match="a folder for each class"):
-        learn(alone, tmp_path / "c.safetensors")
+        learn(alone, tmp_path / "c.safetensors", epochs=1)
 
 
 def test_a_training_with_the_loss_of_classes_logs_it(data, tmp_path):
