@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 CODERS = ("huffman", "fixed", "range")
 BATCH_PIXELS = 2_000_000
-"""Frames between keyframes are synthesised in batches of at most about this many pixels, and of 64 at most, as tiny ones cost
-the networks more than their pixels: memory stays bounded."""
+"""Frames between keyframes are synthesised in batches of at most about this many pixels, see `frames_at_once`."""
 DEAD_ZONE = 0.6
 """Quantiser steps by which a latent must leave the last keyframe's symbol before another is sent; 0.5 is plain rounding. 0.6
 saves 9 % of the bits of feature maps at equal PSNR (docs/log.md), and still pictures stay still."""
@@ -364,7 +363,7 @@ class Decoder:
         wanted: Callable[[int], bool] | None,
     ) -> Iterator[Frame]:
         width, height = header.width, header.height
-        batch = max(1, min(_MOST_AT_ONCE, BATCH_PIXELS // (width * height)))
+        batch = frames_at_once(width, height)
         for start in range(0, len(times), batch):
             chosen = list(range(start, min(start + batch, len(times))))
             if wanted is not None:
@@ -374,6 +373,12 @@ class Decoder:
             latents = interpolate(a, b, positions[chosen])
             for rgb, i in zip(self.model.synthesise(latents, width, height), chosen, strict=True):
                 yield Frame(_without_colour(rgb) if header.grey else rgb, times[i])
+
+
+def frames_at_once(width: int, height: int) -> int:
+    """How many frames between keyframes are synthesised in one batch: memory stays bounded. 64 at most, as tiny ones cost the
+    networks more than their pixels."""
+    return max(1, min(_MOST_AT_ONCE, BATCH_PIXELS // (width * height)))
 
 
 def _is_grey(rgb: np.ndarray) -> bool:

@@ -11,6 +11,7 @@ import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
@@ -284,14 +285,11 @@ class McodeReader:
         try:
             container = av.open(f"file:{self.path}", metadata_errors="replace")
         except (av.error.FFmpegError, OSError) as error:
-            with open(self.path, "rb") as file:
-                if file.read(8)[4:] == b"ftyp":
-                    raise FormatError(f"{self.path}: nothing whole in it, it is cut off within its header") from error
-            raise FormatError(f"{self.path} is not an .mcode file") from error
+            raise self._foreign(unreadable=True) from error
         with container:
             stored = dict(container.metadata)
             if FORMAT_KEY not in stored or not container.streams.data:
-                raise FormatError(f"{self.path} is not an .mcode file")
+                raise self._foreign()
             written = stored.pop(FORMAT_KEY)
             if written != str(FORMAT):
                 reads = f"this is mcode {__version__}, which reads {FORMAT}; install a newer MCode"
@@ -300,6 +298,18 @@ class McodeReader:
                 stored.pop(key, None)
             self.metadata: dict[str, str] = stored
             self._index_samples(container)
+
+    def _foreign(self, unreadable: bool = False) -> FormatError:
+        """What a file is that has no header of ours: another file, or one that ends within its header, ftyp and moov.
+        unreadable: FFmpeg makes nothing of it."""
+        with open(self.path, "rb") as file:
+            boxes = [*islice(_boxes(file), 2)]
+            end = file.seek(0, 2)
+        kinds = [box.kind for box in boxes]
+        cut = unreadable or (kinds == [b"ftyp", b"moov"] and boxes[1].start + boxes[1].size > end - 8)
+        if kinds == [b"ftyp"] or (kinds[:1] == [b"ftyp"] and cut):
+            return FormatError(f"{self.path}: nothing whole in it, it is cut off within its header")
+        return FormatError(f"{self.path} is not an .mcode file")
 
     def _index_samples(self, container: av.container.InputContainer) -> None:
         stream = container.streams.data[0]
@@ -413,13 +423,13 @@ def _box(kind: bytes, content: bytes) -> bytes:
 
 def _boxes(file: BinaryIO) -> Iterator[_Box]:
     """The boxes of the outermost level, as their headers tell; the last one may reach beyond the end of the file."""
-    start = 0
-    while len(head := (file.seek(start), file.read(16))[1]) >= 8:
+    start, end = 0, file.seek(0, 2)
+    while start < end and len(head := (file.seek(start), file.read(16))[1]) >= 8:
         size, kind = struct.unpack(">I4s", head[:8])
         if size == 1 and len(head) == 16:
             size = struct.unpack(">Q", head[8:])[0]
         elif size == 0:
-            size = file.seek(0, 2) - start
+            size = end - start
         if size < 8:
             return
         yield _Box(kind, start, size)

@@ -25,6 +25,7 @@ import numpy as np
 from .errors import ConfigError, FormatError, ManifoldError
 from .header import FORMAT, read_header
 from .packet import LARGEST_PICTURE, too_large
+from .whole import whole
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,8 @@ ZERO_MARGIN = "zero_margin"
 """Name of the tensor (qualities, C) that `Manifold.zero_margin` gives."""
 HYPER = "hyper."
 """What the names of the hyperprior's tensors begin with."""
+PRICES = "prices"
+"""Entry of a card: what its training paid, see `refine.Prices`."""
 PRECISION = "precision"
 """Entry of a card: "float32" where the networks are to be computed so, on machines that have something faster, too."""
 
@@ -278,19 +281,16 @@ def _write(
         "tables": tables,
         "card": json.dumps(card),
     }
-    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.part")
     try:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, metadata)
-        temporary.chmod(0o644)  # safetensors makes it private
-        os.replace(temporary, path)
+        with whole(path) as part:
+            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part, metadata)
+            part.chmod(0o644)  # safetensors makes it private
     except (SafetensorError, OSError) as error:
         number = re.search(r"os error (\d+)", str(error))  # as safetensors tells a full disk
         code = int(number[1]) if number else getattr(error, "errno", None)
         if code is None:
             raise
         raise OSError(code, os.strerror(code), os.fspath(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return manifold_id
 
 

@@ -24,15 +24,13 @@ from torch import Tensor, nn
 from .coders.range import DELTA, WITH_Z, level_of
 from .errors import InputError
 from .evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures, unit_distance
-from .manifold import Manifold
+from .manifold import PRICES, Manifold
 from .nets.eye import EYE_FILE, load_eyes
 from .nets.gumbel import gumbel_rounded
 from .nets.hyper import SCALE_LOW, SCALE_STEP, Hyper, LaplaceBits
 from .nets.layers import channels_last
 from .nets.tiled import parts
 
-PRICES = "prices"
-"""Key of a manifold's card: what its training paid (see `Prices`)."""
 JUDGES = ("eye", "vgg19")
 """What sees the difference: the small networks that ship, or VGG19 and SqueezeNet, whose weights do not."""
 MOST_STEPS = 10_000

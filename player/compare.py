@@ -121,10 +121,18 @@ class Compare(Session):
         newest = self.lanes[-1].newest
         return self._in_source(newest.pts) if newest is not None else 0.0
 
+    @property
+    def jump(self) -> int:
+        newest = self.lanes[-1].newest
+        return self._anchor(newest.pts)[0] if newest is not None else 0
+
     def _in_source(self, stream_ticks: int) -> float:
         """Seconds in the source of a moment of the stream, which goes on through seeks and loops."""
-        stream, source = next((a for a in reversed(self._anchors.copy()) if a[0] <= stream_ticks), self._anchors[0])
+        stream, source = self._anchor(stream_ticks)
         return max(0.0, (stream_ticks - stream + source) / TICKS_PER_S)
+
+    def _anchor(self, stream_ticks: int) -> tuple[int, int]:
+        return next((a for a in reversed(self._anchors.copy()) if a[0] <= stream_ticks), self._anchors[0])
 
     def seek(self, position_s: float) -> None:
         if self.duration_s is None:

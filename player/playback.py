@@ -57,7 +57,7 @@ class Playback(Session):
         self._wanted, self._device = manifold, device
         self._target_s: float | None = 0.0  # where the decoder shall go on; None once it is there
         self._work = threading.Condition()
-        self._steps = 0
+        self._steps = self._jumps = 0
         self._place_s, self._filling, self._decoded_to_end = 0.0, True, False
         self.link = MCodeLink(settings, lambda _: self.model, header)
         self._unshown = _unshown()
@@ -89,6 +89,10 @@ class Playback(Session):
     @property
     def position_s(self) -> float:
         return min(self.clock.time_s, self.duration_s or 0.0)
+
+    @property
+    def jump(self) -> int:
+        return self._jumps
 
     def tick(self) -> bool:
         if self._filling:
@@ -126,6 +130,7 @@ class Playback(Session):
             self._filling, self._decoded_to_end, self.ended = True, False, False
             self._work.notify_all()
         self._steps = 0
+        self._jumps += 1
         self.lanes[0].clear()
         self.clock.time_s = position_s
 

@@ -113,6 +113,11 @@ class Session:
         """Where in the source the picture on the screen is."""
         return self.clock.time_s
 
+    @property
+    def jump(self) -> int:
+        """Another number whenever the picture on the screen does not go on from the one before: after a seek or a loop."""
+        return 0
+
     def seek(self, position_s: float) -> None:
         """Go to a place in the source, at once."""
 

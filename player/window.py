@@ -88,6 +88,7 @@ class Window(QWidget):
         self._memory = QSettings("mcode", "player") if remember else None
         self.session: Session | None = None
         self.audio: Audio | LiveAudio | None = None
+        self._heard_jump = 0
         self.recorder: Recorder | None = None
         self._opening: list[_Opening] = []
         self._newest: _Opening | None = None  # of them; the others' sessions are closed as they come
@@ -389,13 +390,14 @@ class Window(QWidget):
             audio.feed(time.monotonic(), session.clock.paused)
             return
         wanted = not session.clock.paused and session.clock.speed == 1.0 and not session.ended and session.busy is None
-        if wanted and not audio.playing:
+        if wanted and (not audio.playing or session.jump != self._heard_jump):
+            self._heard_jump = session.jump
             audio.play_from(session.position_s)
         elif not wanted and audio.playing:
             audio.halt()
         elif wanted and (heard_s := audio.heard_s) is not None:
             if abs(heard_s - session.position_s) > 1.0:
-                audio.play_from(session.position_s)  # a seek or a loop
+                audio.play_from(session.position_s)
             else:
                 session.follow_sound(heard_s)
 

@@ -37,6 +37,7 @@ from mcode.receive import Receiver  # noqa: E402
 from mcode.send import SendConfig, Sender, Source, read_stamp, test_picture  # noqa: E402
 from mcode.training.adapt import adapt_linear  # noqa: E402
 from mcode.video import FrameWriter  # noqa: E402
+from mcode.whole import write_whole  # noqa: E402
 
 FPS = 25
 WRAP_MS = 1 << 16
@@ -161,9 +162,7 @@ def main() -> int:
         given.manifold = given.manifold or learn(Path(folder), given.size)
         result = measure(given, learned)
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = given.output.with_suffix(".part")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(given.output)
+    write_whole(given.output, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     return 0
 

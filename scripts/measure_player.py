@@ -31,6 +31,7 @@ from PyQt6.QtWidgets import QApplication  # noqa: E402
 from soak import machine  # noqa: E402
 
 from mcode.testclip import write_clip  # noqa: E402
+from mcode.whole import write_whole  # noqa: E402
 from player.session import Settings  # noqa: E402
 from player.window import Window  # noqa: E402
 
@@ -175,9 +176,7 @@ def main() -> int:
             rows.append(measure(app, case, clip, given.seconds, given.n))
             print(json.dumps(rows[-1]), flush=True)
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = given.output.with_suffix(".part")
-    partial.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    partial.replace(given.output)
+    write_whole(given.output, json.dumps({**about, "rows": rows}, indent=1) + "\n")
     return 0
 
 

@@ -32,6 +32,7 @@ from mcode.channel import ChannelSettings  # noqa: E402
 from mcode.receive import Receiver  # noqa: E402
 from mcode.rtp import opus, payload  # noqa: E402
 from mcode.send import SendConfig, Sender  # noqa: E402
+from mcode.whole import write_whole  # noqa: E402
 
 MOST_GROWTH_MB, MOST_DRIFT_MS = 50.0, 40.0
 POLL_S = 0.004
@@ -228,9 +229,7 @@ def main() -> int:
 
     done = soak(config, given.seconds, progress=tell)
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = given.output.with_suffix(".part")
-    partial.write_text(json.dumps({**about, **asdict(done)}, indent=1) + "\n")
-    partial.replace(given.output)
+    write_whole(given.output, json.dumps({**about, **asdict(done)}, indent=1) + "\n")
     print(f"{given.output}: grew {done.growth_mb:.1f} MB, drift {done.drift_ms} ms; {'; '.join(done.problems) or 'passed'}")
     return int(bool(done.problems))
 

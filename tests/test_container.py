@@ -174,7 +174,7 @@ def test_truncated_anywhere_the_whole_samples_are_read(tmp_path: Path) -> None:
         try:
             reader = McodeReader(path)
         except FormatError as error:
-            assert "nothing whole" in str(error) or "not an .mcode file" in str(error)
+            assert ("nothing whole" if length >= 8 else "not an .mcode file") in str(error)
             counts.add(0)
             continue
         got = pts_and_slices(reader)
@@ -206,6 +206,8 @@ def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
     assert "folder" in error_of(tmp_path, InputError)
     assert "not an .mcode file" in error_of(tmp_path / "text.mcode", FormatError)
     assert "not an .mcode file" in error_of(tmp_path / "empty.mcode", FormatError)
+    (tmp_path / "annex-b.mcode").write_bytes(b"\0\0\0\1moov" + b"\xff" * 8)  # a start code is a box's 64-bit size, too
+    assert "not an .mcode file" in error_of(tmp_path / "annex-b.mcode", FormatError)
     assert "not an .mcode file" in error_of(make_clip(tmp_path / "a.mp4", frames=2), FormatError)
 
 

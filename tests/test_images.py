@@ -23,6 +23,7 @@ from mcode.evaluation.images import Family, at_rate, evaluate_images
 from mcode.evaluation.judges import METRICS, Judges
 from mcode.evaluation.metrics import psnr, ssim
 from mcode.evaluation.stills import StillCodec
+from mcode.nets import int8
 from mcode.nets.hific import CompactConfig, CompactHific
 from mcode.testclip import render_frames
 
@@ -185,7 +186,9 @@ def test_another_precision_device_or_version_is_measured_anew(pictures, tmp_path
     assert [measured(other), measured(other), measured(general)] == [2, 0, 0]
     monkeypatch.setattr(images, "__version__", "0.0.1")
     assert [measured(general), measured(general)] == [2, 0]
-    assert images.computed_by("a", "int8", "cpu") != images.computed_by("a", "int8", "cuda")
+    monkeypatch.setitem(general.card, int8.RANGES, {})
+    assert measured(general) == 2, "integers of other ranges give other pictures"
+    assert images.computed_by(general, "int8", "cpu") != images.computed_by(general, "int8", "cuda")
 
 
 def test_judges_are_told_apart_by_their_weights_and_device(tmp_path, monkeypatch):
@@ -258,7 +261,7 @@ def test_the_pages_hold_curves_tables_and_close_ups_at_about_equal_rate(stand_in
     assert written["rows"][0]["codec"] == "JPEG" and written["bd_rates"][0]["percent"] == pytest.approx(30, abs=0.2)
     with Image.open(out / "psnr_db.png") as plot:
         assert plot.size[0] > 500
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob("*.partial-*"))
 
 
 def test_small_pictures_have_no_score_where_a_metric_needs_more(stand_ins, tmp_path):

@@ -20,6 +20,7 @@ FLOORS = {
     "frame": 0,
     "config": 0,
     "memory": 0,
+    "whole": 0,
     "packet": 1,
     "channel": 1,
     "coders": 1,

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,7 @@ def file(tmp_path):
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
         raise SafetensorError(f"Error preparing tensor: No space left on device (os error {errno.ENOSPC})")
 
     kept = tmp_path / "a.safetensors.part"

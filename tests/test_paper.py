@@ -314,7 +314,7 @@ def test_every_part_leaves_json_pictures_and_one_page(tmp_path, data, manifolds,
     assert page.count("data:image/png") >= 6
     for name in ("figure3-cifar10", "figure4a", "figure4b", "figure5", "figure6", "figure7"):
         assert (out / f"{name}.png").stat().st_size > 1000
-    assert not list(out.glob("*.part"))
+    assert not list(out.glob("*.partial-*"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -413,3 +414,39 @@ def test_wrong_arguments_end_with_2_and_one_line(arguments, words, capsys):
     assert player_app.main(arguments) == 2
     printed = capsys.readouterr().err
     assert words in printed and printed.count("\n") == 1
+
+
+class Ear:
+    """Sound that is heard from where it was asked for, at once and without a stop."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, float]] = []
+        self.playing = False
+
+    def play_from(self, start_s: float) -> None:
+        self.asked.append((start_s, time.monotonic()))
+        self.playing = True
+
+    def halt(self) -> None:
+        self.playing = False
+
+    @property
+    def heard_s(self) -> float | None:
+        start_s, at_s = self.asked[-1]
+        return start_s + time.monotonic() - at_s if self.playing else None
+
+
+@pytest.mark.parametrize("source", ["clip.mp4", "mcode"])
+def test_a_short_seek_takes_the_sound_along(source, window, qtbot, mcode_clip):
+    with qtbot.waitSignal(window.opened, timeout=PATIENCE_MS):
+        window.open(str(mcode_clip) if source == "mcode" else source)
+    session = window.session
+    qtbot.waitUntil(lambda: session.position_s > 0.1, timeout=PATIENCE_MS)
+    ear = window.audio = Ear()
+    qtbot.waitUntil(lambda: ear.playing, timeout=PATIENCE_MS)
+    before = session.jump
+    window.seek(session.position_s + 0.6)
+    qtbot.waitUntil(lambda: session.jump != before, timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: len(ear.asked) == 2, timeout=PATIENCE_MS)
+    (first_s, _), (second_s, _) = ear.asked
+    assert second_s - first_s > 0.5, "the sound was not taken along"

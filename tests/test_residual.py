@@ -274,6 +274,7 @@ def test_interpolated_coordinates_lie_between_keyframes_of_one_clip(tmp_path, da
         ("frame_size = [48, 32]|frame_size = [48]", "width and a height"),
         ("m = 6|m = 0", "m = 0"),
         ("bits = [3, 5]|bits = [9]", "bits are some of"),
+        ("checkpoint_every = 3|held_out = 1\ncheckpoint_every = 3", "held_out is 1; it is 0, or 2 or more"),
         ("checkpoint_every = 3|folds = 2\ncheckpoint_every = 3", "encoder = true needs folds = 1"),
         ("encoder = true|components = 5", "components are m = 6 or more"),
         ("encoder = true|components = 7", "components = 7 in m = 6 coordinates need a code"),

@@ -125,7 +125,7 @@ def evaluate_ablation(
     judges = Judges(perceptual, where)
     judged = {metric.key for metric in judges.metrics}
     vgg = VggFeatures(perceptual, VGG_LAYERS).to(where) if "vgg19" in judged else None
-    made_by = {f"MCode {info.name}": computed_by(info.id, _precision(info, where), where) for info in infos}
+    made_by = {f"MCode {info.name}": computed_by(info, _precision(info, where), where) for info in infos}
     cache = _Cache(out / "cache", judges, made_by)
     total, done, measured, rows = len(paths) * len(infos), 0, 0, []
     digests: list[str] = []

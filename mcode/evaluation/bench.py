@@ -284,14 +284,14 @@ def make_clip(size: tuple[int, int], frames: int, *, moving_camera: bool = True)
 def manifold_jobs(model: Any, clip: Sequence[Frame], n: int, compiled: bool, notes: list[str]) -> list[Job]:
     """Analysis of a keyframe, synthesis of a decoder's batch, once more without integers where it uses them, every coder
     alone, and whole: frames to bytes and back, with `huffman` and, where there is a hyperprior, with `range`."""
-    from mcode.codec import BATCH_PIXELS
+    from mcode.codec import frames_at_once
     from mcode.latents import dequantise, quantise
 
     size = width, height = clip[0].width, clip[0].height
     quality, sync = model.default_quality, _synchroniser(model)
     keyframes = [frame for i, frame in enumerate(clip) if i % n == 0 or i == len(clip) - 1]
     latents = [model.analyse(frame.rgb[None]) for frame in keyframes]
-    batch = max(1, min(n, len(clip), BATCH_PIXELS // (width * height)))
+    batch = min(n, len(clip), frames_at_once(width, height))
     decoded = dequantise(quantise(latents[0][0], model.gain(quality)), model.inverse(quality))
     some = decoded.expand(batch, *decoded.shape).contiguous()
 

@@ -33,6 +33,7 @@ from mcode.rtp import h264, payload, sdp
 from mcode.rtp.packets import MTU, RtpPacket
 from mcode.transcode import geometry
 from mcode.video import FrameReader
+from mcode.whole import write_whole
 
 BIT_ERROR_RATES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 5e-2)
 LOSSES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -421,12 +422,7 @@ def _write(
         "pictures.png": cv2.imencode(".png", sheet)[1].tobytes(),
     }
     for name, content in contents.items():
-        part = folder / f".{name}.part"
-        try:
-            part.write_bytes(content)
-            os.replace(part, folder / name)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(folder / name, content)
     return report
 
 

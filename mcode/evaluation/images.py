@@ -28,7 +28,9 @@ from mcode.evaluation.bd import BdRate, bd_rate, require_bjontegaard
 from mcode.evaluation.judges import SMALLEST_SIDE, Judges, Metric
 from mcode.evaluation.stills import REFINED, StillCodec
 from mcode.latents import choose_device
-from mcode.manifold import Manifold, load
+from mcode.manifold import PRICES, Manifold, ManifoldInfo, load
+from mcode.nets import int8
+from mcode.whole import whole
 
 if TYPE_CHECKING:
     from mcode.refine import Refiner
@@ -307,7 +309,7 @@ def _made_by(families: Mapping[str, Family], refine_by: str) -> dict[str, str]:
     found = {}
     for name, family in families.items():
         if family.models:
-            found[name] = " ".join(computed_by(m.id, m.precision, m.device.type) for m in family.models)
+            found[name] = " ".join(computed_by(m, m.precision, m.device.type) for m in family.models)
         if family.models and name.endswith(REFINED):
             from mcode.refine import fingerprint
 
@@ -315,9 +317,11 @@ def _made_by(families: Mapping[str, Family], refine_by: str) -> dict[str, str]:
     return found
 
 
-def computed_by(manifold_id: str, precision: str, device: str) -> str:
-    """What decides, beside settings and pictures, what a manifold comes to. device: its type."""
-    return f"{manifold_id} {precision} {device} {__version__}"
+def computed_by(model: Manifold | ManifoldInfo, precision: str, device: str) -> str:
+    """What decides, beside settings and pictures, what a manifold comes to: what its card says of integers and of prices, which
+    its id leaves out, too. device: its type."""
+    said = json.dumps([model.card.get(key) for key in (int8.RANGES, PRICES)], sort_keys=True)
+    return f"{model.id} {hashlib.sha256(said.encode()).hexdigest()[:8]} {precision} {device} {__version__}"
 
 
 def _mcode_maker(name: str, points: Sequence[tuple[Manifold, int]], options: _Options) -> Callable[[float], StillCodec]:
@@ -454,14 +458,9 @@ class _Cache:
     def put(self, codec: StillCodec | None, picture: str, found: _Measured) -> None:
         path = self._path(codec, picture)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            with open(part, "wb") as file:
-                arrays: dict[str, Any] = {"scores": json.dumps({"bpp": found.bpp, "scores": found.scores}), **found.features}
-                np.savez(file, **arrays)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        arrays: dict[str, Any] = {"scores": json.dumps({"bpp": found.bpp, "scores": found.scores}), **found.features}
+        with whole(path) as part, open(part, "wb") as file:
+            np.savez(file, **arrays)
 
 
 def to_json(report: ImagesReport) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from mcode.evaluation.compare import Lane
 from mcode.evaluation.images import ANCHOR, BdRow, CropRow, ImageRow, ImagesReport, to_json
 from mcode.evaluation.judges import Metric
 from mcode.evaluation.report import ACCENT, COLOURS, _data_uri, close_up
+from mcode.whole import write_whole
 
 _OURS = (ACCENT, "#a63c1c", "#f2994a", "#6d2a17")
 _OTHERS = {"JPEG": "#a98600", "JPEG 2000": "#7f7f7f", "WebP": "#c0588f"}
@@ -60,12 +60,7 @@ def write(folder: Path, report: ImagesReport, close_ups: Sequence[CropRow]) -> l
 
 
 def _write(path: Path, content: bytes) -> Path:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, content)
     return path
 
 

@@ -6,7 +6,6 @@ import base64
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..frame import Frame
 from ..video import FrameWriter
+from ..whole import whole, write_whole
 
 if TYPE_CHECKING:
     from .compare import CompareReport, Lane
@@ -145,19 +145,8 @@ def rate_text(kbps: float) -> str:
 def write_picture(path: Path, report: CompareReport, lanes: Sequence[Lane], curves: Curves, title: str) -> None:
     """One PNG: the same frame under every codec, a close-up, the rate-distortion curves and the bits at equal PSNR."""
     figure = _figure(report, lanes, curves, title)
-    with _whole(path) as part:
+    with whole(path) as part:
         figure.savefig(part, format="png", dpi=110, facecolor="white")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its place when whole."""
-    part = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _figure(report: CompareReport, lanes: Sequence[Lane], curves: Curves, title: str) -> Any:
@@ -288,8 +277,7 @@ def write_html(path: Path, report: CompareReport, lanes: Sequence[Lane], curves:
         plots=plots,
         rate_text=rate_text,
     )
-    with _whole(path) as part:
-        part.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def verdict(report: CompareReport) -> list[str]:

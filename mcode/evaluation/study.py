@@ -26,6 +26,7 @@ from PIL import Image
 
 from mcode.errors import InputError
 from mcode.video import read_picture
+from mcode.whole import whole
 
 if TYPE_CHECKING:
     from mcode.evaluation.stills import StillCodec
@@ -520,12 +521,8 @@ def plot(result: StudyScore, path: str | os.PathLike[str], *, force: bool = Fals
     raters = len(result.raters)
     title = f"{result.answers:,} answers of {raters} rater{'s' * (raters > 1)} on {result.pictures} pictures"
     axes.set_title(title, loc="left", fontsize=11)
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(partial, dpi=130)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=130)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ of two kinds, and neither is the classifier that judges in mcode/evaluation/pape
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..evaluation.features import unit_distance
 from ..nets.layers import channels_last
+from ..whole import whole
 from .squares import Squares
 
 FILE = "classes.safetensors"
@@ -111,10 +111,9 @@ def learn(
     for k, network in enumerate(networks):
         torch.manual_seed(seed * 101 + k)
         _train(network, pixels, where, epochs, bfloat16)
-    temporary = path.with_suffix(f".{os.getpid()}.part")  # each process of a training learns the same and writes it
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in together.state_dict().items()}, temporary)
-    os.replace(temporary, path)
+    with whole(path) as part:  # each process of a training learns the same and writes it
+        save_file({k: v.detach().cpu().contiguous() for k, v in together.state_dict().items()}, part)
     return networks
 
 

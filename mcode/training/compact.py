@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..evaluation import features
 from ..latents import fast_dtype
-from ..manifold import ZERO_MARGIN, find, load, read_info
+from ..manifold import PRICES, ZERO_MARGIN, find, load, read_info
 from ..nets.eye import load_eyes
 from ..nets.hific import STRIDE, CompactConfig, CompactHific
 from ..nets.hyper import Hyper
@@ -426,8 +426,11 @@ def _start_from(model: CompactHific, start: str, lam: Tensor) -> tuple[Tensor, T
     """
     from safetensors.torch import load_file
 
+    load(start, "cpu")  # raises ManifoldError where the file is damaged
     path = find(start)
     tensors = {k: v.float() for k, v in load_file(path).items() if not k.startswith("hyper.")}
+    if not {"gain", "inverse"} <= set(tensors):
+        raise InputError(f"{path}: is of another kind; start from a manifold that `general` is like")
     gain = tensors.pop("gain")
     shrink = (gain * tensors.pop("inverse")).log()
     tensors.pop(ZERO_MARGIN, None)
@@ -439,7 +442,7 @@ def _start_from(model: CompactHific, start: str, lam: Tensor) -> tuple[Tensor, T
         if isinstance(module, ResidualBlock) and f"{name}.conv2.weight" not in tensors:
             nn.init.zeros_(module.conv2.weight)
     card = read_info(path).card
-    paid = torch.tensor(card.get("prices", {}).get("lambdas", []))
+    paid = torch.tensor(card.get(PRICES, {}).get("lambdas", []))
     if paid.shape == lam.shape and torch.allclose(lam / paid, lam[0] / paid[0], rtol=1e-2):
         return gain.log(), shrink
     known = card.get("training_config", {}).get("loss", {})

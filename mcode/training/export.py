@@ -58,7 +58,7 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
         "default_quality": DEFAULT_QUALITY,
         "network": to_dict(network) | {"family": "compact"},
     }
-    card = card | {"training_config": to_dict(config), "steps": step, "prices": _prices(config)}
+    card = card | {"training_config": to_dict(config), "steps": step, manifold.PRICES: _prices(config)}
     # A file with empty tables first, so that the very manifold that will be used computes the symbols.
     blank = [CodeTables.fit([np.zeros((network.channels, 1, 1), np.int16)])] * network.qualities
     options: dict[str, Any] = {"kind": "hific", "name": config.name, "config": described, "tensors": arrays, "card": card}
@@ -95,7 +95,9 @@ def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], data: P
     """The start with this synthesis: what is sent, how it is coded and what bits are worth stay to the last bit."""
     assert config.start is not None
     trained = {k.removeprefix("net."): v.half() for k, v in weights.items() if k.startswith("net.synthesis_net.")}
-    card = {"prices": _prices(config)} | manifold.read_info(config.start).card | card | {"training_config": to_dict(config)}
+    card = (
+        {manifold.PRICES: _prices(config)} | manifold.read_info(config.start).card | card | {"training_config": to_dict(config)}
+    )
     options: dict[str, Any] = {
         "tensors": {k: v.contiguous().numpy() for k, v in trained.items()},
         "network": to_dict(config.network) | {"family": "compact"},

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from ..config import to_dict
 from ..errors import InputError, McodeError
+from ..whole import whole
 
 Report = Callable[[dict[str, float]], None]
 CHECKPOINT = "checkpoint.safetensors"
@@ -201,10 +202,9 @@ def save_checkpoint(
             if state := optimiser.state.get(parameter):
                 tensors[f"exp_avg.{name}"], tensors[f"exp_avg_sq.{name}"] = state["exp_avg"], state["exp_avg_sq"]
                 tensors[f"updates.{name}"] = state["step"]
-    temporary = path.with_suffix(".tmp")
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    save_file(plain, temporary, {"step": str(step), "config": json.dumps(to_dict(config))})
-    os.replace(temporary, path)
+    with whole(path) as part:
+        save_file(plain, part, {"step": str(step), "config": json.dumps(to_dict(config))})
 
 
 def load_moments(optimisers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor] | None, step: int) -> None:

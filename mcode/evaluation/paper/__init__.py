@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import InputError, ManifoldError
+from ...whole import write_whole
 from . import classifier, images, page, sets, video
 
 if TYPE_CHECKING:
@@ -90,9 +91,7 @@ class _Room:
 
     def write(self, part: str, found: dict[str, Any]) -> None:
         text = json.dumps({"part": part, "title": TITLES[part], **_facts(), **found}, indent=1)
-        temporary = self.out / f"{part}.part"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.out / f"{part}.json")
+        write_whole(self.out / f"{part}.json", text)
 
 
 def evaluate_paper(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...nets.layers import channels_last
+from ...whole import whole
 from .sets import CLASSES
 
 EPOCHS, BATCH, PEAK_RATE, WEIGHT_DECAY, PAD = 10, 256, 0.01, 5e-2, 4
@@ -122,9 +122,8 @@ def accuracy(net: Classifier, pixels: np.ndarray, labels: np.ndarray, device: st
 
 def save(net: Classifier, path: Path, facts: dict[str, object]) -> None:
     """Written whole or not at all."""
-    part = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, part, {"facts": json.dumps(facts)})
-    os.replace(part, path)
+    with whole(path) as part:
+        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, part, {"facts": json.dumps(facts)})
 
 
 def load(path: Path) -> tuple[Classifier, dict[str, object]]:

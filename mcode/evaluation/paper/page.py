@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
+
+from ...whole import whole, write_whole
 
 COLOURS = {
     "NCode": "#e4572e",
@@ -48,9 +48,8 @@ def sheet(rows: Sequence[tuple[str, np.ndarray]], scale: int = 1, columns: int =
 
 def save_picture(path: Path, rgb: np.ndarray) -> None:
     """Written whole or not at all."""
-    part = path.with_suffix(".part")
-    Image.fromarray(rgb).save(part, "PNG")
-    os.replace(part, path)
+    with whole(path) as part:
+        Image.fromarray(rgb).save(part, "PNG")
 
 
 def _figure(columns: int) -> tuple[Any, list[Any]]:
@@ -62,11 +61,8 @@ def _figure(columns: int) -> tuple[Any, list[Any]]:
 
 
 def _finish(figure: Any, path: Path) -> None:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=130)
-    part = path.with_suffix(".part")
-    part.write_bytes(data.getvalue())
-    os.replace(part, path)
+    with whole(path) as part:
+        figure.savefig(part, format="png", dpi=130)
 
 
 def plot_noise(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -136,9 +132,7 @@ def write_page(path: Path, facts: Mapping[str, str], parts: Sequence[Mapping[str
     shown = [
         {**part, "pictures": [(p.name, _uri(p)) for p in map(Path, part.get("pictures", ())) if p.is_file()]} for part in parts
     ]
-    part_file = path.with_suffix(".part")
-    part_file.write_text(template.render(facts=facts, parts=shown), encoding="utf-8")
-    os.replace(part_file, path)
+    write_whole(path, template.render(facts=facts, parts=shown))
 
 
 def _uri(path: Path) -> str:
