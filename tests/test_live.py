@@ -28,8 +28,19 @@ from mcode.errors import FormatError, InputError, ManifoldError
 from mcode.fec import FecSettings, Protector
 from mcode.frame import Frame
 from mcode.lanes import BaselineLane, McodeLane, finder
-from mcode.receive import LaneView, PlayoutClock, Receiver, _Network, _protected, _receive, _Spool, receive_to_file
-from mcode.rtp import h264, payload, rtcp, sdp
+from mcode.receive import (
+    AudioChunk,
+    LaneView,
+    PlayoutClock,
+    Receiver,
+    _Network,
+    _protected,
+    _receive,
+    _Recorder,
+    _Spool,
+    receive_to_file,
+)
+from mcode.rtp import h264, opus, payload, rtcp, sdp
 from mcode.rtp.packets import RtpPacket
 from mcode.rtp.payload import LARGEST_LIVE
 from mcode.send import SendConfig, Sender, read_stamp, send, test_picture
@@ -406,6 +417,20 @@ def test_playout_clock_waits_for_the_slowest_lane_and_forgives_one_stall():
     assert clock.due_s(10.0) == pytest.approx(10.058, abs=0.002)
 
 
+def test_the_playout_clock_moves_along_with_a_senders_clock():
+    clock = PlayoutClock()
+    for i in range(20):
+        clock.observe("mcode", 100 + i * 0.04, i * 0.04 + 0.16)
+        clock.observe("audio", 100 + i * 0.04, i * 0.04 + 0.02)
+    due = clock.due_s(100.0)
+    sound = AudioChunk(np.zeros((960, 2), np.int16), 100.0, clock)
+    for ahead_s in (60.0, -120.0):
+        for lane in ("mcode", "audio"):
+            clock.shift(lane, ahead_s)
+        assert clock.due_s(100.0 + clock.shifts_s["mcode"]) == pytest.approx(due)
+        assert sound.due_s == pytest.approx(due)
+
+
 def test_the_stamp_reads_back_through_scaling():
     for index in (0, 1, 2, 499, 12_345, 65_535):
         assert read_stamp(test_picture(index, 64, 48)) == index
@@ -443,6 +468,22 @@ def test_each_senders_time_is_its_own_with_a_goodbye_before_it_and_without(netwo
     network._take(link, rtcp.compound([rtcp.ReceiverReport(2), rtcp.Bye((2,))]), peer)
     assert link.said_goodbye
     assert all_are_of_now(sent_s(3, 1000)) and link.reception.switches == 2 and not link.said_goodbye
+
+
+@pytest.mark.parametrize("ahead_s", [60.0, -60.0])
+def test_a_report_on_one_lane_corrects_what_is_guessed_of_the_others(network, ahead_s):
+    peer, now = ("127.0.0.1", 9), time.time()
+    mcode, baseline = network.links
+    for packet in payload.Packetiser(1).push(keyframes(waves(1))[0]):
+        network._take(mcode, bytes(packet), peer)
+    for datagram in baseline_datagrams("h264", 2)[0]:
+        network._take(baseline, datagram, peer)
+    assert [link.sent_unix_s(0) for link in network.links] == pytest.approx([now, now], abs=PATIENCE_S / 2 - 1)
+    before = baseline.sent_unix_s(0)
+    network._take(baseline, rtcp.compound([rtcp.SenderReport(5, rtcp.ntp(time.time() + ahead_s), 0, 0, 0)]), peer)
+    for link in network.links:
+        assert link.sent_unix_s(0) == pytest.approx(now + ahead_s, abs=PATIENCE_S / 2 - 1)
+    assert baseline.moved_s == pytest.approx(baseline.sent_unix_s(0) - before)
 
 
 def test_the_channel_here_spares_of_parity_packets_what_the_senders_does(network):
@@ -587,6 +628,33 @@ def test_frames_are_shown_while_the_next_ones_are_synthesised(port):
         finally:
             model.gate.set()
         sender.stop()
+
+
+@pytest.mark.parametrize("ahead_s", [60.0, -60.0])
+def test_a_late_joiner_goes_on_where_a_report_tells_that_the_senders_clock_is_another(port, ahead_s):
+    sender = Sender(config(port, duration_s=None), model=MODEL)
+    media_time = sender._media_time
+    sender._media_time = lambda lane: (media_time(lane)[0] + (round(ahead_s) << 32), media_time(lane)[1])
+    sender.start()
+    wait_for(lambda: sender.status().frames > 3)  # its first report is gone
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
+        view = receiver.lanes["mcode"]
+        wait_for(lambda: (newest := view.newest) is not None and abs(newest[1] - ahead_s - time.time()) < 20)
+        shown = view.shown
+        wait_for(lambda: view.shown > shown + 15)
+        sender.stop()
+
+
+def test_no_frame_waits_longer_than_it_may_whatever_the_clock_says(monkeypatch):
+    monkeypatch.setattr("mcode.receive._LONGEST_WAIT_S", 0.2)
+    clock = PlayoutClock()
+    clock.due_s = lambda sent_unix_s: math.inf
+    view = LaneView(SimpleNamespace(name="mcode", lane=None, sent_unix_s=lambda pts: 0.0), clock)
+    try:
+        view._hold(grey(100, 0))
+        wait_for(lambda: view.shown == 1)
+    finally:
+        view.close()
 
 
 def test_frames_that_wait_until_they_are_due_are_bounded_in_bytes():
@@ -745,11 +813,30 @@ def test_an_error_amid_a_recording_keeps_what_came_and_warns(tmp_path, port):
 def test_sound_waits_in_a_file_and_a_flood_of_it_is_cut(tmp_path):
     spool = _Spool(tmp_path, 0.0)
     for i in range(1000):
-        spool.put(bytes([i % 256]) * (i % 7), i / 100, now_s=1.0)
-    assert list(spool.between(2.995, 3.015)) == [(bytes([44]) * (300 % 7), 3.0), (bytes([45]) * (301 % 7), 3.01)]
-    assert spool.has(7.985, 8.0) and not spool.has(8.0, 100.0)
+        spool.put(bytes([i % 256]) * (i % 7), 1, 480 * i, now_s=1.0)
+    starts_s = (99.0, 0.5)
+    assert list(spool.between(starts_s, 3.495, 3.515)) == [(bytes([44]) * (300 % 7), 3.5), (bytes([45]) * (301 % 7), 3.51)]
+    assert spool.has(starts_s, 8.485, 8.5) and not spool.has(starts_s, 8.5, 100.0)
     assert list(tmp_path.iterdir()) == []
     spool.close()
+
+
+@pytest.mark.parametrize("ahead_s", [60.0, -60.0])
+def test_sound_keeps_its_place_where_reports_move_the_senders_clock_amid_a_recording(tmp_path, ahead_s):
+    recorder = _Recorder(tmp_path / "a.mkv", None, False)
+    picture, sound = (SimpleNamespace(base_unix_s=1000.0, base_ssrc=7, clock_hz=hz) for hz in (90_000, 48_000))
+    picture.sent_unix_s = lambda pts: picture.base_unix_s + pts / 90_000
+    for index in range(25):
+        if index == 10:
+            picture.base_unix_s += ahead_s
+        if index == 12:
+            sound.base_unix_s += ahead_s
+        recorder.push(grey(100, 100 + index, 64, 48), SimpleNamespace(ssrc=7), picture)
+        for pts in (0, 960):
+            recorder.hear(sound, opus.OpusPacket(b"\xfc\xff\xfe", 48_000 * 4 + 1920 * index + pts, 0, 7))
+    recorder.close()
+    recorder.release()
+    assert recorder.audio_packets == 50
 
 
 def test_an_uninstalled_manifold_is_shown_and_the_player_goes_on(port):
