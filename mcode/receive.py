@@ -218,7 +218,9 @@ class _Network:
         bind_to: str | None = None,
         lanes: tuple[str, ...] = ("mcode", "baseline", "audio"),
         channel: ChannelSettings | None = None,
+        needed: str | None = None,
     ) -> None:
+        """needed: one of the lanes, without which there is nothing to do."""
         session = read_session(source)
         what = os.fspath(source)
         host, port = ("", 0) if session is not None else sdp.parse_url(what)
@@ -230,6 +232,9 @@ class _Network:
             ports = {name: found.port for name, found in media.items() if found is not None}
         settings = channel or ChannelSettings()
         self.links: list[_Link] = []
+        if needed is not None and needed not in ports:
+            other = next((name for name in ("mcode", "baseline") if name in ports), None)
+            raise InputError(f"{what}: no lane {needed} in it; " + (f"use --lane {other}" if other else "it has sound alone"))
         try:
             for name in lanes:
                 if name not in ports:
@@ -807,7 +812,7 @@ def receive_to_file(
     movie = Path(output).suffix.lower() in (".mp4", ".mkv")
     names = (lane, "audio") if audio and movie else (lane,)
     recorder = _Recorder(output, size, force)  # first: a name that cannot be written is refused before anything is listened to
-    network = _Network(source, finder(manifold, device), bind_to=bind_to, lanes=names)
+    network = _Network(source, finder(manifold, device), bind_to=bind_to, lanes=names, needed=lane)
     try:
         _receive(network, recorder, source, duration_s, wait_s, idle_s, stop, progress)
         recorder.close()
@@ -856,9 +861,11 @@ def _receive(
                 raise
             recorder.warnings.append(str(error))
             return
-        for link, unit in units:
+        for link, unit in units:  # all of it, before a picture may end the recording
             if link.name == "audio":
                 recorder.hear(link, unit)
+        for link, unit in units:
+            if link.name == "audio":
                 continue
             for frame in picture.lane.decode(unit):
                 recorder.push(frame, unit, link)
@@ -873,7 +880,7 @@ def _receive(
         now = time.monotonic()
         if units:  # decoded by now, which may take longer than idle_s: a manifold is loaded
             last_s = now
-        if picture.said_goodbye and now - last_s > 0.5:
+        if picture.said_goodbye and now - last_s > 0.5 and (picture.lane.deadline_s is None or now - last_s > _LONGEST_TAIL_S):
             break
         if recorder.frames and now - last_s > idle_s:
             recorder.warnings.append(f"the sender fell silent; what came in {recorder.length_s:.1f} s is written")
@@ -885,6 +892,10 @@ def _receive(
         if not any(link.heard for link in network.links):
             raise InputError(f"{what}: nothing came in {now - started_s:.0f} s; is the sender running and sending here?")
         raise InputError(f"{what}: packets came, but no picture; is it a stream of mcode send?")
+
+
+_LONGEST_TAIL_S = 3.0
+"""What waits behind a gap is waited for after a goodbye, too: longer than a reception holds it."""
 
 
 class _Spool:

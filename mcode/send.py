@@ -42,6 +42,7 @@ from mcode.rtp import h264, opus, payload, rtcp, sdp
 from mcode.rtp.packets import FEC, HEADER_BYTES, MTU, RtpPacket
 from mcode.transcode import geometry
 from mcode.video import FrameReader, audio_packets, centre_crop, resize
+from mcode.whole import write_whole
 
 BASELINES = ("h264", "h265", "none")
 LARGEST_LAG_S = 0.25
@@ -418,7 +419,7 @@ class Sender:
         alone = replace(session, media=session.media[1:])
         try:
             for path, text in zip(_descriptions(self.config), (session, alone), strict=False):
-                path.write_text(str(text))
+                _write_description(path, str(text))
         except OSError as error:
             raise InputError(f"--sdp {path}: cannot write it ({error.strerror})") from error
 
@@ -435,7 +436,8 @@ class Sender:
             media.append(sdp.Media(encoding, self.port + 2, kind, self.baseline.ssrc, parameters, number))
         if self.audio is not None and self._opus is not None:
             media.append(sdp.Media("OPUS", self.port + 4, self._opus.payload_type, self.audio.ssrc))
-        return sdp.Session(str(self.mcode.address[0]), tuple(media), f"MCode {Path(self.config.input).name}")
+        name = os.fsencode(Path(self.config.input).name).decode("utf-8", "replace")
+        return sdp.Session(str(self.mcode.address[0]), tuple(media), f"MCode {name}")
 
     def status(self) -> SendReport:
         """The report so far."""
@@ -505,6 +507,15 @@ def _check_description(path: Path) -> None:
     else:
         return
     raise InputError(f"--sdp {path}: cannot write it ({reason})")
+
+
+def _write_description(path: Path, text: str) -> None:
+    """Whole or not at all, where it is a file and no pipe or device."""
+    target = path.resolve()
+    if target.is_file() or not target.exists():
+        write_whole(target, text)
+    else:
+        target.write_bytes(text.encode())
 
 
 def _only_delay(settings: ChannelSettings) -> ChannelSettings:

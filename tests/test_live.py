@@ -38,6 +38,7 @@ from mcode.receive import (
     _receive,
     _Recorder,
     _Spool,
+    read_session,
     receive_to_file,
 )
 from mcode.rtp import h264, opus, payload, rtcp, sdp
@@ -345,6 +346,22 @@ def test_h264_lane_comes_through_and_heals_at_an_idr():
     assert not lane.wants_refresh
 
 
+def test_an_idr_that_lost_a_slice_is_asked_for_again_and_a_whole_one_is_not():
+    packetiser, lane = h264.H264Packetiser(5, mtu=200), BaselineLane()
+    encoder = live_encoder("h264", 64, 48, crf=20, fps=25, gop_s=0.04, slice_bytes=120)  # each picture an IDR
+    wants = []
+    for index in range(4):
+        (unit,) = encoder.push(Frame(test_picture(index, 64, 48), index * TICKS))
+        packets = packetiser.push(unit.data, unit.pts)
+        assert len(packets) > 4
+        for number, packet in enumerate(packets):
+            found = lane.push(bytes(packet), 0.04 * index) if (index, number) != (1, 3) else []
+            for received in found + lane.poll(0.04 * index + 0.03):
+                list(lane.decode(received))
+        wants.append(lane.wants_refresh)
+    assert wants == [False, True, False, False]
+
+
 def baseline_datagrams(codec, count, width=64, height=48, ssrc=5):
     """Each picture's RTP packets and the parity packets after it."""
     encoder = live_encoder(codec, width, height, crf=40, fps=25, gop_s=0.4)
@@ -528,6 +545,28 @@ def test_a_recording_goes_on_after_a_decode_longer_than_the_silence_that_ends_it
     network = SimpleNamespace(links=[link], wait=wait)
     _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, stop, None)
     assert decoded == [0, 1, 2, 3, 4] and recorder.warnings == []
+
+
+@pytest.mark.parametrize(("gap_ends_s", "written"), [(1.5, [1]), (math.inf, [])])
+def test_what_waits_behind_a_gap_at_a_goodbye_is_written_and_not_waited_for_without_end(monkeypatch, gap_ends_s, written):
+    now_s, decoded = 0.0, []
+
+    def wait(timeout_s):
+        nonlocal now_s
+        now_s += timeout_s
+        assert now_s < 10
+        if now_s < gap_ends_s or lane.deadline_s is None:
+            return []
+        lane.deadline_s = None
+        return [(link, 1)]
+
+    lane = SimpleNamespace(decode=lambda unit: decoded.append(unit) or [], error=None, deadline_s=gap_ends_s)
+    link = SimpleNamespace(name="mcode", lane=lane, said_goodbye=True, heard=1)
+    recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[])
+    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s))
+    network = SimpleNamespace(links=[link], wait=wait)
+    _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, threading.Event(), None)
+    assert decoded == written
 
 
 # Real datagrams
@@ -1201,6 +1240,50 @@ def test_wrong_descriptions_are_named(tmp_path):
         Receiver(wrong)
     with pytest.raises(InputError, match=r"missing\.sdp"):
         Receiver(tmp_path / "missing.sdp")
+
+
+def test_a_lane_that_is_not_described_is_named_with_the_one_that_is(tmp_path, port):
+    path = tmp_path / "a.sdp"
+    path.write_text(str(sdp.Session("127.0.0.1", (sdp.Media("H264", port + 2, 97), sdp.Media("OPUS", port + 4, 99)))))
+    with pytest.raises(InputError, match=r"a\.sdp: no lane mcode in it; use --lane baseline"):
+        receive_to_file(path, tmp_path / "a.mp4", manifold=MODEL, wait_s=0.3)
+    path.write_text(str(sdp.Session("127.0.0.1", (sdp.Media("OPUS", port + 4, 99),))))
+    for lane in ("mcode", "baseline"):
+        with pytest.raises(InputError, match=f"no lane {lane} in it; it has sound alone"):
+            receive_to_file(path, tmp_path / "a.mp4", manifold=MODEL, lane=lane, wait_s=0.3)
+
+
+def test_a_description_names_a_file_whose_name_is_not_utf8(tmp_path, port):
+    path = tmp_path / "a.sdp"
+    with Sender(config(port, sdp=path), model=MODEL) as sender:
+        sender.config = replace(sender.config, input=os.fsdecode(b"dir/b\xe9.mp4"))
+        sender._push(next(iter(sender.source)))
+    assert read_session(path).name == "MCode b\ufffd.mp4"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.sdp"]
+
+
+def test_a_description_that_cannot_be_written_leaves_the_one_before(tmp_path, port, monkeypatch):
+    path = tmp_path / "a.sdp"
+    path.write_text("v=0\nbefore")
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    with Sender(config(port, sdp=path), model=MODEL) as sender:
+        monkeypatch.setattr("pathlib.Path.write_bytes", full)
+        with pytest.raises(InputError, match="a.sdp: cannot write it.*No space"):
+            sender._push(next(iter(sender.source)))
+    assert path.read_text() == "v=0\nbefore" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_description_goes_to_a_pipe(tmp_path, port):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    join = in_thread(path.read_bytes)
+    with Sender(config(port, sdp=path), model=MODEL) as sender:
+        sender._push(next(iter(sender.source)))
+    assert join().startswith(b"v=0") and path.is_fifo()
 
 
 @pytest.mark.parametrize(

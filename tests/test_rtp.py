@@ -386,6 +386,37 @@ def test_a_lost_fragment_costs_its_unit_alone():
     assert h264.nal_units(found[0].data) == [unit(1, 1190)] and found[0].after_loss
 
 
+def after_losses(access_units, lost):
+    """(after_loss, partial) of what comes of access units whose packets (access unit, packet) are lost."""
+    packetiser, depacketiser, found = h264.H264Packetiser(7, mtu=200), h264.H264Depacketiser(), []
+    for number, data in enumerate(access_units):
+        for index, packet in enumerate(packetiser.push(data, 3600 * number)):
+            found += depacketiser.push(bytes(packet), 0.04 * number) if (number, index) not in lost else []
+    return [(each.after_loss, each.partial) for each in found + depacketiser.poll(9)]
+
+
+IDR = annex_b([unit(7, 20), unit(8, 5), *[unit(5, 150)] * 4])
+PICTURE = annex_b([unit(1, 150)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("lost", "expected"),
+    [
+        ({(0, 2)}, [(True, True), (False, False), (False, False), (False, False)]),  # within an IDR
+        ({(0, 4)}, [(True, True), (True, True), (False, False), (False, False)]),  # its end, or the next one's beginning
+        ({(1, 2), (2, 0)}, [(True, False), (True, True), (True, True), (False, False)]),  # a gap over two
+        ({(1, 1)}, [(True, False), (True, True), (False, False), (False, False)]),
+    ],
+)
+def test_a_gap_marks_each_picture_that_it_may_reach_into(lost, expected):
+    assert after_losses([IDR, PICTURE, PICTURE, PICTURE], lost) == expected
+
+
+def test_an_idr_that_has_its_parameter_sets_lost_nothing_to_the_gap_before_it():
+    assert after_losses([IDR, PICTURE, IDR], {(1, 2)})[-1] == (True, False)
+    assert after_losses([IDR, PICTURE, IDR], {(1, 2), (2, 0)})[-1] == (True, True)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from(["h264", "h265"]))
 def test_hostile_h264_payloads_are_only_counted(payloads, codec):
