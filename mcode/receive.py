@@ -1042,21 +1042,22 @@ class _Recorder:
             raise
 
     def _timed(self, sound: Iterator[tuple[bytes, float]]) -> Iterator[tuple[bytes, int]]:
-        """pts in 1/48,000 s, rising; packets that follow each other 20 ms apart."""
+        """pts in 1/48,000 s, rising; packets that follow each other as far apart as they are long."""
         due: int | None = None
         for data, at_s in sound:
             pts = round(at_s * opus.CLOCK_HZ)
-            if due is not None and abs(pts - due) < 480:
+            length = opus.duration(data) or 960
+            if due is not None and abs(pts - due) < min(480, length):
                 pts = due
             if due is not None and pts < due:
                 continue
-            due = pts + 960
+            due = pts + length
             yield data, pts
 
     def _mux_sound(self, container: Any, stream: Any, data: bytes, pts: int) -> None:
         packet = av.Packet(data)
         packet.pts = packet.dts = max(0, pts)
-        packet.duration, packet.time_base, packet.stream = 960, Fraction(1, opus.CLOCK_HZ), stream
+        packet.duration, packet.time_base, packet.stream = opus.duration(data) or 960, Fraction(1, opus.CLOCK_HZ), stream
         container.mux(packet)
         self.audio_packets += 1
 

@@ -542,7 +542,7 @@ class _Lane:
         }
         self.channel = Channel(self.settings)
         self.socket: socket.socket | None = None
-        self.packets = self.payload_bytes = self.wire_bytes = self.fec_bytes = self.refresh_requests = 0
+        self.packets = self.octets = self.payload_bytes = self.wire_bytes = self.fec_bytes = self.refresh_requests = 0
         self.remote: rtcp.ReportBlock | None = None
         self.round_trip_s: float | None = None
         self._refresh_wanted = False
@@ -552,6 +552,7 @@ class _Lane:
     def count(self, size: int, protected: int, media_s: float, is_repair: bool) -> None:
         self.packets += 1
         self.wire_bytes += size
+        self.octets += size - HEADER_BYTES  # of reports (RFC 3550, 6.4.1)
         if is_repair:
             self.fec_bytes += size
         else:
@@ -656,7 +657,7 @@ class _Wire:
         self._last_report_s = now
         for lane in self.lanes:
             ntp_time, timestamp = media_time(lane)
-            report = rtcp.SenderReport(lane.ssrc, ntp_time, timestamp, lane.packets, lane.payload_bytes)
+            report = rtcp.SenderReport(lane.ssrc, ntp_time, timestamp, lane.packets, lane.octets)
             self._send(lane, rtcp.compound([report, rtcp.Description(lane.ssrc, "mcode")]))
 
     def goodbye(self) -> None:

@@ -42,7 +42,7 @@ from mcode.receive import (
     receive_to_file,
 )
 from mcode.rtp import h264, opus, payload, rtcp, sdp
-from mcode.rtp.packets import RtpPacket
+from mcode.rtp.packets import RtpPacket, is_rtcp
 from mcode.rtp.payload import LARGEST_LIVE
 from mcode.send import SendConfig, Sender, read_stamp, send, test_picture
 from mcode.video import FrameReader, probe
@@ -878,6 +878,23 @@ def test_sound_keeps_its_place_where_reports_move_the_senders_clock_amid_a_recor
     assert recorder.audio_packets == 50
 
 
+@pytest.mark.parametrize(("start", "length"), [(b"\xe0", 120), (b"\xf0", 480), (b"\xf8", 960), (b"\xfb\x03\xfe\xfe", 2880)])
+def test_sound_in_packets_of_any_length_is_written_whole(tmp_path, start, length):
+    recorder = _Recorder(tmp_path / "a.mkv", None, False)
+    picture, sound = (SimpleNamespace(base_unix_s=1000.0, base_ssrc=7, clock_hz=hz) for hz in (90_000, 48_000))
+    picture.sent_unix_s = lambda pts: picture.base_unix_s + pts / 90_000
+    for index in range(25):
+        recorder.push(grey(100, index, 64, 48), SimpleNamespace(ssrc=7), picture)
+    for pts in range(0, 48_000, length):
+        recorder.hear(sound, opus.OpusPacket(start + b"\xfe", pts + min(length // 4, 100) * (pts % 7 == 0), 0, 7))
+    recorder.close()
+    recorder.release()
+    with av.open(os.fspath(tmp_path / "a.mkv")) as container:
+        times = [float(packet.pts * packet.time_base) for packet in container.demux(audio=0) if packet.pts is not None]
+    assert len(times) == recorder.audio_packets == -(-48_000 // length)
+    assert np.diff(times) == pytest.approx(length / 48_000, abs=0.0015)
+
+
 def test_an_uninstalled_manifold_is_shown_and_the_player_goes_on(port):
     with Receiver(f"rtp://127.0.0.1:{port}") as receiver:
         sender = Sender(config(port, baseline="h264", duration_s=None), model=MODEL)
@@ -931,6 +948,18 @@ def test_a_strangers_requests_do_not_reach_the_encoder_more_than_three_times_a_s
         sender.mcode.take_refresh_request()
     assert sender.mcode._last_refresh_s > 0 and sender.mcode._refresh_wanted
     sender.close()
+
+
+def test_sender_reports_count_the_payloads_octets(port):
+    with Sender(config(port, fec="2+1"), model=MODEL) as sender:
+        sent, reports = [], []
+        sender._wire._send = lambda lane, data: (reports if is_rtcp(data) else sent).append(data)
+        for frame, _ in zip(sender.source, range(20), strict=False):
+            sender._push(frame)
+        sender._wire._last_report_s = -math.inf
+        sender._wire.report(sender._media_time)
+    report = rtcp.parse_compound(reports[-1])[0]
+    assert report.packets == len(sent) and report.octets == sum(len(data) - 12 for data in sent)
 
 
 # Standard H.264 for other players, SDP, sound

@@ -234,6 +234,20 @@ def test_a_datagram_of_many_headers_is_little_work(monkeypatch):
     assert depacketiser.damaged_headers == 2 and len(parsed) < 1000
 
 
+@pytest.mark.parametrize("filling", [b"\x18", None])
+def test_the_search_for_a_second_header_is_bounded_and_strangers_are_not_searched(filling, monkeypatch):
+    crc, taken = payload.crc16, []
+    monkeypatch.setattr(payload, "crc16", lambda data: taken.append(1) or crc(data))
+    data = filling * 1188 if filling else random.Random(1).randbytes(1188)
+    depacketiser = Depacketiser()
+    depacketiser.push(bytes(RtpPacket(96, 1, 1, 1234, data)), 0.0)
+    assert len(taken) <= 101 and depacketiser.damaged_headers == 1
+    receive(datagrams(stream(1)), depacketiser)
+    taken.clear()
+    depacketiser.push(bytes(RtpPacket(96, 1, 1, 1234, data)), 0.1)
+    assert len(taken) <= 1 and depacketiser.damaged_headers == 2
+
+
 def test_memory_is_bounded_whatever_comes():
     depacketiser = Depacketiser()
     packetiser = Packetiser(5)
@@ -291,6 +305,57 @@ def test_a_sender_that_comes_back_is_followed_and_strangers_are_not():
     assert [r.ssrc for r in after_silence.push(again[0], 5.0)] == [3]
 
 
+def test_of_two_live_senders_the_first_is_followed_however_their_packets_come():
+    reception, given = Reception(90_000), []
+    for i in range(100):
+        for ssrc in (1, 2):
+            for k in range(8):  # more in a row than make a challenge
+                given += reception.push(RtpPacket(96, 8 * i + k, 3600 * i, ssrc, b"x"), 0.04 * i + 0.02 * (ssrc - 1))
+    assert reception.switches == 0 and {each.packet.ssrc for each in given} == {1} and len(given) == 800
+
+
+@pytest.mark.parametrize(("sequences", "keyframes"), [(20_000, 40_000), (65_536, 40_000), (20_000, -50), (65_636, 65_436)])
+def test_keyframes_come_again_after_an_outage_in_which_half_of_their_indices_went_by(sequences, keyframes):
+    groups = datagrams(stream(100))
+    depacketiser = Depacketiser()
+    assert len(receive(groups, depacketiser)) == 100
+    later = Packetiser(0xAABBCCDD, first_sequence=65_530 + 100 + sequences, first_timestamp=2**32 - 5)
+    later.keyframe = 100 + keyframes
+    found = []
+    for i in range(10):
+        for packet in later.push(replace(keyframe(0, header=STREAM if i == 0 else None), pts=14_400 * (10_000 + i))):
+            found += depacketiser.push(bytes(packet), 0.16 * (10_000 + i))
+    assert len(found) >= 9 and found[0].after_loss and not any(each.after_loss for each in found[1:])
+
+
+def test_timestamps_go_on_after_a_pause_longer_than_half_their_range():
+    hours = 3600 * 90_000
+    for pause in (7 * hours, 20 * hours):
+        moments = [(0, 0.0), (14_400, 0.16), (14_400 + pause, 0.16 + pause / 90_000)]
+        packetiser, depacketiser = Packetiser(9), Depacketiser()
+        baseline, unpacked = h264.H264Packetiser(9), h264.H264Depacketiser()
+        for pts, at_s in moments:
+            (packet,) = packetiser.push(replace(keyframe(0, header=STREAM), pts=pts))
+            assert [each.packet.pts for each in depacketiser.push(bytes(packet), at_s)] == [pts]
+            (packet,) = baseline.push(annex_b([unit(1, 9)]), pts)
+            assert [each.pts for each in unpacked.push(bytes(packet), at_s)] == [pts]
+    sound, heard = opus.OpusPacketiser(9), opus.OpusDepacketiser()
+    for pts, at_s in ((0, 0.0), (48_000 * 3600 * 14, 3600.0 * 14)):
+        (packet,) = sound.push(b"x", pts)
+        assert [each.pts for each in heard.push(bytes(packet), at_s)] == [pts]
+
+
+def test_one_late_packet_is_forgotten_in_time():
+    reception = Reception(90_000)
+    for i in range(8000):
+        for number in [i] if i != 105 else [105, 100]:
+            if (i, number) != (100, 100):
+                reception.push(RtpPacket(96, number & 0xFFFF, 3600 * number, 1, b"x"), 0.04 * i)
+        if i == 110:
+            assert reception.counters.late == 1 and reception.hold_s > 0.1
+    assert reception.hold_s == pytest.approx(0.005)
+
+
 def test_a_switch_is_to_another_source_with_a_goodbye_before_it_too():
     reception = Reception(90_000)
     for sequence, ssrc, switches in ((1, 7, 0), (2, 7, 0), (1, 8, 1), (2, 8, 1)):
@@ -339,6 +404,15 @@ def test_report_of_what_was_lost():
     assert reception.interval() == (pytest.approx(0.2), 2)
     assert reception.interval() == (0.0, 2)
     assert reception.highest == 9 and reception.jitter_s == pytest.approx(0, abs=1e-9)
+
+
+def test_late_packets_are_no_losses_to_a_report():
+    reception = Reception(90_000)
+    for i, number in enumerate([0, 1, 3, 4, 2, 5, 6, 7, 9]):  # 2 comes too late, 8 not at all
+        reception.push(RtpPacket(96, number, number * 900, 1, b"x"), 0.01 * i)
+    reception.poll(9.0)
+    assert reception.counters.late == 1 and reception.counters.lost == 2
+    assert reception.interval() == (pytest.approx(0.1), 1)
 
 
 # H.264, H.265, Opus
@@ -465,10 +539,20 @@ def test_opus_packets_come_back_with_their_losses():
     assert [o.pts - found[0].pts for o in found] == [0, 960, 2880, 3840]
 
 
-def test_the_marker_stands_on_the_first_opus_packet_whatever_its_time():
+def test_no_opus_packet_bears_the_marker_as_silence_is_sent_too():
     packetiser = opus.OpusPacketiser(3)
-    markers = [p.marker for pts in (-312, 648, 0) for p in packetiser.push(b"x", pts)]
-    assert markers == [True, False, False]
+    assert not any(p.marker for pts in (-312, 648, 0) for p in packetiser.push(b"x", pts))
+
+
+@pytest.mark.parametrize(
+    ("start", "ms"),
+    [
+        ("00", 10), ("18", 60), ("60", 10), ("68", 20), ("80", 2.5), ("88", 5), ("f8", 20),
+        ("f9", 40), ("fa", 40), ("fb06", 120), ("fb07", None), ("fb00", None), ("fb", None), ("", None),
+    ],
+)  # fmt: skip
+def test_an_opus_packets_first_bytes_tell_its_duration(start, ms):
+    assert opus.duration(bytes.fromhex(start)) == (None if ms is None else 48 * ms)
 
 
 # RTCP and SDP

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mcode.errors import WireError
-from mcode.rtp.packets import H264, H265, HEADER_BYTES, MTU, RtpPacket, is_rtcp, unwrap
+from mcode.rtp.packets import H264, H265, HEADER_BYTES, MTU, RtpPacket, Timeline, is_rtcp
 from mcode.rtp.reception import Arrived, Reception
 
 CLOCK_HZ = 90_000
@@ -176,7 +176,7 @@ class H264Depacketiser:
         self._room = _MOST_ACCESS_UNIT_BYTES  # for further units of this access unit; below 0 it is given up
         self._fragment: bytearray | None = None
         self._timestamp: int | None = None
-        self._pts: int | None = None
+        self._timeline = Timeline(CLOCK_HZ)
         self._ssrc: int | None = None
         self._loss = False  # before this access unit, or in it
         self._gap_before = self._gap_within = False
@@ -207,14 +207,14 @@ class H264Depacketiser:
         for packet, lost_before in arrived:
             if packet.ssrc != self._ssrc:
                 self._close(now_s)
-                self._ssrc, self._pts, self._loss = packet.ssrc, None, True
+                self._ssrc, self._timeline, self._loss = packet.ssrc, Timeline(CLOCK_HZ), True
             if lost_before:
                 self._loss, self._fragment = True, None
                 self._gap_within = True
             if packet.timestamp != self._timestamp:
                 self._close(now_s)
                 self._timestamp = packet.timestamp
-                self._pts = packet.timestamp if self._pts is None else unwrap(packet.timestamp, self._pts, 32)
+                self._timeline.push(packet.timestamp, now_s)
                 if lost_before:  # the gap may reach into this one
                     self._loss = self._gap_before = True
             try:
@@ -278,11 +278,12 @@ class H264Depacketiser:
         within, before = self._gap_within, self._gap_before
         self._gap_within = self._gap_before = False
         self._room = _MOST_ACCESS_UNIT_BYTES
-        if not units or self._pts is None or self._ssrc is None:
+        pts = self._timeline.pts
+        if not units or pts is None or self._ssrc is None:
             return
         keyframe = any(self.layout.kind(unit) in self.layout.intra for unit in units)
         data = b"".join(b"\0\0\0\1" + unit for unit in units)
         # Parameter sets stand at the beginning: one that has them lost nothing to a gap before it.
         partial = within or (before and self.layout.kind(units[0]) not in self.layout.parameter_sets)
-        self._done.append(AccessUnit(data, self._pts, keyframe, self._loss, self._ssrc, now_s, partial))
+        self._done.append(AccessUnit(data, pts, keyframe, self._loss, self._ssrc, now_s, partial))
         self._loss = False
