@@ -11,6 +11,7 @@ import errno
 import math
 import os
 import queue
+import random
 import secrets
 import selectors
 import socket
@@ -39,10 +40,9 @@ from mcode.rtp import h264, opus, payload, rtcp, sdp
 from mcode.rtp.packets import HEADER_BYTES, OPUS, RtpPacket, is_rtcp, unwrap
 from mcode.rtp.payload import LARGEST_LIVE, MOST_GAP_PIXELS, Received
 from mcode.rtp.reception import Counters, Reception
-from mcode.send import resolve
+from mcode.send import refuse_multicast, resolve
 from mcode.video import FrameWriter, OutputFile, check_frames_output, resize
 
-REPORT_S = 1.0
 PLI_GAP_S, MOST_PLI_GAP_S = 0.4, 5.0
 WAIT_S = 30.0
 """How long `receive_to_file` waits for the first packet."""
@@ -93,6 +93,7 @@ class _Link:
     lane: Any  # McodeLane, BaselineLane or opus.OpusDepacketiser
     socket: socket.socket
     channel: Channel
+    cname: str
     peer: tuple | None = None
     base_unix_s: float | None = None  # the sender's time of RTP timestamp 0, unwrapped as the lane's
     base_ssrc: int | None = None  # whose it is
@@ -101,7 +102,8 @@ class _Link:
     reported: tuple[rtcp.SenderReport, float] | None = None
     last_pli_s: float = -math.inf
     pli_gap_s: float = PLI_GAP_S
-    last_report_s: float = 0.0
+    reports: int = 0
+    next_report_s: float = -math.inf
     refresh_requests: int = 0
     heard: int = 0
     said_goodbye: bool = False
@@ -160,7 +162,7 @@ class _Link:
         return sent_unix_s
 
     def answer(self, now_s: float) -> None:
-        """A receiver report once a second, a request for a refresh as soon as one is needed."""
+        """Receiver reports when they are due, a request for a refresh as soon as one is needed."""
         source = self.reception.ssrc
         if self.peer is None or source is None:
             return
@@ -168,9 +170,10 @@ class _Link:
         if not wants:
             self.pli_gap_s = PLI_GAP_S
         wants = wants and now_s - self.last_pli_s >= self.pli_gap_s
-        if not wants and now_s - self.last_report_s < REPORT_S:
+        is_due = now_s >= self.next_report_s
+        if not wants and not is_due:
             return
-        fraction, lost = self.reception.interval() if now_s - self.last_report_s >= REPORT_S else (0.0, 0)
+        fraction, lost = self.reception.interval() if is_due else (0.0, 0)
         last, since = 0, 0
         if self.reported is not None and self.reported[0].ssrc == source:
             last = self.reported[0].ntp_time >> 16 & 0xFFFFFFFF
@@ -178,12 +181,13 @@ class _Link:
         block = rtcp.ReportBlock(
             source, fraction, lost, self.reception.highest, round(self.reception.jitter_s * self.clock_hz), last, since
         )
-        blocks = (block,) if now_s - self.last_report_s >= REPORT_S else ()
-        if blocks:
-            self.last_report_s = now_s
+        blocks = (block,) if is_due else ()
+        if is_due:
+            self.reports += 1
+            self.next_report_s = now_s + rtcp.report_gap_s(self.reports, random.random())
         parts: list[rtcp.Control] = [
             rtcp.ReceiverReport(self.ssrc, blocks),
-            rtcp.Description(self.ssrc, "mcode-receiver"),
+            rtcp.Description(self.ssrc, self.cname),
         ]
         if wants:
             parts.append(rtcp.Pli(self.ssrc, source))
@@ -230,6 +234,8 @@ class _Network:
             host = session.address
             media = {"mcode": session.of("MCODE"), "baseline": session.of("H264", "H265"), "audio": session.of("OPUS")}
             ports = {name: found.port for name, found in media.items() if found is not None}
+        refuse_multicast(host, what)  # also where --bind names another address to listen on
+        cname = rtcp.new_cname()
         settings = channel or ChannelSettings()
         self.links: list[_Link] = []
         if needed is not None and needed not in ports:
@@ -249,7 +255,7 @@ class _Network:
                 else:
                     lane, clock_hz = opus.OpusDepacketiser(payload_type=kind), opus.CLOCK_HZ
                 own = Channel(settings if name != "audio" else ChannelSettings())
-                self.links.append(_Link(name, clock_hz, lane, bind(bind_to or host, ports[name], what), own))
+                self.links.append(_Link(name, clock_hz, lane, bind(bind_to or host, ports[name], what), own, cname))
         except BaseException:
             self.close()
             raise
@@ -318,6 +324,7 @@ class _Network:
         if link.reception.switches != before:
             link.base_unix_s = None
             link.said_goodbye = False
+            link.reports, link.next_report_s = 0, -math.inf
         return self._located(link, units)
 
     def _located(self, link: _Link, units: list[Any]) -> list[tuple[_Link, Any]]:

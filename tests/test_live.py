@@ -481,6 +481,7 @@ def test_each_senders_time_is_its_own_with_a_goodbye_before_it_and_without(netwo
 
     network._take(link, rtcp.compound([rtcp.SenderReport(1, rtcp.ntp(time.time()), 1000, 0, 0)]), peer)
     assert all_are_of_now(sent_s(1, 1000)) and link.reception.switches == 0
+    link.reception.last_arrival_s -= 0.6  # the first one's silence
     assert all_are_of_now(sent_s(2, 2_000_000_000)) and link.reception.switches == 1
     network._take(link, rtcp.compound([rtcp.ReceiverReport(2), rtcp.Bye((2,))]), peer)
     assert link.said_goodbye
@@ -956,10 +957,62 @@ def test_sender_reports_count_the_payloads_octets(port):
         sender._wire._send = lambda lane, data: (reports if is_rtcp(data) else sent).append(data)
         for frame, _ in zip(sender.source, range(20), strict=False):
             sender._push(frame)
-        sender._wire._last_report_s = -math.inf
+        sender._wire._next_report_s = -math.inf
         sender._wire.report(sender._media_time)
     report = rtcp.parse_compound(reports[-1])[0]
     assert report.packets == len(sent) and report.octets == sum(len(data) - 12 for data in sent)
+
+
+def test_sender_reports_thin_out_and_a_new_receiver_need_not_wait_for_one(port, monkeypatch):
+    with Sender(config(port), model=MODEL) as sender:
+        now_s, at_s = 100.0, []
+        sender._wire._send = lambda lane, data: at_s.append(now_s)
+        monkeypatch.setattr(mcode.send, "time", SimpleNamespace(monotonic=lambda: now_s, time=time.time))
+
+        def run(until_s):
+            nonlocal now_s
+            while now_s < until_s:
+                sender._wire.report(sender._media_time)
+                now_s += 0.25
+
+        run(150)
+        gaps = np.diff(at_s)
+        assert gaps[0] == 1 and gaps[1:].min() >= 2.5 and gaps[1:].max() <= 7.75
+        reports = len(at_s)
+        sender._wire._next_report_s = now_s + 7
+        for _ in range(2):
+            sender.mcode.hear(rtcp.ReceiverReport(77, (rtcp.ReportBlock(sender.mcode.ssrc, 0.0, 0, 0, 0),)))
+        run(now_s + 2)
+        assert len(at_s) == reports + 1
+
+
+def test_a_receiver_reports_at_once_and_then_thins_out(network):
+    link, at_s = network.links[0], []
+    link.socket.close()
+    link.socket = SimpleNamespace(sendto=lambda data, peer: at_s.append(now_s), close=lambda: None)
+    link.peer, link.reception.ssrc = ("127.0.0.1", 9), 7
+    link.lane.depacketiser.header = keyframes(waves(1))[0].header
+    for i in range(400):
+        now_s = 100 + i / 4
+        link.answer(now_s)
+    gaps = np.diff(at_s)
+    assert at_s[0] == 100 and gaps[0] == 1 and gaps[1:].min() >= 2.5 and gaps[1:].max() <= 7.75
+
+
+def test_a_goodbye_bears_the_senders_own_name_as_its_reports_and_description_do(port):
+    names = []
+    for _ in range(2):
+        with Sender(config(port, baseline="h264"), model=MODEL) as sender:
+            sent = []
+            sender._wire._send = lambda lane, data, sent=sent: sent.append(rtcp.parse_compound(data))
+            sender._wire.report(sender._media_time)
+            sender._wire.goodbye()
+            text = str(sender.session(sender._new_encoder(sender.config).header))
+        found = {control.cname for controls in sent for control in controls if isinstance(control, rtcp.Description)}
+        assert len(sent) == 4 and all(isinstance(controls[1], rtcp.Description) for controls in sent) and len(found) == 1
+        names += found
+        assert text.count(f"cname:{names[-1]}") == 2 and "o=- 0 " not in text
+    assert names[0] != names[1]
 
 
 # Standard H.264 for other players, SDP, sound
@@ -984,6 +1037,15 @@ def test_other_players_open_the_h264_lane(tmp_path, port):
         assert [s for s in stamps if s is not None] == sorted(s for s in stamps if s is not None)
     finally:
         sender.stop()
+
+
+def test_the_description_for_other_players_says_nothing_of_repair(tmp_path, port):
+    path = tmp_path / "out.sdp"
+    with Sender(config(port, baseline="h264", sdp=path, fec="4+1"), model=MODEL) as sender:
+        sender._push(next(iter(sender.source)))
+    assert path.read_text().count("MCODE-FEC") == 2
+    alone = (tmp_path / "out.h264.sdp").read_text()
+    assert "MCODE-FEC" not in alone and f"m=video {port + 2} RTP/AVP 97\n" in alone
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg command to receive with")
@@ -1237,6 +1299,18 @@ def test_headers_sent_twice_survive_damage_to_one_copy_and_are_counted(port):
 def test_an_unresolvable_host_is_named():
     with pytest.raises(InputError, match=r"no-such-host\.invalid"):
         Sender(SendConfig("testsrc", to="rtp://no-such-host.invalid:5004"), model=MODEL)
+
+
+@pytest.mark.parametrize("host", ["239.1.1.1", "[ff02::1]"])
+def test_multicast_is_refused_at_both_ends(tmp_path, host, port):
+    with pytest.raises(InputError, match="multicast address, which is not supported"):
+        Sender(SendConfig("testsrc", to=f"rtp://{host}:{port}"), model=MODEL)
+    path = tmp_path / "a.sdp"
+    path.write_text(str(sdp.Session(host.strip("[]"), (sdp.Media("MCODE", port, 96),))))
+    for source in (path, f"rtp://{host}:{port}"):
+        for bind_to in (None, "0.0.0.0"):
+            with pytest.raises(InputError, match="multicast address, which is not supported"):
+                receive_to_file(source, tmp_path / "a.mp4", manifold=MODEL, bind_to=bind_to, wait_s=0.3)
 
 
 def test_a_port_in_use_is_named(port):

@@ -625,6 +625,13 @@ def test_session_description_comes_back():
         ("v=0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n", "no address"),
         ("v=0\nc=IN IP4 127.0.0.1\nm=video 99999 RTP/AVP 96\na=rtpmap:96 H264/90000\n", "port 99999"),
         ("v=0\nc=IN IP4 nonsense\n", "c=IN IP4 nonsense"),
+        ("v=0\nc=IN IP4 127.0.0.999\n", "c=IN IP4 127.0.0.999"),
+        ("v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/48000\n", "H264/48000 is not supported"),
+        (
+            "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\na=fmtp:96 packetization-mode=2\n",
+            "packetization-mode=2 is not supported",
+        ),
+        ("v=0\nc=IN IP4 127.0.0.1\nm=video 0 RTP/AVP 96\na=rtpmap:96 H264/90000\n", "no lane"),
         ("v=0\nc=IN IP4 127.0.0.1\nm=video x RTP/AVP 96\n", "m=video x"),
     ],
 )
@@ -632,6 +639,28 @@ def test_a_wrong_session_description_is_named_in_one_line(text, words):
     with pytest.raises(InputError, match=words) as error:
         sdp.Session.parse(text, "out.sdp")
     assert "\n" not in str(error.value) and "out.sdp" in str(error.value)
+
+
+H264_LANE = "m=video 5006 RTP/AVP 97\na=rtpmap:97 H264/90000\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "v=0\nc=IN IP4 127.0.0.1\nm=audio 0 RTP/AVP 96\na=rtpmap:96 opus/48000/2\n" + H264_LANE,
+        "v=0\nc=IN IP4 127.0.0.1\nm=message - TCP/MSRP *\nc=TN RFC2543 +1\na=rtpmap:x\n" + H264_LANE,
+        "\ufeffv=0\nc=IN IP4 127.0.0.1\n" + H264_LANE,
+        "v=0\nc=IN IP4 127.0.0.1\nm=video 5008 RTP/AVP 98\na=rtpmap:98 H264/48000\n" + H264_LANE,
+        "v=0\nc=IN IP4 127.0.0.1\n" + (H264_LANE + "a=fmtp:97 packetization-mode=2\n").replace("5006", "5008") + H264_LANE,
+    ],
+)
+def test_lanes_that_cannot_be_received_are_left_out_of_a_description(text):
+    assert sdp.Session.parse(text) == sdp.Session("127.0.0.1", (sdp.Media("H264", 5006, 97),))
+
+
+def test_a_description_may_name_its_host():
+    for host in ("media.example.com", "localhost"):
+        assert sdp.Session.parse(f"v=0\nc=IN IP4 {host}\n{H264_LANE}").address == host
 
 
 @settings(max_examples=200, deadline=None)
