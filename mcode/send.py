@@ -376,11 +376,11 @@ class Sender:
         )
 
     def _fitting_slices(self, frame: Frame) -> int:
-        """So many that a refresh's slices fit one packet each, with a third to spare."""
+        """So many that a refresh's slices fit one packet each."""
         trial = Encoder(self.model, frame.width, frame.height, coder=self.config.coder, quality=self.config.quality)
         size = sum(len(part or b"") for part in trial.push(frame)[0].slices)
         _, h, w = trial.shape
-        return max(1, min(math.ceil(size * 4 / 3 / (self._packetiser.mtu - 80)), h * w, 64))
+        return payload.fitting_slices(size, h * w, self._packetiser.mtu)
 
     def _send_mcode(self, packets: list[Packet]) -> None:
         for keyframe in packets:
@@ -439,7 +439,8 @@ class Sender:
             kind = self._baseline.packetiser.payload_type
             media.append(sdp.Media(encoding, self.port + 2, kind, self.baseline.ssrc, parameters, number))
         if self.audio is not None and self._opus is not None:
-            media.append(sdp.Media("OPUS", self.port + 4, self._opus.payload_type, self.audio.ssrc))
+            stereo = {"sprop-stereo": "1"} if self.source.is_stereo else {}
+            media.append(sdp.Media("OPUS", self.port + 4, self._opus.payload_type, self.audio.ssrc, stereo))
         name = os.fsencode(Path(self.config.input).name).decode("utf-8", "replace")
         return sdp.Session(str(self.mcode.address[0]), tuple(media), f"MCode {name}", self._wire.cname, self._session_id)
 
@@ -815,6 +816,7 @@ class Source:
     fps: float = 25.0
     is_paced: bool = True
     has_audio: bool = False
+    is_stereo: bool = False
     expected_frames: int | None = None
     stop: threading.Event = threading.Event()
     notify: Notify = staticmethod(lambda line: None)
@@ -849,6 +851,8 @@ class FileSource(Source):
         info = self._reader.info
         self.fps = info.average_fps or 25.0
         self.has_audio = info.audio_codec is not None
+        first = next(audio_packets(config.input, config.start_s), None) if self.has_audio and config.sdp is not None else None
+        self.is_stereo = first is not None and first.stream.codec_context.channels > 1
         self._config = config
         self._sound: Iterator[tuple[bytes, int]] | None = None
         self._next: tuple[bytes, int] | None = None

@@ -1136,6 +1136,26 @@ def test_sound_comes_to_the_player_with_its_time(port, clip_with_sound):
         sender.stop()
 
 
+@pytest.mark.parametrize(("layout", "said"), [("stereo", True), ("mono", False)])
+def test_a_description_tells_whether_the_sound_is_stereo(tmp_path, port, layout, said):
+    with av.open(os.fspath(tmp_path / "a.mkv"), "w") as out:
+        video, sound = out.add_stream("libx264", rate=25), out.add_stream("aac", rate=48_000, layout=layout)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for index in range(5):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(test_picture(index, 64, 48), "rgb24")))
+        silence = np.zeros((2 if layout == "stereo" else 1, 1024), np.float32)
+        piece = av.AudioFrame.from_ndarray(silence, format="fltp", layout=layout)
+        piece.sample_rate, piece.pts = 48_000, 0
+        out.mux(sound.encode(piece))
+        for stream in (video, sound):
+            out.mux(stream.encode(None))
+    path = tmp_path / "a.sdp"
+    wanted = SendConfig(os.fspath(tmp_path / "a.mkv"), to=f"rtp://127.0.0.1:{port}", baseline="none", sdp=path)
+    with Sender(wanted, model=MODEL) as sender:
+        sender._push(next(iter(sender.source)))
+    assert ("a=fmtp:99 sprop-stereo=1" in path.read_text()) == said and "opus/48000/2" in path.read_text()
+
+
 # What the user can mend
 
 

@@ -110,6 +110,14 @@ def test_slices_of_any_size_fit_the_mtu_and_come_back(sizes, twice):
     assert found.packet.slices == packet.slices and not any(found.damaged)
 
 
+@pytest.mark.parametrize(
+    ("size", "positions", "mtu", "slices"), [(0, 9, 1200, 1), (840, 9, 1200, 1), (841, 9, 1200, 2), (841, 1, 1200, 1),
+    (10_000, 9, 1200, 9), (10**6, 10**6, 1200, 64), (1000, 99, 300, 7)]
+)  # fmt: skip
+def test_a_refresh_has_as_many_slices_as_fit_one_packet_each_and_as_there_are_positions(size, positions, mtu, slices):
+    assert payload.fitting_slices(size, positions, mtu) == slices
+
+
 def test_small_slices_share_a_packet():
     header = replace(STREAM, slices=6)
     (group,) = datagrams([keyframe(0, header=header, slices=tuple(bytes([i]) * 300 for i in range(6)))])

@@ -7,6 +7,7 @@ refresh.
 
 from __future__ import annotations
 
+import math
 from binascii import crc_hqx
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -216,6 +217,12 @@ def protected_bytes(packet: RtpPacket) -> int:
         return HEADER_BYTES + len(packet.payload) - len(WireHeader.parse(packet).slices)
     except (WireError, FormatError):
         return HEADER_BYTES
+
+
+def fitting_slices(refresh_bytes: int, positions: int, mtu: int = MTU) -> int:
+    """How many slices of a refresh fit one packet each, with a third to spare. positions: of the latent; a slice has one or
+    more."""
+    return max(1, min(math.ceil(refresh_bytes * 4 / 3 / (mtu - 80)), positions, 64))
 
 
 class Packetiser:
