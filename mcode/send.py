@@ -116,7 +116,7 @@ class SendConfig:
 @dataclass(frozen=True)
 class LaneReport:
     """What one lane sent. rate_kbps: of RTP packets, repair included; not of IP and UDP headers (28 bytes each) nor of RTCP,
-    a report of some 50 bytes every five seconds.
+    a report of some 60 bytes every five seconds.
 
     target_kbps, at_floor: of a baseline that follows a rate, and whether it needs more than that. remote_*: as the
     receiver last reported; None where it never did.
