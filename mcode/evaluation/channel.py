@@ -30,7 +30,7 @@ from mcode.frame import TICKS_PER_S, Frame
 from mcode.lanes import BaselineLane, McodeLane
 from mcode.manifold import load
 from mcode.rtp import h264, payload, sdp
-from mcode.rtp.packets import MTU, RtpPacket
+from mcode.rtp.packets import RtpPacket
 from mcode.transcode import geometry
 from mcode.video import FrameReader
 from mcode.whole import write_whole
@@ -322,7 +322,8 @@ def _senders(
     for coder in [lane for lane in lanes if lane in CODERS] or ["fixed", "huffman"]:
         trial = Encoder(model, width, height, coder=coder, **options)
         size = sum(len(part or b"") for part in trial.push(frames[0])[0].slices)
-        slices = max(1, min(math.ceil(size * 4 / 3 / (MTU - 80)), 64))
+        _, h, w = trial.shape
+        slices = payload.fitting_slices(size, h * w)
         made[coder] = McodeSender(model, width, height, coder=coder, slices=slices, **options)
         rate = max(rate, _sent(made[coder], frames)[0])
     fps = len(frames) / _length_s(frames)
