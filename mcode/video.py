@@ -40,6 +40,7 @@ _UNSPECIFIED = 2
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 _TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt file as a terminal: not a video to us
 _STILL_BRANDS = {"avif", "heic", "mif1"}
+_ANIMATION_BRANDS = {"avis", "hevc", "msf1"}
 _PILLOWS_LIMIT = threading.Lock()
 
 
@@ -332,6 +333,8 @@ def _open(path: StrPath) -> av.container.InputContainer:
 
 def _picture_stream(container: av.container.InputContainer, path: StrPath) -> av.VideoStream:
     streams = _films(container)
+    if streams and streams[0].disposition & av.stream.Disposition.dependent:
+        raise InputError(f"{path} is a picture in tiles (a HEIC or AVIF grid): convert it to JPEG or PNG first")
     if streams and streams[0].codec_context.name not in _TEXT_AS_VIDEO:
         streams[0].thread_type = "AUTO"
         return streams[0]
@@ -348,9 +351,17 @@ def _sound_stream(container: av.container.InputContainer) -> av.AudioStream | No
 
 
 def _films(container: av.container.InputContainer) -> list[av.VideoStream]:
-    """The video tracks that are no cover pictures of a song and that FFmpeg has a decoder for."""
-    cover = av.stream.Disposition.attached_pic
-    return [s for s in container.streams.video if s.codec_context is not None and not s.disposition & cover]
+    """The video tracks that are no cover pictures of a song and that FFmpeg has a decoder for, the one to show first: the
+    default one, and of an animated AVIF the animation. Where none is the default, a tile comes before a thumbnail."""
+    kind = av.stream.Disposition
+    moves = container.metadata.get("major_brand", "").strip() in _ANIMATION_BRANDS
+
+    def rank(stream: av.VideoStream) -> tuple[bool, bool, bool]:
+        at = stream.disposition
+        return not at & kind.default, not at & kind.dependent, moves and stream.frames <= 1
+
+    films = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & kind.attached_pic]
+    return sorted(films, key=rank)
 
 
 def _decoded(container: av.container.InputContainer, stream: av.VideoStream, damage: _Damage) -> Iterator[av.VideoFrame]:

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, features
 
 from mcode import video
 from mcode.errors import InputError
@@ -272,6 +274,44 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path, orientation: in
     (frame,) = FrameReader(tmp_path / "a.jpg")
     expected = np.ascontiguousarray(np.rot90(picture(0), turn))
     assert frame.rgb.shape == expected.shape and psnr(frame.rgb, expected) > 30
+
+
+def tracks(*dispositions: int, frames: int = 1) -> SimpleNamespace:
+    """Stands in for an opened HEIC, which FFmpeg here cannot write."""
+    made = [
+        SimpleNamespace(index=i, disposition=d, frames=frames, codec_context=SimpleNamespace(name="hevc"))
+        for i, d in enumerate(dispositions)
+    ]
+    return SimpleNamespace(metadata={"major_brand": "heic"}, streams=SimpleNamespace(video=made))
+
+
+def test_a_picture_in_tiles_is_refused_and_not_shown_by_its_first() -> None:
+    tile, default, cover = (av.stream.Disposition[name] for name in ("dependent", "default", "attached_pic"))
+    for dispositions in ([tile] * 6, [0, *[tile] * 6]):  # 0: a thumbnail
+        with pytest.raises(InputError, match=r"^a\.heic is a picture in tiles .*: convert it to JPEG or PNG first$"):
+            video._picture_stream(tracks(*dispositions), "a.heic")
+    assert video._picture_stream(tracks(tile, tile, default, cover), "a.heic").index == 2  # tiles of another picture
+
+
+def test_the_default_track_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as out:
+        for number, disposition in enumerate((0, av.stream.Disposition.default)):
+            stream = out.add_stream("ffv1", rate=FPS)
+            stream.width, stream.height, stream.pix_fmt = 64 * (1 + number), 48, "yuv444p"
+            stream.disposition = disposition
+        for stream in out.streams:
+            frame = av.VideoFrame.from_ndarray(picture(0, stream.width), "rgb24")
+            out.mux([*stream.encode(frame), *stream.encode(None)])
+    (frame,) = FrameReader(path)
+    assert frame.rgb.shape == (48, 128, 3)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+def test_an_animated_avif_is_not_only_its_still(tmp_path: Path) -> None:
+    first, *rest = (Image.fromarray(picture(20 * i)) for i in range(4))
+    first.save(tmp_path / "a.avif", save_all=True, append_images=rest, duration=100, speed=10)
+    assert [frame.pts for frame in FrameReader(tmp_path / "a.avif")] == [0, 9000, 18_000, 27_000]
 
 
 def test_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
