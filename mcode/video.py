@@ -10,9 +10,11 @@ import io
 import os
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -41,6 +43,7 @@ _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FUL
 _TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt file as a terminal: not a video to us
 _STILL_BRANDS = {"avif", "heic", "mif1"}
 _ANIMATION_BRANDS = {"avis", "hevc", "msf1"}
+_MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
 _PILLOWS_LIMIT = threading.Lock()
 
 
@@ -71,7 +74,7 @@ def probe(path: StrPath) -> VideoInfo:
         if first is None:
             _refuse_too_large(path, stream)  # beyond 268 million pixels FFmpeg does not even tell the size
             raise InputError(f"{path}: its {stream.codec_context.name} pictures cannot be decoded")
-        turned = _turns_sideways(first)
+        turned = _turns_sideways(first, path)
         audio = _sound_stream(container)
         brand = container.metadata.get("major_brand", "").strip()
         is_image = container.format.name.endswith("_pipe") or container.format.name == "image2" or brand in _STILL_BRANDS
@@ -152,7 +155,7 @@ class FrameReader:
                 pts = last.pts + 1
             if limit is not None and pts >= limit:
                 return
-            last = Frame(self._fitted(_to_rgb(picture)), pts)
+            last = Frame(self._fitted(_to_rgb(picture, self.path)), pts)
             end = self._end(pts, zero, picture)
             self.damaged = damage.packets
             yield last
@@ -223,7 +226,7 @@ def read_picture(path: StrPath) -> np.ndarray:
         first = next(_decoded(container, stream, _Damage()), None)
         if first is None:
             raise InputError(f"{path}: its {stream.codec_context.name} picture is cut off or damaged")
-        return _to_rgb(first)
+        return _to_rgb(first, path)
 
 
 def picture_size(path: StrPath) -> tuple[int, int] | None:
@@ -420,8 +423,8 @@ def _assumed_matrix(width: int, height: int) -> int:
     return _BT709 if width >= 1280 or height > 576 else _BT601
 
 
-def _to_rgb(picture: av.VideoFrame) -> np.ndarray:
-    """Decoded picture -> uint8 (H, W, 3) as displayed."""
+def _to_rgb(picture: av.VideoFrame, path: StrPath) -> np.ndarray:
+    """Decoded picture of the file `path` -> uint8 (H, W, 3) as displayed."""
     layout = picture.format
     if picture.colorspace == _UNSPECIFIED and not layout.is_rgb:
         picture.colorspace = _assumed_matrix(picture.width, picture.height)
@@ -436,15 +439,17 @@ def _to_rgb(picture: av.VideoFrame) -> np.ndarray:
     if has_alpha:
         alpha = rgb[:, :, 3:].astype(np.uint16)
         rgb = ((rgb[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return _upright(rgb, _display_matrix(picture))
+    return _upright(rgb, _display_matrix(picture, path))
 
 
-def _display_matrix(picture: av.VideoFrame) -> tuple[int, int, int, int]:
+def _display_matrix(picture: av.VideoFrame, path: StrPath) -> tuple[int, int, int, int]:
     """a, b, c, d of ISO/IEC 14496-12's matrix, as signs: x' = a x + c y, y' = b x + d y."""
     try:
         side = picture.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV 18.1 does not know FFmpeg 8.1's EXIF side data and refuses to list any; mirroring is lost here
+        # PyAV 18.1 does not know FFmpeg 8.1's EXIF side data and refuses to list any; its rotation tells no mirroring
+        if (orientation := _exif_orientation(path)) in _MIRRORED:
+            return _MIRRORED[orientation]
         return {90: (0, -1, 1, 0), -90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}.get(
             picture.rotation, (1, 0, 0, 1)
         )
@@ -457,8 +462,19 @@ def _display_matrix(picture: av.VideoFrame) -> tuple[int, int, int, int]:
     return -1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1
 
 
-def _turns_sideways(picture: av.VideoFrame) -> bool:
-    return _display_matrix(picture)[0] == 0
+def _exif_orientation(path: StrPath) -> int:
+    """1 to 8 as EXIF counts them; 0 where Pillow finds none."""
+    with warnings.catch_warnings(action="ignore"):  # damaged EXIF: Pillow warns or raises
+        try:
+            with open_image(path) as image:
+                found = image.getexif().get(0x112)
+        except (OSError, ValueError, LookupError, SyntaxError, struct.error):
+            return 0
+    return found if isinstance(found, int) else 0
+
+
+def _turns_sideways(picture: av.VideoFrame, path: StrPath) -> bool:
+    return _display_matrix(picture, path)[0] == 0
 
 
 def _upright(rgb: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
