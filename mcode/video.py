@@ -44,6 +44,7 @@ _TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt fil
 _STILL_BRANDS = {"avif", "heic", "mif1"}
 _ANIMATION_BRANDS = {"avis", "hevc", "msf1"}
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
+_MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _PILLOWS_LIMIT = threading.Lock()
 
 
@@ -510,27 +511,45 @@ def picture_zero(path: StrPath, start_s: float = 0) -> Fraction:
 
     Reads packets only, decodes nothing. A file whose pictures cannot be found gives start_s.
     """
-    with _open(path) as container:
-        streams = _films(container) or container.streams.data  # the data track is that of an .mcode file
-        if not streams:
-            return Fraction(start_s)
-        stream = streams[0]
-        start = _start(stream) + Fraction(start_s)
-        if start_s > 0:
-            _seek(container, stream, start)
-        earliest: Fraction | None = None
-        try:
-            for packet in container.demux(stream):
-                if packet.pts is None or packet.is_discard:
-                    continue
-                time_s = due_s(packet)
-                if start_s == 0 or time_s >= start - TICK / 2:
-                    earliest = time_s if earliest is None else min(earliest, time_s)
-                if earliest is not None and (packet.dts is None or packet.dts * time_base(packet) >= earliest):
-                    break
-        except av.error.FFmpegError:
-            pass  # what there is has been seen
-        return start if earliest is None else earliest
+    for seeking in (True, False) if start_s > 0 else (False,):
+        with _open(path) as container:
+            streams = _films(container) or container.streams.data  # the data track is that of an .mcode file
+            if not streams:
+                return Fraction(start_s)
+            stream = streams[0]
+            start = _start(stream) + Fraction(start_s)
+            if seeking and not _seek(container, stream, start):
+                continue
+            earliest = _earliest(container, stream, start if start_s > 0 else None, seeking)
+            if earliest is not None:
+                return earliest
+    return start
+
+
+def _earliest(
+    container: av.container.InputContainer, stream: av.stream.Stream, start: Fraction | None, after_seek: bool
+) -> Fraction | None:
+    """When the first picture at or after `start` is due, by the packets from here on; None where there is none, or where a
+    seek overshot: as FrameReader finds it, by the first picture that decodes."""
+    earliest: Fraction | None = None
+    undated = 0  # packets since `earliest` that do not say when they are decoded: Matroska's first after a seek
+    try:
+        for packet in container.demux(stream):
+            if packet.pts is None or packet.size == 0 or packet.is_discard or (after_seek and not packet.is_keyframe):
+                continue
+            time_s = due_s(packet)
+            if after_seek and start is not None and time_s - start > TICK:
+                return None
+            after_seek = False
+            if start is None or time_s >= start - TICK / 2:
+                earliest = time_s if earliest is None else min(earliest, time_s)
+            undated += earliest is not None and packet.dts is None
+            in_order = packet.dts is not None and earliest is not None and packet.dts * time_base(packet) >= earliest
+            if in_order or undated > _MOST_REORDERED:
+                break
+    except av.error.FFmpegError:
+        pass  # what there is has been seen
+    return earliest
 
 
 def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = None) -> Iterator[av.Packet[av.AudioStream]]:

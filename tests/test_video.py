@@ -546,6 +546,17 @@ def test_sound_is_cut_with_the_pictures(tmp_path: Path) -> None:
     assert np.abs(expected[1024 : len(got)] - got[1024:]).max() < 1e-4
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_sound_and_pictures_start_at_the_same_moment(tmp_path: Path, suffix: str) -> None:
+    path = make_clip(tmp_path / f"a{suffix}", frames=100, options={"g": "50", "bf": "3", "x264-params": "b-adapt=0"})
+    zero, frames = video.picture_zero(path), list(FrameReader(path))
+    for start_s in (0.01, 0.1, 0.33, 1.0, 1.99, 2.0, 2.5, 3.3, 3.93):
+        shown = Fraction(-int(-start_s * FPS // 1), FPS)  # the first picture at or after it
+        assert video.picture_zero(path, start_s) - zero == shown, start_s
+        first = next(iter(FrameReader(path, start_s=start_s)))
+        assert np.array_equal(first.rgb, frames[int(shown * FPS)].rgb)
+
+
 def test_audio_packets_start_at_most_one_packet_early(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", frames=100, audio="aac")
     times = [float(p.pts * p.time_base) for p in audio_packets(source, 1.0, 2.0)]
