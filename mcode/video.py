@@ -44,6 +44,7 @@ _TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt fil
 _STILL_BRANDS = {"avif", "heic", "mif1"}
 _ANIMATION_BRANDS = {"avis", "hevc", "msf1"}
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
+_LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _PILLOWS_LIMIT = threading.Lock()
 
@@ -110,7 +111,8 @@ class FrameReader:
     crop_to: (w, h), the largest centred cut of that aspect; then size: (width, height) in pixels.
 
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
-    packets that did not decode. Memory: one frame beside those inside FFmpeg's decoder (a few, one per thread).
+    packets that did not decode; `last_duration_ticks` is how long the last frame is shown, None where the file does not say
+    so, a picture for one. Memory: one frame beside those inside FFmpeg's decoder (a few, one per thread).
     """
 
     def __init__(
@@ -136,10 +138,11 @@ class FrameReader:
         self.width, self.height = size or _cropped_size(self.info.width, self.info.height, crop_to)
         self.truncated: str | None = None
         self.damaged = 0
+        self.last_duration_ticks: int | None = None
         self._began = Fraction(0)  # on the file's clock
 
     def __iter__(self) -> Iterator[Frame]:
-        self.truncated, self.damaged = None, 0
+        self.truncated, self.damaged, self.last_duration_ticks = None, 0, None
         damage = _Damage()
         last: Frame | None = None
         end: Fraction | None = None  # of the last frame, from the start of the video
@@ -156,6 +159,7 @@ class FrameReader:
                 pts = last.pts + 1
             if limit is not None and pts >= limit:
                 return
+            self.last_duration_ticks = self._shown_ticks(picture, limit and max(limit - pts, pts - last.pts if last else 0))
             last = Frame(self._fitted(_to_rgb(picture, self.path)), pts)
             end = self._end(pts, zero, picture)
             self.damaged = damage.packets
@@ -198,6 +202,12 @@ class FrameReader:
 
     def _period_ticks(self) -> int:
         return max(1, round(TICKS_PER_S / (self.info.average_fps or 25)))
+
+    def _shown_ticks(self, picture: av.VideoFrame, most: int | None) -> int | None:
+        if self.info.is_image or not picture.duration:
+            return None
+        ticks = max(1, round(picture.duration * time_base(picture) * TICKS_PER_S))
+        return min(ticks, most or ticks, _LONGEST_SHOWN)
 
     def _end(self, pts: int, zero: Fraction | None, picture: av.VideoFrame) -> Fraction:
         shown = picture.duration * time_base(picture) if picture.duration else self._period_ticks() * TICK
