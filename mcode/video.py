@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -45,6 +46,14 @@ _STILL_BRANDS = {"avif", "heic", "mif1"}
 _ANIMATION_BRANDS = {"avis", "hevc", "msf1"}
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
 _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
+_JOINABLE = {
+    "mpegts",
+    "mpeg",
+    "matroska,webm",
+    "ogg",
+}  # FFmpeg's formats whose files can be joined by writing one behind the other
+_RESTART_S = 1  # a clock that falls back by more has been started anew
+_MOST_WAITING = 1000  # packets of sound
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _PILLOWS_LIMIT = threading.Lock()
 
@@ -180,10 +189,15 @@ class FrameReader:
                 if seeking and start is not None and not _seek(container, stream, start):
                     continue
                 landed_early = not seeking
+                clock = _Clock()
                 for picture in _decoded(container, stream, damage):
                     # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
                     stamp = picture.dts if container.format.name == "avi" else picture.pts
-                    time_s = None if stamp is None else stamp * time_base(picture)
+                    time_s = None
+                    if stamp is not None:
+                        time_s = stamp * time_base(picture)
+                        shown_s = picture.duration * time_base(picture) or self._period_ticks() * TICK
+                        time_s += clock.shift(time_s, time_s, shown_s)
                     if start is not None:
                         if time_s is None or time_s < start - TICK / 2:
                             landed_early = True
@@ -300,6 +314,27 @@ def _cropped_size(width: int, height: int, aspect: tuple[int, int] | None) -> tu
         return width, height
     w, h = aspect
     return max(1, min(width, round(height * w / h))), max(1, min(height, round(width * h / w)))
+
+
+class _Clock:
+    """Times that run on where the file's start anew, because files were joined (cat a.ts b.ts): each part begins where the
+    pictures before it end. shifts: the seconds to add in each part."""
+
+    def __init__(self) -> None:
+        self.shifts = [Fraction(0)]
+        self._latest: Fraction | None = None
+        self._end: Fraction | None = None
+
+    def shift(self, decoded_s: Fraction | None, time_s: Fraction, shown_s: Fraction) -> Fraction:
+        """What to add to time_s, when a picture is due by the file. decoded_s: its place in the order of decoding, if known;
+        shown_s: for how long."""
+        if decoded_s is not None:
+            if self._latest is not None and decoded_s < self._latest - _RESTART_S:
+                self.shifts.append(self.shifts[-1] + (self._end or 0) - time_s)
+                self._latest = self._end = None
+            self._latest = decoded_s if self._latest is None else max(self._latest, decoded_s)
+        self._end = time_s + shown_s if self._end is None else max(self._end, time_s + shown_s)
+        return self.shifts[-1]
 
 
 @dataclass
@@ -582,8 +617,9 @@ def _cut(
     start_s: float,
     duration_s: float | None,
 ) -> Iterator[av.Packet[av.AudioStream]]:
+    film = next(iter(_films(container)), None) if container.format.name in _JOINABLE else None
     for other in container.streams:
-        if other is not stream:
+        if other is not stream and other is not film:
             other.discard = av.stream.Discard.all
     if start_s > 0:
         _seek(container, stream, zero - 1)
@@ -592,7 +628,7 @@ def _cut(
     fine = min(tick, Fraction(1, stream.codec_context.sample_rate or 1))
     due: int | None = None  # where the next packet belongs if the track has no gap
     try:
-        for packet in container.demux(stream):
+        for packet in container.demux(stream) if film is None else _running_on(container, stream, film):
             if packet.size == 0 or packet.pts is None or packet.is_corrupt:
                 continue
             pts = round((packet.pts * tick - zero) / fine)
@@ -612,6 +648,35 @@ def _cut(
             yield packet
     except av.error.FFmpegError:
         return
+
+
+def _running_on(
+    container: av.container.InputContainer, stream: av.AudioStream, film: av.VideoStream
+) -> Iterator[av.Packet[av.AudioStream]]:
+    """The packets of the sound, shifted as the pictures are where files were joined (see _Clock)."""
+    clock, part, before = _Clock(), 0, None
+    waiting: deque[tuple[int, av.Packet]] = deque()  # of a part whose pictures have not begun
+    for packet in container.demux(stream, film):
+        if packet.size == 0 or packet.pts is None:
+            continue
+        time_s = due_s(packet)
+        if packet.stream_index == film.index:
+            decoded_s = None if packet.dts is None else packet.dts * time_base(packet)
+            clock.shift(decoded_s, time_s, (packet.duration or 0) * time_base(packet))
+        else:
+            part += before is not None and time_s < before - _RESTART_S
+            before = time_s
+            waiting.append((part, packet))
+        while waiting and (waiting[0][0] < len(clock.shifts) or len(waiting) > _MOST_WAITING):
+            yield _shifted(*waiting.popleft(), clock)
+    while waiting:
+        yield _shifted(*waiting.popleft(), clock)
+
+
+def _shifted(part: int, packet: av.Packet, clock: _Clock) -> av.Packet:
+    assert packet.pts is not None
+    packet.pts += round(clock.shifts[min(part, len(clock.shifts) - 1)] / time_base(packet))
+    return packet
 
 
 def probe_audio(path: StrPath) -> bool:

@@ -521,6 +521,27 @@ def assert_same_sound(a: np.ndarray, b: np.ndarray, shift: int = 0, start: int =
     assert min(np.abs(a[part] - np.roll(b, s)[part]).max() for s in range(-shift, shift + 1)) < 1e-4
 
 
+@pytest.mark.parametrize("suffix", [".ts", ".mpg", ".mkv"])
+def test_files_joined_end_to_end_are_read_whole_with_their_sound(tmp_path: Path, suffix: str) -> None:
+    codec, sound = ("mpeg2video", "mp2") if suffix == ".mpg" else ("libx264", "aac")
+    one = make_clip(tmp_path / f"a{suffix}", frames=50, codec=codec, audio=sound, options={"g": "12", "b": "2000000"})
+    joined = tmp_path / f"b{suffix}"
+    joined.write_bytes(2 * one.read_bytes())
+    reader = FrameReader(joined)
+    frames, alone = list(reader), list(FrameReader(one))
+    assert [f.pts for f in frames] == [i * 3600 for i in range(100)] and reader.truncated is None
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, alone * 2, strict=True))
+    once, twice = (heard(copy_of(path, path.with_suffix(".mp4"), audio_from=path)) for path in (one, joined))
+    later = 2 * RATE
+    assert min(np.abs(twice[later + s + 5000 :][:70_000] - once[5000:][:70_000]).max() for s in range(-48, 49)) < 0.01
+
+
+def test_a_start_in_files_joined_end_to_end_loses_nothing(tmp_path: Path) -> None:
+    joined = make_clip(tmp_path / "a.ts", frames=50)
+    joined.write_bytes(2 * joined.read_bytes())
+    assert [f.pts for f in FrameReader(joined, start_s=0.4)] == [i * 3600 for i in range(90)]
+
+
 def test_sound_that_the_container_cannot_hold_becomes_aac(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.avi", frames=50, codec="mpeg4", audio="pcm_mulaw")
     reader = FrameReader(source)
