@@ -40,6 +40,10 @@ TICK = Fraction(1, TICKS_PER_S)
 
 _BT709, _BT601 = 1, 6  # code points of ISO/IEC 23091-2: colour matrices 1 (BT.709) and 6 (BT.601)
 _UNSPECIFIED = 2
+_MATRIX_NAMES = {  # of those that swscale does not read
+    **{8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE 2085", 12: "derived from its primaries"},
+    **{13: "derived from its primaries", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro"},
+}
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 _TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt file as a terminal: not a video to us
 _STILL_BRANDS = {"avif", "heic", "mif1"}
@@ -475,13 +479,18 @@ def _to_rgb(picture: av.VideoFrame, path: StrPath) -> np.ndarray:
     if picture.colorspace == _UNSPECIFIED and not layout.is_rgb:
         picture.colorspace = _assumed_matrix(picture.width, picture.height)
     has_alpha = layout.has_palette or any(component.is_alpha for component in layout.components)
-    # threads=1: swscale's own threads were ten times slower at 640x360 than one
-    rgb = picture.to_ndarray(
-        format="rgba" if has_alpha else "rgb24",
-        interpolation=_EXACT,
-        dst_color_range=ColorRange.JPEG,
-        threads=1,
-    )
+    try:
+        # threads=1: swscale's own threads were ten times slower at 640x360 than one
+        rgb = picture.to_ndarray(
+            format="rgba" if has_alpha else "rgb24",
+            interpolation=_EXACT,
+            dst_color_range=ColorRange.JPEG,
+            threads=1,
+        )
+    except av.error.FFmpegError as error:
+        matrix = _MATRIX_NAMES.get(picture.colorspace, f"number {picture.colorspace}")
+        colours = f"{layout.name}, matrix {matrix}"
+        raise InputError(f"{path}: its colours ({colours}) cannot be read: convert it to BT.709 first") from error
     if has_alpha:
         alpha = rgb[:, :, 3:].astype(np.uint16)
         rgb = ((rgb[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -218,6 +218,14 @@ def test_matrix_and_range_of_the_file_are_followed(code: int, red: float, blue: 
     assert np.abs(video._to_rgb(frame, "a.mkv") - expected).max() < 1.6
 
 
+@pytest.mark.parametrize(("code", "name"), [(8, "YCgCo"), (14, "ICtCp"), (40, "number 40")])
+def test_colours_that_cannot_be_read_are_one_line(code: int, name: str) -> None:
+    frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 99, np.uint8), "rgb24").reformat(format="yuv444p")
+    frame.colorspace = code
+    with pytest.raises(InputError, match=rf"^a.mkv: its colours \(yuv444p, matrix {name}\) cannot be read: convert it to BT"):
+        video._to_rgb(frame, "a.mkv")
+
+
 def test_files_that_name_no_matrix_are_read_as_players_do() -> None:
     assert [video._assumed_matrix(*size) for size in ((640, 360), (720, 576), (1280, 720), (720, 1280))] == [6, 6, 1, 1]
 
