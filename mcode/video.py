@@ -193,7 +193,7 @@ class FrameReader:
                 if seeking and start is not None and not _seek(container, stream, start):
                     continue
                 landed_early = not seeking
-                clock = _Clock()
+                clock, counted_s = _Clock(), self._began
                 for picture in _decoded(container, stream, damage):
                     # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
                     stamp = picture.dts if container.format.name == "avi" else picture.pts
@@ -203,10 +203,14 @@ class FrameReader:
                         shown_s = picture.duration * time_base(picture) or self._period_ticks() * TICK
                         time_s += clock.shift(time_s, time_s, shown_s)
                     if start is not None:
-                        if time_s is None or time_s < start - TICK / 2:
+                        if time_s is None and not landed_early:
+                            break  # raw H.264 and H.265 hold no times: count the pictures from the beginning
+                        due = counted_s if time_s is None else time_s
+                        counted_s = due + self._period_ticks() * TICK
+                        if due < start - TICK / 2:
                             landed_early = True
                             continue
-                        if not landed_early and time_s - start > TICK:
+                        if not landed_early and due - start > TICK:
                             break  # the seek overshot, as it may in MPEG-PS: read from the beginning instead
                     landed_early = True
                     yield picture, time_s

@@ -385,6 +385,16 @@ def test_start_and_duration_cut_by_time(tmp_path: Path, suffix: str) -> None:
         assert np.array_equal(frame.rgb, same.rgb)
 
 
+def test_pictures_without_times_are_counted_to_the_start(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.h264", frames=50, options={"g": "12"})
+    everything, reader = list(FrameReader(path)), FrameReader(path, start_s=0.4, duration_s=0.8)
+    frames = list(reader)
+    assert len(everything) == 50 and [f.pts for f in frames] == [i * 3600 for i in range(20)]
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, everything[10:30], strict=True))
+    with pytest.raises(InputError, match="nothing to show from 2 s on"):
+        list(FrameReader(path, start_s=2))
+
+
 def test_a_start_after_the_end_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ends before"):
         list(FrameReader(make_clip(tmp_path / "a.mp4"), start_s=7))
