@@ -48,6 +48,7 @@ _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FUL
 _TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt file as a terminal: not a video to us
 _STILL_BRANDS = {"avif", "heic", "mif1"}
 _ANIMATION_BRANDS = {"avis", "hevc", "msf1"}
+_COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 259, 262, 274  # tags of TIFF and EXIF
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
 _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
 _JOINABLE = {
@@ -88,6 +89,7 @@ def probe(path: StrPath) -> VideoInfo:
         first = next(_decoded(container, stream, _Damage()), None)
         if first is None:
             _refuse_too_large(path, stream)  # beyond 268 million pixels FFmpeg does not even tell the size
+            _refuse_unsupported(path, stream)
             raise InputError(f"{path}: its {stream.codec_context.name} pictures cannot be decoded")
         turned = _turns_sideways(first, path)
         audio = _sound_stream(container)
@@ -255,9 +257,11 @@ def read_picture(path: StrPath) -> np.ndarray:
         stream = _picture_stream(container, path)
         _refuse_too_large(path, stream)
         stream.thread_type = "NONE"  # starting threads took longer than one picture: 43 ms instead of 25 for one of Kodak's
-        stream.codec_context.options = {"err_detect": "explode"}  # else FFmpeg fills the rest of a cut JPEG with grey
+        if stream.codec_context.name == "mjpeg":  # FFmpeg fills the rest of a cut JPEG with grey; good TIFFs would fail
+            stream.codec_context.options = {"err_detect": "explode"}
         first = next(_decoded(container, stream, _Damage()), None)
         if first is None:
+            _refuse_unsupported(path, stream)
             raise InputError(f"{path}: its {stream.codec_context.name} picture is cut off or damaged")
         return _to_rgb(first, path)
 
@@ -297,6 +301,39 @@ def _refuse_too_large(path: StrPath, stream: av.VideoStream) -> None:
     size = (context.width, context.height) if context.width else picture_size(path)
     if size:
         check_picture_size(path, *size)
+
+
+def _refuse_unsupported(path: StrPath, stream: av.VideoStream) -> None:
+    """Raises InputError where FFmpeg decodes no picture of this kind at all."""
+    name, kind = stream.codec_context.name, None
+    if name == "webp":
+        with open(path, "rb") as file:
+            head = file.read(21)
+        if head[12:16] == b"VP8X" and head[20] & 0x02:
+            kind = "animated WebP is not supported: convert it to GIF or MP4"
+    elif name == "tiff" and (mode := _pillows_tags(path)[0]) in ("LAB", "F"):
+        kind = f"TIFF of {'CIELAB' if mode == 'LAB' else 'floating-point'} colours is not supported: convert it to PNG"
+    if kind:
+        raise InputError(f"{path}: its {name} pictures cannot be decoded ({kind})")
+
+
+def _refuse_wrong_tiff(path: StrPath) -> None:
+    """Raises InputError where FFmpeg gives wrong pixels, without an error."""
+    _, tags = _pillows_tags(path)
+    as_jpeg, is_ycbcr = tags.get(_COMPRESSION) in (6, 7), tags.get(_PHOTOMETRIC) == 6
+    if as_jpeg or is_ycbcr:
+        how = "compressed as JPEG" if as_jpeg else "of YCbCr colours"
+        raise InputError(f"{path}: a TIFF {how} is not supported: convert it to PNG")
+
+
+def _pillows_tags(path: StrPath) -> tuple[str, dict[int, object]]:
+    """The mode of an image by Pillow, and its EXIF tags, of a TIFF all of its tags; nothing where Pillow does not read it."""
+    with warnings.catch_warnings(action="ignore"):  # damaged tags: Pillow warns or raises
+        try:
+            with open_image(path) as image:
+                return image.mode, dict(image.getexif())
+        except (OSError, ValueError, LookupError, SyntaxError, struct.error):
+            return "", {}
 
 
 def resize(rgb: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -392,6 +429,8 @@ def _picture_stream(container: av.container.InputContainer, path: StrPath) -> av
     streams = _films(container)
     if streams and streams[0].disposition & av.stream.Disposition.dependent:
         raise InputError(f"{path} is a picture in tiles (a HEIC or AVIF grid): convert it to JPEG or PNG first")
+    if streams and streams[0].codec_context.name == "tiff":
+        _refuse_wrong_tiff(path)
     if streams and streams[0].codec_context.name not in _TEXT_AS_VIDEO:
         streams[0].thread_type = "AUTO"
         return streams[0]
@@ -507,7 +546,8 @@ def _display_matrix(picture: av.VideoFrame, path: StrPath) -> tuple[int, int, in
         side = picture.side_data.get("DISPLAYMATRIX")
     except ValueError:
         # PyAV 18.1 does not know FFmpeg 8.1's EXIF side data and refuses to list any; its rotation tells no mirroring
-        if (orientation := _exif_orientation(path)) in _MIRRORED:
+        orientation = _pillows_tags(path)[1].get(_ORIENTATION)
+        if isinstance(orientation, int) and orientation in _MIRRORED:
             return _MIRRORED[orientation]
         return {90: (0, -1, 1, 0), -90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}.get(
             picture.rotation, (1, 0, 0, 1)
@@ -519,17 +559,6 @@ def _display_matrix(picture: av.VideoFrame, path: StrPath) -> tuple[int, int, in
     if abs(b) > abs(a):
         return 0, 1 if b > 0 else -1, 1 if c > 0 else -1, 0
     return -1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1
-
-
-def _exif_orientation(path: StrPath) -> int:
-    """1 to 8 as EXIF counts them; 0 where Pillow finds none."""
-    with warnings.catch_warnings(action="ignore"):  # damaged EXIF: Pillow warns or raises
-        try:
-            with open_image(path) as image:
-                found = image.getexif().get(0x112)
-        except (OSError, ValueError, LookupError, SyntaxError, struct.error):
-            return 0
-    return found if isinstance(found, int) else 0
 
 
 def _turns_sideways(picture: av.VideoFrame, path: StrPath) -> bool:

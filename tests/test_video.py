@@ -306,6 +306,35 @@ def test_damaged_exif_turns_nothing(tmp_path: Path) -> None:
     assert psnr(frame.rgb, picture(0)) > 30
 
 
+@pytest.mark.parametrize("orientation", [0, 1])
+def test_a_good_tiff_is_not_called_cut_off(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    if orientation:
+        exif[0x112] = orientation
+    rgba = np.dstack([picture(0), np.full((48, 64), 255, np.uint8)])
+    Image.fromarray(picture(0) if orientation else rgba).save(tmp_path / "a.tif", exif=exif)
+    assert np.array_equal(video.read_picture(tmp_path / "a.tif"), picture(0))
+
+
+def test_pictures_that_ffmpeg_cannot_read_get_a_remedy(tmp_path: Path) -> None:
+    photograph = Image.fromarray(picture(0))
+    photograph.convert("LAB").save(tmp_path / "lab.tif")
+    Image.fromarray(np.zeros((48, 64), np.float32)).save(tmp_path / "float.tif")
+    photograph.convert("YCbCr").save(tmp_path / "ycbcr.tif")
+    photograph.save(tmp_path / "jpeg.tif", compression="jpeg")
+    photograph.save(tmp_path / "a.webp", save_all=True, append_images=[Image.fromarray(picture(20))], duration=100)
+    for name, words in {
+        "lab.tif": r"\(TIFF of CIELAB colours is not supported: convert it to PNG\)$",
+        "float.tif": r"\(TIFF of floating-point colours is not supported: convert it to PNG\)$",
+        "ycbcr.tif": "a TIFF of YCbCr colours is not supported: convert it to PNG$",
+        "jpeg.tif": "a TIFF compressed as JPEG is not supported: convert it to PNG$",
+        "a.webp": r"\(animated WebP is not supported: convert it to GIF or MP4\)$",
+    }.items():
+        for read in (probe, video.read_picture):
+            with pytest.raises(InputError, match=words):
+                read(tmp_path / name)
+
+
 def tracks(*dispositions: int, frames: int = 1) -> SimpleNamespace:
     """Stands in for an opened HEIC, which FFmpeg here cannot write."""
     made = [
