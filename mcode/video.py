@@ -46,8 +46,9 @@ _MATRIX_NAMES = {  # of those that swscale does not read
 }
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 _TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt file as a terminal: not a video to us
-_STILL_BRANDS = {"avif", "heic", "mif1"}
+_STILL_BRANDS = {"avif", "heic", "heix", "mif1"}  # heix: of more than 8 bits, or grey
 _ANIMATION_BRANDS = {"avis", "hevc", "msf1"}
+_ALPHA_NAMES = (b":auxiliary:alpha", b":hevc:2015:auxid:1")  # of AVIF and of HEIC (ISO/IEC 23008-12)
 _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 259, 262, 274  # tags of TIFF and EXIF
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
 _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
@@ -94,7 +95,9 @@ def probe(path: StrPath) -> VideoInfo:
         turned = _turns_sideways(first, path)
         audio = _sound_stream(container)
         brand = container.metadata.get("major_brand", "").strip()
-        is_image = container.format.name.endswith("_pipe") or container.format.name == "image2" or brand in _STILL_BRANDS
+        is_image = (
+            container.format.name.endswith("_pipe") or container.format.name in ("image2", "ico") or brand in _STILL_BRANDS
+        )
         duration = _stream_duration(container, stream)
         if duration is None and container.duration:
             duration = Fraction(container.duration, av.time_base)
@@ -162,6 +165,7 @@ class FrameReader:
         last: Frame | None = None
         end: Fraction | None = None  # of the last frame, from the start of the video
         zero: Fraction | None = None
+        alpha = _separate_alpha(self.path) if self.info.is_image else None
         limit = None if self.duration_s is None else round(Fraction(self.duration_s) * TICKS_PER_S)
         for picture, time_s in self._from_start(damage):
             zero = time_s if zero is None and time_s is not None else zero
@@ -175,7 +179,7 @@ class FrameReader:
             if limit is not None and pts >= limit:
                 return
             self.last_duration_ticks = self._shown_ticks(picture, limit and max(limit - pts, pts - last.pts if last else 0))
-            last = Frame(self._fitted(_to_rgb(picture, self.path)), pts)
+            last = Frame(self._fitted(_to_rgb(picture, self.path, alpha)), pts)
             end = self._end(pts, zero, picture)
             self.damaged = damage.packets
             yield last
@@ -263,7 +267,7 @@ def read_picture(path: StrPath) -> np.ndarray:
         if first is None:
             _refuse_unsupported(path, stream)
             raise InputError(f"{path}: its {stream.codec_context.name} picture is cut off or damaged")
-        return _to_rgb(first, path)
+        return _to_rgb(first, path, _separate_alpha(path))
 
 
 def picture_size(path: StrPath) -> tuple[int, int] | None:
@@ -516,8 +520,8 @@ def _assumed_matrix(width: int, height: int) -> int:
     return _BT709 if width >= 1280 or height > 576 else _BT601
 
 
-def _to_rgb(picture: av.VideoFrame, path: StrPath) -> np.ndarray:
-    """Decoded picture of the file `path` -> uint8 (H, W, 3) as displayed."""
+def _to_rgb(picture: av.VideoFrame, path: StrPath, alpha: np.ndarray | None = None) -> np.ndarray:
+    """Decoded picture of the file `path` -> uint8 (H, W, 3) as displayed. alpha: its opacity from elsewhere, before turning."""
     layout = picture.format
     if picture.colorspace == _UNSPECIFIED and not layout.is_rgb:
         picture.colorspace = _assumed_matrix(picture.width, picture.height)
@@ -535,9 +539,29 @@ def _to_rgb(picture: av.VideoFrame, path: StrPath) -> np.ndarray:
         colours = f"{layout.name}, matrix {matrix}"
         raise InputError(f"{path}: its colours ({colours}) cannot be read: convert it to BT.709 first") from error
     if has_alpha:
-        alpha = rgb[:, :, 3:].astype(np.uint16)
-        rgb = ((rgb[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        rgb, alpha = rgb[:, :, :3], rgb[:, :, 3]
+    if alpha is not None and alpha.shape == rgb.shape[:2]:
+        opacity = alpha[:, :, None].astype(np.uint16)
+        rgb = ((rgb * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
     return _upright(rgb, _display_matrix(picture, path))
+
+
+def _separate_alpha(path: StrPath) -> np.ndarray | None:
+    """The opacity of a still AVIF or HEIC, which is a second, grey picture: uint8 (H, W); None where there is none."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    is_still = head[4:8] == b"ftyp" and head[8:12].decode("latin-1") in _STILL_BRANDS
+    if not is_still or not any(name in head for name in _ALPHA_NAMES):
+        return None
+    with _open(path) as container:
+        shown = _picture_stream(container, path)
+        for other in _films(container):
+            found, size = other.codec_context, (shown.codec_context.width, shown.codec_context.height)
+            is_grey = (found.pix_fmt or "").startswith("gray")
+            if other.index != shown.index and is_grey and (found.width, found.height) == size:
+                alpha = next(_decoded(container, other, _Damage()), None)
+                return None if alpha is None else alpha.to_ndarray(format="gray", dst_color_range=ColorRange.JPEG, threads=1)
+    return None
 
 
 def _display_matrix(picture: av.VideoFrame, path: StrPath) -> tuple[int, int, int, int]:
@@ -640,7 +664,8 @@ def _earliest(
 
 
 def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = None) -> Iterator[av.Packet[av.AudioStream]]:
-    """The packets of the first sound track, undecoded; pts 0 is when the first picture at or after start_s is shown.
+    """The packets of one sound track (the default one, else the best), undecoded; pts 0 is when the first picture at or after
+    start_s is shown.
 
     Cuts fall between packets (some 20 ms); one packet before the cut is kept, with a negative pts, because transform coders
     need it to decode the next. A file that breaks off ends the packets. None at all where there is no sound.

@@ -335,6 +335,16 @@ def test_pictures_that_ffmpeg_cannot_read_get_a_remedy(tmp_path: Path) -> None:
                 read(tmp_path / name)
 
 
+def test_an_icon_and_a_heic_of_10_bits_are_pictures(tmp_path: Path) -> None:
+    Image.fromarray(picture(0, 64, 64)).save(tmp_path / "a.ico", sizes=[(64, 64)])
+    data = bytearray(make_clip(tmp_path / "a.mp4", frames=1).read_bytes())
+    data[8:12] = b"heix"  # the brand alone: FFmpeg here writes no HEIC
+    (tmp_path / "a.heic").write_bytes(data)
+    for name in ("a.ico", "a.heic"):
+        info = probe(tmp_path / name)
+        assert info.is_image and info.frames == 1 and info.duration_s is None
+
+
 def tracks(*dispositions: int, frames: int = 1) -> SimpleNamespace:
     """Stands in for an opened HEIC, which FFmpeg here cannot write."""
     made = [
@@ -364,6 +374,17 @@ def test_the_default_track_is_shown(tmp_path: Path) -> None:
             out.mux([*stream.encode(frame), *stream.encode(None)])
     (frame,) = FrameReader(path)
     assert frame.rgb.shape == (48, 128, 3)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+def test_a_transparent_avif_lies_on_white(tmp_path: Path) -> None:
+    alpha = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8), (48, 64))
+    Image.fromarray(np.dstack([picture(0), alpha])).save(tmp_path / "a.avif", quality=95, speed=10)
+    opacity = alpha[:, :, None] / 255
+    expected = np.rint(picture(0) * opacity + 255 * (1 - opacity)).astype(np.uint8)
+    (frame,) = FrameReader(tmp_path / "a.avif")
+    assert psnr(frame.rgb, expected) > 35
+    assert np.array_equal(frame.rgb, video.read_picture(tmp_path / "a.avif"))
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
