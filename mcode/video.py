@@ -33,6 +33,7 @@ from PIL import Image, UnidentifiedImageError
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.packet import LARGEST_PICTURE, too_large
+from mcode.whole import partial_name
 
 StrPath = str | os.PathLike[str]
 
@@ -902,7 +903,8 @@ class OutputFile:
         _check_output(path, force)
         self._final = final if final.is_file() or not final.exists() else None
         self._force = force
-        self._temporary = final.with_name(f"{final.stem}.partial-{os.getpid()}{final.suffix}") if self._final else final
+        suffix = final.suffix if len(final.suffix) < 20 else ""
+        self._temporary = final.with_name(partial_name(final.stem, suffix)) if self._final else final
         try:
             self._raw = open(self._temporary, "w+b" if self._final else "wb", buffering=0)  # noqa: SIM115 - until commit()
         except OSError as error:

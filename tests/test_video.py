@@ -23,6 +23,7 @@ from mcode import video
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.video import FrameReader, FrameWriter, OutputFile, audio_packets, centre_crop, probe, resize
+from mcode.whole import whole
 
 FPS = 25
 RATE = 48_000
@@ -864,6 +865,20 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path, name: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".mp4", "ü" * 125 + "a.mp4", "a." + "b" * 253, "\udcff" * 250 + ".mp4"])
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path, name: str) -> None:
+    assert len(os.fsencode(name)) in (254, 255)
+    alike = name[:-5] + "c" + name[-4:]
+    one, other = OutputFile(tmp_path / name), OutputFile(tmp_path / alike)
+    one.write(b"one")
+    other.write(b"other")
+    with whole(tmp_path / name) as part:
+        part.write_bytes(b"whole")
+    other.commit()
+    one.discard()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: b"whole", alike: b"other"}
 
 
 @pytest.mark.parametrize("links", [True, False])
