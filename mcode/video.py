@@ -47,18 +47,13 @@ _MATRIX_NAMES = {  # of those that swscale does not read
 }
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 _TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt file as a terminal: not a video to us
-_STILL_BRANDS = {"avif", "heic", "heix", "mif1"}  # heix: of more than 8 bits, or grey
+_STILL_BRANDS = {"avif", "heic", "heix", "mif1"}  # heix: HEIC of more than 8 bits, or grey
 _ANIMATION_BRANDS = {"avis", "hevc", "msf1"}
 _ALPHA_NAMES = (b":auxiliary:alpha", b":hevc:2015:auxid:1")  # of AVIF and of HEIC (ISO/IEC 23008-12)
 _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 259, 262, 274  # tags of TIFF and EXIF
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
 _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
-_JOINABLE = {
-    "mpegts",
-    "mpeg",
-    "matroska,webm",
-    "ogg",
-}  # FFmpeg's formats whose files can be joined by writing one behind the other
+_JOINABLE = {"mpegts", "mpeg", "matroska,webm", "ogg"}  # formats that are read on where files stand one behind the other
 _RESTART_S = 1  # a clock that falls back by more has been started anew
 _MOST_WAITING = 1000  # packets of sound
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
@@ -549,6 +544,7 @@ def _to_rgb(picture: av.VideoFrame, path: StrPath, alpha: np.ndarray | None = No
 
 def _separate_alpha(path: StrPath) -> np.ndarray | None:
     """The opacity of a still AVIF or HEIC, which is a second, grey picture: uint8 (H, W); None where there is none."""
+    check_input(path)
     with open(path, "rb") as file:
         head = file.read(1 << 16)
     is_still = head[4:8] == b"ftyp" and head[8:12].decode("latin-1") in _STILL_BRANDS
