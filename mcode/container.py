@@ -345,13 +345,13 @@ class McodeReader:
         raise FormatError(f"{self.path}: nothing whole in it, no refresh can be read")
 
     def _shortfall(self) -> str | None:
-        promised_ms, whole = _promise(self.path)
+        promised_ms, lacking = _promise(self.path)
         have = f"{self.duration_s:.1f}"
         if promised_ms == 0:
             return f"{have} s, it was never finished"
         if promised_ms is not None and self.duration_s * 1000 < promised_ms - 1:
             return f"{have} of {promised_ms / 1000:.1f} s"
-        return None if whole else f"{have} of {have} s, but not all of the sound"
+        return f"{have} of {have} s, but not all of the {lacking}" if lacking else None
 
 
 class _Sample(NamedTuple):
@@ -436,16 +436,20 @@ def _boxes(file: BinaryIO) -> Iterator[_Box]:
         start += size
 
 
-def _promise(path: Path) -> tuple[int | None, bool]:
-    """Milliseconds that the header promises (0: the writer never finished), and whether the last box is whole."""
-    promised, end = None, 0
+def _promise(path: Path) -> tuple[int | None, str | None]:
+    """Milliseconds that the header promises (0: the writer never finished), and what the last box is of that is not whole:
+    "sound" of a fragment, where the pictures are all there, "file" of anything else, as what others have appended."""
+    promised, end, kind = None, 0, b""
     with open(path, "rb") as file:
         for box in _boxes(file):
-            end = box.start + box.size
+            end, kind = box.start + box.size, box.kind
             if box.kind == b"moov":
                 file.seek(box.start + 8)
                 mvhd = file.read(28)  # size, "mvhd", version and flags, two dates, timescale, duration
                 if mvhd[4:9] == b"mvhd\0":
                     timescale, duration = struct.unpack(">II", mvhd[20:28])
                     promised = duration * 1000 // timescale if timescale else None
-        return promised, end == file.seek(0, 2)
+        size = file.seek(0, 2)
+    if end == size:
+        return promised, None
+    return promised, "sound" if end > size and kind in (b"moof", b"mdat") else "file"

@@ -135,9 +135,10 @@ def encode_file(
         meter.finish()
         if frames == 0:
             raise InputError(f"{input}: no frames from {start_s:g} s on; choose an earlier --start")
-        writer.close(gap)
+        last_ticks = reader.last_duration_ticks or gap
+        writer.close(last_ticks)
     seconds = time.perf_counter() - started
-    length_s = (last_pts + gap) / TICKS_PER_S
+    length_s = (last_pts + last_ticks) / TICKS_PER_S
     warnings = list(writer.warnings)
     if Path(output).suffix.lower() != ".mcode" and Path(output).is_file():
         warnings.append(f"{os.fspath(output)} is an .mcode file, whatever its name")
@@ -243,6 +244,8 @@ def decode_file(
                     write(gap)
         for gap in jobs.rest():
             write(gap)
+        if frames and not (bad or reader.truncated) and reader.end_ticks > last_pts:
+            writer.close(round(reader.end_ticks - last_pts))
     if reader.truncated:
         warnings.append(f"{input} is cut off: decoded {reader.truncated}")
     if bad:

@@ -10,9 +10,12 @@ import io
 import os
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import threading
+import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +33,7 @@ from PIL import Image, UnidentifiedImageError
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.packet import LARGEST_PICTURE, too_large
+from mcode.whole import partial_name
 
 StrPath = str | os.PathLike[str]
 
@@ -37,9 +41,22 @@ TICK = Fraction(1, TICKS_PER_S)
 
 _BT709, _BT601 = 1, 6  # code points of ISO/IEC 23091-2: colour matrices 1 (BT.709) and 6 (BT.601)
 _UNSPECIFIED = 2
+_MATRIX_NAMES = {  # of those that swscale does not read
+    **{8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE 2085", 12: "derived from its primaries"},
+    **{13: "derived from its primaries", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro"},
+}
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 _TEXT_AS_VIDEO = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws any .txt file as a terminal: not a video to us
-_STILL_BRANDS = {"avif", "heic", "mif1"}
+_STILL_BRANDS = {"avif", "heic", "heix", "mif1"}  # heix: HEIC of more than 8 bits, or grey
+_ANIMATION_BRANDS = {"avis", "hevc", "msf1"}
+_ALPHA_NAMES = (b":auxiliary:alpha", b":hevc:2015:auxid:1")  # of AVIF and of HEIC (ISO/IEC 23008-12)
+_COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 259, 262, 274  # tags of TIFF and EXIF
+_MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
+_LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
+_JOINABLE = {"mpegts", "mpeg", "matroska,webm", "ogg"}  # formats that are read on where files stand one behind the other
+_RESTART_S = 1  # a clock that falls back by more has been started anew
+_MOST_WAITING = 1000  # packets of sound
+_MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _PILLOWS_LIMIT = threading.Lock()
 
 
@@ -69,11 +86,14 @@ def probe(path: StrPath) -> VideoInfo:
         first = next(_decoded(container, stream, _Damage()), None)
         if first is None:
             _refuse_too_large(path, stream)  # beyond 268 million pixels FFmpeg does not even tell the size
+            _refuse_unsupported(path, stream)
             raise InputError(f"{path}: its {stream.codec_context.name} pictures cannot be decoded")
-        turned = _turns_sideways(first)
+        turned = _turns_sideways(first, path)
         audio = _sound_stream(container)
         brand = container.metadata.get("major_brand", "").strip()
-        is_image = container.format.name.endswith("_pipe") or container.format.name == "image2" or brand in _STILL_BRANDS
+        is_image = (
+            container.format.name.endswith("_pipe") or container.format.name in ("image2", "ico") or brand in _STILL_BRANDS
+        )
         duration = _stream_duration(container, stream)
         if duration is None and container.duration:
             duration = Fraction(container.duration, av.time_base)
@@ -105,7 +125,8 @@ class FrameReader:
     crop_to: (w, h), the largest centred cut of that aspect; then size: (width, height) in pixels.
 
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
-    packets that did not decode. Memory: one frame beside those inside FFmpeg's decoder (a few, one per thread).
+    packets that did not decode; `last_duration_ticks` is how long the last frame is shown, None where the file does not say
+    so, a picture for one. Memory: one frame beside those inside FFmpeg's decoder (a few, one per thread).
     """
 
     def __init__(
@@ -131,14 +152,16 @@ class FrameReader:
         self.width, self.height = size or _cropped_size(self.info.width, self.info.height, crop_to)
         self.truncated: str | None = None
         self.damaged = 0
+        self.last_duration_ticks: int | None = None
         self._began = Fraction(0)  # on the file's clock
 
     def __iter__(self) -> Iterator[Frame]:
-        self.truncated, self.damaged = None, 0
+        self.truncated, self.damaged, self.last_duration_ticks = None, 0, None
         damage = _Damage()
         last: Frame | None = None
         end: Fraction | None = None  # of the last frame, from the start of the video
         zero: Fraction | None = None
+        alpha = _separate_alpha(self.path) if self.info.is_image else None
         limit = None if self.duration_s is None else round(Fraction(self.duration_s) * TICKS_PER_S)
         for picture, time_s in self._from_start(damage):
             zero = time_s if zero is None and time_s is not None else zero
@@ -151,7 +174,8 @@ class FrameReader:
                 pts = last.pts + 1
             if limit is not None and pts >= limit:
                 return
-            last = Frame(self._fitted(_to_rgb(picture)), pts)
+            self.last_duration_ticks = self._shown_ticks(picture, limit and max(limit - pts, pts - last.pts if last else 0))
+            last = Frame(self._fitted(_to_rgb(picture, self.path, alpha)), pts)
             end = self._end(pts, zero, picture)
             self.damaged = damage.packets
             yield last
@@ -171,15 +195,24 @@ class FrameReader:
                 if seeking and start is not None and not _seek(container, stream, start):
                     continue
                 landed_early = not seeking
+                clock, counted_s = _Clock(), self._began
                 for picture in _decoded(container, stream, damage):
                     # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
                     stamp = picture.dts if container.format.name == "avi" else picture.pts
-                    time_s = None if stamp is None else stamp * time_base(picture)
+                    time_s = None
+                    if stamp is not None:
+                        time_s = stamp * time_base(picture)
+                        shown_s = picture.duration * time_base(picture) or self._period_ticks() * TICK
+                        time_s += clock.shift(time_s, time_s, shown_s)
                     if start is not None:
-                        if time_s is None or time_s < start - TICK / 2:
+                        if time_s is None and not landed_early:
+                            break  # raw H.264 and H.265 hold no times: count the pictures from the beginning
+                        due = counted_s if time_s is None else time_s
+                        counted_s = due + self._period_ticks() * TICK
+                        if due < start - TICK / 2:
                             landed_early = True
                             continue
-                        if not landed_early and time_s - start > TICK:
+                        if not landed_early and due - start > TICK:
                             break  # the seek overshot, as it may in MPEG-PS: read from the beginning instead
                     landed_early = True
                     yield picture, time_s
@@ -193,6 +226,12 @@ class FrameReader:
 
     def _period_ticks(self) -> int:
         return max(1, round(TICKS_PER_S / (self.info.average_fps or 25)))
+
+    def _shown_ticks(self, picture: av.VideoFrame, most: int | None) -> int | None:
+        if self.info.is_image or not picture.duration:
+            return None
+        ticks = max(1, round(picture.duration * time_base(picture) * TICKS_PER_S))
+        return min(ticks, most or ticks, _LONGEST_SHOWN)
 
     def _end(self, pts: int, zero: Fraction | None, picture: av.VideoFrame) -> Fraction:
         shown = picture.duration * time_base(picture) if picture.duration else self._period_ticks() * TICK
@@ -218,11 +257,13 @@ def read_picture(path: StrPath) -> np.ndarray:
         stream = _picture_stream(container, path)
         _refuse_too_large(path, stream)
         stream.thread_type = "NONE"  # starting threads took longer than one picture: 43 ms instead of 25 for one of Kodak's
-        stream.codec_context.options = {"err_detect": "explode"}  # else FFmpeg fills the rest of a cut JPEG with grey
+        if stream.codec_context.name == "mjpeg":  # FFmpeg fills the rest of a cut JPEG with grey; good TIFFs would fail
+            stream.codec_context.options = {"err_detect": "explode"}
         first = next(_decoded(container, stream, _Damage()), None)
         if first is None:
+            _refuse_unsupported(path, stream)
             raise InputError(f"{path}: its {stream.codec_context.name} picture is cut off or damaged")
-        return _to_rgb(first)
+        return _to_rgb(first, path, _separate_alpha(path))
 
 
 def picture_size(path: StrPath) -> tuple[int, int] | None:
@@ -262,6 +303,39 @@ def _refuse_too_large(path: StrPath, stream: av.VideoStream) -> None:
         check_picture_size(path, *size)
 
 
+def _refuse_unsupported(path: StrPath, stream: av.VideoStream) -> None:
+    """Raises InputError where FFmpeg decodes no picture of this kind at all."""
+    name, kind = stream.codec_context.name, None
+    if name == "webp":
+        with open(path, "rb") as file:
+            head = file.read(21)
+        if head[12:16] == b"VP8X" and head[20] & 0x02:
+            kind = "animated WebP is not supported: convert it to GIF or MP4"
+    elif name == "tiff" and (mode := _pillows_tags(path)[0]) in ("LAB", "F"):
+        kind = f"TIFF of {'CIELAB' if mode == 'LAB' else 'floating-point'} colours is not supported: convert it to PNG"
+    if kind:
+        raise InputError(f"{path}: its {name} pictures cannot be decoded ({kind})")
+
+
+def _refuse_wrong_tiff(path: StrPath) -> None:
+    """Raises InputError where FFmpeg gives wrong pixels, without an error."""
+    _, tags = _pillows_tags(path)
+    as_jpeg, is_ycbcr = tags.get(_COMPRESSION) in (6, 7), tags.get(_PHOTOMETRIC) == 6
+    if as_jpeg or is_ycbcr:
+        how = "compressed as JPEG" if as_jpeg else "of YCbCr colours"
+        raise InputError(f"{path}: a TIFF {how} is not supported: convert it to PNG")
+
+
+def _pillows_tags(path: StrPath) -> tuple[str, dict[int, object]]:
+    """The mode of an image by Pillow, and its EXIF tags, of a TIFF all of its tags; nothing where Pillow does not read it."""
+    with warnings.catch_warnings(action="ignore"):  # damaged tags: Pillow warns or raises
+        try:
+            with open_image(path) as image:
+                return image.mode, dict(image.getexif())
+        except (OSError, ValueError, LookupError, SyntaxError, struct.error):
+            return "", {}
+
+
 def resize(rgb: np.ndarray, width: int, height: int) -> np.ndarray:
     """(H, W, 3) uint8 -> (height, width, 3): area means along an axis that shrinks, Lanczos (8 taps) along one that grows."""
     h, w = rgb.shape[:2]
@@ -285,6 +359,27 @@ def _cropped_size(width: int, height: int, aspect: tuple[int, int] | None) -> tu
         return width, height
     w, h = aspect
     return max(1, min(width, round(height * w / h))), max(1, min(height, round(width * h / w)))
+
+
+class _Clock:
+    """Times that run on where the file's start anew, because files were joined (cat a.ts b.ts): each part begins where the
+    pictures before it end. shifts: the seconds to add in each part."""
+
+    def __init__(self) -> None:
+        self.shifts = [Fraction(0)]
+        self._latest: Fraction | None = None
+        self._end: Fraction | None = None
+
+    def shift(self, decoded_s: Fraction | None, time_s: Fraction, shown_s: Fraction) -> Fraction:
+        """What to add to time_s, when a picture is due by the file. decoded_s: its place in the order of decoding, if known;
+        shown_s: for how long."""
+        if decoded_s is not None:
+            if self._latest is not None and decoded_s < self._latest - _RESTART_S:
+                self.shifts.append(self.shifts[-1] + (self._end or 0) - time_s)
+                self._latest = self._end = None
+            self._latest = decoded_s if self._latest is None else max(self._latest, decoded_s)
+        self._end = time_s + shown_s if self._end is None else max(self._end, time_s + shown_s)
+        return self.shifts[-1]
 
 
 @dataclass
@@ -332,6 +427,10 @@ def _open(path: StrPath) -> av.container.InputContainer:
 
 def _picture_stream(container: av.container.InputContainer, path: StrPath) -> av.VideoStream:
     streams = _films(container)
+    if streams and streams[0].disposition & av.stream.Disposition.dependent:
+        raise InputError(f"{path} is a picture in tiles (a HEIC or AVIF grid): convert it to JPEG or PNG first")
+    if streams and streams[0].codec_context.name == "tiff":
+        _refuse_wrong_tiff(path)
     if streams and streams[0].codec_context.name not in _TEXT_AS_VIDEO:
         streams[0].thread_type = "AUTO"
         return streams[0]
@@ -348,9 +447,17 @@ def _sound_stream(container: av.container.InputContainer) -> av.AudioStream | No
 
 
 def _films(container: av.container.InputContainer) -> list[av.VideoStream]:
-    """The video tracks that are no cover pictures of a song and that FFmpeg has a decoder for."""
-    cover = av.stream.Disposition.attached_pic
-    return [s for s in container.streams.video if s.codec_context is not None and not s.disposition & cover]
+    """The video tracks that are no cover pictures of a song and that FFmpeg has a decoder for, the one to show first: the
+    default one, and of an animated AVIF the animation. Where none is the default, a tile comes before a thumbnail."""
+    kind = av.stream.Disposition
+    moves = container.metadata.get("major_brand", "").strip() in _ANIMATION_BRANDS
+
+    def rank(stream: av.VideoStream) -> tuple[bool, bool, bool]:
+        at = stream.disposition
+        return not at & kind.default, not at & kind.dependent, moves and stream.frames <= 1
+
+    films = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & kind.attached_pic]
+    return sorted(films, key=rank)
 
 
 def _decoded(container: av.container.InputContainer, stream: av.VideoStream, damage: _Damage) -> Iterator[av.VideoFrame]:
@@ -409,31 +516,60 @@ def _assumed_matrix(width: int, height: int) -> int:
     return _BT709 if width >= 1280 or height > 576 else _BT601
 
 
-def _to_rgb(picture: av.VideoFrame) -> np.ndarray:
-    """Decoded picture -> uint8 (H, W, 3) as displayed."""
+def _to_rgb(picture: av.VideoFrame, path: StrPath, alpha: np.ndarray | None = None) -> np.ndarray:
+    """Decoded picture of the file `path` -> uint8 (H, W, 3) as displayed. alpha: its opacity from elsewhere, before turning."""
     layout = picture.format
     if picture.colorspace == _UNSPECIFIED and not layout.is_rgb:
         picture.colorspace = _assumed_matrix(picture.width, picture.height)
     has_alpha = layout.has_palette or any(component.is_alpha for component in layout.components)
-    # threads=1: swscale's own threads were ten times slower at 640x360 than one
-    rgb = picture.to_ndarray(
-        format="rgba" if has_alpha else "rgb24",
-        interpolation=_EXACT,
-        dst_color_range=ColorRange.JPEG,
-        threads=1,
-    )
+    try:
+        # threads=1: swscale's own threads were ten times slower at 640x360 than one
+        rgb = picture.to_ndarray(
+            format="rgba" if has_alpha else "rgb24",
+            interpolation=_EXACT,
+            dst_color_range=ColorRange.JPEG,
+            threads=1,
+        )
+    except av.error.FFmpegError as error:
+        matrix = _MATRIX_NAMES.get(picture.colorspace, f"number {picture.colorspace}")
+        colours = f"{layout.name}, matrix {matrix}"
+        raise InputError(f"{path}: its colours ({colours}) cannot be read: convert it to BT.709 first") from error
     if has_alpha:
-        alpha = rgb[:, :, 3:].astype(np.uint16)
-        rgb = ((rgb[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return _upright(rgb, _display_matrix(picture))
+        rgb, alpha = rgb[:, :, :3], rgb[:, :, 3]
+    if alpha is not None and alpha.shape == rgb.shape[:2]:
+        opacity = alpha[:, :, None].astype(np.uint16)
+        rgb = ((rgb * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+    return _upright(rgb, _display_matrix(picture, path))
 
 
-def _display_matrix(picture: av.VideoFrame) -> tuple[int, int, int, int]:
+def _separate_alpha(path: StrPath) -> np.ndarray | None:
+    """The opacity of a still AVIF or HEIC, which is a second, grey picture: uint8 (H, W); None where there is none."""
+    check_input(path)
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    is_still = head[4:8] == b"ftyp" and head[8:12].decode("latin-1") in _STILL_BRANDS
+    if not is_still or not any(name in head for name in _ALPHA_NAMES):
+        return None
+    with _open(path) as container:
+        shown = _picture_stream(container, path)
+        for other in _films(container):
+            found, size = other.codec_context, (shown.codec_context.width, shown.codec_context.height)
+            is_grey = (found.pix_fmt or "").startswith("gray")
+            if other.index != shown.index and is_grey and (found.width, found.height) == size:
+                alpha = next(_decoded(container, other, _Damage()), None)
+                return None if alpha is None else alpha.to_ndarray(format="gray", dst_color_range=ColorRange.JPEG, threads=1)
+    return None
+
+
+def _display_matrix(picture: av.VideoFrame, path: StrPath) -> tuple[int, int, int, int]:
     """a, b, c, d of ISO/IEC 14496-12's matrix, as signs: x' = a x + c y, y' = b x + d y."""
     try:
         side = picture.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV 18.1 does not know FFmpeg 8.1's EXIF side data and refuses to list any; mirroring is lost here
+        # PyAV 18.1 does not know FFmpeg 8.1's EXIF side data and refuses to list any; its rotation tells no mirroring
+        orientation = _pillows_tags(path)[1].get(_ORIENTATION)
+        if isinstance(orientation, int) and orientation in _MIRRORED:
+            return _MIRRORED[orientation]
         return {90: (0, -1, 1, 0), -90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}.get(
             picture.rotation, (1, 0, 0, 1)
         )
@@ -446,8 +582,8 @@ def _display_matrix(picture: av.VideoFrame) -> tuple[int, int, int, int]:
     return -1 if a < 0 else 1, 0, 0, -1 if d < 0 else 1
 
 
-def _turns_sideways(picture: av.VideoFrame) -> bool:
-    return _display_matrix(picture)[0] == 0
+def _turns_sideways(picture: av.VideoFrame, path: StrPath) -> bool:
+    return _display_matrix(picture, path)[0] == 0
 
 
 def _upright(rgb: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
@@ -483,31 +619,50 @@ def picture_zero(path: StrPath, start_s: float = 0) -> Fraction:
 
     Reads packets only, decodes nothing. A file whose pictures cannot be found gives start_s.
     """
-    with _open(path) as container:
-        streams = _films(container) or container.streams.data  # the data track is that of an .mcode file
-        if not streams:
-            return Fraction(start_s)
-        stream = streams[0]
-        start = _start(stream) + Fraction(start_s)
-        if start_s > 0:
-            _seek(container, stream, start)
-        earliest: Fraction | None = None
-        try:
-            for packet in container.demux(stream):
-                if packet.pts is None or packet.is_discard:
-                    continue
-                time_s = due_s(packet)
-                if start_s == 0 or time_s >= start - TICK / 2:
-                    earliest = time_s if earliest is None else min(earliest, time_s)
-                if earliest is not None and (packet.dts is None or packet.dts * time_base(packet) >= earliest):
-                    break
-        except av.error.FFmpegError:
-            pass  # what there is has been seen
-        return start if earliest is None else earliest
+    for seeking in (True, False) if start_s > 0 else (False,):
+        with _open(path) as container:
+            streams = _films(container) or container.streams.data  # the data track is that of an .mcode file
+            if not streams:
+                return Fraction(start_s)
+            stream = streams[0]
+            start = _start(stream) + Fraction(start_s)
+            if seeking and not _seek(container, stream, start):
+                continue
+            earliest = _earliest(container, stream, start if start_s > 0 else None, seeking)
+            if earliest is not None:
+                return earliest
+    return start
+
+
+def _earliest(
+    container: av.container.InputContainer, stream: av.stream.Stream, start: Fraction | None, after_seek: bool
+) -> Fraction | None:
+    """When the first picture at or after `start` is due, by the packets from here on; None where there is none, or where a
+    seek overshot: as FrameReader finds it, by the first picture that decodes."""
+    earliest: Fraction | None = None
+    undated = 0  # packets since `earliest` that do not say when they are decoded: Matroska's first after a seek
+    try:
+        for packet in container.demux(stream):
+            if packet.pts is None or packet.size == 0 or packet.is_discard or (after_seek and not packet.is_keyframe):
+                continue
+            time_s = due_s(packet)
+            if after_seek and start is not None and time_s - start > TICK:
+                return None
+            after_seek = False
+            if start is None or time_s >= start - TICK / 2:
+                earliest = time_s if earliest is None else min(earliest, time_s)
+            undated += earliest is not None and packet.dts is None
+            in_order = packet.dts is not None and earliest is not None and packet.dts * time_base(packet) >= earliest
+            if in_order or undated > _MOST_REORDERED:
+                break
+    except av.error.FFmpegError:
+        pass  # what there is has been seen
+    return earliest
 
 
 def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = None) -> Iterator[av.Packet[av.AudioStream]]:
-    """The packets of the first sound track, undecoded; pts 0 is when the first picture at or after start_s is shown.
+    """The packets of one sound track (the default one, else the best), undecoded; pts 0 is when the first picture at or after
+    start_s is shown.
 
     Cuts fall between packets (some 20 ms); one packet before the cut is kept, with a negative pts, because transform coders
     need it to decode the next. A file that breaks off ends the packets. None at all where there is no sound.
@@ -526,8 +681,9 @@ def _cut(
     start_s: float,
     duration_s: float | None,
 ) -> Iterator[av.Packet[av.AudioStream]]:
+    film = next(iter(_films(container)), None) if container.format.name in _JOINABLE else None
     for other in container.streams:
-        if other is not stream:
+        if other is not stream and other is not film:
             other.discard = av.stream.Discard.all
     if start_s > 0:
         _seek(container, stream, zero - 1)
@@ -536,7 +692,7 @@ def _cut(
     fine = min(tick, Fraction(1, stream.codec_context.sample_rate or 1))
     due: int | None = None  # where the next packet belongs if the track has no gap
     try:
-        for packet in container.demux(stream):
+        for packet in container.demux(stream) if film is None else _running_on(container, stream, film):
             if packet.size == 0 or packet.pts is None or packet.is_corrupt:
                 continue
             pts = round((packet.pts * tick - zero) / fine)
@@ -556,6 +712,35 @@ def _cut(
             yield packet
     except av.error.FFmpegError:
         return
+
+
+def _running_on(
+    container: av.container.InputContainer, stream: av.AudioStream, film: av.VideoStream
+) -> Iterator[av.Packet[av.AudioStream]]:
+    """The packets of the sound, shifted as the pictures are where files were joined (see _Clock)."""
+    clock, part, before = _Clock(), 0, None
+    waiting: deque[tuple[int, av.Packet]] = deque()  # of a part whose pictures have not begun
+    for packet in container.demux(stream, film):
+        if packet.size == 0 or packet.pts is None:
+            continue
+        time_s = due_s(packet)
+        if packet.stream_index == film.index:
+            decoded_s = None if packet.dts is None else packet.dts * time_base(packet)
+            clock.shift(decoded_s, time_s, (packet.duration or 0) * time_base(packet))
+        else:
+            part += before is not None and time_s < before - _RESTART_S
+            before = time_s
+            waiting.append((part, packet))
+        while waiting and (waiting[0][0] < len(clock.shifts) or len(waiting) > _MOST_WAITING):
+            yield _shifted(*waiting.popleft(), clock)
+    while waiting:
+        yield _shifted(*waiting.popleft(), clock)
+
+
+def _shifted(part: int, packet: av.Packet, clock: _Clock) -> av.Packet:
+    assert packet.pts is not None
+    packet.pts += round(clock.shifts[min(part, len(clock.shifts) - 1)] / time_base(packet))
+    return packet
 
 
 def probe_audio(path: StrPath) -> bool:
@@ -714,7 +899,8 @@ class OutputFile:
         _check_output(path, force)
         self._final = final if final.is_file() or not final.exists() else None
         self._force = force
-        self._temporary = final.with_name(f"{final.stem}.partial-{os.getpid()}{final.suffix}") if self._final else final
+        suffix = final.suffix if len(final.suffix) < 20 else ""
+        self._temporary = final.with_name(partial_name(final.stem, suffix)) if self._final else final
         try:
             self._raw = open(self._temporary, "w+b" if self._final else "wb", buffering=0)  # noqa: SIM115 - until commit()
         except OSError as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LONGEST_NAME = 255  # bytes, of the usual file systems
 
 
 @contextmanager
@@ -13,12 +16,22 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A hidden name beside `path`, with this process's number and without its suffix, to be written to. What was written takes
     the place of `path`, also of a file there, when the block ends; where the block fails it is removed."""
     target = Path(path)
-    part = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    part = target.with_name(partial_name(f".{target.name}"))
     try:
         yield part
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def partial_name(name: str, suffix: str = "") -> str:
+    """`name`, this process's number and `suffix`. A name too long for that is cut, and ends in its checksum instead."""
+    end = f".partial-{os.getpid()}{suffix}"
+    raw, most = os.fsencode(name), LONGEST_NAME - len(os.fsencode(end))
+    if len(raw) > most:
+        mark = f"{zlib.crc32(raw):08x}"
+        name = raw[: most - len(mark)].decode("utf-8", "ignore") + mark
+    return name + end
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:

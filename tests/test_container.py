@@ -193,6 +193,14 @@ def test_a_file_cut_within_its_sound_says_so(tmp_path: Path) -> None:
     assert len(list(reader)) == 12 and "sound" in reader.truncated
 
 
+def test_what_others_append_is_not_told_as_lost_sound(tmp_path: Path) -> None:
+    path = tmp_path / "a.mcode"
+    write(path, count=12)
+    path.write_bytes(path.read_bytes() + b"appended by a stranger")
+    reader = McodeReader(path)
+    assert len(list(reader)) == 12 and reader.truncated.endswith("s, but not all of the file")
+
+
 def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
     def error_of(path: Path, kind: type[Exception]) -> str:
         with pytest.raises(kind) as caught:

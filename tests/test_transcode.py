@@ -56,6 +56,24 @@ def test_report_counts_what_is_in_the_file(clip, model, tmp_path):
     assert (report.manifold_id, report.n, report.coder) == (model.id, 8, "huffman")
 
 
+def test_the_last_frame_is_shown_as_long_as_in_the_source(clip, model, tmp_path):
+    first = next(iter(FrameReader(clip)))
+    slides = tmp_path / "slides.mp4"
+    with FrameWriter(slides, width=96, height=64) as writer:
+        for i in range(3):
+            writer.push(Frame(first.rgb, i * 90_000))
+        writer.close(7 * 90_000)
+    for duration_s, seconds in ((None, 9), (5.0, 5), (1.5, 2)):  # the last to be shown for 7, 3 and (as the one before) 1 s
+        report = encode_file(slides, tmp_path / "a.mcode", manifold=model, duration_s=duration_s, force=True)
+        assert report.duration_s == seconds
+        assert report.rate_kbps == pytest.approx(report.payload_bytes * 8 / 1000 / seconds)
+        assert McodeReader(tmp_path / "a.mcode").duration_s == seconds
+    encode_file(slides, tmp_path / "a.mcode", manifold=model, force=True)
+    for name in ("b.mp4", "b.mkv"):
+        decode_file(tmp_path / "a.mcode", tmp_path / name, manifold=model)
+        assert FrameReader(tmp_path / name).info.duration_s == pytest.approx(9)
+
+
 def test_measured_psnr_is_the_decoded_files(clip, coded, model, tmp_path):
     report = encode_file(clip, tmp_path / "again.mcode", manifold=model, n=4, size=(48, 32))
     decode_file(tmp_path / "again.mcode", tmp_path / "f-%05d.png", manifold=model)

@@ -11,16 +11,19 @@ import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, features
 
 from mcode import video
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.video import FrameReader, FrameWriter, OutputFile, audio_packets, centre_crop, probe, resize
+from mcode.whole import whole
 
 FPS = 25
 RATE = 48_000
@@ -213,7 +216,15 @@ def test_matrix_and_range_of_the_file_are_followed(code: int, red: float, blue: 
     r, b = y + 2 * (1 - red) * v, y + 2 * (1 - blue) * u
     g = (y - red * r - blue * b) / (1 - red - blue)
     expected = np.clip(np.stack([r, g, b], -1) * 255, 0, 255)
-    assert np.abs(video._to_rgb(frame) - expected).max() < 1.6
+    assert np.abs(video._to_rgb(frame, "a.mkv") - expected).max() < 1.6
+
+
+@pytest.mark.parametrize(("code", "name"), [(8, "YCgCo"), (14, "ICtCp"), (40, "number 40")])
+def test_colours_that_cannot_be_read_are_one_line(code: int, name: str) -> None:
+    frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 99, np.uint8), "rgb24").reformat(format="yuv444p")
+    frame.colorspace = code
+    with pytest.raises(InputError, match=rf"^a.mkv: its colours \(yuv444p, matrix {name}\) cannot be read: convert it to BT"):
+        video._to_rgb(frame, "a.mkv")
 
 
 def test_files_that_name_no_matrix_are_read_as_players_do() -> None:
@@ -263,15 +274,125 @@ def test_an_image_is_one_frame(tmp_path: Path) -> None:
         assert frame.pts == 0 and psnr(frame.rgb, picture(0)) > 30
 
 
-@pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 2), (6, -1), (8, 1)])
-def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, turn: int) -> None:
-    jpeg = cv2.imencode(".jpg", picture(0)[:, :, ::-1])[1].tobytes()
-    tiff = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHHI", 0x112, 3, 1, orientation, 0, 0)
-    exif = b"Exif\0\0" + tiff
-    (tmp_path / "a.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + jpeg[2:])
+EXIF = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("orientation", EXIF)
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(picture(0)).save(path, exif=exif, quality=95)
+    expected = np.ascontiguousarray(EXIF[orientation](picture(0)))
+    reader = FrameReader(path)
+    (frame,) = reader
+    assert frame.rgb.shape == expected.shape == (reader.height, reader.width, 3) and psnr(frame.rgb, expected) > 30
+    assert np.array_equal(frame.rgb, video.read_picture(path))
+
+
+def test_damaged_exif_turns_nothing(tmp_path: Path) -> None:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHHI", 0x112, 3, 1, 77, 0, 0)
+    Image.fromarray(picture(0)).save(tmp_path / "a.jpg", exif=exif, quality=95)
     (frame,) = FrameReader(tmp_path / "a.jpg")
-    expected = np.ascontiguousarray(np.rot90(picture(0), turn))
-    assert frame.rgb.shape == expected.shape and psnr(frame.rgb, expected) > 30
+    assert psnr(frame.rgb, picture(0)) > 30
+
+
+@pytest.mark.parametrize("orientation", [0, 1])
+def test_a_good_tiff_is_not_called_cut_off(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    if orientation:
+        exif[0x112] = orientation
+    rgba = np.dstack([picture(0), np.full((48, 64), 255, np.uint8)])
+    Image.fromarray(picture(0) if orientation else rgba).save(tmp_path / "a.tif", exif=exif)
+    assert np.array_equal(video.read_picture(tmp_path / "a.tif"), picture(0))
+
+
+def test_pictures_that_ffmpeg_cannot_read_get_a_remedy(tmp_path: Path) -> None:
+    photograph = Image.fromarray(picture(0))
+    photograph.convert("LAB").save(tmp_path / "lab.tif")
+    Image.fromarray(np.zeros((48, 64), np.float32)).save(tmp_path / "float.tif")
+    photograph.convert("YCbCr").save(tmp_path / "ycbcr.tif")
+    photograph.save(tmp_path / "jpeg.tif", compression="jpeg")
+    photograph.save(tmp_path / "a.webp", save_all=True, append_images=[Image.fromarray(picture(20))], duration=100)
+    for name, words in {
+        "lab.tif": r"\(TIFF of CIELAB colours is not supported: convert it to PNG\)$",
+        "float.tif": r"\(TIFF of floating-point colours is not supported: convert it to PNG\)$",
+        "ycbcr.tif": "a TIFF of YCbCr colours is not supported: convert it to PNG$",
+        "jpeg.tif": "a TIFF compressed as JPEG is not supported: convert it to PNG$",
+        "a.webp": r"\(animated WebP is not supported: convert it to GIF or MP4\)$",
+    }.items():
+        for read in (probe, video.read_picture):
+            with pytest.raises(InputError, match=words):
+                read(tmp_path / name)
+
+
+def test_an_icon_and_a_heic_of_10_bits_are_pictures(tmp_path: Path) -> None:
+    Image.fromarray(picture(0, 64, 64)).save(tmp_path / "a.ico", sizes=[(64, 64)])
+    data = bytearray(make_clip(tmp_path / "a.mp4", frames=1).read_bytes())
+    data[8:12] = b"heix"  # the brand alone: FFmpeg here writes no HEIC
+    (tmp_path / "a.heic").write_bytes(data)
+    for name in ("a.ico", "a.heic"):
+        info = probe(tmp_path / name)
+        assert info.is_image and info.frames == 1 and info.duration_s is None
+
+
+def tracks(*dispositions: int, frames: int = 1) -> SimpleNamespace:
+    """Stands in for an opened HEIC, which FFmpeg here cannot write."""
+    made = [
+        SimpleNamespace(index=i, disposition=d, frames=frames, codec_context=SimpleNamespace(name="hevc"))
+        for i, d in enumerate(dispositions)
+    ]
+    return SimpleNamespace(metadata={"major_brand": "heic"}, streams=SimpleNamespace(video=made))
+
+
+def test_a_picture_in_tiles_is_refused_and_not_shown_by_its_first() -> None:
+    tile, default, cover = (av.stream.Disposition[name] for name in ("dependent", "default", "attached_pic"))
+    for dispositions in ([tile] * 6, [0, *[tile] * 6]):  # 0: a thumbnail
+        with pytest.raises(InputError, match=r"^a\.heic is a picture in tiles .*: convert it to JPEG or PNG first$"):
+            video._picture_stream(tracks(*dispositions), "a.heic")
+    assert video._picture_stream(tracks(tile, tile, default, cover), "a.heic").index == 2  # tiles of another picture
+
+
+def test_the_default_track_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as out:
+        for number, disposition in enumerate((0, av.stream.Disposition.default)):
+            stream = out.add_stream("ffv1", rate=FPS)
+            stream.width, stream.height, stream.pix_fmt = 64 * (1 + number), 48, "yuv444p"
+            stream.disposition = disposition
+        for stream in out.streams:
+            frame = av.VideoFrame.from_ndarray(picture(0, stream.width), "rgb24")
+            out.mux([*stream.encode(frame), *stream.encode(None)])
+    (frame,) = FrameReader(path)
+    assert frame.rgb.shape == (48, 128, 3)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+def test_a_transparent_avif_lies_on_white(tmp_path: Path) -> None:
+    alpha = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8), (48, 64))
+    Image.fromarray(np.dstack([picture(0), alpha])).save(tmp_path / "a.avif", quality=95, speed=10)
+    opacity = alpha[:, :, None] / 255
+    expected = np.rint(picture(0) * opacity + 255 * (1 - opacity)).astype(np.uint8)
+    (frame,) = FrameReader(tmp_path / "a.avif")
+    assert psnr(frame.rgb, expected) > 35
+    assert np.array_equal(frame.rgb, video.read_picture(tmp_path / "a.avif"))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
+def test_an_animated_avif_is_not_only_its_still(tmp_path: Path) -> None:
+    first, *rest = (Image.fromarray(picture(20 * i)) for i in range(4))
+    first.save(tmp_path / "a.avif", save_all=True, append_images=rest, duration=100, speed=10)
+    assert [frame.pts for frame in FrameReader(tmp_path / "a.avif")] == [0, 9000, 18_000, 27_000]
 
 
 def test_variable_frame_rate_keeps_its_times(tmp_path: Path) -> None:
@@ -313,6 +434,16 @@ def test_start_and_duration_cut_by_time(tmp_path: Path, suffix: str) -> None:
     assert reader.truncated is None
     for frame, same in zip(frames, everything[50:60], strict=True):
         assert np.array_equal(frame.rgb, same.rgb)
+
+
+def test_pictures_without_times_are_counted_to_the_start(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.h264", frames=50, options={"g": "12"})
+    everything, reader = list(FrameReader(path)), FrameReader(path, start_s=0.4, duration_s=0.8)
+    frames = list(reader)
+    assert len(everything) == 50 and [f.pts for f in frames] == [i * 3600 for i in range(20)]
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, everything[10:30], strict=True))
+    with pytest.raises(InputError, match="nothing to show from 2 s on"):
+        list(FrameReader(path, start_s=2))
 
 
 def test_a_start_after_the_end_says_so(tmp_path: Path) -> None:
@@ -459,6 +590,27 @@ def assert_same_sound(a: np.ndarray, b: np.ndarray, shift: int = 0, start: int =
     assert min(np.abs(a[part] - np.roll(b, s)[part]).max() for s in range(-shift, shift + 1)) < 1e-4
 
 
+@pytest.mark.parametrize("suffix", [".ts", ".mpg", ".mkv"])
+def test_files_joined_end_to_end_are_read_whole_with_their_sound(tmp_path: Path, suffix: str) -> None:
+    codec, sound = ("mpeg2video", "mp2") if suffix == ".mpg" else ("libx264", "aac")
+    one = make_clip(tmp_path / f"a{suffix}", frames=50, codec=codec, audio=sound, options={"g": "12", "b": "2000000"})
+    joined = tmp_path / f"b{suffix}"
+    joined.write_bytes(2 * one.read_bytes())
+    reader = FrameReader(joined)
+    frames, alone = list(reader), list(FrameReader(one))
+    assert [f.pts for f in frames] == [i * 3600 for i in range(100)] and reader.truncated is None
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, alone * 2, strict=True))
+    once, twice = (heard(copy_of(path, path.with_suffix(".mp4"), audio_from=path)) for path in (one, joined))
+    later = 2 * RATE
+    assert min(np.abs(twice[later + s + 5000 :][:70_000] - once[5000:][:70_000]).max() for s in range(-48, 49)) < 0.01
+
+
+def test_a_start_in_files_joined_end_to_end_loses_nothing(tmp_path: Path) -> None:
+    joined = make_clip(tmp_path / "a.ts", frames=50)
+    joined.write_bytes(2 * joined.read_bytes())
+    assert [f.pts for f in FrameReader(joined, start_s=0.4)] == [i * 3600 for i in range(90)]
+
+
 def test_sound_that_the_container_cannot_hold_becomes_aac(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.avi", frames=50, codec="mpeg4", audio="pcm_mulaw")
     reader = FrameReader(source)
@@ -482,6 +634,17 @@ def test_sound_is_cut_with_the_pictures(tmp_path: Path) -> None:
     expected, got = heard(source, Fraction(1)), heard(output)
     assert 2 * RATE <= len(got) <= 2 * RATE + 1024
     assert np.abs(expected[1024 : len(got)] - got[1024:]).max() < 1e-4
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_sound_and_pictures_start_at_the_same_moment(tmp_path: Path, suffix: str) -> None:
+    path = make_clip(tmp_path / f"a{suffix}", frames=100, options={"g": "50", "bf": "3", "x264-params": "b-adapt=0"})
+    zero, frames = video.picture_zero(path), list(FrameReader(path))
+    for start_s in (0.01, 0.1, 0.33, 1.0, 1.99, 2.0, 2.5, 3.3, 3.93):
+        shown = Fraction(-int(-start_s * FPS // 1), FPS)  # the first picture at or after it
+        assert video.picture_zero(path, start_s) - zero == shown, start_s
+        first = next(iter(FrameReader(path, start_s=start_s)))
+        assert np.array_equal(first.rgb, frames[int(shown * FPS)].rgb)
 
 
 def test_audio_packets_start_at_most_one_packet_early(tmp_path: Path) -> None:
@@ -702,6 +865,20 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path, name: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".mp4", "ü" * 125 + "a.mp4", "a." + "b" * 253, "\udcff" * 250 + ".mp4"])
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path, name: str) -> None:
+    assert len(os.fsencode(name)) in (254, 255)
+    alike = name[:-5] + "c" + name[-4:]
+    one, other = OutputFile(tmp_path / name), OutputFile(tmp_path / alike)
+    one.write(b"one")
+    other.write(b"other")
+    with whole(tmp_path / name) as part:
+        part.write_bytes(b"whole")
+    other.commit()
+    one.discard()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: b"whole", alike: b"other"}
 
 
 @pytest.mark.parametrize("links", [True, False])
