@@ -27,6 +27,7 @@ from mcode.coders.range import HyperConfig
 from mcode.errors import FormatError, InputError, McodeError
 from mcode.nets.paper import Hific, MeanHific, PaperConfig
 from mcode.testclip import render_frames
+from mcode.text import shown_name
 from mcode.training import hyper
 from mcode.training.crops import VIDEOS, load_pictures
 from mcode.training.deltas import RUN
@@ -89,7 +90,7 @@ def import_hific_pytorch(
     from machine to machine. Raises InputError; McodeError where that training fails, and then no file is left.
     """
     path = Path(path)
-    name = name or (Path(output).stem if output else path.stem.lower())
+    name = name or shown_name(Path(output).stem if output else path.stem.lower())
     if not name or any(c in name for c in "/\\\0"):
         raise InputError(f"--name {name}: a manifold's name is a file name without folders, as hific-low")
     target = Path(output) if output else manifold.folders()[-2] / f"{name}.safetensors"
@@ -105,7 +106,7 @@ def import_hific_pytorch(
     if data is None:
         tables_from = "scenes rendered by MCode"
     else:
-        tables_from = f"{len(pictures)} pictures and frames of {Path(data).resolve().name}"
+        tables_from = f"{len(pictures)} pictures and frames of {shown_name(Path(data).resolve())}"
     fitted = fit_tables(net, pictures, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     manifold_id = save(target, net, stored, fitted.tables, name=name, card=_card(path, checkpoint, tables_from, float32))
@@ -154,7 +155,7 @@ def _add_range(
         latents, source = moves[:, ::2].reshape(-1, *moves.shape[2:]), "scenes rendered by MCode"
     else:
         latents = hyper.draw_latents(model, [folder], RANGE_CROPS, size=_RANGE_SIZE)
-        source = f"{len(latents)} crops of {folder.resolve().name}"
+        source = f"{len(latents)} crops of {shown_name(folder.resolve())}"
     config = HyperConfig(model.channels, model.qualities, hyper.passes(model.channels), levels=hyper.LEVELS)
     net = hyper.train(latents, moves, gain, config, replace(hyper.HyperTraining(), steps=steps), report=report)
     every = np.linspace(0, len(latents) - 1, min(400, len(latents))).astype(int)
@@ -365,7 +366,7 @@ def _card(path: Path, checkpoint: Checkpoint, tables_from: str, float32: bool) -
         "title": "HiFiC, weights of the public PyTorch port" + (f", regime {regime}" if regime else ""),
         "source": REPOSITORY,
         "licence": "Apache-2.0 (the port's)",
-        "checkpoint": {"file": path.name, "sha256": digest} | checkpoint.facts,
+        "checkpoint": {"file": shown_name(path), "sha256": digest} | checkpoint.facts,
         "tables": f"fitted to {tables_from}",
         "not_for": "documents, medical pictures, evidence: detail is made up to look right",
         "imported": date.today().isoformat(),

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from .errors import ConfigError, FormatError, ManifoldError
-from .header import FORMAT, read_header
+from .header import FORMAT, parse, read_header
 from .packet import LARGEST_PICTURE, too_large
 from .whole import whole
 
@@ -216,7 +216,8 @@ def save(
     tensors: Mapping[str, np.ndarray],
     card: Mapping[str, Any],
 ) -> str:
-    """Writes a manifold file, whole or not at all; returns its id. tables: one for each quality."""
+    """Writes a manifold file, whole or not at all; returns its id. tables: one for each quality. Raises ManifoldError where
+    `load` would refuse its header."""
     return _write(path, kind, name, config, _tables_text(tables), tensors, card)
 
 
@@ -281,6 +282,11 @@ def _write(
         "tables": tables,
         "card": json.dumps(card),
     }
+    try:
+        parse(metadata)
+        name.encode()
+    except ValueError as error:
+        raise ManifoldError(f"{os.fspath(path)}: not written, since no reader would take this header ({error})") from error
     try:
         with whole(path) as part:
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part, metadata)
