@@ -207,7 +207,24 @@ def test_a_training_that_fails_leaves_no_manifold(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("mcode.training.hyper.train", fail)
     with pytest.raises(McodeError, match="step 3"):
         import_hific_pytorch(save(tmp_path / "a.pt", tiny[1]), tmp_path / "b.safetensors", range_steps=5)
-    assert not (tmp_path / "b.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_manifold_to_be_replaced_stays_until_the_training_is_done(tiny, tmp_path, monkeypatch):
+    there = tmp_path / "there.safetensors"
+    there.write_text("mine")
+    seen = []
+
+    def stop(model):
+        seen.append(there.read_text())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importing, "_rendered_moves", stop)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        import_hific_pytorch(save(tmp_path / "a.pt", tiny[1]), there.name, force=True, range_steps=5)
+    assert seen == ["mine"] and there.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "there.safetensors"]
 
 
 class RunsCode:
