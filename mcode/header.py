@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ManifoldError
+from .nets import STRIDE
+from .packet import MOST_QUALITIES
 
 FORMAT = "1"
 KINDS = ("linear", "ncode", "hific")
-STRIDE = 16
-"""Pixels per latent position of the kind `hific`."""
-MOST_QUALITIES = 15
-"""A packet's header has four bits for the quality, which counts from 1."""
 LARGEST_SIDE = 65_535
 _LARGEST_HEADER = 16 << 20
 _MOST_TENSORS = 10_000

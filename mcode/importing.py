@@ -27,7 +27,7 @@ from mcode.coders.range import HyperConfig
 from mcode.errors import FormatError, InputError, McodeError
 from mcode.nets.paper import Hific, MeanHific, PaperConfig
 from mcode.testclip import render_frames
-from mcode.text import shown_name
+from mcode.text import is_name, shown_name
 from mcode.training import hyper
 from mcode.training.crops import VIDEOS, load_pictures
 from mcode.training.deltas import RUN
@@ -92,7 +92,7 @@ def import_hific_pytorch(
     """
     path = Path(path)
     name = name or shown_name(Path(output).stem if output else path.stem.lower())
-    if not name or any(c in name for c in "/\\\0"):
+    if not is_name(name):
         raise InputError(f"--name {name}: a manifold's name is a file name without folders, as hific-low")
     target = Path(output) if output else manifold.folders()[-2] / f"{name}.safetensors"
     if target.suffix != ".safetensors":

@@ -329,6 +329,8 @@ def test_nothing_is_overwritten_or_written_under_another_kind_of_name(tiny, tmp_
         import_hific_pytorch(path, tmp_path / "b.safetensors", data=tmp_path / "empty")
     with pytest.raises(InputError, match="--name a/b"):
         import_hific_pytorch(path, tmp_path / "b.safetensors", name="a/b")
+    with pytest.raises(InputError, match="--name .*file name without folders"):
+        import_hific_pytorch(path, tmp_path / "b.safetensors", name="\udce9")
 
 
 def test_the_command_says_what_it_made_and_fails_in_one_line(tiny, tmp_path, capsys, one_thread):

@@ -23,13 +23,14 @@ from ..errors import InputError
 from ..evaluation import features
 from ..latents import fast_dtype
 from ..manifold import PRICES, ZERO_MARGIN, find, load, read_info
+from ..nets import STRIDE
 from ..nets.eye import load_eyes
-from ..nets.hific import STRIDE, CompactConfig, CompactHific
+from ..nets.hific import CompactConfig, CompactHific
 from ..nets.hyper import Hyper
 from ..nets.layers import ResidualBlock, channels_last, watched
 from ..nets.paper import Discriminator
 from . import loop
-from .crops import SMALLEST, CropStream, draw_crop, load_pictures
+from .crops import CropStream, check_crops, draw_crop, load_pictures
 from .patches import fit_patches
 
 _SMALLEST_WINDOW = 32
@@ -50,10 +51,7 @@ class DataConfig:
     graphics: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.folders or self.batch < 1 or self.crop < 4 * STRIDE or self.crop % STRIDE:
-            raise ValueError("folders must name one place at least, batch is 1 or more, crop a multiple of 16 from 64 on")
-        if self.longest < SMALLEST:
-            raise ValueError(f"longest is {self.longest}; it is {SMALLEST} or more: smaller pictures are left out")
+        check_crops(self.folders, self.batch, self.crop, self.longest)
         if not 0 <= self.graphics <= 1:
             raise ValueError(f"graphics is {self.graphics}; it is a share of the crops, 0 to 1")
 
@@ -138,8 +136,7 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.checkpoint_every < 1 or self.revive_every < 0:
             raise ValueError("steps and checkpoint_every are 1 or more, revive_every 0 or more")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it is above 0")
+        loop.check_numbers(self)
 
 
 @dataclass(frozen=True)

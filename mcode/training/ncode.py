@@ -77,6 +77,7 @@ class AdversarialConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.critic_steps < 1:
             raise ValueError("steps and critic_steps are 1 or more")
+        loop.check_numbers(self)
         if self.gradient_penalty < 0 or (self.gradient_penalty and self.loss != "wgan"):
             raise ValueError('gradient_penalty is 0 or more, and 0 unless loss = "wgan"')
 
@@ -104,6 +105,7 @@ class EncodingConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError("steps is 1 or more")
+        loop.check_numbers(self)
         if not set(self.aware_bits) <= set(BITS):
             raise ValueError(f"aware_bits are of {BITS[0]}..{BITS[-1]}")
 

@@ -108,6 +108,9 @@ class ResidualTraining:
     def __post_init__(self) -> None:
         if min(self.steps, self.folds, self.checkpoint_every, *(self.intervals or (0,))) < 1:
             raise ValueError("steps, folds, checkpoint_every and intervals are 1 or more")
+        loop.check_numbers(self)
+        if self.step <= 0:
+            raise ValueError(f"step is {self.step}; it is above 0")
         if self.held_out < 0 or self.held_out == 1:
             raise ValueError(f"held_out is {self.held_out}; it is 0, or 2 or more: 1 would keep every clip from the network")
         if not 1 <= self.default_quality <= QUALITIES:
