@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 import mcode
 from mcode.config import from_dict
-from mcode.errors import ConfigError, InputError
+from mcode.errors import ConfigError, InputError, ManifoldError
 from mcode.nets.hific import CompactConfig, CompactHific
 from mcode.nets.hyper import Hyper
 from mcode.nets.paper import Discriminator
@@ -387,6 +387,14 @@ def test_a_configuration_that_cannot_be_trained_is_refused(table, values, messag
     with pytest.raises(ConfigError, match=message) as error:
         config(**{table: values})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["all", "synthesis"])
+def test_a_start_that_is_missing_is_told_before_pictures_are_read(tmp_path, data, monkeypatch, part):
+    monkeypatch.setattr("mcode.training.compact.load_pictures", None)
+    begun = from_dict(SMALL | {"start": str(tmp_path / "gone.safetensors"), "part": part}, CompactTraining, source="test")
+    with pytest.raises(ManifoldError, match=r"gone.safetensors: no such manifold file"):
+        train(begun, data, tmp_path / "out")
 
 
 def test_a_part_without_a_start_is_refused():

@@ -236,16 +236,18 @@ def train(
         d = model.d = Discriminator(config.network.channels, norm=config.loss.norm, conditional=config.loss.conditional)
     first, saved = loop.begin(out, resume, model)
     checkpoint = out / loop.CHECKPOINT
+    lam = lambdas(config.loss, config.network.qualities)
+    begun = None if saved is not None or config.start is None else _start_from(model, config.start, lam)
+    margin = _margin_of(config) if config.part == "synthesis" else None
     pictures = load_pictures(
         [data / f for f in config.data.folders], longest=config.data.longest, frames_per_video=config.data.frames_per_video
     )
     if not pictures:
         raise InputError(f"{data}: no pictures or videos that can be read in {', '.join(config.data.folders)}")
-    lam = lambdas(config.loss, config.network.qualities)
     if saved is None:
-        _initialise(model, config, pictures, lam)
-    if config.part == "synthesis":
-        model.keep_what_is_sent(_margin_of(config))
+        _initialise(model, config, pictures, lam, begun)
+    if margin is not None:
+        model.keep_what_is_sent(margin)
     channels_last(model, device)
     parameters = {k: v for k, v in model.named_parameters() if not k.startswith("d.")}
     ema = loop.averages(parameters, saved)
@@ -392,25 +394,31 @@ def _hyper_of(config: CompactTraining) -> Hyper | None:
     return Hyper.thaw(model.hyper)
 
 
-def _initialise(model: CompactHific, config: CompactTraining, pictures: list[np.ndarray], lam: Tensor) -> None:
-    """Patch transform, gains and rate model, from the data, or networks and gains from the manifold `config.start`."""
+def _initialise(
+    model: CompactHific,
+    config: CompactTraining,
+    pictures: list[np.ndarray],
+    lam: Tensor,
+    begun: tuple[Tensor, Tensor] | None,
+) -> None:
+    """Patch transform, gains and rate model, from the data. begun: what `_start_from` gives, whose networks stay; or None."""
     rng = np.random.default_rng(config.seed)
     sample = np.stack([draw_crop(pictures, 256, rng) for _ in range(256)])
     middle = float(start_step(lam)[config.network.qualities // 2])
-    if config.start is None:
+    if begun is None:
         fit_patches(model.net.patches, sample, middle)
         log_gain = (middle / start_step(lam)).log().unsqueeze(1).expand_as(model.gains.log_gain)
     else:
-        log_gain, log_shrink = _start_from(model, config.start, lam)
+        log_gain, log_shrink = begun
         with torch.no_grad():
             model.gains.log_shrink.copy_(log_shrink)
     with torch.no_grad():
         model.gains.log_gain.copy_(log_gain)
         spread = torch.tensor([-1.5, -0.3, 0.8]).view(1, 3, 1)
         x = torch.from_numpy(sample[:32]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        if config.start is not None:
+        if begun is not None:
             _revive(model, x, _trained(model, config))
-        y = model.net.patches(x) if config.start is None else model.net.analysis(x)
+        y = model.net.patches(x) if begun is None else model.net.analysis(x)
         model.rate.log_scale.copy_((model.gains.gain() * y.abs().mean((0, 2, 3))).log().unsqueeze(1) + spread)
 
 
