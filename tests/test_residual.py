@@ -299,6 +299,16 @@ def test_a_wrong_configuration_gives_one_line(tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
+def test_footage_is_read_after_a_checkpoint_is_refused_and_components_learned_once(tmp_path, data, monkeypatch):
+    path, out = write(tmp_path, "bits"), tmp_path / "out"
+    train(path, data, out, device="cpu")
+    monkeypatch.setattr(residual, "learn_components", None)
+    train(path, data, out, resume=True, device="cpu")
+    monkeypatch.setattr(residual, "load", None)
+    with pytest.raises(InputError, match="exists; go on from it with --resume"):
+        train(path, data, out, device="cpu")
+
+
 def test_mirrored_pictures_of_interpolated_coordinates_are_refused(tmp_path):
     config = read_config(write(tmp_path, "folds"))
     with pytest.raises(ValueError, match="set mirror_pairs"):

@@ -147,11 +147,12 @@ def train(
     """
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
+    model = Residual(config.network)
+    first, saved = loop.begin(out, resume, model)
     squares = load(config, data)
     where = torch.device(device)
-    model = Residual(config.network)
-    learn_components(model, squares.pixels)
-    first, saved = loop.begin(out, resume, model)
+    if saved is None:
+        learn_components(model, squares.pixels)
     model.prepare()
     channels_last(model, where).prepare()
     samples = Samples(config, model, squares, where)
