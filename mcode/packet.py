@@ -18,6 +18,9 @@ FORMAT = 2
 CODERS = ("fixed", "huffman", "range")
 """By their numbers in the stream header."""
 
+OFFERED = ("huffman", "fixed", "range")
+"""The same as they are offered: for any manifold the better one first."""
+
 MOST_QUALITIES = 15
 """The stream header has four bits for the quality, which counts from 1."""
 

@@ -11,8 +11,8 @@ import typer
 
 from mcode.errors import InputError
 from mcode.packet import MOST_QUALITIES
+from mcode.packet import OFFERED as CODERS
 
-CODERS = ("huffman", "fixed", "range")
 CODECS = ("h264", "h265", "av1")
 LANES = ("fixed", "huffman", "h264", "h265", "range")
 
