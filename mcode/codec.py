@@ -23,11 +23,11 @@ from .errors import InputError, ManifoldError, WireError
 from .frame import TICKS_PER_S, Frame
 from .latents import dequantise, hold, interpolate, quantise
 from .packet import LARGEST_PICTURE, Packet, StreamHeader, too_large
+from .packet import OFFERED as CODERS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CODERS = ("huffman", "fixed", "range")
 BATCH_PIXELS = 2_000_000
 """Frames between keyframes are synthesised in batches of at most about this many pixels, see `frames_at_once`."""
 DEAD_ZONE = 0.6

@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ManifoldError
+from .nets import STRIDE
+from .packet import MOST_QUALITIES
 
 FORMAT = "1"
 KINDS = ("linear", "ncode", "hific")
-STRIDE = 16
-"""Pixels per latent position of the kind `hific`."""
-MOST_QUALITIES = 15
-"""A packet's header has four bits for the quality, which counts from 1."""
 LARGEST_SIDE = 65_535
 _LARGEST_HEADER = 16 << 20
 _MOST_TENSORS = 10_000
 _DEEPEST = 32
 """Lists and tables within one another, in the card and in the config."""
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
+
+_Sizes = tuple[tuple[int, int] | None, int | None, int, int]
+"""frame_size, stride, qualities and default_quality."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def _header(path: Path, header: Any, body: int) -> Header:
         raise ManifoldError(f"{path}: a safetensors file, but not a manifold of MCode")
     if metadata["mcode"] != FORMAT:
         raise ManifoldError(f"{path}: manifold format {str(metadata['mcode'])[:40]}; this version reads format {FORMAT}")
+    config, card, sizes = parse(metadata)
+    return Header(metadata, _shapes(header, body), config, card, *sizes)
+
+
+def parse(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], _Sizes]:
+    """Config, card and sizes of a file's metadata. Raises ValueError where they cannot be used."""
     for key in ("id", "kind", "config", "tables"):
         _demand(key in metadata, key)
     for key, value in metadata.items():
@@ -81,8 +88,7 @@ def _header(path: Path, header: Any, body: int) -> Header:
     _demand(metadata["kind"] in KINDS, f"kind {metadata['kind']!r}")
     _demand(len(metadata["id"]) == 16 and not set(metadata["id"]) - set("0123456789abcdef"), f"id {metadata['id'][:40]!r}")
     card, config = _table(metadata.get("card", "{}"), "card"), _table(metadata["config"], "config")
-    sizes = _sizes(metadata["kind"], config)
-    return Header(metadata, _shapes(header, body), config, card, *sizes)
+    return config, card, _sizes(metadata["kind"], config)
 
 
 def _demand(good: bool, what: str) -> None:
@@ -94,7 +100,7 @@ def _whole(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
 
 
-def _sizes(kind: str, config: Mapping[str, Any]) -> tuple[tuple[int, int] | None, int | None, int, int]:
+def _sizes(kind: str, config: Mapping[str, Any]) -> _Sizes:
     """frame_size, stride, qualities and default_quality, of a config whose tables are tables."""
     qualities: Any = config.get("qualities")
     _demand(_whole(qualities, 1, MOST_QUALITIES), f"qualities is no whole number from 1 to {MOST_QUALITIES}")

@@ -27,10 +27,12 @@ from mcode.coders.range import HyperConfig
 from mcode.errors import FormatError, InputError, McodeError
 from mcode.nets.paper import Hific, MeanHific, PaperConfig
 from mcode.testclip import render_frames
+from mcode.text import is_name, shown_name
 from mcode.training import hyper
 from mcode.training.crops import VIDEOS, load_pictures
 from mcode.training.deltas import RUN
 from mcode.training.paper import fit_tables, save
+from mcode.whole import whole
 
 REPOSITORY = "https://github.com/Justin-Tan/high-fidelity-generative-compression"
 MOST_PICTURES, LONGEST = 64, 1024
@@ -86,11 +88,11 @@ def import_hific_pytorch(
     which moves y by some thousandths, and bfloat16 is used where it is fast.
     range_steps: train a hyperprior for the coder `range`, with so many steps on crops of the same data; without it the manifold
     codes by `huffman` and `fixed` alone. The scales of the port's own hyperprior code nothing: floating-point numbers differ
-    from machine to machine. Raises InputError; McodeError where that training fails, and then no file is left.
+    from machine to machine. Raises InputError; McodeError where that training fails. A file at output stays until all is done.
     """
     path = Path(path)
-    name = name or (Path(output).stem if output else path.stem.lower())
-    if not name or any(c in name for c in "/\\\0"):
+    name = name or shown_name(Path(output).stem if output else path.stem.lower())
+    if not is_name(name):
         raise InputError(f"--name {name}: a manifold's name is a file name without folders, as hific-low")
     target = Path(output) if output else manifold.folders()[-2] / f"{name}.safetensors"
     if target.suffix != ".safetensors":
@@ -105,16 +107,14 @@ def import_hific_pytorch(
     if data is None:
         tables_from = "scenes rendered by MCode"
     else:
-        tables_from = f"{len(pictures)} pictures and frames of {Path(data).resolve().name}"
+        tables_from = f"{len(pictures)} pictures and frames of {shown_name(Path(data).resolve())}"
     fitted = fit_tables(net, pictures, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
-    manifold_id = save(target, net, stored, fitted.tables, name=name, card=_card(path, checkpoint, tables_from, float32))
-    if range_steps is not None:
-        try:
-            manifold_id = _add_range(target, data, range_steps, device, progress)
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+    card = _card(path, checkpoint, tables_from, float32)
+    with whole(target.absolute()) as draft:  # a path, not a name to look for
+        manifold_id = save(draft, net, stored, fitted.tables, name=name, card=card)
+        if range_steps is not None:
+            manifold_id = _add_range(draft, data, range_steps, device, progress)
     return ImportReport(
         path=str(target),
         name=name,
@@ -128,7 +128,7 @@ def import_hific_pytorch(
 
 
 def _add_range(
-    target: Path,
+    draft: Path,
     data: str | os.PathLike[str] | None,
     steps: int,
     device: str,
@@ -143,7 +143,7 @@ def _add_range(
         if progress:
             progress(numbers["step"], steps)
 
-    model = manifold.load(target, device)
+    model = manifold.load(draft, device)
     gain = torch.stack([model.gain(q).float().cpu() for q in range(1, model.qualities + 1)])
     folder = None if data is None else Path(data)
     if folder is not None and any(path.suffix.lower() in VIDEOS for path in folder.rglob("*")):
@@ -154,7 +154,7 @@ def _add_range(
         latents, source = moves[:, ::2].reshape(-1, *moves.shape[2:]), "scenes rendered by MCode"
     else:
         latents = hyper.draw_latents(model, [folder], RANGE_CROPS, size=_RANGE_SIZE)
-        source = f"{len(latents)} crops of {folder.resolve().name}"
+        source = f"{len(latents)} crops of {shown_name(folder.resolve())}"
     config = HyperConfig(model.channels, model.qualities, hyper.passes(model.channels), levels=hyper.LEVELS)
     net = hyper.train(latents, moves, gain, config, replace(hyper.HyperTraining(), steps=steps), report=report)
     every = np.linspace(0, len(latents) - 1, min(400, len(latents))).astype(int)
@@ -163,7 +163,7 @@ def _add_range(
     except FormatError as error:
         raise McodeError(f"what was trained for range cannot code ({error}); use another number of steps") from error
     count = sum(w.size for w in ready.weights.values())
-    return hyper.attach(target, ready, target, note=f"{count:,} integer weights, {steps} steps on {source}")
+    return hyper.attach(draft, ready, draft, note=f"{count:,} integer weights, {steps} steps on {source}")
 
 
 def _rendered_moves(model: manifold.Manifold) -> np.ndarray:
@@ -365,7 +365,7 @@ def _card(path: Path, checkpoint: Checkpoint, tables_from: str, float32: bool) -
         "title": "HiFiC, weights of the public PyTorch port" + (f", regime {regime}" if regime else ""),
         "source": REPOSITORY,
         "licence": "Apache-2.0 (the port's)",
-        "checkpoint": {"file": path.name, "sha256": digest} | checkpoint.facts,
+        "checkpoint": {"file": shown_name(path), "sha256": digest} | checkpoint.facts,
         "tables": f"fitted to {tables_from}",
         "not_for": "documents, medical pictures, evidence: detail is made up to look right",
         "imported": date.today().isoformat(),

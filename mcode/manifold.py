@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from .errors import ConfigError, FormatError, ManifoldError
-from .header import FORMAT, read_header
-from .packet import LARGEST_PICTURE, too_large
+from .header import FORMAT, parse, read_header
+from .packet import LARGEST_PICTURE, OFFERED, too_large
 from .whole import whole
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ PRECISION = "precision"
 @dataclass(frozen=True)
 class ManifoldInfo:
     """What a manifold's header says. frame_size: (width, height) or None for any size; stride: pixels per latent position
-    (None for fixed sizes); qualities: number of quality steps; coders: which of mcode.packet.CODERS it has what it takes
+    (None for fixed sizes); qualities: number of quality steps; coders: which of mcode.packet.OFFERED it has what it takes
     for; id: first 16 hex digits of the content's SHA-256."""
 
     name: str
@@ -168,7 +168,7 @@ def read_info(name_or_path: str | os.PathLike[str]) -> ManifoldInfo:
         frame_size=header.frame_size,
         stride=header.stride,
         qualities=header.qualities,
-        coders=("huffman", "fixed", "range") if header.config.get("hyper") else ("huffman", "fixed"),
+        coders=tuple(coder for coder in OFFERED if coder != "range" or header.config.get("hyper")),
         card=header.card,
         config=header.config,
     )
@@ -216,7 +216,8 @@ def save(
     tensors: Mapping[str, np.ndarray],
     card: Mapping[str, Any],
 ) -> str:
-    """Writes a manifold file, whole or not at all; returns its id. tables: one for each quality."""
+    """Writes a manifold file, whole or not at all; returns its id. tables: one for each quality. Raises ManifoldError where
+    `load` would refuse its header."""
     return _write(path, kind, name, config, _tables_text(tables), tensors, card)
 
 
@@ -281,6 +282,11 @@ def _write(
         "tables": tables,
         "card": json.dumps(card),
     }
+    try:
+        parse(metadata)
+        name.encode()
+    except ValueError as error:
+        raise ManifoldError(f"{os.fspath(path)}: not written, since no reader would take this header ({error})") from error
     try:
         with whole(path) as part:
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part, metadata)

@@ -18,6 +18,12 @@ FORMAT = 2
 CODERS = ("fixed", "huffman", "range")
 """By their numbers in the stream header."""
 
+OFFERED = ("huffman", "fixed", "range")
+"""The same as they are offered: for any manifold the better one first."""
+
+MOST_QUALITIES = 15
+"""The stream header has four bits for the quality, which counts from 1."""
+
 LARGEST_PICTURE = 1 << 27
 """Pixels. Larger pictures are refused: 15360x8640 passes, and takes about 5 GB; a damaged header of a few bytes asks for 30
 times as many."""
@@ -44,7 +50,7 @@ A varint is an unsigned number below 2^32: 7 bits a byte, the lowest first, bit 
 _REFRESH, _STEPS, _TIMES = 1, 2, 4
 _MANIFOLD_BYTES = 8
 _MAX_16 = (1 << 16) - 1
-_RANGES = SimpleNamespace(size=(1, _MAX_16), n=(1, _MAX_16), steps=(1, _MAX_16), quality=(0, 15), slices=(1, 255))
+_RANGES = SimpleNamespace(size=(1, _MAX_16), n=(1, _MAX_16), steps=(1, _MAX_16), quality=(0, MOST_QUALITIES), slices=(1, 255))
 
 
 class NewerFormatError(WireError, FormatError):

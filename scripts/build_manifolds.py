@@ -33,6 +33,8 @@ import json
 from datetime import date
 from pathlib import Path
 
+from mcode.errors import InputError, McodeError
+
 SHIPPED = Path(__file__).parent.parent / "mcode" / "manifolds"
 
 TALKING_HEAD = {
@@ -69,6 +71,8 @@ def build_paper(trained: Path) -> None:
     """The small manifolds of the paper's experiments, with cards that say what they are for."""
     from mcode import manifold
 
+    if not trained.is_dir():
+        raise InputError(f"--trained {trained}: no such folder")
     (SHIPPED / "paper").mkdir(parents=True, exist_ok=True)
     for path in sorted(trained.glob("*/*.safetensors")):
         name = path.stem
@@ -95,6 +99,16 @@ def main() -> None:
     parser.add_argument("--scores", type=json.loads, default={})
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
+    for name in ("trained",) if given.manifold == "paper" else ("data", "checkpoint"):
+        if getattr(given, name) is None:
+            parser.error(f"{given.manifold} needs --{name}")
+    try:
+        build(given)
+    except McodeError as error:
+        parser.error(str(error))
+
+
+def build(given: argparse.Namespace) -> None:
     if given.manifold == "paper":
         build_paper(given.trained)
         return

@@ -427,6 +427,9 @@ def main() -> None:
     count = given.latents or (60 if given.quick else 10_000)
     try:
         device = choose_device(given.device)
+    except McodeError:
+        parser.error(f"{given.device}: not available on this machine; cpu is")
+    try:
         models = {
             "cpu float32": manifold.load(given.manifold, "cpu", precision="float32"),
             f"{device.type} float32": manifold.load(given.manifold, device.type, precision="float32"),

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from mcode import manifold
+from mcode.errors import InputError, McodeError
 from mcode.nets.layers import Down, watched
 from mcode.training.crops import load_pictures
 
@@ -73,10 +74,19 @@ def main() -> None:
     given = parser.parse_args()
     if given.output.exists():
         parser.error(f"{given.output} exists; name another file")
+    try:
+        drop(given)
+    except McodeError as error:
+        parser.error(str(error))
+
+
+def drop(given: argparse.Namespace) -> None:
     model = manifold.load(given.manifold, "cpu", precision="float32")
     if model.config.get("network", {}).get("family", "compact") != "compact" or model.kind != "hific":
-        parser.error(f"{given.manifold} is no compact hific manifold")
+        raise InputError(f"{given.manifold} is no compact hific manifold")
     pictures = load_pictures([given.data / folder for folder in given.folders], longest=1024, frames_per_video=1)
+    if not pictures:
+        raise InputError(f"{given.data}: no pictures or videos that can be read in {', '.join(given.folders)}")
     dead = dead_blocks(model, pictures[:: max(1, len(pictures) // given.pictures)])
     network = dict(model.config["network"])
     tensors, blocks = without(model.net.analysis_net, dead, load_file(model.info.path), network["analysis_blocks"])

@@ -1,4 +1,5 @@
-# Makes .venv beside the sources and installs MCode into it; sourced by demo.sh and test.sh. Does nothing when up to date.
+# Makes .venv beside the sources and installs MCode into it; sourced by the other scripts. Does nothing when up to date, also
+# where it holds further extras already.
 # Usage: make_environment EXTRAS, as in `make_environment player,live`.
 
 # library that must be loadable -> Debian package that holds it
@@ -53,16 +54,25 @@ install_torch() {
 }
 
 make_environment() {
-    local extras=$1 python stamp
+    local extras=$1 python sum version stamp known extra
     python=$(command -v python3 || true)
     [ -n "$python" ] || { say "python3 is not installed"; return 2; }
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { say "MCode needs Python 3.11 or newer"; return 2; }
-    stamp="$(cksum <pyproject.toml) $extras $("$python" --version)"
-    if [ "$(cat .venv/.mcode-stamp 2>/dev/null || true)" = "$stamp" ]; then return 0; fi
+    sum=$(cksum <pyproject.toml)
+    version=$("$python" --version)
+    stamp=$(cat .venv/.mcode-stamp 2>/dev/null || true)
+    known=${stamp#"$sum "}
+    known=${known%" $version"}
+    [ "$stamp" = "$sum $known $version" ] || known=""  # of other sources, or of another Python
+    stamp=$known
+    for extra in ${extras//,/ }; do
+        case ,$known, in *",$extra,"*) ;; *) known=${known:+$known,}$extra ;; esac
+    done
+    if [ "$known" = "$stamp" ]; then return 0; fi
     install_libraries
     [ -x .venv/bin/python ] || "$python" -m venv .venv || { say "python3 has no venv: install python3-venv"; return 2; }
     say "installing into .venv (some minutes the first time)"
     install_torch .venv/bin/python || return
-    .venv/bin/python -m pip install -q -e ".[$extras]" || return
-    printf '%s' "$stamp" >.venv/.mcode-stamp
+    .venv/bin/python -m pip install -q -e ".[$known]" || return
+    printf '%s' "$sum $known $version" >.venv/.mcode-stamp
 }

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mcode import manifold
+from mcode.errors import McodeError
 from mcode.training.export import tables_of
 
 
@@ -25,6 +26,13 @@ def main() -> None:
     given = parser.parse_args()
     if given.output.exists():
         parser.error(f"{given.output} exists; name another file")
+    try:
+        fit(given)
+    except McodeError as error:
+        parser.error(str(error))
+
+
+def fit(given: argparse.Namespace) -> None:
     model = manifold.load(given.manifold)
     fitted = tables_of(model, given.data, given.folders)
     tables = [replace(model.tables(q), delta=t.delta) for q, t in enumerate(fitted, 1)]

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from mcode.baseline import CODERS, CrfSearch
+from mcode.errors import InputError, McodeError
 from mcode.manifold import load
 from mcode.transcode import encode_file
 from mcode.video import FrameReader
@@ -23,16 +24,27 @@ def main() -> None:
     parser.add_argument("--manifold", default="talking-head")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--quality", type=int)
-    parser.add_argument("--codecs", nargs="*", default=["av1", "h265", "h264"])
+    parser.add_argument("--codecs", nargs="*", choices=list(CODERS), default=["av1", "h265", "h264"])
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
-    clips = sorted((given.data / "grid_s1" / "dev").glob("*.mpg"))
+    try:
+        measure(given)
+    except McodeError as error:
+        parser.error(str(error))
+
+
+def measure(given: argparse.Namespace) -> None:
+    folder = given.data / "grid_s1" / "dev"
+    clips = sorted(folder.glob("*.mpg"))
+    if not clips:
+        raise InputError(f"{folder}: no clips (.mpg) there")
     model = load(given.manifold)
-    assert model.frame_size is not None
+    if model.frame_size is None:
+        raise InputError(f"manifold {model.name} is for pictures of any size; give one of the clips' own")
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         for n in given.n:
-            out = Path(folder) / "clip.mcode"
+            out = Path(scratch) / "clip.mcode"
             options = {"manifold": model, "n": n, "quality": given.quality, "size": model.frame_size, "audio": "none"}
             made = [encode_file(clip, out, force=True, **options) for clip in clips]
             row = {

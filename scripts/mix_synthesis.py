@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mcode import manifold
+from mcode.errors import InputError, McodeError
 from mcode.nets.int8 import RANGES
 from mcode.training.crops import load_pictures
 from mcode.training.export import ranges_of
@@ -50,11 +51,20 @@ def main() -> None:
     given = parser.parse_args()
     if given.output.exists():
         parser.error(f"{given.output} exists; name another file")
+    if not 0 <= given.share <= 1:
+        parser.error(f"--share {given.share:g}: a share is from 0 to 1")
+    try:
+        mix(given)
+    except McodeError as error:
+        parser.error(str(error))
+
+
+def mix(given: argparse.Namespace) -> None:
     start, trained = (manifold.read_info(name) for name in (given.start, given.trained))
     try:
         tensors = mixed(load_file(start.path), load_file(trained.path), given.share)
     except ValueError as error:
-        parser.error(f"{given.start} and {given.trained}: {error}")
+        raise InputError(f"{given.start} and {given.trained}: {error}") from error
     card = {name: trained.card[name] for name in ("training_config", "steps", "made") if name in trained.card}
     card["mixed"] = f"{given.share:g} of the training's weights, {1 - given.share:g} of {start.id}'s"
     draft = given.output.with_suffix(".draft.safetensors")
@@ -62,6 +72,8 @@ def main() -> None:
         manifold.rewrite(start.path, draft, card=card, tensors=tensors)
         model = manifold.load(draft, "cpu", precision="float32")
         pictures = load_pictures([given.data / folder for folder in given.folders], longest=1024, frames_per_video=1)
+        if not pictures:
+            raise InputError(f"{given.data}: no pictures or videos that can be read in {', '.join(given.folders)}")
         some = pictures[:: max(1, len(pictures) // given.pictures)]
         card[RANGES] = ranges_of(model, [model.analyse(rgb[None])[0] for rgb in some])
     finally:

@@ -1,17 +1,22 @@
 #!/usr/bin/env bash
 # Remakes the tables and figures of "Generative Compression": trains what is missing, then measures everything.
-#   scripts/reproduce.sh DATA [OUT]     DATA: the folder with small/, kth/, grid_s1/ (and perceptual/); OUT: results
+#   scripts/reproduce.sh DATA [OUT]     DATA: the folder with small/, kth/, grid_s1/ (and perceptual/); OUT: results,
+#   beside the scripts
 # Trained manifolds stay in OUT/manifolds; a run that was stopped goes on where it was.
 # To try it: SHARE=0.001 trains that share of each configuration's steps, PICTURES=20 measures on so many test pictures,
 # ONLY=figure7 makes these parts alone.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+here=$(pwd)
 if [ "$#" -lt 1 ] || [ ! -d "$1" ]; then
     echo "usage: scripts/reproduce.sh DATA [OUT]: ${1:-DATA} is no folder of data" >&2
     exit 2
 fi
 data="$(cd "$1" && pwd)"
+cd "$(dirname "$0")/.."
 out="${2:-results}"
+if [ "$#" -gt 1 ]; then
+    case $2 in /*) ;; *) out=$here/$2 ;; esac
+fi
 share="${SHARE:-1}"
 if ! awk -v s="$share" 'BEGIN { exit !(s + 0 > 0 && s + 0 <= 1) }'; then
     echo "reproduce.sh: SHARE=$share is not above 0 and at most 1" >&2

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mcode.channel import ChannelSettings  # noqa: E402
+from mcode.errors import McodeError  # noqa: E402
 from mcode.receive import Receiver  # noqa: E402
 from mcode.rtp import opus, payload  # noqa: E402
 from mcode.send import SendConfig, Sender  # noqa: E402
@@ -206,6 +207,13 @@ def main() -> int:
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "results" / "soak.json")
     given = parser.parse_args()
+    try:
+        return measure(given)
+    except McodeError as error:
+        parser.error(str(error))
+
+
+def measure(given: argparse.Namespace) -> int:
     config = SendConfig(
         given.clip,
         to=f"rtp://127.0.0.1:{given.port}",

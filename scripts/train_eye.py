@@ -17,8 +17,13 @@ from pathlib import Path
 import torch
 
 from mcode import manifold
+from mcode.errors import InputError, McodeError
 from mcode.nets.eye import read
 from mcode.training.eye import EyeTraining, save, train
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
 
 
 def main() -> None:
@@ -31,15 +36,24 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a file of this script to go on from")
     parser.add_argument("--seed", type=int, default=EyeTraining.seed, help="another one where it goes on, for other crops")
     parser.add_argument("--beside", type=Path, help="a file of this script whose networks are written before the new one")
-    parser.add_argument("--shares", help="by what to multiply each network's distance, the new one's last: 0.6,0.8")
+    parser.add_argument(
+        "--shares", type=numbers, help="by what to multiply each network's distance, the new one's last: 0.6,0.8"
+    )
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
-    before = [] if given.beside is None else read(given.beside)
-    shares = [1.0] * (len(before) + 1) if given.shares is None else [float(s) for s in given.shares.split(",")]
-    if len(shares) != len(before) + 1:
-        parser.error(f"--shares has {len(shares)} numbers for {len(before) + 1} networks")
     if given.output.exists():
         parser.error(f"{given.output} exists; name another file")
+    try:
+        make(given)
+    except McodeError as error:
+        parser.error(str(error))
+
+
+def make(given: argparse.Namespace) -> None:
+    before = [] if given.beside is None else read(given.beside)
+    shares = given.shares or [1.0] * (len(before) + 1)
+    if len(shares) != len(before) + 1:
+        raise InputError(f"--shares has {len(shares)} numbers for {len(before) + 1} networks")
     torch.set_num_threads(given.threads)
     model = manifold.load(given.manifold, "cpu")
     training = replace(EyeTraining(), steps=given.steps, seconds=given.seconds, seed=given.seed)

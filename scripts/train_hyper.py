@@ -17,22 +17,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from mcode import manifold
 from mcode.coders.range import DELTA, HyperConfig
+from mcode.errors import InputError, McodeError
 from mcode.nets.hyper import Hyper
 from mcode.training.hyper import LEVELS, HyperTraining, attach, draw_latents, draw_moves, fit, passes, train
+from mcode.training.loop import read_checkpoint
 
 
 def joint(checkpoint: Path, config: HyperConfig) -> Hyper:
     """The averaged weights of the hyperprior in a checkpoint of a training with `hyper` in its loss, of as many levels as it
-    has there."""
+    has there. Raises InputError."""
     prefix = "ema.hyper."
-    tensors = {k.removeprefix(prefix): v for k, v in load_file(checkpoint).items() if k.startswith(prefix)}
+    tensors = {k.removeprefix(prefix): v for k, v in read_checkpoint(checkpoint)[2].items() if k.startswith(prefix)}
+    if not tensors:
+        raise InputError(f"--start {checkpoint}: no hyperprior learned along there; leave --start out")
     kinds = len(tensors["start.bias"]) // (2 * config.qualities)
     net = Hyper(replace(config, levels=kinds - DELTA))
-    net.load_state_dict(tensors)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"--start {checkpoint}: its hyperprior is of another manifold than this") from error
     return net
 
 
@@ -55,9 +61,22 @@ def main() -> None:
     given = parser.parse_args()
     if given.output.exists():
         parser.error(f"{given.output} exists; name another file")
+    try:
+        make(given)
+    except McodeError as error:
+        parser.error(str(error))
+
+
+def make(given: argparse.Namespace) -> None:
     model = manifold.load(given.manifold, given.device)
     if given.go_on and model.hyper is None:
-        parser.error(f"--go-on: manifold {given.manifold} has no hyperprior; leave --go-on out")
+        raise InputError(f"--go-on: manifold {given.manifold} has no hyperprior; leave --go-on out")
+    config = HyperConfig(model.channels, model.qualities, passes(model.channels), levels=given.levels)
+    start = None if given.start is None else joint(given.start, config)
+    if given.go_on:
+        start = Hyper.thaw(model.hyper, given.levels).requires_grad_(True)
+    if start is not None:
+        config = start.config
     qualities = range(1, model.qualities + 1)
     gain = torch.stack([model.gain(q).float().cpu() for q in qualities])
     margins = [model.zero_margin(q) for q in qualities]
@@ -65,12 +84,6 @@ def main() -> None:
     latents = draw_latents(model, [given.data / f for f in given.stills], given.crops, seed=given.seed)
     moves = draw_moves(model, [given.data / f for f in given.videos], seed=given.seed)
     print(f"{len(latents)} crops, {len(moves)} places of videos", flush=True)
-    config = HyperConfig(model.channels, model.qualities, passes(model.channels), levels=given.levels)
-    start = None if given.start is None else joint(given.start, config)
-    if given.go_on:
-        start = Hyper.thaw(model.hyper, given.levels).requires_grad_(True)
-    if start is not None:
-        config = start.config
     checkpoint = given.output.with_suffix(".checkpoint")
     training = replace(HyperTraining(), steps=given.steps, seed=given.seed, learning_rate=given.rate, deltas=given.deltas)
     net = train(

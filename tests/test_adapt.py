@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from mcode import manifold
-from mcode.errors import InputError
+from mcode.errors import InputError, ManifoldError
 from mcode.training.adapt import adapt_linear, principal_components
 from mcode.transcode import encode_file
 from mcode.video import FrameReader, FrameWriter
@@ -49,6 +51,26 @@ def test_same_footage_same_manifold(clip, tmp_path):
     a = adapt_linear([clip], tmp_path / "a.safetensors", m=6, size=(32, 32))
     b = adapt_linear([clip], tmp_path / "b.safetensors", m=6, size=(32, 32))
     assert a.manifold_id == b.manifold_id
+
+
+def test_footage_whose_name_is_no_utf_8_leaves_a_manifold_that_loads(clip, tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    try:
+        odd.symlink_to(clip)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    path = tmp_path / os.fsdecode(b"h\xe9ad.safetensors")
+    adapt_linear([odd], path, m=4, size=(32, 32))
+    loaded = manifold.load(path, "cpu")
+    assert loaded.name == "h\N{REPLACEMENT CHARACTER}ad"
+    assert loaded.info.title == "linear manifold of caf\N{REPLACEMENT CHARACTER}.mp4"
+
+
+def test_a_card_that_no_reader_would_take_is_not_written(clip, tmp_path):
+    path = tmp_path / "me.safetensors"
+    with pytest.raises(ManifoldError, match=r"me\.safetensors: not written.*card holds half a character"):
+        adapt_linear([clip], path, m=4, size=(32, 32), card={"note": "\udce9"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_footage_of_another_scene_is_warned_of(clip, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,8 +193,6 @@ def test_a_baseline_meets_a_rate_it_can_reach_and_names_its_floor_where_it_canno
 
 
 def test_table_plot_and_pictures_are_written(report):
-    import json
-
     import cv2
 
     paths = dict(zip(("json", "md", "png", "pictures"), report.files, strict=True))
@@ -204,6 +204,15 @@ def test_table_plot_and_pictures_are_written(report):
     assert cv2.imread(paths["png"]).shape[0] > 400
     sheet = cv2.imread(paths["pictures"])
     assert sheet.shape[0] > 4 * 150 and sheet.shape[1] > 3 * 200
+
+
+def test_a_clip_whose_name_is_no_utf_8_gets_a_report(report, tmp_path):
+    from mcode.evaluation.channel import _write
+
+    odd = replace(report, input=os.fsdecode(b"caf\xe9.mkv"))
+    _write(odd, {}, np.zeros((report.height, report.width, 3), np.uint8), tmp_path)
+    assert "caf\N{REPLACEMENT CHARACTER}.mkv" in (tmp_path / "channel.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "channel.json").read_text())["input"] == "caf\N{REPLACEMENT CHARACTER}.mkv"
 
 
 def test_a_report_that_cannot_be_written_leaves_the_one_before_whole(report, tmp_path, monkeypatch):

@@ -172,9 +172,9 @@ def test_every_command_that_reports_has_json():
         ("encode a -o b --n -1", "--n -1: the keyframe interval is a whole number from 1 to 65535"),
         ("encode a -o b --n 65536", "--n 65536: the keyframe interval is a whole number from 1 to 65535"),
         ("encode a -o b --n 2.5", "--n 2.5: the keyframe interval is a whole number from 1 to 65535"),
-        ("encode a -o b --quality 9", "--quality 9: the quality is a whole number from 1 to 8"),
-        ("encode a -o b --quality 0", "--quality 0: the quality is a whole number from 1 to 8"),
-        ("encode a -o b --quality best", "--quality best: the quality is a whole number from 1 to 8"),
+        ("encode a -o b --quality 16", "--quality 16: the quality is a whole number from 1 to 15"),
+        ("encode a -o b --quality 0", "--quality 0: the quality is a whole number from 1 to 15"),
+        ("encode a -o b --quality best", "--quality best: the quality is a whole number from 1 to 15"),
         (
             "encode a -o b --size 12x",
             "--size 12x: a size is WIDTHxHEIGHT with both from 1 to 65535, as 640x360, or native",

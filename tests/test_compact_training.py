@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 import mcode
 from mcode.config import from_dict
-from mcode.errors import ConfigError, InputError
+from mcode.errors import ConfigError, InputError, ManifoldError
 from mcode.nets.hific import CompactConfig, CompactHific
 from mcode.nets.hyper import Hyper
 from mcode.nets.paper import Discriminator
@@ -367,6 +367,8 @@ def test_a_loss_that_contradicts_itself_is_refused(loss):
         ("loss", {"perceptual_crops": 0}, "perceptual_crops is 1 or more"),
         ("loss", {"perceptual_size": 16}, "perceptual_size 32 or more"),
         ("loss", {"lambda_low": 0.0}, "lambda_low = 0.0"),
+        ("network", {"qualities": 16}, "qualities = 16 is not from 1 to 15"),
+        ("network", {"qualities": 0}, "qualities = 0 is not from 1 to 15"),
         ("network", {"stages": [0, 4]}, r"stages = \[0, 4\]; .* network.channels = 8"),
         ("network", {"stages": [2, 8]}, "rise from 0"),
         ("network", {"stages": [0, 4, 4, 8]}, "rise from 0"),
@@ -378,12 +380,21 @@ def test_a_loss_that_contradicts_itself_is_refused(loss):
         ("optimiser", {"steps": 0}, "steps and checkpoint_every"),
         ("optimiser", {"checkpoint_every": 0}, "steps and checkpoint_every"),
         ("optimiser", {"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ("optimiser", {"discriminator_rate": -1.0}, "discriminator_rate is -1.0"),
     ],
 )
 def test_a_configuration_that_cannot_be_trained_is_refused(table, values, message):
     with pytest.raises(ConfigError, match=message) as error:
         config(**{table: values})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["all", "synthesis"])
+def test_a_start_that_is_missing_is_told_before_pictures_are_read(tmp_path, data, monkeypatch, part):
+    monkeypatch.setattr("mcode.training.compact.load_pictures", None)
+    begun = from_dict(SMALL | {"start": str(tmp_path / "gone.safetensors"), "part": part}, CompactTraining, source="test")
+    with pytest.raises(ManifoldError, match=r"gone.safetensors: no such manifold file"):
+        train(begun, data, tmp_path / "out")
 
 
 def test_a_part_without_a_start_is_refused():

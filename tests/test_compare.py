@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,16 @@ def test_a_report_leaves_alone_what_else_the_folder_holds(footage, manifold, tmp
     assert {Path(path).name for path in report.files.values()} == {"other.html", "other.png", "other-side-by-side.mp4"}
     assert all((tmp_path / name).read_bytes() == b"mine" for name in mine)
     assert len(list(tmp_path.iterdir())) == 3 + len(mine)
+
+
+def test_footage_whose_name_is_no_utf_8_gets_a_report(footage, manifold, tmp_path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    try:
+        odd.symlink_to(footage)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    report = compare(odd, tmp_path / "out.html", against=("h264",), manifold=manifold, device="cpu", duration_s=0.2)
+    assert "caf\N{REPLACEMENT CHARACTER}.mp4" in Path(report.files["report"]).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["out.png", "out-side-by-side.mp4"])

@@ -11,7 +11,7 @@ import torch
 from mcode import codec
 from mcode.codec import Encoder
 from mcode.frame import Frame
-from mcode.training.deltas import LAGS, RUN, chained, chains, draw_pairs, keyframe_deltas
+from mcode.training.deltas import LAGS, RUN, chained, chains, draw_pairs, first_clips, keyframe_deltas
 
 from .block_means import TICKS, BlockMeans
 
@@ -98,3 +98,10 @@ def test_pairs_follow_each_other_in_chains():
         ]
         assert at
     assert len({b.sum().item() for b in before}) > 5, "not always the first of a run"
+
+
+@pytest.mark.parametrize(
+    ("clips", "found"), [((3, 4), [3, 4]), ((6000, 4000, 1), [6000, 4000]), ((6000, 5000, 1), [6000]), ((20_000, 1), [20_000])]
+)
+def test_tables_are_fitted_to_the_first_clips_and_to_one_at_least(clips, found):
+    assert first_clips(clips) == found

@@ -207,7 +207,24 @@ def test_a_training_that_fails_leaves_no_manifold(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("mcode.training.hyper.train", fail)
     with pytest.raises(McodeError, match="step 3"):
         import_hific_pytorch(save(tmp_path / "a.pt", tiny[1]), tmp_path / "b.safetensors", range_steps=5)
-    assert not (tmp_path / "b.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_manifold_to_be_replaced_stays_until_the_training_is_done(tiny, tmp_path, monkeypatch):
+    there = tmp_path / "there.safetensors"
+    there.write_text("mine")
+    seen = []
+
+    def stop(model):
+        seen.append(there.read_text())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importing, "_rendered_moves", stop)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        import_hific_pytorch(save(tmp_path / "a.pt", tiny[1]), there.name, force=True, range_steps=5)
+    assert seen == ["mine"] and there.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "there.safetensors"]
 
 
 class RunsCode:
@@ -312,6 +329,8 @@ def test_nothing_is_overwritten_or_written_under_another_kind_of_name(tiny, tmp_
         import_hific_pytorch(path, tmp_path / "b.safetensors", data=tmp_path / "empty")
     with pytest.raises(InputError, match="--name a/b"):
         import_hific_pytorch(path, tmp_path / "b.safetensors", name="a/b")
+    with pytest.raises(InputError, match="--name .*file name without folders"):
+        import_hific_pytorch(path, tmp_path / "b.safetensors", name="\udce9")
 
 
 def test_the_command_says_what_it_made_and_fails_in_one_line(tiny, tmp_path, capsys, one_thread):

@@ -21,6 +21,7 @@ FLOORS = {
     "config": 0,
     "memory": 0,
     "whole": 0,
+    "text": 0,
     "packet": 1,
     "channel": 1,
     "coders": 1,

@@ -273,6 +273,9 @@ def test_interpolated_coordinates_lie_between_keyframes_of_one_clip(tmp_path, da
         ('family = "residual"|family = "dense"', "network.family"),
         ("frame_size = [48, 32]|frame_size = [48]", "width and a height"),
         ("m = 6|m = 0", "m = 0"),
+        ("checkpoint_every = 3|learning_rate = -1.0", "learning_rate is -1.0; it is above 0"),
+        ('quantiser = "bits"|step = 0.0', "step is 0.0; it is above 0"),
+        ('name = "tiny"|name = "a/b"', 'name = "a/b": a manifold'),
         ("bits = [3, 5]|bits = [9]", "bits are some of"),
         ("checkpoint_every = 3|held_out = 1\ncheckpoint_every = 3", "held_out is 1; it is 0, or 2 or more"),
         ("checkpoint_every = 3|folds = 2\ncheckpoint_every = 3", "encoder = true needs folds = 1"),
@@ -294,6 +297,16 @@ def test_a_wrong_configuration_gives_one_line(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message) as error:
         read_config(path)
     assert "\n" not in str(error.value)
+
+
+def test_footage_is_read_after_a_checkpoint_is_refused_and_components_learned_once(tmp_path, data, monkeypatch):
+    path, out = write(tmp_path, "bits"), tmp_path / "out"
+    train(path, data, out, device="cpu")
+    monkeypatch.setattr(residual, "learn_components", None)
+    train(path, data, out, resume=True, device="cpu")
+    monkeypatch.setattr(residual, "load", None)
+    with pytest.raises(InputError, match="exists; go on from it with --resume"):
+        train(path, data, out, device="cpu")
 
 
 def test_mirrored_pictures_of_interpolated_coordinates_are_refused(tmp_path):

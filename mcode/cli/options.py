@@ -10,8 +10,9 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from mcode.errors import InputError
+from mcode.packet import MOST_QUALITIES
+from mcode.packet import OFFERED as CODERS
 
-CODERS = ("huffman", "fixed", "range")
 CODECS = ("h264", "h265", "av1")
 LANES = ("fixed", "huffman", "h264", "h265", "range")
 
@@ -215,9 +216,9 @@ Coder = Annotated[
 Quality = Annotated[
     int | None,
     typer.Option(
-        metavar="1..8",
-        parser=whole("--quality", "the quality", 1, 8),
-        help="More is better and larger; the manifold's own default if left out.",
+        metavar="1..15",
+        parser=whole("--quality", "the quality", 1, MOST_QUALITIES),
+        help="More is better and larger; most manifolds have 8. The manifold's own default if left out.",
         show_default=False,
     ),
 ]

@@ -31,6 +31,7 @@ from mcode.lanes import BaselineLane, McodeLane
 from mcode.manifold import load
 from mcode.rtp import h264, payload, sdp
 from mcode.rtp.packets import RtpPacket
+from mcode.text import shown_name
 from mcode.transcode import geometry
 from mcode.video import FrameReader
 from mcode.whole import write_whole
@@ -414,7 +415,7 @@ def _write(
     report: ChannelReport, pictures: dict[tuple[str, float, float], np.ndarray], source: np.ndarray, folder: Path
 ) -> ChannelReport:
     report = ChannelReport(**{**report.__dict__, "files": tuple(os.fspath(folder / name) for name in _FILES)})
-    named = {**asdict(report), "input": Path(report.input).name, "files": _FILES}  # wherever they lie
+    named = {**asdict(report), "input": shown_name(report.input), "files": _FILES}  # wherever they lie
     sheet = cv2.cvtColor(_contact_sheet(report, pictures, source), cv2.COLOR_RGB2BGR)
     contents = {
         "channel.json": (json.dumps(named, indent=1) + "\n").encode(),
@@ -430,7 +431,7 @@ def _write(
 def table(report: ChannelReport) -> str:
     """The report in Markdown."""
     title = (
-        f"{Path(report.input).name}: {report.width}x{report.height}, {report.duration_s:.1f} s, N = {report.n}, "
+        f"{shown_name(report.input)}: {report.width}x{report.height}, {report.duration_s:.1f} s, N = {report.n}, "
         f"manifold {report.manifold} {report.manifold_id}, refresh every {report.refresh_s:g} s, no way back, "
         f"{report.seeds} seeds, PSNR in dB (SSIM)."
     )
@@ -475,7 +476,7 @@ def _drawn(report: ChannelReport) -> bytes:
         for each in row_axes:
             each.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(f"{Path(report.input).name}, {report.width}x{report.height}, N = {report.n}, {report.seeds} seeds")
+    figure.suptitle(f"{shown_name(report.input)}, {report.width}x{report.height}, N = {report.n}, {report.seeds} seeds")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()

@@ -17,6 +17,7 @@ from ..container import McodeReader
 from ..errors import InputError
 from ..frame import Frame
 from ..manifold import Manifold, load
+from ..text import shown_name
 from ..transcode import EncodeReport, encode_file, geometry, refuse_same
 from ..video import FrameReader
 from .metrics import luma, psnr, ssim
@@ -164,8 +165,8 @@ def compare(
         warnings=(*warnings, *ours.warnings),
     )
     curves = {CODERS[c].label: [(e.rate_kbps, e.psnr_db) for e in s.encodings] for c, s in searches.items()}
-    write_picture(files["picture"], report, lanes, curves, Path(input).name)
-    write_html(page, report, lanes, curves, Path(input).name)
+    write_picture(files["picture"], report, lanes, curves, shown_name(input))
+    write_html(page, report, lanes, curves, shown_name(input))
     return report
 
 

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import STRIDE
 from .layers import Down, ResidualBlock, Up, zero
-
-STRIDE = 16
 
 
 class PatchTransform(nn.Module):

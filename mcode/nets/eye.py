@@ -10,9 +10,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ..errors import InputError
 
 EYE_FILE = Path(__file__).with_name("eye.safetensors")
 WIDTHS = (48, 96, 128)
@@ -40,14 +42,18 @@ class Eye(nn.Module):
 
 
 def read(path: Path) -> list[tuple[Eye, float]]:
-    """The networks in a file of `mcode.training.eye.save`, each with the factor of its distance in their sum."""
-    with safe_open(str(path), "pt") as file:
-        card = json.loads(file.metadata()["card"])
-    tensors, found = load_file(path), []
-    for i, scale in enumerate(card["scales"]):
-        net, prefix = Eye(tuple(card["widths"])), f"{i}."
-        net.load_state_dict({k.removeprefix(prefix): t.float() for k, t in tensors.items() if k.startswith(prefix)})
-        found.append((net.requires_grad_(False).eval(), float(scale)))
+    """The networks in a file of `mcode.training.eye.save`, each with the factor of its distance in their sum. Raises
+    InputError."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            card = json.loads(file.metadata()["card"])
+        tensors, found = load_file(path), []
+        for i, scale in enumerate(card["scales"]):
+            net, prefix = Eye(tuple(card["widths"])), f"{i}."
+            net.load_state_dict({k.removeprefix(prefix): t.float() for k, t in tensors.items() if k.startswith(prefix)})
+            found.append((net.requires_grad_(False).eval(), float(scale)))
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be read as networks of scripts/train_eye.py ({type(error).__name__})") from error
     return found
 
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..latents import symbols as symbols_of
+from ..packet import MOST_QUALITIES
 from .compact import Compact
 from .gumbel import gumbel_rounded
 from .hyper import Hyper
 from .rate import TableRate
-
-STRIDE = 16
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,10 @@ class CompactConfig:
             given, count = getattr(self, name), 3 if name.startswith("analysis") else 4
             if len(given) != count or min(given) < least:
                 raise ValueError(f"{name} = {list(given)} is not {count} numbers of {least} or more")
-        if min(self.channels, self.qualities) < 1:
-            raise ValueError(f"channels = {self.channels} and qualities = {self.qualities} are not both 1 or more")
+        if self.channels < 1:
+            raise ValueError(f"channels = {self.channels} is not 1 or more")
+        if not 1 <= self.qualities <= MOST_QUALITIES:
+            raise ValueError(f"qualities = {self.qualities} is not from 1 to {MOST_QUALITIES}, which a packet can name")
 
 
 class Gains(nn.Module):

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from . import STRIDE
 from .layers import ChannelNorm, at_least
 from .mean_scale import MeanScaleEncoder, MeanScaleGenerator
 
-STRIDE = 16
 SMALLEST_SCALE = 0.11
 LEAST_PROBABILITY = 1e-9
 HYPER_STRIDE = 4

@@ -12,7 +12,8 @@ class TableRate(nn.Module):
 
     A mixture of zero-mean Laplace distributions for each quality and channel. Its weights move with a context that the
     decoder knows before the channel: how much the earlier stages of channels hold at the same position, as
-    log2(1 + sum |symbol|), the first channel (brightness) left out. The table coders use the same context, in integers.
+    log2(1 + sum |symbol|), the first channel (brightness) left out. The table coders know much the same: the sum of |symbol|
+    over the channels coded just before a group, 16 at most, whichever they are.
 
     stages: first channel of each stage, ascending, from 0; the last entry is the number of channels.
     """

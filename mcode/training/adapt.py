@@ -18,6 +18,7 @@ from .. import manifold
 from ..coders import CodeTables, huffman
 from ..errors import InputError
 from ..nets.linear import Linear
+from ..text import shown_name
 from ..video import FrameReader
 from .deltas import keyframe_deltas
 
@@ -117,7 +118,7 @@ def adapt_linear(
     psnr_db = 10 * math.log10(255**2 / max(error, 1e-9))
     loss_db = 10 * math.log10(max(rounded_error, 1e-9) / max(exact_error, 1e-9)) if exact_error > 1 else 0.0
     facts = {
-        "title": f"linear manifold of {', '.join(Path(v).name for v in list(videos)[:3])}{' ...' if len(videos) > 3 else ''}",
+        "title": f"linear manifold of {', '.join(map(shown_name, videos[:3]))}{' ...' if len(videos) > 3 else ''}",
         "data": f"{len(videos)} videos, {frames} frames",
         "made": date.today().isoformat(),
         "training_command": f"mcode adapt ... --m {m} --size {width}x{height}",
@@ -127,7 +128,7 @@ def adapt_linear(
     manifold_id = manifold.save(
         output,
         kind="linear",
-        name=name or output.stem,
+        name=name or shown_name(output.stem),
         config=config,
         tables=tables,
         tensors=tensors,

@@ -23,13 +23,14 @@ from ..errors import InputError
 from ..evaluation import features
 from ..latents import fast_dtype
 from ..manifold import PRICES, ZERO_MARGIN, find, load, read_info
+from ..nets import STRIDE
 from ..nets.eye import load_eyes
-from ..nets.hific import STRIDE, CompactConfig, CompactHific
+from ..nets.hific import CompactConfig, CompactHific
 from ..nets.hyper import Hyper
 from ..nets.layers import ResidualBlock, channels_last, watched
 from ..nets.paper import Discriminator
 from . import loop
-from .crops import SMALLEST, CropStream, draw_crop, load_pictures
+from .crops import CropStream, check_crops, draw_crop, load_pictures
 from .patches import fit_patches
 
 _SMALLEST_WINDOW = 32
@@ -50,10 +51,7 @@ class DataConfig:
     graphics: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.folders or self.batch < 1 or self.crop < 4 * STRIDE or self.crop % STRIDE:
-            raise ValueError("folders must name one place at least, batch is 1 or more, crop a multiple of 16 from 64 on")
-        if self.longest < SMALLEST:
-            raise ValueError(f"longest is {self.longest}; it is {SMALLEST} or more: smaller pictures are left out")
+        check_crops(self.folders, self.batch, self.crop, self.longest)
         if not 0 <= self.graphics <= 1:
             raise ValueError(f"graphics is {self.graphics}; it is a share of the crops, 0 to 1")
 
@@ -138,8 +136,7 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.checkpoint_every < 1 or self.revive_every < 0:
             raise ValueError("steps and checkpoint_every are 1 or more, revive_every 0 or more")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it is above 0")
+        loop.check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -239,16 +236,18 @@ def train(
         d = model.d = Discriminator(config.network.channels, norm=config.loss.norm, conditional=config.loss.conditional)
     first, saved = loop.begin(out, resume, model)
     checkpoint = out / loop.CHECKPOINT
+    lam = lambdas(config.loss, config.network.qualities)
+    begun = None if saved is not None or config.start is None else _start_from(model, config.start, lam)
+    margin = _margin_of(config) if config.part == "synthesis" else None
     pictures = load_pictures(
         [data / f for f in config.data.folders], longest=config.data.longest, frames_per_video=config.data.frames_per_video
     )
     if not pictures:
         raise InputError(f"{data}: no pictures or videos that can be read in {', '.join(config.data.folders)}")
-    lam = lambdas(config.loss, config.network.qualities)
     if saved is None:
-        _initialise(model, config, pictures, lam)
-    if config.part == "synthesis":
-        model.keep_what_is_sent(_margin_of(config))
+        _initialise(model, config, pictures, lam, begun)
+    if margin is not None:
+        model.keep_what_is_sent(margin)
     channels_last(model, device)
     parameters = {k: v for k, v in model.named_parameters() if not k.startswith("d.")}
     ema = loop.averages(parameters, saved)
@@ -395,25 +394,31 @@ def _hyper_of(config: CompactTraining) -> Hyper | None:
     return Hyper.thaw(model.hyper)
 
 
-def _initialise(model: CompactHific, config: CompactTraining, pictures: list[np.ndarray], lam: Tensor) -> None:
-    """Patch transform, gains and rate model, from the data, or networks and gains from the manifold `config.start`."""
+def _initialise(
+    model: CompactHific,
+    config: CompactTraining,
+    pictures: list[np.ndarray],
+    lam: Tensor,
+    begun: tuple[Tensor, Tensor] | None,
+) -> None:
+    """Patch transform, gains and rate model, from the data. begun: what `_start_from` gives, whose networks stay; or None."""
     rng = np.random.default_rng(config.seed)
     sample = np.stack([draw_crop(pictures, 256, rng) for _ in range(256)])
     middle = float(start_step(lam)[config.network.qualities // 2])
-    if config.start is None:
+    if begun is None:
         fit_patches(model.net.patches, sample, middle)
         log_gain = (middle / start_step(lam)).log().unsqueeze(1).expand_as(model.gains.log_gain)
     else:
-        log_gain, log_shrink = _start_from(model, config.start, lam)
+        log_gain, log_shrink = begun
         with torch.no_grad():
             model.gains.log_shrink.copy_(log_shrink)
     with torch.no_grad():
         model.gains.log_gain.copy_(log_gain)
         spread = torch.tensor([-1.5, -0.3, 0.8]).view(1, 3, 1)
         x = torch.from_numpy(sample[:32]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        if config.start is not None:
+        if begun is not None:
             _revive(model, x, _trained(model, config))
-        y = model.net.patches(x) if config.start is None else model.net.analysis(x)
+        y = model.net.patches(x) if begun is None else model.net.analysis(x)
         model.rate.log_scale.copy_((model.gains.gain() * y.abs().mean((0, 2, 3))).log().unsqueeze(1) + spread)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from ..nets import STRIDE
 from .graphics import draw_graphic
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ SMALLEST = 64
 _THREADS = min(8, os.cpu_count() or 1)
 _AHEAD = 2 * _THREADS
 """Batches that are drawn before they are asked for."""
+
+
+def check_crops(folders: Sequence[str], batch: int, crop: int, longest: int) -> None:
+    """Raises ValueError where no crops for networks of STRIDE can be drawn so."""
+    if not folders or batch < 1 or crop < 4 * STRIDE or crop % STRIDE:
+        raise ValueError("folders must name one place at least, batch is 1 or more, crop a multiple of 16 from 64 on")
+    if longest < SMALLEST:
+        raise ValueError(f"longest is {longest}; it is {SMALLEST} or more: smaller pictures are left out")
 
 
 def load_pictures(folders: list[Path], *, longest: int, frames_per_video: int) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..codec import DEAD_ZONE
+from ..coders import CodeTables
 from ..latents import hold
 from ..latents import symbols as symbols_of
 
@@ -22,6 +23,34 @@ RUN = (0, 1, 2, 4, 8, 12, 16, 24, 32)
 """Frames of a run of video whose latents are kept: the first ones of chains at all LAGS."""
 _PHASES = 8
 """At most so many first keyframes of each clip, at each interval."""
+MOST_FITTED = 10_000
+"""Frames whose coordinates code tables are fitted to."""
+MOST_CLIPS = 60
+"""Clips whose deltas they are fitted to."""
+
+
+def first_clips(clips: Sequence[int]) -> list[int]:
+    """Frames of the first of these clips, of at most MOST_FITTED frames together, but of one clip at least."""
+    found, total = [], 0
+    for clip in clips:
+        if total and total + clip > MOST_FITTED:
+            break
+        found.append(clip)
+        total += clip
+    return found
+
+
+def coordinate_tables(
+    scaled: np.ndarray, clips: Sequence[int], *, centre: int | None = None, bits: int | None = None
+) -> CodeTables:
+    """scaled: coordinates in quantiser steps, (frames, M), clip after clip. centre, bits: of each with the coder `fixed`,
+    where its levels are known: there are 2^bits, and centre is the first of their upper half."""
+    low, high = -32767, 32767
+    if centre is not None and bits is not None:
+        low, high = centre - 2 ** (bits - 1), centre + 2 ** (bits - 1) - 1
+    whole = np.clip(np.rint(scaled), low, high).astype(np.int16).T[:, :, None]
+    deltas = keyframe_deltas(scaled, clips[:MOST_CLIPS], low=low, high=high) if max(clips) > 1 else []
+    return CodeTables.fit([whole], deltas, centre=centre, bits=bits)
 
 
 def keyframe_deltas(

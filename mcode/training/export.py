@@ -15,7 +15,8 @@ from ..coders import CodeTables
 from ..config import from_dict, to_dict
 from ..errors import InputError
 from ..latents import quantise, symbols
-from ..nets.hific import STRIDE, Gains
+from ..nets import STRIDE
+from ..nets.hific import Gains
 from ..nets.int8 import RANGES, measure
 from . import loop
 from .compact import CompactTraining, lambdas

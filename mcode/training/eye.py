@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..errors import InputError
 from ..evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures, unit_distance
 from ..manifold import Manifold
 from ..nets.eye import WIDTHS, Eye, read
@@ -57,6 +58,8 @@ def train(
     it. start: a file of `save`, from whose last network to go on."""
     torch.manual_seed(training.seed)
     pictures = load_pictures(folders, longest=1024, frames_per_video=2)
+    if not pictures:
+        raise InputError(f"no pictures or videos that can be read in {', '.join(map(str, folders))}")
     crops = CropStream(pictures, training.batch, training.crop, training.seed)
     vgg, squeeze = VggFeatures(weights, VGG_LAYERS), SqueezeNetFeatures(weights)
     for network in (vgg, squeeze, model.net):

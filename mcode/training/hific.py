@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..config import from_dict, to_dict
 from ..errors import InputError
 from ..nets.layers import channels_last
-from ..nets.paper import STRIDE, Discriminator, Hific, MeanHific, PaperConfig
+from ..nets.paper import Discriminator, Hific, MeanHific, PaperConfig
 from . import loop
-from .crops import CropStream, load_pictures
+from .crops import CropStream, check_crops, load_pictures
 from .paper import fit_tables, save
 
 EXPORT_PICTURES, EXPORT_LONGEST = 100, 1024
@@ -36,8 +36,7 @@ class HificData:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        if not self.folders or self.batch < 1 or self.crop < 4 * STRIDE or self.crop % STRIDE:
-            raise ValueError("folders must name one place at least, batch is 1 or more, crop a multiple of 16 from 64 on")
+        check_crops(self.folders, self.batch, self.crop, self.longest)
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,7 @@ class HificOptimiser:
             raise ValueError("steps and adversarial_steps are not negative, and not both 0")
         if self.checkpoint_every < 1:
             raise ValueError("checkpoint_every is 1 or more")
+        loop.check_numbers(self)
 
     def rate(self, step: int) -> float:
         into, length = (step, self.steps) if step < self.steps else (step - self.steps, self.adversarial_steps)

@@ -28,6 +28,19 @@ Report = Callable[[dict[str, float]], None]
 CHECKPOINT = "checkpoint.safetensors"
 
 
+def check_numbers(config: Any) -> None:
+    """Raises ValueError where a number that configurations of optimisers share by name cannot be used."""
+    for name in ("learning_rate", "discriminator_rate", "clip"):
+        value = getattr(config, name, None)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} is {value}; it is above 0")
+    momentum, ema = getattr(config, "momentum", 0.0), getattr(config, "ema", 0.0)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; it is 0 or more, and below 1")
+    if not 0 <= ema <= 1:
+        raise ValueError(f"ema is {ema}; it is from 0 to 1")
+
+
 def join_workers(device: str) -> tuple[int, int]:
     """(number of processes, this one's rank); joins the group that torchrun describes in the environment."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:

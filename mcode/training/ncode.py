@@ -22,19 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import manifold
-from ..coders import CodeTables
 from ..config import from_dict, to_dict
 from ..errors import InputError
 from ..nets.layers import channels_last
 from ..nets.ncode import BITS, Discriminator, Encoder, Generator, NCode, NCodeConfig, levels, quantise
 from . import loop
-from .deltas import keyframe_deltas
+from .deltas import coordinate_tables, first_clips
 from .squares import Squares, load_squares
 
 DEFAULT_BITS = 5
-MOST_FITTED = 10_000
-MOST_CLIPS = 60
-"""Clips whose deltas the code tables are fitted to."""
 STATISTICS_BATCHES = 50
 """Over which batch norm's statistics are measured for the weights that are kept."""
 _PERCEPTUAL = Literal["none", "vgg19", "alexnet"]
@@ -77,6 +73,7 @@ class AdversarialConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.critic_steps < 1:
             raise ValueError("steps and critic_steps are 1 or more")
+        loop.check_numbers(self)
         if self.gradient_penalty < 0 or (self.gradient_penalty and self.loss != "wgan"):
             raise ValueError('gradient_penalty is 0 or more, and 0 unless loss = "wgan"')
 
@@ -104,6 +101,7 @@ class EncodingConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError("steps is 1 or more")
+        loop.check_numbers(self)
         if not set(self.aware_bits) <= set(BITS):
             raise ValueError(f"aware_bits are of {BITS[0]}..{BITS[-1]}")
 
@@ -419,7 +417,8 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
     measure_statistics(net.f, (_tensor(pixels) for pixels in batches))
     clips, z, squared = _encode(net.eval(), squares)
     psnr_db = 10 * math.log10(4 / max(squared, 1e-9))
-    tables = [_fit((z + 1) * gain, clips, b) for b, gain in zip(BITS, levels().tolist(), strict=True)]
+    steps = zip(BITS, levels().tolist(), strict=True)
+    tables = [coordinate_tables((z + 1) * gain, clips, centre=1 << b - 1, bits=b) for b, gain in steps]
     state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     facts = {
         "title": f"NCode of {config.network.m} coordinates from {', '.join(config.data.folders)}",
@@ -454,12 +453,8 @@ def _tensor(pixels: np.ndarray) -> Tensor:
 
 def _encode(net: NCode, squares: Squares) -> tuple[list[int], np.ndarray, float]:
     """Frames of each clip used, their z (frames, M), and the mean squared error of pixels in [-1, 1] at 5 bits."""
-    clips, total = [], 0
-    for clip in squares.clips:
-        if total and total + clip > MOST_FITTED:
-            break
-        clips.append(clip)
-        total += clip
+    clips = first_clips(squares.clips)
+    total = sum(clips)
     latents, squared = [], 0.0
     with torch.inference_mode():
         for start in range(0, total, 64):
@@ -469,10 +464,3 @@ def _encode(net: NCode, squares: Squares) -> tuple[list[int], np.ndarray, float]
             squared += (back - x).square().mean((1, 2, 3)).sum().item()
             latents.append(z.flatten(1).numpy())
     return clips, np.concatenate(latents), squared / total
-
-
-def _fit(scaled: np.ndarray, clips: list[int], bits: int) -> CodeTables:
-    """scaled: coordinates in quantiser steps, (frames, M), clip after clip. bits: of each with the coder `fixed`."""
-    whole = np.rint(scaled).astype(np.int16).T[:, :, None]
-    deltas = keyframe_deltas(scaled, clips[:MOST_CLIPS], low=0, high=2**bits - 1) if max(clips) > 1 else []
-    return CodeTables.fit([whole], deltas, centre=1 << bits - 1, bits=bits)

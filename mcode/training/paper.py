@@ -16,7 +16,8 @@ from ..coders import CodeTables
 from ..coders.tables import entropy_bits
 from ..config import to_dict
 from ..latents import quantise
-from ..nets.paper import STRIDE, MeanHific, reflected
+from ..nets import STRIDE
+from ..nets.paper import MeanHific, reflected
 from ..testclip import render_frames
 from .deltas import chained
 

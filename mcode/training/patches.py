@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..nets.compact import STRIDE, PatchTransform
+from ..nets import STRIDE
+from ..nets.compact import PatchTransform
 
 
 def fit_patches(transform: PatchTransform, crops: np.ndarray, step: float) -> float:

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from .. import manifold
-from ..coders import CodeTables
 from ..config import from_dict, to_dict
 from ..errors import InputError
 from ..nets.layers import channels_last
@@ -30,15 +29,12 @@ from ..nets.residual import Residual, ResidualConfig
 from . import classes, loop
 from .adapt import BLOCK, principal_components
 from .classes import ClassDistance
-from .deltas import keyframe_deltas
+from .deltas import coordinate_tables, first_clips
 from .ncode import NCodeData, grid
 from .squares import Squares, load_squares
 
 QUALITIES = 8
 DEFAULT_QUALITY = 5
-MOST_FITTED = 10_000
-MOST_CLIPS = 60
-"""Clips whose deltas the code tables are fitted to."""
 LEVELS_PER_DEVIATION = (0.6, 1.0, 5 / 3, 3.0, 5.0, 9.0, 17.0, 33.0)
 """Quantiser steps per standard deviation for 1 to 8 bits: close to what is best for normal values (Max 1960, table 1),
 and odd from 4 bits up and for 2, so that one offset of half a deviation centres them all between two levels."""
@@ -108,6 +104,9 @@ class ResidualTraining:
     def __post_init__(self) -> None:
         if min(self.steps, self.folds, self.checkpoint_every, *(self.intervals or (0,))) < 1:
             raise ValueError("steps, folds, checkpoint_every and intervals are 1 or more")
+        loop.check_numbers(self)
+        if self.step <= 0:
+            raise ValueError(f"step is {self.step}; it is above 0")
         if self.held_out < 0 or self.held_out == 1:
             raise ValueError(f"held_out is {self.held_out}; it is 0, or 2 or more: 1 would keep every clip from the network")
         if not 1 <= self.default_quality <= QUALITIES:
@@ -144,11 +143,12 @@ def train(
     """
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
+    model = Residual(config.network)
+    first, saved = loop.begin(out, resume, model)
     squares = load(config, data)
     where = torch.device(device)
-    model = Residual(config.network)
-    learn_components(model, squares.pixels)
-    first, saved = loop.begin(out, resume, model)
+    if saved is None:
+        learn_components(model, squares.pixels)
     model.prepare()
     channels_last(model, where).prepare()
     samples = Samples(config, model, squares, where)
@@ -535,7 +535,8 @@ def save(
     clips, y, squared = _encode(net, squares, gains[config.default_quality - 1])
     tables = []
     for bits, gain in enumerate(gains, start=1):
-        tables.append(_fit(y * gain.numpy(), clips, bits if config.quantiser == "bits" else None))
+        levels = {"centre": 1, "bits": bits} if config.quantiser == "bits" else {}
+        tables.append(coordinate_tables(y * gain.numpy(), clips, **levels))
     facts = {
         "title": f"{config.network.m} principal components and a residual network, from {', '.join(config.data.folders)}",
         "data": f"{len(squares.clips)} pictures and videos, {len(squares.pixels)} frames",
@@ -565,12 +566,8 @@ def save(
 
 def _encode(net: Residual, squares: Squares, gain: Tensor) -> tuple[list[int], np.ndarray, float]:
     """Frames of each clip used, their latents (frames, M), and the mean squared error of values at the default quality."""
-    clips, total = [], 0
-    for clip in squares.clips:
-        if total and total + clip > MOST_FITTED:
-            break
-        clips.append(clip)
-        total += clip
+    clips = first_clips(squares.clips)
+    total = sum(clips)
     latents, squared = [], 0.0
     for start in range(0, total, 64):
         x = pictures(squares.pixels[start : min(start + 64, total)])
@@ -579,13 +576,3 @@ def _encode(net: Residual, squares: Squares, gain: Tensor) -> tuple[list[int], n
         squared += (back.clamp(-1, 1) - x).square().mean((1, 2, 3)).sum().item()
         latents.append(y.numpy())
     return clips, np.concatenate(latents), squared / total
-
-
-def _fit(scaled: np.ndarray, clips: list[int], bits: int | None) -> CodeTables:
-    """scaled: coordinates in quantiser steps, (frames, M), clip after clip. bits: of each with `fixed`, where given."""
-    low, high = (-32767, 32767) if bits is None else (1 - 2 ** (bits - 1), 2 ** (bits - 1))
-    whole = np.clip(np.rint(scaled), low, high).astype(np.int16).T[:, :, None]
-    deltas = keyframe_deltas(scaled, clips[:MOST_CLIPS], low=low, high=high) if max(clips) > 1 else []
-    if bits is None:
-        return CodeTables.fit([whole], deltas)
-    return CodeTables.fit([whole], deltas, centre=1, bits=bits)

@@ -13,6 +13,7 @@ from typing import Any
 from ..config import from_dict, load
 from ..errors import ConfigError, InputError
 from ..latents import choose_device
+from ..text import is_name
 from . import compact, hific, loop, ncode, residual
 from .compact import CompactTraining
 from .export import export_compact
@@ -109,7 +110,10 @@ def read_config(path: str | os.PathLike[str]) -> Training:
     schema = _schema(values, str(path))
     if schema in (CompactTraining, NCodeTraining) and isinstance(values.get("network"), dict):
         values["network"].pop("family", None)
-    return from_dict(values, schema, source=str(path))
+    config = from_dict(values, schema, source=str(path))
+    if not is_name(config.name):
+        raise ConfigError(f'{path}: name = "{config.name:.60}": a manifold\'s name is a file name without folders, as my-head')
+    return config
 
 
 def _schema(values: Mapping[str, Any], source: str) -> type[Training]:
