@@ -42,6 +42,7 @@ from mcode.manifold import load
 from mcode.packet import Packet, StreamHeader, too_large
 from mcode.rtp import h264, opus, payload, rtcp, sdp
 from mcode.rtp.packets import FEC, HEADER_BYTES, MTU, RtpPacket
+from mcode.text import shown_name
 from mcode.transcode import geometry
 from mcode.video import FrameReader, audio_packets, centre_crop, resize
 from mcode.whole import write_whole
@@ -441,7 +442,7 @@ class Sender:
         if self.audio is not None and self._opus is not None:
             stereo = {"sprop-stereo": "1"} if self.source.is_stereo else {}
             media.append(sdp.Media("OPUS", self.port + 4, self._opus.payload_type, self.audio.ssrc, stereo))
-        name = os.fsencode(Path(self.config.input).name).decode("utf-8", "replace")
+        name = shown_name(self.config.input)
         return sdp.Session(str(self.mcode.address[0]), tuple(media), f"MCode {name}", self._wire.cname, self._session_id)
 
     def status(self) -> SendReport:

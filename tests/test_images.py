@@ -174,6 +174,17 @@ def test_another_manifold_under_an_old_name_is_measured_anew(pictures, tiny, tmp
     assert evaluate_images(pictures, tmp_path / "out", codecs=("mcode",), manifolds=(tiny,), crops=0, force=True).measured == 4
 
 
+def test_names_that_are_no_utf_8_are_reported(pictures, tmp_path):
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    for number, path in enumerate(sorted(pictures.iterdir())):
+        (folder / f"{number}\udce9.png").write_bytes(path.read_bytes())
+    report = evaluate_images(folder, tmp_path / "out", codecs=("jpeg",), crops=1, device="cpu")
+    assert report.images == 2
+    assert "caf\ufffd: 2 pictures" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["folder"].endswith("caf\udce9")
+
+
 def test_another_precision_device_or_version_is_measured_anew(pictures, tmp_path, monkeypatch):
     general = manifold.load("general", "cpu", precision="float32")
     given = {"codecs": ("mcode",), "qualities": (5,), "crops": 0, "device": "cpu", "force": True}

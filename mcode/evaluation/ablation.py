@@ -28,6 +28,7 @@ from mcode.evaluation.judges import METRICS, Judges, Metric
 from mcode.latents import choose_device, fast_dtype, quantise
 from mcode.manifold import PRECISION, Manifold, ManifoldInfo, load, read_info
 from mcode.nets import int8
+from mcode.text import shown_name
 
 PERCEPTION = ("fid256", "kid256", "squeezenet_fid256", "mobilenet_kid256", "niqe", "mobilenet", "vgg19", "ms_ssim")
 """What the sweep's vertical axis shows: the first of these that was measured."""
@@ -304,7 +305,7 @@ def _write_all(out: Path, report: AblationReport) -> list[Path]:
     if (drawn := _drawn(report)) is not None:
         files.append(_write(out / "sweep.png", drawn))
     columns, lines = table(report)
-    text = [f"{report.images} pictures of {Path(report.folder).resolve().name}.", ""]
+    text = [f"{report.images} pictures of {shown_name(Path(report.folder).resolve())}.", ""]
     text += [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines)]
     columns, lines = seeds_table(report)
     if lines:
@@ -312,7 +313,7 @@ def _write_all(out: Path, report: AblationReport) -> list[Path]:
         text += [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *lines)]
     files.append(_write(out / "ablation.md", ("\n".join(text) + "\n").encode()))
     values = {"folder": report.folder, "images": report.images, "rows": [asdict(row) for row in report.rows]}
-    content = json.dumps(_finite(values), ensure_ascii=False, indent=1, allow_nan=False)
+    content = json.dumps(_finite(values), indent=1, allow_nan=False)
     files.append(_write(out / "ablation.json", content.encode()))
     return files
 

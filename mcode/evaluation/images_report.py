@@ -18,6 +18,7 @@ from mcode.evaluation.compare import Lane
 from mcode.evaluation.images import ANCHOR, BdRow, CropRow, ImageRow, ImagesReport, to_json
 from mcode.evaluation.judges import Metric
 from mcode.evaluation.report import ACCENT, COLOURS, _data_uri, close_up
+from mcode.text import shown_name
 from mcode.whole import write_whole
 
 _OURS = (ACCENT, "#a63c1c", "#f2994a", "#6d2a17")
@@ -54,7 +55,7 @@ def write(folder: Path, report: ImagesReport, close_ups: Sequence[CropRow]) -> l
         crops=bool(close_ups),
     )
     files.insert(0, _write(folder / "index.html", page))
-    text = json.dumps(_finite(to_json(report)), ensure_ascii=False, indent=1, allow_nan=False)
+    text = json.dumps(_finite(to_json(report)), indent=1, allow_nan=False)
     files.append(_write(folder / "results.json", text.encode()))
     return files
 
@@ -68,12 +69,12 @@ def _render(template: str, **values: Any) -> bytes:
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(loader=PackageLoader("mcode.evaluation", "."), autoescape=True)
-    return environment.get_template(template).render(**values).encode()
+    return environment.get_template(template).render(**values).encode(errors="replace")  # names of files that are no UTF-8
 
 
 def _title(report: ImagesReport) -> str:
     pictures = "1 picture" if report.images == 1 else f"{report.images} pictures"
-    return f"{Path(report.folder).resolve().name}: {pictures} under {len({row.codec for row in report.rows})} codecs"
+    return f"{shown_name(Path(report.folder).resolve())}: {pictures} under {len({row.codec for row in report.rows})} codecs"
 
 
 def verdict(report: ImagesReport) -> list[str]:
