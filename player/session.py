@@ -114,6 +114,11 @@ class Session:
         return self.clock.time_s
 
     @property
+    def place_s(self) -> float:
+        """As position_s, but where a seek or a step that is under way leads."""
+        return self.position_s
+
+    @property
     def jump(self) -> int:
         """Another number whenever the picture on the screen does not go on from the one before: after a seek or a loop."""
         return 0

@@ -106,7 +106,7 @@ class Transport(QWidget):
         self.length.setVisible(not live and session is not None)
         self.length.setText(f"/ {clock_text(session.duration_s)}" if session and session.duration_s else "")
         self.loop_button.setVisible(not live)
-        self.back.setVisible(not live)
+        self.back.setVisible(not live and bool(session and session.duration_s))
         self.loop_button.setChecked(bool(session and session.loop))
         self.mute_button.setVisible(session is not None and (session.audio_path or session.sound) is not None)
         self.refresh(session)

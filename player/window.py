@@ -413,7 +413,7 @@ class Window(QWidget):
 
     def seek_by(self, seconds: float) -> None:
         if self.session is not None and self.session.duration_s is not None:
-            self.session.seek(self.session.position_s + seconds)
+            self.session.seek(self.session.place_s + seconds)
 
     def step(self, frames: int) -> None:
         if self.session is not None:
