@@ -7,6 +7,8 @@ import os
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 import shutil
+import signal
+import sys
 import threading
 import time
 
@@ -16,7 +18,7 @@ import pytest
 pytest.importorskip("PyQt6.QtWidgets")
 pytest.importorskip("pytestqt")
 
-from PyQt6.QtCore import QMimeData, QPoint, QPointF, QSize, Qt, QUrl
+from PyQt6.QtCore import QMimeData, QPoint, QPointF, QSize, Qt, QTimer, QUrl
 from PyQt6.QtGui import QDropEvent
 from PyQt6.QtWidgets import QAbstractButton, QComboBox, QWidget
 
@@ -408,12 +410,50 @@ def test_clock_text():
         (["--demo", "--n", "0"], "1 to 32"),
         (["--demo", "--loss", "2"], "loss"),
         (["--demo", "--bit-error-rate", "7"], "bit error rate"),
+        (["--demo", "--device", "foo"], "--device foo: choose auto, cpu, cuda or mps"),
+        (["--demo", "--manifold", "nope"], "no manifold named 'nope' is installed"),
     ],
 )
 def test_wrong_arguments_end_with_2_and_one_line(arguments, words, capsys):
     assert player_app.main(arguments) == 2
     printed = capsys.readouterr().err
-    assert words in printed and printed.count("\n") == 1
+    assert words in printed and printed.startswith("mcode: error: ") and printed.count("\n") == 1
+
+
+def test_a_missing_extra_and_a_missing_display_are_one_line(monkeypatch, capsys):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "PyQt6.QtCore", None)
+        assert player_app.main([]) == 2
+    assert 'pip install "mcode[player,live]"' in capsys.readouterr().err
+    monkeypatch.delenv("QT_QPA_PLATFORM")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    for display, words in ((":987", "no window can be opened on this display"), ("", "no display to open a window on")):
+        monkeypatch.setenv("DISPLAY", display)
+        assert player_app.main([]) == 2
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1
+
+
+def test_the_command_line_opens_what_it_names_with_its_settings(qapp, monkeypatch, mcode_clip):
+    opened = []
+
+    def end(self):
+        opened.append((self._opener.keywords["device"], self._settings, list(self._opening)))
+        self.close()
+
+    def shown(self):
+        self.setVisible(True)
+        QTimer.singleShot(0, lambda: end(self))
+
+    monkeypatch.setattr(Window, "show", shown)
+    arguments = ["-n", "7", "--coder", "fixed", "--loss", "0.25", "--seed", "3", "--device", "cpu", "--no-sound"]
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        assert player_app.main([str(mcode_clip), *arguments]) == 0
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    ((device, settings, opening),) = opened
+    assert device == "cpu" and settings == Settings(n=7, coder="fixed", loss=0.25, seed=3) and len(opening) == 1
 
 
 class Ear:
