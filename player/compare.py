@@ -37,7 +37,7 @@ from .counters import RateMeter, smoothed
 from .feeds import Feed
 from .lanes import Lane
 from .link import BaselineLink, Got, Link, MCodeLink, Sent, cut_to, unit_pts
-from .session import CHANNEL_FIELDS, Rows, Session, Settings
+from .session import CHANNEL_FIELDS, Rows, Session, Settings, every
 
 REFRESH_S = 5.0
 """Both codecs send a picture whole this often: where the one heals, the other does too."""
@@ -180,7 +180,7 @@ class Compare(Session):
         rows = [
             ("Picture", f"{self.coded[0]} × {self.coded[1]}" if self.coded else "–"),
             ("Manifold", f"{getattr(self.model, 'name', '')} {self.model.id[:8]}".strip() if self.model else "–"),
-            ("Keyframes", f"every {s.n} frames, {s.coder}"),
+            ("Keyframes", f"{every(s.n)}, {s.coder}"),
             ("Source", f"{self.feed.fps:.4g} frames/s"),
         ]
         for lane in self.lanes:

@@ -20,7 +20,7 @@ from .clock import Clock
 from .counters import RateMeter, smoothed
 from .lanes import Lane
 from .link import MCodeLink
-from .session import CHANNEL_FIELDS, Rows, Session, Settings
+from .session import CHANNEL_FIELDS, Rows, Session, Settings, every
 
 LATE_S = 0.1
 AHEAD_S = 0.3
@@ -163,7 +163,7 @@ class Playback(Session):
         return [
             ("Picture", f"{header.width} × {header.height}"),
             ("Manifold", f"{getattr(model, 'name', '')} {header.manifold_id.hex()[:8]}".strip()),
-            ("Keyframes", f"every {header.n} frames, {header.coder}, quality {header.quality}"),
+            ("Keyframes", f"{every(header.n)}, {header.coder}, quality {header.quality}"),
             ("Rate", f"{self.reader.payload_bytes * 8 / 1000 / max(self.reader.duration_s, 1e-9):.2f} kbit/s"),
             ("Decoded", f"{c.decoded.per_s:.1f} frames/s"),
             ("Shown", f"{c.shown.per_s:.1f} frames/s"),

@@ -43,6 +43,11 @@ class Settings:
     seed: int = 0
 
 
+def every(n: int) -> str:
+    """A keyframe interval in words."""
+    return "every frame" if n == 1 else f"every {n} frames"
+
+
 CHANNEL_FIELDS = ("bit_error_rate", "loss", "burst", "delay_ms", "jitter_ms", "seed")
 
 

@@ -18,7 +18,7 @@ from mcode.video import centre_crop, resize
 from player.clock import Clock
 from player.compare import Compare, _BaselineSide, _MCodeSide
 from player.playback import Playback
-from player.session import Session, Settings
+from player.session import Session, Settings, every
 from player.sources import open_source
 from tests.block_means import FPS, TICKS, BlockMeans, grey
 
@@ -238,6 +238,7 @@ def test_wrong_manifold_is_named(mcode_clip):
 def test_stats_tell_the_stream(playback):
     rows = dict(playback.stats())
     assert rows["Picture"] == "64 × 48" and "every 4 frames, fixed" in rows["Keyframes"]
+    assert every(1) == "every frame"
 
 
 class PaintedFeed:
