@@ -87,12 +87,12 @@ class Lane:
         return max(before) / TICKS_PER_S if before else None
 
     def skipped_before(self, at: int) -> bool:
-        """Whether frames were dropped between the one of pts `at` and the one shown before it."""
+        """Whether frames were dropped between the one of pts `at`, or that one itself, and the one shown before it."""
         first: dict[int, int] = {}
         for pts, dropped in self.recent:
             first.setdefault(pts, dropped)  # as it was when it was played, not when it was gone back to
         before = max((pts for pts in first if pts < at), default=at)
-        return first.get(at, 0) != first.get(before, 0)
+        return first.get(at) != first.get(before)
 
     def clear(self, shown: bool = True) -> None:
         """Forget the frames that wait, and which were shown; the newest one stays on the screen."""
