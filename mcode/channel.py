@@ -84,29 +84,30 @@ class Channel:
         protected: so many leading bytes are spared by bit errors. They belong to headers with a CRC of their own, whose
         damage would be another experiment (a packet lost, not damaged); both lanes follow the same rule, see `rtp`.
         """
+        settings = self._settings  # once: another thread may replace it
         self.sent += 1
         jitter = float(self._jitters.random())
-        if self._is_lost(float(self._losses.random())):
+        if self._is_lost(float(self._losses.random()), settings):
             self.lost += 1
             return []
-        received = self._flip(data, protected) if self._settings.bit_error_rate else data
-        return [(now_s + (self._settings.delay_ms + jitter * self._settings.jitter_ms) / 1000, received)]
+        received = self._flip(data, protected, settings.bit_error_rate) if settings.bit_error_rate else data
+        return [(now_s + (settings.delay_ms + jitter * settings.jitter_ms) / 1000, received)]
 
-    def _is_lost(self, u: float) -> bool:
-        loss = self._settings.loss
+    def _is_lost(self, u: float, settings: ChannelSettings) -> bool:
+        loss = settings.loss
         if loss in (0.0, 1.0):
             self._bad = None
             return bool(loss)
-        run = max(self._settings.burst, 1 / (1 - loss))
+        run = max(settings.burst, 1 / (1 - loss))
         into_bad = loss if self._bad is None else 1 - 1 / run if self._bad else loss / (run * (1 - loss))
         self._bad = u < into_bad
         return self._bad
 
-    def _flip(self, data: bytes, protected: int) -> bytes:
+    def _flip(self, data: bytes, protected: int, bit_error_rate: float) -> bytes:
         """Bit errors arrive as a Poisson process over bits: the gaps, floor(exponential / hazard), are geometric, and
         what is left of a gap stays valid when the rate changes."""
         bits = 8 * max(0, len(data) - protected)
-        hazard = -math.log1p(-self._settings.bit_error_rate)
+        hazard = -math.log1p(-bit_error_rate)
         received = bytearray(data)
         at, flips = 0, 0
         while (step := int(self._to_next_error / hazard)) < bits - at:

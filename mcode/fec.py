@@ -29,7 +29,7 @@ _MOST_GROUPS = 16
 LAYOUT = """\
 | part | bytes | holds |
 |---|---|---|
-| RTP header | 12 | the protected source's SSRC, a payload type and sequence numbers of its own, its last timestamp |
+| RTP header | 12 | the SSRC, sequence number and timestamp of the group's last packet, a payload type of its own |
 | first | 2 | sequence number of the group's first packet |
 | data, parity, index | 3 | packets protected, parity packets, which of them this is |
 | CRC | 2 | CRC-16 of the RTP header and these five bytes |
@@ -63,7 +63,6 @@ class Protector:
 
     def __init__(self, settings: FecSettings, *, payload_type: int = FEC) -> None:
         self.settings, self.payload_type = settings, payload_type
-        self._sequence = 0
         self._group: list[RtpPacket] = []
 
     def push(self, packet: RtpPacket) -> list[RtpPacket]:
@@ -82,11 +81,11 @@ class Protector:
         rows = _rows([bytes(packet) for packet in group])
         made = []
         for index, row in enumerate(_multiply(_parity_matrix(count, parity), rows)):
-            rtp = RtpPacket(self.payload_type, self._sequence & 0xFFFF, group[-1].timestamp, group[0].ssrc, b"")
+            # No sequence numbers of their own: to a player that knows nothing of repair (FFmpeg) those are losses.
+            rtp = RtpPacket(self.payload_type, group[-1].sequence, group[-1].timestamp, group[-1].ssrc, b"")
             numbers = struct.pack("!HBBB", group[0].sequence, count, parity, index)
             header = numbers + crc16(rtp.header + numbers).to_bytes(2)
             made.append(RtpPacket(rtp.payload_type, rtp.sequence, rtp.timestamp, rtp.ssrc, header + row.tobytes()))
-            self._sequence += 1
         return made
 
 

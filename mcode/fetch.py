@@ -68,6 +68,8 @@ def fetch_manifold(
     """
     pinned = MANIFOLDS.get(name_or_url)
     if pinned is None and "://" not in name_or_url:
+        if any((folder / f"{name_or_url}.safetensors").is_file() for folder in folders()):
+            raise InputError(f"{name_or_url}: is installed already; use it with --manifold {name_or_url}")
         known = f"known here: {', '.join(MANIFOLDS)}" if MANIFOLDS else "this version pins none"
         raise InputError(f"{name_or_url}: no manifold to fetch under this name ({known}); give a URL, best with --sha256")
     url = pinned.url if pinned else name_or_url

@@ -280,7 +280,7 @@ class BaselineLane:
         """The frames that this access unit completes, pts being RTP timestamps, unwrapped."""
         if unit.keyframe:
             self.keyframes += 1
-            self._broken = False
+            self._broken = unit.partial
         elif unit.after_loss:
             self.lost_keyframes += 1
             self._broken = True

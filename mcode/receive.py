@@ -11,6 +11,7 @@ import errno
 import math
 import os
 import queue
+import random
 import secrets
 import selectors
 import socket
@@ -19,7 +20,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -36,13 +37,12 @@ from mcode.frame import TICKS_PER_S, Frame
 from mcode.lanes import BaselineLane, FindModel, LaneCounters, McodeLane, finder
 from mcode.packet import StreamHeader
 from mcode.rtp import h264, opus, payload, rtcp, sdp
-from mcode.rtp.packets import HEADER_BYTES, OPUS, RtpPacket, is_rtcp
+from mcode.rtp.packets import HEADER_BYTES, OPUS, RtpPacket, is_rtcp, unwrap
 from mcode.rtp.payload import LARGEST_LIVE, MOST_GAP_PIXELS, Received
 from mcode.rtp.reception import Counters, Reception
-from mcode.send import resolve
+from mcode.send import refuse_multicast, resolve
 from mcode.video import FrameWriter, OutputFile, check_frames_output, resize
 
-REPORT_S = 1.0
 PLI_GAP_S, MOST_PLI_GAP_S = 0.4, 5.0
 WAIT_S = 30.0
 """How long `receive_to_file` waits for the first packet."""
@@ -93,13 +93,17 @@ class _Link:
     lane: Any  # McodeLane, BaselineLane or opus.OpusDepacketiser
     socket: socket.socket
     channel: Channel
+    cname: str
     peer: tuple | None = None
     base_unix_s: float | None = None  # the sender's time of RTP timestamp 0, unwrapped as the lane's
     base_ssrc: int | None = None  # whose it is
+    guessed_skew_s: float | None = None  # of the sender's clock, in a base that is a guess; None in one of a report
+    moved_s: float = 0.0  # by how much reports have moved the base, in all
     reported: tuple[rtcp.SenderReport, float] | None = None
     last_pli_s: float = -math.inf
     pli_gap_s: float = PLI_GAP_S
-    last_report_s: float = 0.0
+    reports: int = 0
+    next_report_s: float = -math.inf
     refresh_requests: int = 0
     heard: int = 0
     said_goodbye: bool = False
@@ -117,36 +121,48 @@ class _Link:
         """The sender's time of an RTP timestamp; None before anything tells."""
         return None if self.base_unix_s is None else self.base_unix_s + pts / self.clock_hz
 
-    def locate(self, pts: int, ssrc: int, now_unix_s: float) -> None:
-        """A first guess, until a sender report: sent just now."""
+    def locate(self, pts: int, ssrc: int, now_unix_s: float, skew_s: float) -> None:
+        """A first guess, until a sender report: sent just now. skew_s: how far the sender's clock is ahead, as far as known."""
         if ssrc != self.base_ssrc:
             self.base_unix_s, self.base_ssrc = None, ssrc
         report = self.reported[0] if self.reported else None
         if report is not None and report.ssrc == ssrc:
-            self._apply(report, pts)
+            timestamp = unwrap(report.rtp_timestamp, pts, 32)
+            self._rebase(rtcp.unix_s(report.ntp_time) - timestamp / self.clock_hz)
+            self.guessed_skew_s = None
         elif self.base_unix_s is None:
-            self.base_unix_s = now_unix_s - pts / self.clock_hz
+            self.base_unix_s, self.guessed_skew_s = now_unix_s + skew_s - pts / self.clock_hz, skew_s
 
-    def _apply(self, report: rtcp.SenderReport, near: int) -> None:
-        timestamp = near + ((report.rtp_timestamp - near + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
-        self.base_unix_s = rtcp.unix_s(report.ntp_time) - timestamp / self.clock_hz
+    def _rebase(self, base_unix_s: float) -> None:
+        if self.base_unix_s is not None:
+            self.moved_s += base_unix_s - self.base_unix_s
+        self.base_unix_s = base_unix_s
 
-    def hear(self, data: bytes, now_s: float) -> None:
-        """Control packets of the sender."""
+    def correct(self, skew_s: float) -> None:
+        """A base that is still a guess, by what a report on another lane tells of the sender's clock."""
+        if self.base_unix_s is not None and self.guessed_skew_s is not None:
+            self._rebase(self.base_unix_s + skew_s - self.guessed_skew_s)
+            self.guessed_skew_s = skew_s
+
+    def hear(self, data: bytes, now_s: float) -> float | None:
+        """Control packets of the sender; its Unix time, where they tell it."""
+        sent_unix_s = None
         try:
             controls = rtcp.parse_compound(data)
         except WireError:
             self.reception.counters.foreign += 1
-            return
+            return None
         for control in controls:
             if isinstance(control, rtcp.SenderReport) and self.reception.ssrc in (None, control.ssrc):
                 self.reported = (control, now_s)
+                sent_unix_s = rtcp.unix_s(control.ntp_time)
             elif isinstance(control, rtcp.Bye) and self.reception.ssrc in control.ssrcs:
                 self.reception.bye(self.reception.ssrc)
                 self.said_goodbye = True
+        return sent_unix_s
 
     def answer(self, now_s: float) -> None:
-        """A receiver report once a second, a request for a refresh as soon as one is needed."""
+        """Receiver reports when they are due, a request for a refresh as soon as one is needed."""
         source = self.reception.ssrc
         if self.peer is None or source is None:
             return
@@ -154,9 +170,10 @@ class _Link:
         if not wants:
             self.pli_gap_s = PLI_GAP_S
         wants = wants and now_s - self.last_pli_s >= self.pli_gap_s
-        if not wants and now_s - self.last_report_s < REPORT_S:
+        is_due = now_s >= self.next_report_s
+        if not wants and not is_due:
             return
-        fraction, lost = self.reception.interval() if now_s - self.last_report_s >= REPORT_S else (0.0, 0)
+        fraction, lost = self.reception.interval() if is_due else (0.0, 0)
         last, since = 0, 0
         if self.reported is not None and self.reported[0].ssrc == source:
             last = self.reported[0].ntp_time >> 16 & 0xFFFFFFFF
@@ -164,12 +181,13 @@ class _Link:
         block = rtcp.ReportBlock(
             source, fraction, lost, self.reception.highest, round(self.reception.jitter_s * self.clock_hz), last, since
         )
-        blocks = (block,) if now_s - self.last_report_s >= REPORT_S else ()
-        if blocks:
-            self.last_report_s = now_s
+        blocks = (block,) if is_due else ()
+        if is_due:
+            self.reports += 1
+            self.next_report_s = now_s + rtcp.report_gap_s(self.reports, random.random())
         parts: list[rtcp.Control] = [
             rtcp.ReceiverReport(self.ssrc, blocks),
-            rtcp.Description(self.ssrc, "mcode-receiver"),
+            rtcp.Description(self.ssrc, self.cname),
         ]
         if wants:
             parts.append(rtcp.Pli(self.ssrc, source))
@@ -204,7 +222,9 @@ class _Network:
         bind_to: str | None = None,
         lanes: tuple[str, ...] = ("mcode", "baseline", "audio"),
         channel: ChannelSettings | None = None,
+        needed: str | None = None,
     ) -> None:
+        """needed: one of the lanes, without which there is nothing to do."""
         session = read_session(source)
         what = os.fspath(source)
         host, port = ("", 0) if session is not None else sdp.parse_url(what)
@@ -214,8 +234,13 @@ class _Network:
             host = session.address
             media = {"mcode": session.of("MCODE"), "baseline": session.of("H264", "H265"), "audio": session.of("OPUS")}
             ports = {name: found.port for name, found in media.items() if found is not None}
+        refuse_multicast(host, what)  # also where --bind names another address to listen on
+        cname = rtcp.new_cname()
         settings = channel or ChannelSettings()
         self.links: list[_Link] = []
+        if needed is not None and needed not in ports:
+            other = next((name for name in ("mcode", "baseline") if name in ports), None)
+            raise InputError(f"{what}: no lane {needed} in it; " + (f"use --lane {other}" if other else "it has sound alone"))
         try:
             for name in lanes:
                 if name not in ports:
@@ -230,7 +255,7 @@ class _Network:
                 else:
                     lane, clock_hz = opus.OpusDepacketiser(payload_type=kind), opus.CLOCK_HZ
                 own = Channel(settings if name != "audio" else ChannelSettings())
-                self.links.append(_Link(name, clock_hz, lane, bind(bind_to or host, ports[name], what), own))
+                self.links.append(_Link(name, clock_hz, lane, bind(bind_to or host, ports[name], what), own, cname))
         except BaseException:
             self.close()
             raise
@@ -242,6 +267,7 @@ class _Network:
             self.selector.register(link.socket, selectors.EVENT_READ, link)
         self._held: list[tuple[float, int, _Link, bytes]] = []
         self._count = 0
+        self._skew_s = 0.0  # of the sender's clock
 
     def wait(self, timeout_s: float) -> list[tuple[_Link, Any]]:
         """(lane, unit to decode) of all that is there within timeout_s."""
@@ -273,7 +299,11 @@ class _Network:
         now = time.monotonic()
         link.heard += 1
         if is_rtcp(datagram):
-            link.hear(datagram, now)
+            sent_unix_s = link.hear(datagram, now)
+            if sent_unix_s is not None:
+                self._skew_s = sent_unix_s - time.time()
+                for other in self.links:
+                    other.correct(self._skew_s)
             return []
         link.note_size(len(datagram), now)
         found = []
@@ -294,12 +324,13 @@ class _Network:
         if link.reception.switches != before:
             link.base_unix_s = None
             link.said_goodbye = False
+            link.reports, link.next_report_s = 0, -math.inf
         return self._located(link, units)
 
     def _located(self, link: _Link, units: list[Any]) -> list[tuple[_Link, Any]]:
         for unit in units:
             pts = unit.packet.pts if isinstance(unit, Received) else unit.pts
-            link.locate(pts, unit.ssrc, time.time())
+            link.locate(pts, unit.ssrc, time.time(), self._skew_s)
         return [(link, unit) for unit in units]
 
     def close(self) -> None:
@@ -353,6 +384,7 @@ class PlayoutClock:
         self._offset_s: float | None = None
         self._moved_s = 0.0
         self._lock = threading.Lock()
+        self.shifts_s: dict[str, float] = {}
 
     def observe(self, lane: str, sent_unix_s: float, ready_s: float) -> None:
         """A picture or sound of sent_unix_s was ready at ready_s (monotonic)."""
@@ -361,13 +393,25 @@ class PlayoutClock:
             for window in self._needed.values():
                 while window and window[0][0] < ready_s - self.WINDOW_S:
                     window.popleft()
-            wanted = max(self._usual(window) for window in self._needed.values() if window) + self.MARGIN_S
+            wanted = self._wanted_s()
             before = self._offset_s
             if before is None or wanted >= before or before - wanted > 0.5:
                 self._offset_s = wanted
             else:
                 self._offset_s = max(wanted, before - 0.1 * max(0.0, ready_s - self._moved_s))
             self._moved_s = ready_s
+
+    def shift(self, lane: str, by_s: float) -> None:
+        """The sender's times of a lane turn out to be later by this much than was thought; shifts_s has the sums. What was seen
+        of it so far needed so much less."""
+        with self._lock:
+            self.shifts_s[lane] = self.shifts_s.get(lane, 0.0) + by_s
+            if window := self._needed.get(lane):
+                self._needed[lane] = deque((at_s, need - by_s) for at_s, need in window)
+                self._offset_s = self._wanted_s()
+
+    def _wanted_s(self) -> float:
+        return max(self._usual(window) for window in self._needed.values() if window) + self.MARGIN_S
 
     def _usual(self, window: deque[tuple[float, float]]) -> float:
         ranked = sorted(need for _, need in window)
@@ -391,12 +435,13 @@ class AudioChunk:
     sent_unix_s: float
     clock: PlayoutClock
     pts: int = 0
+    shift_s: float = 0.0  # of the clock's for sound, when it came
 
     @property
     def due_s(self) -> float:
         """When the first is to be heard, on time.monotonic's clock. It moves with the clock, as the pictures' times do; long
         past where the sender it came from is gone."""
-        due = self.clock.due_s(self.sent_unix_s)
+        due = self.clock.due_s(self.sent_unix_s + self.clock.shifts_s.get("audio", 0.0) - self.shift_s)
         return -math.inf if due is None else due
 
 
@@ -412,7 +457,7 @@ class LaneView:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._frame: Frame | None = None
-        self._ready: deque[Frame] = deque()  # decoded, not yet due
+        self._ready: deque[tuple[Frame, float]] = deque()  # decoded, not yet due; the latest time to show it
         self._changed = threading.Condition()
         self._sent_unix_s: float | None = None
         self.frames = self.shown = self.skipped = 0
@@ -477,12 +522,12 @@ class LaneView:
         while not self._stop.is_set():
             shown = None
             with self._changed:
-                wait_s = self._due_s(self._ready[0].pts) - time.monotonic() if self._ready else 0.1
+                wait_s = self._ready_s() - time.monotonic() if self._ready else 0.1
                 if wait_s > 0:
                     self._changed.wait(min(wait_s, 0.1))  # no longer: when it is due may change
-                while self._ready and self._due_s(self._ready[0].pts) <= time.monotonic():
+                while self._ready and self._ready_s() <= time.monotonic():
                     self.skipped += shown is not None
-                    shown = self._ready.popleft()
+                    shown, _ = self._ready.popleft()
                 if shown is not None:
                     self._changed.notify_all()
             if shown is not None:
@@ -496,8 +541,12 @@ class LaneView:
     def _due_s(self, pts: int) -> float:
         sent = self._link.sent_unix_s(pts)
         due = self._clock.due_s(sent) if sent is not None else None
-        now = time.monotonic()
-        return now if due is None else min(due, now + _LONGEST_WAIT_S)
+        return time.monotonic() if due is None else due
+
+    def _ready_s(self) -> float:
+        """When the first of those that wait is to be shown."""
+        frame, latest_s = self._ready[0]
+        return min(self._due_s(frame.pts), latest_s)
 
     def _wanted(self, pts: int) -> bool:
         """Whether a frame not yet synthesised can still be shown."""
@@ -510,7 +559,7 @@ class LaneView:
         with self._changed:
             while len(self._ready) >= _most_ready(frame) and not self._stop.is_set():
                 self._changed.wait(0.1)
-            self._ready.append(frame)
+            self._ready.append((frame, time.monotonic() + _LONGEST_WAIT_S))
             self.frames += 1
             self._changed.notify_all()
 
@@ -544,15 +593,16 @@ class LaneView:
             self._hold(frame)
             if count + 1 >= _most_ready(frame) or self._stop.is_set():
                 break
-        self._note(unit, first, last, needed_s, sent)
+        self._note(unit, first, last, needed_s)
         for frame in frames:
             self._hold(frame)
             if self._stop.is_set():
                 return
 
-    def _note(self, unit: Any, first: int, last: int, needed_s: float, sent: float | None) -> None:
+    def _note(self, unit: Any, first: int, last: int, needed_s: float) -> None:
         """What a keyframe's frames needed from the sender's picture until they were here. needed_s: by time.monotonic, from
         0 of their pts."""
+        sent = self._link.sent_unix_s(last)
         if unit.after_loss or math.isinf(needed_s) or sent is None:
             return
         hz = self._link.clock_hz
@@ -662,6 +712,7 @@ class Receiver:
                 if switches != self._switches:
                     self._switches = switches
                     self.clock.restart()
+                self._follow_clocks()
                 for link, unit in units:
                     if link.name == "mcode":  # of the format known here: another sender's
                         self._network_error = None
@@ -675,6 +726,13 @@ class Receiver:
                 self._network_error = error
                 return
 
+    def _follow_clocks(self) -> None:
+        """Where reports have moved a lane's times, the clock moves along: nothing is due later or earlier for that."""
+        for link in self._network.links:
+            if abs(link.moved_s) > 0.001:
+                self.clock.shift(link.name, link.moved_s)
+                link.moved_s = 0.0
+
     def _hear(self, link: _Link, packet: opus.OpusPacket) -> None:
         if self._opus is None or packet.ssrc != self._opus_ssrc:
             self._opus, self._opus_ssrc = _opus_decoder(), packet.ssrc
@@ -683,7 +741,7 @@ class Receiver:
         if sent is None or samples is None:
             return
         self.clock.observe("audio", sent, time.monotonic() + 0.02)
-        self.audio.append(AudioChunk(samples, sent, self.clock, packet.pts))
+        self.audio.append(AudioChunk(samples, sent, self.clock, packet.pts, self.clock.shifts_s.get("audio", 0.0)))
 
 
 def _opus_decoder() -> Any:
@@ -761,7 +819,7 @@ def receive_to_file(
     movie = Path(output).suffix.lower() in (".mp4", ".mkv")
     names = (lane, "audio") if audio and movie else (lane,)
     recorder = _Recorder(output, size, force)  # first: a name that cannot be written is refused before anything is listened to
-    network = _Network(source, finder(manifold, device), bind_to=bind_to, lanes=names)
+    network = _Network(source, finder(manifold, device), bind_to=bind_to, lanes=names, needed=lane)
     try:
         _receive(network, recorder, source, duration_s, wait_s, idle_s, stop, progress)
         recorder.close()
@@ -810,9 +868,11 @@ def _receive(
                 raise
             recorder.warnings.append(str(error))
             return
-        for link, unit in units:
+        for link, unit in units:  # all of it, before a picture may end the recording
             if link.name == "audio":
                 recorder.hear(link, unit)
+        for link, unit in units:
+            if link.name == "audio":
                 continue
             for frame in picture.lane.decode(unit):
                 recorder.push(frame, unit, link)
@@ -827,7 +887,7 @@ def _receive(
         now = time.monotonic()
         if units:  # decoded by now, which may take longer than idle_s: a manifold is loaded
             last_s = now
-        if picture.said_goodbye and now - last_s > 0.5:
+        if picture.said_goodbye and now - last_s > 0.5 and (picture.lane.deadline_s is None or now - last_s > _LONGEST_TAIL_S):
             break
         if recorder.frames and now - last_s > idle_s:
             recorder.warnings.append(f"the sender fell silent; what came in {recorder.length_s:.1f} s is written")
@@ -841,36 +901,55 @@ def _receive(
         raise InputError(f"{what}: packets came, but no picture; is it a stream of mcode send?")
 
 
+_LONGEST_TAIL_S = 3.0
+"""What waits behind a gap is waited for after a goodbye, too: longer than a reception holds it."""
+
+
 class _Spool:
-    """Opus packets with their times, in a file without a name beside the output: an hour of sound is no memory.
+    """Opus packets with their senders and times, in a file without a name beside the output: an hour of sound is no memory.
 
     Takes no more packets than the shortest ones, of 2.5 ms, make in the time since started_s, and a second of them at once.
     """
 
     def __init__(self, folder: Path, started_s: float) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - until close()
-        self._sent_s, self._sizes = array("d"), array("H")
+        self._sources, self._pts, self._sizes = array("L"), array("q"), array("H")
         self._started_s = started_s
 
-    def put(self, data: bytes, sent_s: float, now_s: float) -> None:
+    def put(self, data: bytes, source: int, pts: int, now_s: float) -> None:
+        """source: the number of its sender. pts: in 1/48,000 s."""
         if len(self._sizes) < 400 * (1 + now_s - self._started_s):
             self._file.write(data)
-            self._sent_s.append(sent_s)
+            self._sources.append(source)
+            self._pts.append(pts)
             self._sizes.append(len(data))
 
-    def has(self, after_s: float, before_s: float) -> bool:
-        return any(after_s < sent < before_s for sent in self._sent_s)
+    def has(self, starts_s: Sequence[float], after_s: float, before_s: float) -> bool:
+        return any(after_s < at_s < before_s for at_s in self._times(starts_s))
 
-    def between(self, after_s: float, before_s: float) -> Iterator[tuple[bytes, float]]:
-        """(data, time) as they came, after_s < time < before_s."""
+    def between(self, starts_s: Sequence[float], after_s: float, before_s: float) -> Iterator[tuple[bytes, float]]:
+        """(data, time) as they came, after_s < time < before_s. starts_s: the time of each sender's pts 0."""
         self._file.seek(0)
-        for size, sent in zip(self._sizes, self._sent_s, strict=True):
+        for size, at_s in zip(self._sizes, self._times(starts_s), strict=True):
             data = self._file.read(size)
-            if after_s < sent < before_s:
-                yield data, sent
+            if after_s < at_s < before_s:
+                yield data, at_s
+
+    def _times(self, starts_s: Sequence[float]) -> Iterator[float]:
+        return (starts_s[source] + pts / opus.CLOCK_HZ for source, pts in zip(self._sources, self._pts, strict=True))
 
     def close(self) -> None:
         self._file.close()
+
+
+@dataclass
+class _Heard:
+    """One sender's sound in a recording. base_unix_s: the sender's time of pts 0, as last known. pictures: the number of the
+    pictures' sender that it belongs to."""
+
+    ssrc: int
+    base_unix_s: float
+    pictures: int = 0
 
 
 class _Recorder:
@@ -883,7 +962,8 @@ class _Recorder:
         self.stream: StreamHeader | None = None
         self._writer: FrameWriter | None = None
         self._sound: _Spool | None = None
-        self._first_unix_s: float | None = None
+        self._heard: list[_Heard] = []
+        self._zeros_unix_s: list[float] = []  # each picture sender's time of the file's beginning, as last known
         self._base: int | None = None
         self._ssrc: int | None = None
         self._last = -1
@@ -905,7 +985,9 @@ class _Recorder:
         if unit.ssrc != self._ssrc:  # another sender, or the same anew: its time goes on where ours is
             ahead = 0 if self._base is None else max(self._gap, round((now - self._last_s) * TICKS_PER_S))
             self._base, self._ssrc = frame.pts - (max(0, self._last) + ahead if self.frames else 0), unit.ssrc
-            self._first_unix_s = (link.sent_unix_s(frame.pts) or 0.0) - (frame.pts - self._base) / TICKS_PER_S
+            self._zeros_unix_s.append((link.sent_unix_s(frame.pts) or 0.0) - (frame.pts - self._base) / TICKS_PER_S)
+        elif unit.ssrc == link.base_ssrc and link.base_unix_s is not None:  # a report may have moved it
+            self._zeros_unix_s[-1] = link.base_unix_s + (self._base or 0) / link.clock_hz
         pts = frame.pts - (self._base or 0)
         if pts <= self._last:
             return
@@ -918,19 +1000,23 @@ class _Recorder:
         self.frames += 1
 
     def hear(self, link: _Link, packet: opus.OpusPacket) -> None:
-        sent = link.sent_unix_s(packet.pts)
-        if sent is not None:
-            self._sound = self._sound or _Spool(self.output.parent, time.monotonic())
-            self._sound.put(packet.data, sent, time.monotonic())
+        if link.base_unix_s is None or link.base_ssrc != packet.ssrc:
+            return
+        if not self._heard or self._heard[-1].ssrc != packet.ssrc:
+            self._heard.append(_Heard(packet.ssrc, link.base_unix_s))
+        self._heard[-1].base_unix_s = link.base_unix_s
+        self._heard[-1].pictures = max(0, len(self._zeros_unix_s) - 1)
+        self._sound = self._sound or _Spool(self.output.parent, time.monotonic())
+        self._sound.put(packet.data, len(self._heard) - 1, packet.pts, time.monotonic())
 
     def close(self) -> None:
         if self._writer is None:
             return
         self._writer.close()
         self.warnings += self._writer.warnings
-        zero = self._first_unix_s or 0.0
-        if self._sound is not None and self._sound.has(zero - 0.02, zero + self.length_s):
-            self._add_sound((data, sent - zero) for data, sent in self._sound.between(zero - 0.02, zero + self.length_s))
+        starts_s = [heard.base_unix_s - self._zeros_unix_s[heard.pictures] for heard in self._heard]
+        if self._sound is not None and self._sound.has(starts_s, -0.02, self.length_s):
+            self._add_sound(self._sound.between(starts_s, -0.02, self.length_s))
 
     def _add_sound(self, sound: Iterator[tuple[bytes, float]]) -> None:
         """Opus beside the pictures, both copied."""
@@ -963,21 +1049,22 @@ class _Recorder:
             raise
 
     def _timed(self, sound: Iterator[tuple[bytes, float]]) -> Iterator[tuple[bytes, int]]:
-        """pts in 1/48,000 s, rising; packets that follow each other 20 ms apart."""
+        """pts in 1/48,000 s, rising; packets that follow each other as far apart as they are long."""
         due: int | None = None
         for data, at_s in sound:
             pts = round(at_s * opus.CLOCK_HZ)
-            if due is not None and abs(pts - due) < 480:
+            length = opus.duration(data) or 960
+            if due is not None and abs(pts - due) < min(480, length):
                 pts = due
             if due is not None and pts < due:
                 continue
-            due = pts + 960
+            due = pts + length
             yield data, pts
 
     def _mux_sound(self, container: Any, stream: Any, data: bytes, pts: int) -> None:
         packet = av.Packet(data)
         packet.pts = packet.dts = max(0, pts)
-        packet.duration, packet.time_base, packet.stream = 960, Fraction(1, opus.CLOCK_HZ), stream
+        packet.duration, packet.time_base, packet.stream = opus.duration(data) or 960, Fraction(1, opus.CLOCK_HZ), stream
         container.mux(packet)
         self.audio_packets += 1
 

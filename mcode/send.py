@@ -11,9 +11,11 @@ import base64
 import contextlib
 import gc
 import heapq
+import ipaddress
 import itertools
 import math
 import os
+import random
 import secrets
 import selectors
 import socket
@@ -42,12 +44,13 @@ from mcode.rtp import h264, opus, payload, rtcp, sdp
 from mcode.rtp.packets import FEC, HEADER_BYTES, MTU, RtpPacket
 from mcode.transcode import geometry
 from mcode.video import FrameReader, audio_packets, centre_crop, resize
+from mcode.whole import write_whole
 
 BASELINES = ("h264", "h265", "none")
 LARGEST_LAG_S = 0.25
 """A sender that falls this far behind real time leaves frames out instead of falling further."""
-REPORT_S = 1.0
 _LEAST_REFRESH_GAP_S = 0.3
+_LEAST_REPORT_GAP_S = 1.0
 _RATE_WINDOW_S = 10.0
 CAMERA_PATIENCE_S = 1.0
 """A camera without pictures for this long is said to be gone; it is waited for all the same."""
@@ -112,7 +115,8 @@ class SendConfig:
 
 @dataclass(frozen=True)
 class LaneReport:
-    """What one lane sent. rate_kbps: of RTP packets, repair included, IP and UDP headers (28 bytes each) not.
+    """What one lane sent. rate_kbps: of RTP packets, repair included; not of IP and UDP headers (28 bytes each) nor of RTCP,
+    a report of some 60 bytes every five seconds.
 
     target_kbps, at_floor: of a baseline that follows a rate, and whether it needs more than that. remote_*: as the
     receiver last reported; None where it never did.
@@ -195,6 +199,7 @@ class Sender:
         self._start_unix_s = time.time()
         self._start_s = time.monotonic()
         self._slices: int | None = None
+        self._session_id = secrets.randbits(62)
         self.newest: Frame | None = None
         self._wire = _Wire(family)
         try:
@@ -371,11 +376,11 @@ class Sender:
         )
 
     def _fitting_slices(self, frame: Frame) -> int:
-        """So many that a refresh's slices fit one packet each, with a third to spare."""
+        """So many that a refresh's slices fit one packet each."""
         trial = Encoder(self.model, frame.width, frame.height, coder=self.config.coder, quality=self.config.quality)
         size = sum(len(part or b"") for part in trial.push(frame)[0].slices)
         _, h, w = trial.shape
-        return max(1, min(math.ceil(size * 4 / 3 / (self._packetiser.mtu - 80)), h * w, 64))
+        return payload.fitting_slices(size, h * w, self._packetiser.mtu)
 
     def _send_mcode(self, packets: list[Packet]) -> None:
         for keyframe in packets:
@@ -415,10 +420,10 @@ class Sender:
         if self.config.sdp is None or self._encoder is None:
             return
         session = self.session(self._encoder.header)
-        alone = replace(session, media=session.media[1:])
+        alone = replace(session, media=tuple(replace(each, fec_payload_type=None) for each in session.media[1:]))
         try:
             for path, text in zip(_descriptions(self.config), (session, alone), strict=False):
-                path.write_text(str(text))
+                _write_description(path, str(text))
         except OSError as error:
             raise InputError(f"--sdp {path}: cannot write it ({error.strerror})") from error
 
@@ -434,8 +439,10 @@ class Sender:
             kind = self._baseline.packetiser.payload_type
             media.append(sdp.Media(encoding, self.port + 2, kind, self.baseline.ssrc, parameters, number))
         if self.audio is not None and self._opus is not None:
-            media.append(sdp.Media("OPUS", self.port + 4, self._opus.payload_type, self.audio.ssrc))
-        return sdp.Session(str(self.mcode.address[0]), tuple(media), f"MCode {Path(self.config.input).name}")
+            stereo = {"sprop-stereo": "1"} if self.source.is_stereo else {}
+            media.append(sdp.Media("OPUS", self.port + 4, self._opus.payload_type, self.audio.ssrc, stereo))
+        name = os.fsencode(Path(self.config.input).name).decode("utf-8", "replace")
+        return sdp.Session(str(self.mcode.address[0]), tuple(media), f"MCode {name}", self._wire.cname, self._session_id)
 
     def status(self) -> SendReport:
         """The report so far."""
@@ -472,7 +479,18 @@ def resolve(host: str, port: int, url: str) -> tuple[int, tuple]:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     except (socket.gaierror, UnicodeError) as error:
         raise InputError(f"{url}: cannot find the host {host} ({getattr(error, 'strerror', None) or error})") from error
+    refuse_multicast(str(address[0]), url)
     return family, address
+
+
+def refuse_multicast(host: str, url: str) -> None:
+    """Raises InputError for a multicast address."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return
+    if address.is_multicast:
+        raise InputError(f"{url}: {address} is a multicast address, which is not supported; give the address of one machine")
 
 
 def _descriptions(config: SendConfig) -> list[Path]:
@@ -507,6 +525,15 @@ def _check_description(path: Path) -> None:
     raise InputError(f"--sdp {path}: cannot write it ({reason})")
 
 
+def _write_description(path: Path, text: str) -> None:
+    """Whole or not at all, where it is a file and no pipe or device."""
+    target = path.resolve()
+    if target.is_file() or not target.exists():
+        write_whole(target, text)
+    else:
+        target.write_bytes(text.encode())
+
+
 def _only_delay(settings: ChannelSettings) -> ChannelSettings:
     return replace(settings, bit_error_rate=0.0, loss=0.0)
 
@@ -531,9 +558,11 @@ class _Lane:
         }
         self.channel = Channel(self.settings)
         self.socket: socket.socket | None = None
-        self.packets = self.payload_bytes = self.wire_bytes = self.fec_bytes = self.refresh_requests = 0
+        self.packets = self.octets = self.payload_bytes = self.wire_bytes = self.fec_bytes = self.refresh_requests = 0
         self.remote: rtcp.ReportBlock | None = None
         self.round_trip_s: float | None = None
+        self.has_newcomer = False  # a receiver that has not been heard before
+        self._receiver: int | None = None
         self._refresh_wanted = False
         self._last_refresh_s = -math.inf
         self._recent: deque[tuple[float, int]] = deque()
@@ -541,6 +570,7 @@ class _Lane:
     def count(self, size: int, protected: int, media_s: float, is_repair: bool) -> None:
         self.packets += 1
         self.wire_bytes += size
+        self.octets += size - HEADER_BYTES  # of reports (RFC 3550, 6.4.1)
         if is_repair:
             self.fec_bytes += size
         else:
@@ -561,6 +591,8 @@ class _Lane:
             self.refresh_requests += 1
             self._refresh_wanted = True
         elif isinstance(control, rtcp.ReceiverReport | rtcp.SenderReport):
+            if control.ssrc != self._receiver:
+                self._receiver, self.has_newcomer = control.ssrc, True
             for block in control.blocks:
                 if block.ssrc == self.ssrc:
                     self.remote = block
@@ -603,7 +635,9 @@ class _Wire:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._last_report_s = -math.inf
+        self.cname = rtcp.new_cname()
+        self._reports = 0
+        self._last_report_s = self._next_report_s = -math.inf
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_write.setblocking(False)
 
@@ -638,19 +672,27 @@ class _Wire:
             lane.socket.sendto(data, lane.address)
 
     def report(self, media_time: Callable[[_Lane], tuple[int, int]]) -> None:
-        """Sender reports, once a second."""
+        """Sender reports, when they are due; a receiver that is new need not wait for the next ones."""
         now = time.monotonic()
-        if now - self._last_report_s < REPORT_S:
+        newcomer = any(lane.has_newcomer for lane in self.lanes) and now - self._last_report_s >= _LEAST_REPORT_GAP_S
+        if now < self._next_report_s and not newcomer:
             return
-        self._last_report_s = now
+        self._reports += 1
+        self._last_report_s, self._next_report_s = now, now + rtcp.report_gap_s(self._reports, random.random())
         for lane in self.lanes:
+            lane.has_newcomer = False
             ntp_time, timestamp = media_time(lane)
-            report = rtcp.SenderReport(lane.ssrc, ntp_time, timestamp, lane.packets, lane.payload_bytes)
-            self._send(lane, rtcp.compound([report, rtcp.Description(lane.ssrc, "mcode")]))
+            report = rtcp.SenderReport(lane.ssrc, ntp_time, timestamp, lane.packets, lane.octets)
+            self._send(lane, rtcp.compound([report, rtcp.Description(lane.ssrc, self.cname)]))
 
     def goodbye(self) -> None:
         for lane in self.lanes:
-            self._send(lane, rtcp.compound([rtcp.ReceiverReport(lane.ssrc), rtcp.Bye((lane.ssrc,))]))
+            parts: list[rtcp.Control] = [
+                rtcp.ReceiverReport(lane.ssrc),
+                rtcp.Description(lane.ssrc, self.cname),
+                rtcp.Bye((lane.ssrc,)),
+            ]
+            self._send(lane, rtcp.compound(parts))
 
     def finish(self, stop: threading.Event) -> None:
         """Wait until what the channel still holds is delivered."""
@@ -774,6 +816,7 @@ class Source:
     fps: float = 25.0
     is_paced: bool = True
     has_audio: bool = False
+    is_stereo: bool = False
     expected_frames: int | None = None
     stop: threading.Event = threading.Event()
     notify: Notify = staticmethod(lambda line: None)
@@ -808,6 +851,8 @@ class FileSource(Source):
         info = self._reader.info
         self.fps = info.average_fps or 25.0
         self.has_audio = info.audio_codec is not None
+        first = next(audio_packets(config.input, config.start_s), None) if self.has_audio and config.sdp is not None else None
+        self.is_stereo = first is not None and first.stream.codec_context.channels > 1
         self._config = config
         self._sound: Iterator[tuple[bytes, int]] | None = None
         self._next: tuple[bytes, int] | None = None

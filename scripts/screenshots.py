@@ -1,8 +1,9 @@
-"""Makes the README's pictures of the player: the real window on the demo, offscreen, into docs/images.
+"""Makes pictures of the player: the real window on the demo, offscreen.
 
-    python scripts/screenshots.py [FOLDER]
+    python scripts/screenshots.py FOLDER
 
-Takes a minute. The fonts are those of this machine: install Inter (fonts-inter) for the looks in the README.
+Without a folder those that the README shows are made, in docs/images. Takes a minute.
+The fonts are those of this machine: install Inter (fonts-inter) for the looks in the README.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -39,7 +40,10 @@ def run(app: QApplication, seconds: float, until: Callable[[], bool] = lambda: F
     return False
 
 
-def main(folder: Path) -> None:
+README = ("player.png", "player-light.png", "player-wipe.png", "player-noise.png")
+
+
+def main(folder: Path, only: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     app = QApplication([])
     app.setStyle("Fusion")
@@ -48,6 +52,8 @@ def main(folder: Path) -> None:
     window.show()
 
     def save(name: str) -> None:
+        if only is not None and name not in only:
+            return
         app.processEvents()
         window.grab().save(str(folder / name))
         print(folder / name)
@@ -106,5 +112,6 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "images", help="where the pictures go")
-    main(parser.parse_args().folder)
+    parser.add_argument("folder", nargs="?", type=Path, help="where all the pictures go")
+    wanted = parser.parse_args().folder
+    main(wanted or ROOT / "docs" / "images", None if wanted else README)

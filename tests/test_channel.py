@@ -49,6 +49,17 @@ def test_gaps_between_bit_errors_are_geometric_across_packets():
     assert np.mean(gaps == 1) == pytest.approx(0.05, rel=0.1)
 
 
+def test_settings_replaced_while_a_packet_is_on_its_way_count_from_the_next_one():
+    class Slider(Channel):
+        def _flip(self, *arguments):
+            self.settings = ChannelSettings()  # as the window's thread may
+            return super()._flip(*arguments)
+
+    channel = Slider(ChannelSettings(bit_error_rate=0.1))
+    assert flips(channel.transmit(bytes(1000))[0][1])
+    assert not flips(channel.transmit(bytes(1000))[0][1])
+
+
 def test_protected_bytes_are_spared():
     channel = Channel(ChannelSettings(bit_error_rate=0.5))
     for size in (0, 3, 4, 5, 40):

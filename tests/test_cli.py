@@ -581,6 +581,7 @@ def test_every_option_of_play_arrives_as_the_window_reads_it(mcode, monkeypatch)
 def test_every_option_of_evaluate_channel_arrives(mcode, monkeypatch):
     channel = Library(monkeypatch, "mcode.evaluation.channel", "evaluate_channel")
     sys.modules["mcode.evaluation.channel"].LABELS = {}
+    sys.modules["mcode.evaluation.channel"].channel_text = str
     arguments = "evaluate channel a.mp4 -o out -m me -n 8 --quality 2 --lanes fixed,h264,fixed --seeds 2 --size 64x48"
     more = "--start 1 --duration 2 --device cpu --force --json"
     assert mcode(*arguments.split(), *more.split())[0] == 0
@@ -1183,14 +1184,16 @@ def test_the_channel_is_measured_lane_beside_lane(mcode, workshop, tmp_path, mon
     monkeypatch.setattr(
         channel.evaluate_channel,
         "__kwdefaults__",
-        {**channel.evaluate_channel.__kwdefaults__, "bit_error_rates": (0.0, 1e-2), "losses": (0.2,)},
+        {**channel.evaluate_channel.__kwdefaults__, "bit_error_rates": (0.0, 1e-2), "losses": (0.2, 0.004)},
     )
     asked = ["evaluate", "channel", workshop / "clip.mkv", "-m", workshop / "disc.safetensors"]
     asked += ["--lanes", "fixed,h264", "--seeds", "1", "--duration", "0.5"]
     status, out, _ = mcode(*asked, "-o", tmp_path / "report")
     lines = out.splitlines()
     assert status == 0 and lines[0].split() == ["PSNR", "dB", "(SSIM)", "MCode", "fixed", "H.264"]
-    assert [line.split("  ")[0] for line in lines[1:5]] == ["kbit/s", "clean", "bit errors 0.01", "20% lost"]
+    assert [line.split("  ")[0] for line in lines[1:6]] == [
+        *("kbit/s", "clean", "bit errors 0.01", "20% lost", "0.4% lost"),
+    ]
     assert {path.name for path in (tmp_path / "report").iterdir()} >= {"channel.json", "channel.png"}
     status, _, err = mcode(*asked, "-o", tmp_path / "report")
     assert status == 2 and "--force" in err
@@ -1218,7 +1221,8 @@ def test_play_on_a_display_that_does_not_answer_is_one_line(mcode, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "package", "extra"),
     [
-        ("play --demo", "PyQt6", "player,live"),
+        ("play --demo", "PyQt6", "player"),
+        ("play --demo", "reedsolo", "player"),
         ("receive rtp://127.0.0.1:5004 -o a.mp4", "reedsolo", "live"),
     ],
 )

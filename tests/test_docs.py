@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from mcode import fec, packet
 from mcode.cli import app
-from mcode.packet import LAYOUT
+from mcode.rtp import payload
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,8 +36,9 @@ def test_the_first_two_commands_are_the_demo_and_the_tests():
     assert found[:2] == ["scripts/demo.sh", "scripts/test.sh"]
 
 
-def test_the_layout_in_the_docs_is_the_codes():
-    assert LAYOUT in (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("table", [packet.LAYOUT, payload.WIRE, fec.LAYOUT], ids=["sample", "payload", "parity"])
+def test_the_layout_in_the_docs_is_the_codes(table):
+    assert table in (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,14 @@ def test_parity_fits_its_room():
     assert max(map(len, repair)) <= 12 + OVERHEAD_BYTES + max(map(len, sent))
 
 
+def test_repair_is_no_gap_to_who_goes_by_sequence_numbers_alone():
+    protector, sequences = Protector(FecSettings(4, 2)), []
+    for packet in packets(10):
+        sequences += [each.sequence for each in (packet, *protector.push(packet))]
+    sequences += [each.sequence for each in protector.flush()]
+    assert len(sequences) == 16 and {(b - a) & 0xFFFF for a, b in itertools.pairwise(sequences)} == {0, 1}
+
+
 def test_a_repair_does_not_stretch_the_time_that_groups_take():
     recoverer, up_s = Recoverer(), 50_000.0
     sent, repair = protect(packets(8), 8, 2)

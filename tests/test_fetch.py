@@ -243,6 +243,13 @@ def test_what_cannot_be_asked_for_is_said_in_one_line(server, home):
     refused(home, "http or https", "file:///etc/tiny.safetensors")
 
 
+def test_a_name_that_is_installed_needs_no_fetching(home):
+    with pytest.raises(InputError, match="general: is installed already; use it with --manifold general"):
+        fetch.fetch_manifold("general")
+    with pytest.raises(InputError, match="genera: no manifold to fetch under this name"):
+        fetch.fetch_manifold("genera")
+
+
 def test_without_a_network_it_says_where_to_put_the_file(home):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as closed:
         port = closed.server_address[1]

@@ -28,9 +28,21 @@ from mcode.errors import FormatError, InputError, ManifoldError
 from mcode.fec import FecSettings, Protector
 from mcode.frame import Frame
 from mcode.lanes import BaselineLane, McodeLane, finder
-from mcode.receive import LaneView, PlayoutClock, Receiver, _Network, _protected, _receive, _Spool, receive_to_file
-from mcode.rtp import h264, payload, rtcp, sdp
-from mcode.rtp.packets import RtpPacket
+from mcode.receive import (
+    AudioChunk,
+    LaneView,
+    PlayoutClock,
+    Receiver,
+    _Network,
+    _protected,
+    _receive,
+    _Recorder,
+    _Spool,
+    read_session,
+    receive_to_file,
+)
+from mcode.rtp import h264, opus, payload, rtcp, sdp
+from mcode.rtp.packets import RtpPacket, is_rtcp
 from mcode.rtp.payload import LARGEST_LIVE
 from mcode.send import SendConfig, Sender, read_stamp, send, test_picture
 from mcode.video import FrameReader, probe
@@ -334,6 +346,22 @@ def test_h264_lane_comes_through_and_heals_at_an_idr():
     assert not lane.wants_refresh
 
 
+def test_an_idr_that_lost_a_slice_is_asked_for_again_and_a_whole_one_is_not():
+    packetiser, lane = h264.H264Packetiser(5, mtu=200), BaselineLane()
+    encoder = live_encoder("h264", 64, 48, crf=20, fps=25, gop_s=0.04, slice_bytes=120)  # each picture an IDR
+    wants = []
+    for index in range(4):
+        (unit,) = encoder.push(Frame(test_picture(index, 64, 48), index * TICKS))
+        packets = packetiser.push(unit.data, unit.pts)
+        assert len(packets) > 4
+        for number, packet in enumerate(packets):
+            found = lane.push(bytes(packet), 0.04 * index) if (index, number) != (1, 3) else []
+            for received in found + lane.poll(0.04 * index + 0.03):
+                list(lane.decode(received))
+        wants.append(lane.wants_refresh)
+    assert wants == [False, True, False, False]
+
+
 def baseline_datagrams(codec, count, width=64, height=48, ssrc=5):
     """Each picture's RTP packets and the parity packets after it."""
     encoder = live_encoder(codec, width, height, crf=40, fps=25, gop_s=0.4)
@@ -406,6 +434,20 @@ def test_playout_clock_waits_for_the_slowest_lane_and_forgives_one_stall():
     assert clock.due_s(10.0) == pytest.approx(10.058, abs=0.002)
 
 
+def test_the_playout_clock_moves_along_with_a_senders_clock():
+    clock = PlayoutClock()
+    for i in range(20):
+        clock.observe("mcode", 100 + i * 0.04, i * 0.04 + 0.16)
+        clock.observe("audio", 100 + i * 0.04, i * 0.04 + 0.02)
+    due = clock.due_s(100.0)
+    sound = AudioChunk(np.zeros((960, 2), np.int16), 100.0, clock)
+    for ahead_s in (60.0, -120.0):
+        for lane in ("mcode", "audio"):
+            clock.shift(lane, ahead_s)
+        assert clock.due_s(100.0 + clock.shifts_s["mcode"]) == pytest.approx(due)
+        assert sound.due_s == pytest.approx(due)
+
+
 def test_the_stamp_reads_back_through_scaling():
     for index in (0, 1, 2, 499, 12_345, 65_535):
         assert read_stamp(test_picture(index, 64, 48)) == index
@@ -439,10 +481,27 @@ def test_each_senders_time_is_its_own_with_a_goodbye_before_it_and_without(netwo
 
     network._take(link, rtcp.compound([rtcp.SenderReport(1, rtcp.ntp(time.time()), 1000, 0, 0)]), peer)
     assert all_are_of_now(sent_s(1, 1000)) and link.reception.switches == 0
+    link.reception.last_arrival_s -= 0.6  # the first one's silence
     assert all_are_of_now(sent_s(2, 2_000_000_000)) and link.reception.switches == 1
     network._take(link, rtcp.compound([rtcp.ReceiverReport(2), rtcp.Bye((2,))]), peer)
     assert link.said_goodbye
     assert all_are_of_now(sent_s(3, 1000)) and link.reception.switches == 2 and not link.said_goodbye
+
+
+@pytest.mark.parametrize("ahead_s", [60.0, -60.0])
+def test_a_report_on_one_lane_corrects_what_is_guessed_of_the_others(network, ahead_s):
+    peer, now = ("127.0.0.1", 9), time.time()
+    mcode, baseline = network.links
+    for packet in payload.Packetiser(1).push(keyframes(waves(1))[0]):
+        network._take(mcode, bytes(packet), peer)
+    for datagram in baseline_datagrams("h264", 2)[0]:
+        network._take(baseline, datagram, peer)
+    assert [link.sent_unix_s(0) for link in network.links] == pytest.approx([now, now], abs=PATIENCE_S / 2 - 1)
+    before = baseline.sent_unix_s(0)
+    network._take(baseline, rtcp.compound([rtcp.SenderReport(5, rtcp.ntp(time.time() + ahead_s), 0, 0, 0)]), peer)
+    for link in network.links:
+        assert link.sent_unix_s(0) == pytest.approx(now + ahead_s, abs=PATIENCE_S / 2 - 1)
+    assert baseline.moved_s == pytest.approx(baseline.sent_unix_s(0) - before)
 
 
 def test_the_channel_here_spares_of_parity_packets_what_the_senders_does(network):
@@ -487,6 +546,28 @@ def test_a_recording_goes_on_after_a_decode_longer_than_the_silence_that_ends_it
     network = SimpleNamespace(links=[link], wait=wait)
     _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, stop, None)
     assert decoded == [0, 1, 2, 3, 4] and recorder.warnings == []
+
+
+@pytest.mark.parametrize(("gap_ends_s", "written"), [(1.5, [1]), (math.inf, [])])
+def test_what_waits_behind_a_gap_at_a_goodbye_is_written_and_not_waited_for_without_end(monkeypatch, gap_ends_s, written):
+    now_s, decoded = 0.0, []
+
+    def wait(timeout_s):
+        nonlocal now_s
+        now_s += timeout_s
+        assert now_s < 10
+        if now_s < gap_ends_s or lane.deadline_s is None:
+            return []
+        lane.deadline_s = None
+        return [(link, 1)]
+
+    lane = SimpleNamespace(decode=lambda unit: decoded.append(unit) or [], error=None, deadline_s=gap_ends_s)
+    link = SimpleNamespace(name="mcode", lane=lane, said_goodbye=True, heard=1)
+    recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[])
+    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s))
+    network = SimpleNamespace(links=[link], wait=wait)
+    _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, threading.Event(), None)
+    assert decoded == written
 
 
 # Real datagrams
@@ -587,6 +668,33 @@ def test_frames_are_shown_while_the_next_ones_are_synthesised(port):
         finally:
             model.gate.set()
         sender.stop()
+
+
+@pytest.mark.parametrize("ahead_s", [60.0, -60.0])
+def test_a_late_joiner_goes_on_where_a_report_tells_that_the_senders_clock_is_another(port, ahead_s):
+    sender = Sender(config(port, duration_s=None), model=MODEL)
+    media_time = sender._media_time
+    sender._media_time = lambda lane: (media_time(lane)[0] + (round(ahead_s) << 32), media_time(lane)[1])
+    sender.start()
+    wait_for(lambda: sender.status().frames > 3)  # its first report is gone
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL, lanes=("mcode",)) as receiver:
+        view = receiver.lanes["mcode"]
+        wait_for(lambda: (newest := view.newest) is not None and abs(newest[1] - ahead_s - time.time()) < 20)
+        shown = view.shown
+        wait_for(lambda: view.shown > shown + 15)
+        sender.stop()
+
+
+def test_no_frame_waits_longer_than_it_may_whatever_the_clock_says(monkeypatch):
+    monkeypatch.setattr("mcode.receive._LONGEST_WAIT_S", 0.2)
+    clock = PlayoutClock()
+    clock.due_s = lambda sent_unix_s: math.inf
+    view = LaneView(SimpleNamespace(name="mcode", lane=None, sent_unix_s=lambda pts: 0.0), clock)
+    try:
+        view._hold(grey(100, 0))
+        wait_for(lambda: view.shown == 1)
+    finally:
+        view.close()
 
 
 def test_frames_that_wait_until_they_are_due_are_bounded_in_bytes():
@@ -745,11 +853,47 @@ def test_an_error_amid_a_recording_keeps_what_came_and_warns(tmp_path, port):
 def test_sound_waits_in_a_file_and_a_flood_of_it_is_cut(tmp_path):
     spool = _Spool(tmp_path, 0.0)
     for i in range(1000):
-        spool.put(bytes([i % 256]) * (i % 7), i / 100, now_s=1.0)
-    assert list(spool.between(2.995, 3.015)) == [(bytes([44]) * (300 % 7), 3.0), (bytes([45]) * (301 % 7), 3.01)]
-    assert spool.has(7.985, 8.0) and not spool.has(8.0, 100.0)
+        spool.put(bytes([i % 256]) * (i % 7), 1, 480 * i, now_s=1.0)
+    starts_s = (99.0, 0.5)
+    assert list(spool.between(starts_s, 3.495, 3.515)) == [(bytes([44]) * (300 % 7), 3.5), (bytes([45]) * (301 % 7), 3.51)]
+    assert spool.has(starts_s, 8.485, 8.5) and not spool.has(starts_s, 8.5, 100.0)
     assert list(tmp_path.iterdir()) == []
     spool.close()
+
+
+@pytest.mark.parametrize("ahead_s", [60.0, -60.0])
+def test_sound_keeps_its_place_where_reports_move_the_senders_clock_amid_a_recording(tmp_path, ahead_s):
+    recorder = _Recorder(tmp_path / "a.mkv", None, False)
+    picture, sound = (SimpleNamespace(base_unix_s=1000.0, base_ssrc=7, clock_hz=hz) for hz in (90_000, 48_000))
+    picture.sent_unix_s = lambda pts: picture.base_unix_s + pts / 90_000
+    for index in range(25):
+        if index == 10:
+            picture.base_unix_s += ahead_s
+        if index == 12:
+            sound.base_unix_s += ahead_s
+        recorder.push(grey(100, 100 + index, 64, 48), SimpleNamespace(ssrc=7), picture)
+        for pts in (0, 960):
+            recorder.hear(sound, opus.OpusPacket(b"\xfc\xff\xfe", 48_000 * 4 + 1920 * index + pts, 0, 7))
+    recorder.close()
+    recorder.release()
+    assert recorder.audio_packets == 50
+
+
+@pytest.mark.parametrize(("start", "length"), [(b"\xe0", 120), (b"\xf0", 480), (b"\xf8", 960), (b"\xfb\x03\xfe\xfe", 2880)])
+def test_sound_in_packets_of_any_length_is_written_whole(tmp_path, start, length):
+    recorder = _Recorder(tmp_path / "a.mkv", None, False)
+    picture, sound = (SimpleNamespace(base_unix_s=1000.0, base_ssrc=7, clock_hz=hz) for hz in (90_000, 48_000))
+    picture.sent_unix_s = lambda pts: picture.base_unix_s + pts / 90_000
+    for index in range(25):
+        recorder.push(grey(100, index, 64, 48), SimpleNamespace(ssrc=7), picture)
+    for pts in range(0, 48_000, length):
+        recorder.hear(sound, opus.OpusPacket(start + b"\xfe", pts + min(length // 4, 100) * (pts % 7 == 0), 0, 7))
+    recorder.close()
+    recorder.release()
+    with av.open(os.fspath(tmp_path / "a.mkv")) as container:
+        times = [float(packet.pts * packet.time_base) for packet in container.demux(audio=0) if packet.pts is not None]
+    assert len(times) == recorder.audio_packets == -(-48_000 // length)
+    assert np.diff(times) == pytest.approx(length / 48_000, abs=0.0015)
 
 
 def test_an_uninstalled_manifold_is_shown_and_the_player_goes_on(port):
@@ -807,6 +951,70 @@ def test_a_strangers_requests_do_not_reach_the_encoder_more_than_three_times_a_s
     sender.close()
 
 
+def test_sender_reports_count_the_payloads_octets(port):
+    with Sender(config(port, fec="2+1"), model=MODEL) as sender:
+        sent, reports = [], []
+        sender._wire._send = lambda lane, data: (reports if is_rtcp(data) else sent).append(data)
+        for frame, _ in zip(sender.source, range(20), strict=False):
+            sender._push(frame)
+        sender._wire._next_report_s = -math.inf
+        sender._wire.report(sender._media_time)
+    report = rtcp.parse_compound(reports[-1])[0]
+    assert report.packets == len(sent) and report.octets == sum(len(data) - 12 for data in sent)
+
+
+def test_sender_reports_thin_out_and_a_new_receiver_need_not_wait_for_one(port, monkeypatch):
+    with Sender(config(port), model=MODEL) as sender:
+        now_s, at_s = 100.0, []
+        sender._wire._send = lambda lane, data: at_s.append(now_s)
+        monkeypatch.setattr(mcode.send, "time", SimpleNamespace(monotonic=lambda: now_s, time=time.time))
+
+        def run(until_s):
+            nonlocal now_s
+            while now_s < until_s:
+                sender._wire.report(sender._media_time)
+                now_s += 0.25
+
+        run(150)
+        gaps = np.diff(at_s)
+        assert gaps[0] == 1 and gaps[1:].min() >= 2.5 and gaps[1:].max() <= 7.75
+        reports = len(at_s)
+        sender._wire._next_report_s = now_s + 7
+        for _ in range(2):
+            sender.mcode.hear(rtcp.ReceiverReport(77, (rtcp.ReportBlock(sender.mcode.ssrc, 0.0, 0, 0, 0),)))
+        run(now_s + 2)
+        assert len(at_s) == reports + 1
+
+
+def test_a_receiver_reports_at_once_and_then_thins_out(network):
+    link, at_s = network.links[0], []
+    link.socket.close()
+    link.socket = SimpleNamespace(sendto=lambda data, peer: at_s.append(now_s), close=lambda: None)
+    link.peer, link.reception.ssrc = ("127.0.0.1", 9), 7
+    link.lane.depacketiser.header = keyframes(waves(1))[0].header
+    for i in range(400):
+        now_s = 100 + i / 4
+        link.answer(now_s)
+    gaps = np.diff(at_s)
+    assert at_s[0] == 100 and gaps[0] == 1 and gaps[1:].min() >= 2.5 and gaps[1:].max() <= 7.75
+
+
+def test_a_goodbye_bears_the_senders_own_name_as_its_reports_and_description_do(port):
+    names = []
+    for _ in range(2):
+        with Sender(config(port, baseline="h264"), model=MODEL) as sender:
+            sent = []
+            sender._wire._send = lambda lane, data, sent=sent: sent.append(rtcp.parse_compound(data))
+            sender._wire.report(sender._media_time)
+            sender._wire.goodbye()
+            text = str(sender.session(sender._new_encoder(sender.config).header))
+        found = {control.cname for controls in sent for control in controls if isinstance(control, rtcp.Description)}
+        assert len(sent) == 4 and all(isinstance(controls[1], rtcp.Description) for controls in sent) and len(found) == 1
+        names += found
+        assert text.count(f"cname:{names[-1]}") == 2 and "o=- 0 " not in text
+    assert names[0] != names[1]
+
+
 # Standard H.264 for other players, SDP, sound
 
 
@@ -829,6 +1037,15 @@ def test_other_players_open_the_h264_lane(tmp_path, port):
         assert [s for s in stamps if s is not None] == sorted(s for s in stamps if s is not None)
     finally:
         sender.stop()
+
+
+def test_the_description_for_other_players_says_nothing_of_repair(tmp_path, port):
+    path = tmp_path / "out.sdp"
+    with Sender(config(port, baseline="h264", sdp=path, fec="4+1"), model=MODEL) as sender:
+        sender._push(next(iter(sender.source)))
+    assert path.read_text().count("MCODE-FEC") == 2
+    alone = (tmp_path / "out.h264.sdp").read_text()
+    assert "MCODE-FEC" not in alone and f"m=video {port + 2} RTP/AVP 97\n" in alone
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg command to receive with")
@@ -917,6 +1134,26 @@ def test_sound_comes_to_the_player_with_its_time(port, clip_with_sound):
         gaps = np.diff([c.due_s for c in chunks])
         assert abs(np.median(gaps) - 0.02) < 0.005
         sender.stop()
+
+
+@pytest.mark.parametrize(("layout", "said"), [("stereo", True), ("mono", False)])
+def test_a_description_tells_whether_the_sound_is_stereo(tmp_path, port, layout, said):
+    with av.open(os.fspath(tmp_path / "a.mkv"), "w") as out:
+        video, sound = out.add_stream("libx264", rate=25), out.add_stream("aac", rate=48_000, layout=layout)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for index in range(5):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(test_picture(index, 64, 48), "rgb24")))
+        silence = np.zeros((2 if layout == "stereo" else 1, 1024), np.float32)
+        piece = av.AudioFrame.from_ndarray(silence, format="fltp", layout=layout)
+        piece.sample_rate, piece.pts = 48_000, 0
+        out.mux(sound.encode(piece))
+        for stream in (video, sound):
+            out.mux(stream.encode(None))
+    path = tmp_path / "a.sdp"
+    wanted = SendConfig(os.fspath(tmp_path / "a.mkv"), to=f"rtp://127.0.0.1:{port}", baseline="none", sdp=path)
+    with Sender(wanted, model=MODEL) as sender:
+        sender._push(next(iter(sender.source)))
+    assert ("a=fmtp:99 sprop-stereo=1" in path.read_text()) == said and "opus/48000/2" in path.read_text()
 
 
 # What the user can mend
@@ -1084,6 +1321,18 @@ def test_an_unresolvable_host_is_named():
         Sender(SendConfig("testsrc", to="rtp://no-such-host.invalid:5004"), model=MODEL)
 
 
+@pytest.mark.parametrize("host", ["239.1.1.1", "[ff02::1]"])
+def test_multicast_is_refused_at_both_ends(tmp_path, host, port):
+    with pytest.raises(InputError, match="multicast address, which is not supported"):
+        Sender(SendConfig("testsrc", to=f"rtp://{host}:{port}"), model=MODEL)
+    path = tmp_path / "a.sdp"
+    path.write_text(str(sdp.Session(host.strip("[]"), (sdp.Media("MCODE", port, 96),))))
+    for source in (path, f"rtp://{host}:{port}"):
+        for bind_to in (None, "0.0.0.0"):
+            with pytest.raises(InputError, match="multicast address, which is not supported"):
+                receive_to_file(source, tmp_path / "a.mp4", manifold=MODEL, bind_to=bind_to, wait_s=0.3)
+
+
 def test_a_port_in_use_is_named(port):
     held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     held.bind(("127.0.0.1", port + 2))
@@ -1114,6 +1363,50 @@ def test_wrong_descriptions_are_named(tmp_path):
         Receiver(wrong)
     with pytest.raises(InputError, match=r"missing\.sdp"):
         Receiver(tmp_path / "missing.sdp")
+
+
+def test_a_lane_that_is_not_described_is_named_with_the_one_that_is(tmp_path, port):
+    path = tmp_path / "a.sdp"
+    path.write_text(str(sdp.Session("127.0.0.1", (sdp.Media("H264", port + 2, 97), sdp.Media("OPUS", port + 4, 99)))))
+    with pytest.raises(InputError, match=r"a\.sdp: no lane mcode in it; use --lane baseline"):
+        receive_to_file(path, tmp_path / "a.mp4", manifold=MODEL, wait_s=0.3)
+    path.write_text(str(sdp.Session("127.0.0.1", (sdp.Media("OPUS", port + 4, 99),))))
+    for lane in ("mcode", "baseline"):
+        with pytest.raises(InputError, match=f"no lane {lane} in it; it has sound alone"):
+            receive_to_file(path, tmp_path / "a.mp4", manifold=MODEL, lane=lane, wait_s=0.3)
+
+
+def test_a_description_names_a_file_whose_name_is_not_utf8(tmp_path, port):
+    path = tmp_path / "a.sdp"
+    with Sender(config(port, sdp=path), model=MODEL) as sender:
+        sender.config = replace(sender.config, input=os.fsdecode(b"dir/b\xe9.mp4"))
+        sender._push(next(iter(sender.source)))
+    assert read_session(path).name == "MCode b\ufffd.mp4"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.sdp"]
+
+
+def test_a_description_that_cannot_be_written_leaves_the_one_before(tmp_path, port, monkeypatch):
+    path = tmp_path / "a.sdp"
+    path.write_text("v=0\nbefore")
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    with Sender(config(port, sdp=path), model=MODEL) as sender:
+        monkeypatch.setattr("pathlib.Path.write_bytes", full)
+        with pytest.raises(InputError, match="a.sdp: cannot write it.*No space"):
+            sender._push(next(iter(sender.source)))
+    assert path.read_text() == "v=0\nbefore" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_description_goes_to_a_pipe(tmp_path, port):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    join = in_thread(path.read_bytes)
+    with Sender(config(port, sdp=path), model=MODEL) as sender:
+        sender._push(next(iter(sender.source)))
+    assert join().startswith(b"v=0") and path.is_fifo()
 
 
 @pytest.mark.parametrize(

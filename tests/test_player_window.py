@@ -573,7 +573,7 @@ def test_a_missing_extra_and_a_missing_display_are_one_line(monkeypatch, capsys)
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "PyQt6.QtCore", None)
         assert player_app.main([]) == 2
-    assert 'pip install "mcode[player,live]"' in capsys.readouterr().err
+    assert 'pip install "mcode[player]"' in capsys.readouterr().err
     monkeypatch.delenv("QT_QPA_PLATFORM")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     for display, words in ((":987", "no window can be opened on this display"), ("", "no display to open a window on")):

@@ -110,6 +110,14 @@ def test_slices_of_any_size_fit_the_mtu_and_come_back(sizes, twice):
     assert found.packet.slices == packet.slices and not any(found.damaged)
 
 
+@pytest.mark.parametrize(
+    ("size", "positions", "mtu", "slices"), [(0, 9, 1200, 1), (840, 9, 1200, 1), (841, 9, 1200, 2), (841, 1, 1200, 1),
+    (10_000, 9, 1200, 9), (10**6, 10**6, 1200, 64), (1000, 99, 300, 7)]
+)  # fmt: skip
+def test_a_refresh_has_as_many_slices_as_fit_one_packet_each_and_as_there_are_positions(size, positions, mtu, slices):
+    assert payload.fitting_slices(size, positions, mtu) == slices
+
+
 def test_small_slices_share_a_packet():
     header = replace(STREAM, slices=6)
     (group,) = datagrams([keyframe(0, header=header, slices=tuple(bytes([i]) * 300 for i in range(6)))])
@@ -234,6 +242,20 @@ def test_a_datagram_of_many_headers_is_little_work(monkeypatch):
     assert depacketiser.damaged_headers == 2 and len(parsed) < 1000
 
 
+@pytest.mark.parametrize("filling", [b"\x18", None])
+def test_the_search_for_a_second_header_is_bounded_and_strangers_are_not_searched(filling, monkeypatch):
+    crc, taken = payload.crc16, []
+    monkeypatch.setattr(payload, "crc16", lambda data: taken.append(1) or crc(data))
+    data = filling * 1188 if filling else random.Random(1).randbytes(1188)
+    depacketiser = Depacketiser()
+    depacketiser.push(bytes(RtpPacket(96, 1, 1, 1234, data)), 0.0)
+    assert len(taken) <= 101 and depacketiser.damaged_headers == 1
+    receive(datagrams(stream(1)), depacketiser)
+    taken.clear()
+    depacketiser.push(bytes(RtpPacket(96, 1, 1, 1234, data)), 0.1)
+    assert len(taken) <= 1 and depacketiser.damaged_headers == 2
+
+
 def test_memory_is_bounded_whatever_comes():
     depacketiser = Depacketiser()
     packetiser = Packetiser(5)
@@ -291,6 +313,57 @@ def test_a_sender_that_comes_back_is_followed_and_strangers_are_not():
     assert [r.ssrc for r in after_silence.push(again[0], 5.0)] == [3]
 
 
+def test_of_two_live_senders_the_first_is_followed_however_their_packets_come():
+    reception, given = Reception(90_000), []
+    for i in range(100):
+        for ssrc in (1, 2):
+            for k in range(8):  # more in a row than make a challenge
+                given += reception.push(RtpPacket(96, 8 * i + k, 3600 * i, ssrc, b"x"), 0.04 * i + 0.02 * (ssrc - 1))
+    assert reception.switches == 0 and {each.packet.ssrc for each in given} == {1} and len(given) == 800
+
+
+@pytest.mark.parametrize(("sequences", "keyframes"), [(20_000, 40_000), (65_536, 40_000), (20_000, -50), (65_636, 65_436)])
+def test_keyframes_come_again_after_an_outage_in_which_half_of_their_indices_went_by(sequences, keyframes):
+    groups = datagrams(stream(100))
+    depacketiser = Depacketiser()
+    assert len(receive(groups, depacketiser)) == 100
+    later = Packetiser(0xAABBCCDD, first_sequence=65_530 + 100 + sequences, first_timestamp=2**32 - 5)
+    later.keyframe = 100 + keyframes
+    found = []
+    for i in range(10):
+        for packet in later.push(replace(keyframe(0, header=STREAM if i == 0 else None), pts=14_400 * (10_000 + i))):
+            found += depacketiser.push(bytes(packet), 0.16 * (10_000 + i))
+    assert len(found) >= 9 and found[0].after_loss and not any(each.after_loss for each in found[1:])
+
+
+def test_timestamps_go_on_after_a_pause_longer_than_half_their_range():
+    hours = 3600 * 90_000
+    for pause in (7 * hours, 20 * hours):
+        moments = [(0, 0.0), (14_400, 0.16), (14_400 + pause, 0.16 + pause / 90_000)]
+        packetiser, depacketiser = Packetiser(9), Depacketiser()
+        baseline, unpacked = h264.H264Packetiser(9), h264.H264Depacketiser()
+        for pts, at_s in moments:
+            (packet,) = packetiser.push(replace(keyframe(0, header=STREAM), pts=pts))
+            assert [each.packet.pts for each in depacketiser.push(bytes(packet), at_s)] == [pts]
+            (packet,) = baseline.push(annex_b([unit(1, 9)]), pts)
+            assert [each.pts for each in unpacked.push(bytes(packet), at_s)] == [pts]
+    sound, heard = opus.OpusPacketiser(9), opus.OpusDepacketiser()
+    for pts, at_s in ((0, 0.0), (48_000 * 3600 * 14, 3600.0 * 14)):
+        (packet,) = sound.push(b"x", pts)
+        assert [each.pts for each in heard.push(bytes(packet), at_s)] == [pts]
+
+
+def test_one_late_packet_is_forgotten_in_time():
+    reception = Reception(90_000)
+    for i in range(8000):
+        for number in [i] if i != 105 else [105, 100]:
+            if (i, number) != (100, 100):
+                reception.push(RtpPacket(96, number & 0xFFFF, 3600 * number, 1, b"x"), 0.04 * i)
+        if i == 110:
+            assert reception.counters.late == 1 and reception.hold_s > 0.1
+    assert reception.hold_s == pytest.approx(0.005)
+
+
 def test_a_switch_is_to_another_source_with_a_goodbye_before_it_too():
     reception = Reception(90_000)
     for sequence, ssrc, switches in ((1, 7, 0), (2, 7, 0), (1, 8, 1), (2, 8, 1)):
@@ -341,6 +414,15 @@ def test_report_of_what_was_lost():
     assert reception.highest == 9 and reception.jitter_s == pytest.approx(0, abs=1e-9)
 
 
+def test_late_packets_are_no_losses_to_a_report():
+    reception = Reception(90_000)
+    for i, number in enumerate([0, 1, 3, 4, 2, 5, 6, 7, 9]):  # 2 comes too late, 8 not at all
+        reception.push(RtpPacket(96, number, number * 900, 1, b"x"), 0.01 * i)
+    reception.poll(9.0)
+    assert reception.counters.late == 1 and reception.counters.lost == 2
+    assert reception.interval() == (pytest.approx(0.1), 1)
+
+
 # H.264, H.265, Opus
 
 
@@ -384,6 +466,37 @@ def test_a_lost_fragment_costs_its_unit_alone():
     depacketiser = h264.H264Depacketiser()
     found = [a for p in packets for a in depacketiser.push(bytes(p), 0.0)] + depacketiser.poll(1)
     assert h264.nal_units(found[0].data) == [unit(1, 1190)] and found[0].after_loss
+
+
+def after_losses(access_units, lost):
+    """(after_loss, partial) of what comes of access units whose packets (access unit, packet) are lost."""
+    packetiser, depacketiser, found = h264.H264Packetiser(7, mtu=200), h264.H264Depacketiser(), []
+    for number, data in enumerate(access_units):
+        for index, packet in enumerate(packetiser.push(data, 3600 * number)):
+            found += depacketiser.push(bytes(packet), 0.04 * number) if (number, index) not in lost else []
+    return [(each.after_loss, each.partial) for each in found + depacketiser.poll(9)]
+
+
+IDR = annex_b([unit(7, 20), unit(8, 5), *[unit(5, 150)] * 4])
+PICTURE = annex_b([unit(1, 150)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("lost", "expected"),
+    [
+        ({(0, 2)}, [(True, True), (False, False), (False, False), (False, False)]),  # within an IDR
+        ({(0, 4)}, [(True, True), (True, True), (False, False), (False, False)]),  # its end, or the next one's beginning
+        ({(1, 2), (2, 0)}, [(True, False), (True, True), (True, True), (False, False)]),  # a gap over two
+        ({(1, 1)}, [(True, False), (True, True), (False, False), (False, False)]),
+    ],
+)
+def test_a_gap_marks_each_picture_that_it_may_reach_into(lost, expected):
+    assert after_losses([IDR, PICTURE, PICTURE, PICTURE], lost) == expected
+
+
+def test_an_idr_that_has_its_parameter_sets_lost_nothing_to_the_gap_before_it():
+    assert after_losses([IDR, PICTURE, IDR], {(1, 2)})[-1] == (True, False)
+    assert after_losses([IDR, PICTURE, IDR], {(1, 2), (2, 0)})[-1] == (True, True)
 
 
 @settings(max_examples=100, deadline=None)
@@ -434,10 +547,20 @@ def test_opus_packets_come_back_with_their_losses():
     assert [o.pts - found[0].pts for o in found] == [0, 960, 2880, 3840]
 
 
-def test_the_marker_stands_on_the_first_opus_packet_whatever_its_time():
+def test_no_opus_packet_bears_the_marker_as_silence_is_sent_too():
     packetiser = opus.OpusPacketiser(3)
-    markers = [p.marker for pts in (-312, 648, 0) for p in packetiser.push(b"x", pts)]
-    assert markers == [True, False, False]
+    assert not any(p.marker for pts in (-312, 648, 0) for p in packetiser.push(b"x", pts))
+
+
+@pytest.mark.parametrize(
+    ("start", "ms"),
+    [
+        ("00", 10), ("18", 60), ("60", 10), ("68", 20), ("80", 2.5), ("88", 5), ("f8", 20),
+        ("f9", 40), ("fa", 40), ("fb06", 120), ("fb07", None), ("fb00", None), ("fb", None), ("", None),
+    ],
+)  # fmt: skip
+def test_an_opus_packets_first_bytes_tell_its_duration(start, ms):
+    assert opus.duration(bytes.fromhex(start)) == (None if ms is None else 48 * ms)
 
 
 # RTCP and SDP
@@ -510,6 +633,13 @@ def test_session_description_comes_back():
         ("v=0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n", "no address"),
         ("v=0\nc=IN IP4 127.0.0.1\nm=video 99999 RTP/AVP 96\na=rtpmap:96 H264/90000\n", "port 99999"),
         ("v=0\nc=IN IP4 nonsense\n", "c=IN IP4 nonsense"),
+        ("v=0\nc=IN IP4 127.0.0.999\n", "c=IN IP4 127.0.0.999"),
+        ("v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/48000\n", "H264/48000 is not supported"),
+        (
+            "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\na=fmtp:96 packetization-mode=2\n",
+            "packetization-mode=2 is not supported",
+        ),
+        ("v=0\nc=IN IP4 127.0.0.1\nm=video 0 RTP/AVP 96\na=rtpmap:96 H264/90000\n", "no lane"),
         ("v=0\nc=IN IP4 127.0.0.1\nm=video x RTP/AVP 96\n", "m=video x"),
     ],
 )
@@ -517,6 +647,28 @@ def test_a_wrong_session_description_is_named_in_one_line(text, words):
     with pytest.raises(InputError, match=words) as error:
         sdp.Session.parse(text, "out.sdp")
     assert "\n" not in str(error.value) and "out.sdp" in str(error.value)
+
+
+H264_LANE = "m=video 5006 RTP/AVP 97\na=rtpmap:97 H264/90000\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "v=0\nc=IN IP4 127.0.0.1\nm=audio 0 RTP/AVP 96\na=rtpmap:96 opus/48000/2\n" + H264_LANE,
+        "v=0\nc=IN IP4 127.0.0.1\nm=message - TCP/MSRP *\nc=TN RFC2543 +1\na=rtpmap:x\n" + H264_LANE,
+        "\ufeffv=0\nc=IN IP4 127.0.0.1\n" + H264_LANE,
+        "v=0\nc=IN IP4 127.0.0.1\nm=video 5008 RTP/AVP 98\na=rtpmap:98 H264/48000\n" + H264_LANE,
+        "v=0\nc=IN IP4 127.0.0.1\n" + (H264_LANE + "a=fmtp:97 packetization-mode=2\n").replace("5006", "5008") + H264_LANE,
+    ],
+)
+def test_lanes_that_cannot_be_received_are_left_out_of_a_description(text):
+    assert sdp.Session.parse(text) == sdp.Session("127.0.0.1", (sdp.Media("H264", 5006, 97),))
+
+
+def test_a_description_may_name_its_host():
+    for host in ("media.example.com", "localhost"):
+        assert sdp.Session.parse(f"v=0\nc=IN IP4 {host}\n{H264_LANE}").address == host
 
 
 @settings(max_examples=200, deadline=None)

@@ -12,7 +12,7 @@ from mcode.cli.options import Device, Force, Json, Judges, output_option
 from mcode.cli.output import plain, print_json, print_table, print_warnings, progress_bar
 
 
-@evaluate_app.command("ablation")
+@evaluate_app.command("ablation", short_help="Compare trainings of the HiFiC networks.")
 def ablation(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder of images.", show_default=False)],
     manifolds: Annotated[

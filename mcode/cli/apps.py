@@ -13,7 +13,11 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-manifolds_app = typer.Typer(help="List, show and verify the manifolds of this machine.", no_args_is_help=True)
+manifolds_app = typer.Typer(
+    help="List, show, verify, import and fetch manifolds.",
+    epilog="They are found by name in the folders of $MCODE_MANIFOLDS, in ~/.local/share/mcode/manifolds and in the package.",
+    no_args_is_help=True,
+)
 app.add_typer(manifolds_app, name="manifolds")
 evaluate_app = typer.Typer(help="Measure codecs on test material.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")

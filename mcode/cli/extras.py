@@ -13,12 +13,13 @@ from typing import Any
 from mcode.errors import InputError
 
 EXTRAS = {"PyQt6": "player", "pyqtgraph": "player", "reedsolo": "live"}
-"""Packages that a plain `pip install mcode` leaves out, and the extra that brings each."""
+"""Packages that MCode installed without extras leaves out, and the smallest extra that brings each; `player` brings all."""
 
 
 @contextmanager
-def extras() -> Iterator[None]:
-    """What an extra would bring and is not there becomes one line that says how to get it."""
+def extras(wanted: str | None = None) -> Iterator[None]:
+    """What an extra would bring and is not there becomes one line that says how to get it. wanted: the extra that brings all
+    which the command needs; None: the smallest one that brings what is missing."""
     try:
         yield
     except ImportError as missing:
@@ -26,8 +27,7 @@ def extras() -> Iterator[None]:
         if name not in EXTRAS:
             raise
         if isinstance(missing, ModuleNotFoundError):
-            wanted = "player,live" if EXTRAS[name] == "player" else "live"
-            raise InputError(f'{name} is not installed: pip install "mcode[{wanted}]"') from missing
+            raise InputError(f'{name} is not installed: pip install "mcode[{wanted or EXTRAS[name]}]"') from missing
         raise InputError(f"{name} does not load on this machine: {missing}") from missing
 
 

@@ -412,7 +412,7 @@ def play(
     from importlib import import_module  # mypy checks mcode, and would follow the name into the window
 
     check_display("`mcode decode` writes a video instead")
-    with extras():
+    with extras("player"):
         status = import_module("player.app").run(
             source,
             demo=demo,

@@ -117,7 +117,7 @@ def stills_(
     model = load(manifold, device)
     codecs = [stills.mcode_still(model, quality) for quality in range(1, model.qualities + 1)]
     given = perceptual or os.environ.get(WEIGHTS_VARIABLE)
-    distances = FeatureDistances(given) if given else None
+    distances = FeatureDistances(given, str(model.device)) if given else None
     with progress_bar("measuring", "images") as progress:
         rows = stills.rd_table(images, [*codecs, *stills.standard_codecs()], distances, progress)
     if as_json:
@@ -166,7 +166,7 @@ def channel_(
     All lanes at one rate, or at their floor; bit errors from 0 to 5e-2, then losses from 0 to 50 %.
     """
     with extras():
-        from mcode.evaluation.channel import LABELS, evaluate_channel
+        from mcode.evaluation.channel import LABELS, channel_text, evaluate_channel
 
     with progress_bar("measuring", "runs") as progress:
         report = evaluate_channel(
@@ -194,7 +194,7 @@ def channel_(
         ("kbit/s", *(f"{rate.rate_kbps:.2f}" + (" (its floor)" if rate.at_floor else "") for rate in report.rates)),
         *(
             (
-                f"{loss:.0%} lost" if loss else f"bit errors {errors:g}" if errors else "clean",
+                channel_text(errors, loss),
                 *(f"{row.psnr_db:.2f} ({row.ssim:.3f})" for row in (found[name, errors, loss] for name in names)),
             )
             for errors, loss in conditions

@@ -15,7 +15,7 @@ from mcode.cli.output import print_json, print_warnings
 PARTS = ("figure3", "figure4a", "figure4b", "figure5", "figure6", "figure7", "talking-head")
 
 
-@evaluate_app.command("paper")
+@evaluate_app.command("paper", short_help='Remake the tables and figures of "Generative Compression" (2017).')
 def paper_(
     data: Annotated[
         str,

@@ -30,7 +30,7 @@ from mcode.frame import TICKS_PER_S, Frame
 from mcode.lanes import BaselineLane, McodeLane
 from mcode.manifold import load
 from mcode.rtp import h264, payload, sdp
-from mcode.rtp.packets import MTU, RtpPacket
+from mcode.rtp.packets import RtpPacket
 from mcode.transcode import geometry
 from mcode.video import FrameReader
 from mcode.whole import write_whole
@@ -322,7 +322,8 @@ def _senders(
     for coder in [lane for lane in lanes if lane in CODERS] or ["fixed", "huffman"]:
         trial = Encoder(model, width, height, coder=coder, **options)
         size = sum(len(part or b"") for part in trial.push(frames[0])[0].slices)
-        slices = max(1, min(math.ceil(size * 4 / 3 / (MTU - 80)), 64))
+        _, h, w = trial.shape
+        slices = payload.fitting_slices(size, h * w)
         made[coder] = McodeSender(model, width, height, coder=coder, slices=slices, **options)
         rate = max(rate, _sent(made[coder], frames)[0])
     fps = len(frames) / _length_s(frames)
@@ -442,12 +443,13 @@ def table(report: ChannelReport) -> str:
     found = {(row.lane, row.bit_error_rate, row.loss): row for row in report.rows}
     for rate, loss in dict.fromkeys((row.bit_error_rate, row.loss) for row in report.rows):
         cells = [f"{found[lane, rate, loss].psnr_db:.2f} ({found[lane, rate, loss].ssim:.3f})" for lane in lanes]
-        lines.append(f"| {_name(rate, loss)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {channel_text(rate, loss)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _name(rate: float, loss: float) -> str:
-    return f"{loss:.0%} lost" if loss else f"bit errors {rate:g}" if rate else "clean"
+def channel_text(rate: float, loss: float) -> str:
+    """What a channel does, in words. rate: of bit errors; loss: of packets; 0 to 1, one of them 0."""
+    return f"{100 * loss:g}% lost" if loss else f"bit errors {rate:g}" if rate else "clean"
 
 
 def _drawn(report: ChannelReport) -> bytes:
@@ -497,7 +499,7 @@ def _contact_sheet(
         sheet[y : y + tile_h, x : x + tile_w] = cv2.resize(picture, (tile_w, tile_h), interpolation=cv2.INTER_CUBIC)
 
     for index, condition in enumerate(columns, 1):
-        write(_name(*condition), edge + index * (tile_w + edge), 16)
+        write(channel_text(*condition), edge + index * (tile_w + edge), 16)
     write("source", edge, 16)
     for number, rate in enumerate(report.rates):
         top = 2 * head + number * (tile_h + head + edge)

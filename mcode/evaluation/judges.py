@@ -39,17 +39,13 @@ _LAST_BLOCK = 12
 
 @dataclass(frozen=True)
 class Metric:
-    """of_sets: of all pictures together, by features of `network`; else a mean over pictures. needs: weight files."""
+    """network: whose features of all pictures together it compares; None: a mean over pictures. needs: weight files."""
 
     key: str
     label: str
     higher_is_better: bool
     needs: tuple[str, ...] = ()
     network: str | None = None
-
-    @property
-    def of_sets(self) -> bool:
-        return self.network is not None
 
 
 METRICS = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mcode.errors import WireError
-from mcode.rtp.packets import H264, H265, HEADER_BYTES, MTU, RtpPacket, is_rtcp, unwrap
+from mcode.rtp.packets import H264, H265, HEADER_BYTES, MTU, RtpPacket, Timeline, is_rtcp
 from mcode.rtp.reception import Arrived, Reception
 
 CLOCK_HZ = 90_000
@@ -150,8 +150,8 @@ def protected_bytes(packet: RtpPacket, codec: str = "h264") -> int:
 
 
 class AccessUnit(NamedTuple):
-    """data: Annex B. pts: the RTP timestamp, unwrapped. after_loss: packets of it or before it are missing.
-    arrival_s: when it was complete."""
+    """data: Annex B. pts: the RTP timestamp, unwrapped. after_loss: packets of it or before it are missing, or it is the first.
+    arrival_s: when it was complete. partial: packets are missing that were of it, or may have been."""
 
     data: bytes
     pts: int
@@ -159,6 +159,7 @@ class AccessUnit(NamedTuple):
     after_loss: bool
     ssrc: int
     arrival_s: float
+    partial: bool = False
 
 
 class H264Depacketiser:
@@ -175,9 +176,10 @@ class H264Depacketiser:
         self._room = _MOST_ACCESS_UNIT_BYTES  # for further units of this access unit; below 0 it is given up
         self._fragment: bytearray | None = None
         self._timestamp: int | None = None
-        self._pts: int | None = None
+        self._timeline = Timeline(CLOCK_HZ)
         self._ssrc: int | None = None
-        self._loss = False
+        self._loss = False  # before this access unit, or in it
+        self._gap_before = self._gap_within = False
 
     def push(self, datagram: bytes, now_s: float) -> list[AccessUnit]:
         if not is_rtcp(datagram):
@@ -205,13 +207,16 @@ class H264Depacketiser:
         for packet, lost_before in arrived:
             if packet.ssrc != self._ssrc:
                 self._close(now_s)
-                self._ssrc, self._pts, self._loss = packet.ssrc, None, True
+                self._ssrc, self._timeline, self._loss = packet.ssrc, Timeline(CLOCK_HZ), True
             if lost_before:
                 self._loss, self._fragment = True, None
+                self._gap_within = True
             if packet.timestamp != self._timestamp:
                 self._close(now_s)
                 self._timestamp = packet.timestamp
-                self._pts = packet.timestamp if self._pts is None else unwrap(packet.timestamp, self._pts, 32)
+                self._timeline.push(packet.timestamp, now_s)
+                if lost_before:  # the gap may reach into this one
+                    self._loss = self._gap_before = True
             try:
                 self._add(packet.payload)
             except WireError:
@@ -264,16 +269,21 @@ class H264Depacketiser:
     def _keep(self, unit: bytes) -> None:
         self._room -= len(unit) + _UNIT_COST
         if self._room < 0:
-            self._units, self._loss = [], True
+            self._units, self._loss, self._gap_within = [], True, True
             raise WireError("an access unit without end")
         self._units.append(unit)
 
     def _close(self, now_s: float) -> None:
         units, self._units, self._fragment = self._units, [], None
+        within, before = self._gap_within, self._gap_before
+        self._gap_within = self._gap_before = False
         self._room = _MOST_ACCESS_UNIT_BYTES
-        if not units or self._pts is None or self._ssrc is None:
+        pts = self._timeline.pts
+        if not units or pts is None or self._ssrc is None:
             return
         keyframe = any(self.layout.kind(unit) in self.layout.intra for unit in units)
         data = b"".join(b"\0\0\0\1" + unit for unit in units)
-        self._done.append(AccessUnit(data, self._pts, keyframe, self._loss, self._ssrc, now_s))
+        # Parameter sets stand at the beginning: one that has them lost nothing to a gap before it.
+        partial = within or (before and self.layout.kind(units[0]) not in self.layout.parameter_sets)
+        self._done.append(AccessUnit(data, pts, keyframe, self._loss, self._ssrc, now_s, partial))
         self._loss = False

@@ -69,3 +69,24 @@ def unwrap(value: int, near: int, bits: int) -> int:
     unbounded."""
     half = 1 << (bits - 1)
     return near + ((value - near + half) & ((1 << bits) - 1)) - half
+
+
+class Timeline:
+    """A source's RTP timestamps, unwrapped. The time that went by tells which turn of theirs it is after a pause of more than
+    half of one (6.6 h at 90 kHz)."""
+
+    def __init__(self, clock_hz: int) -> None:
+        self.clock_hz = clock_hz
+        self.pts: int | None = None
+        self._at_s = 0.0
+
+    def place(self, timestamp: int, now_s: float) -> int:
+        """The timestamp of a packet given at now_s, unwrapped."""
+        if self.pts is None:
+            return timestamp
+        return unwrap(timestamp, self.pts + round((now_s - self._at_s) * self.clock_hz), 32)
+
+    def push(self, timestamp: int, now_s: float) -> int:
+        """The same, for the ones that follow to go on from."""
+        self.pts, self._at_s = self.place(timestamp, now_s), now_s
+        return self.pts

@@ -7,6 +7,7 @@ refresh.
 
 from __future__ import annotations
 
+import math
 from binascii import crc_hqx
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from mcode.errors import FormatError, WireError
 from mcode.packet import Packet, StreamHeader
-from mcode.rtp.packets import HEADER_BYTES, MCODE, MTU, RtpPacket, is_rtcp, unwrap
+from mcode.rtp.packets import HEADER_BYTES, MCODE, MTU, RtpPacket, Timeline, is_rtcp, unwrap
 from mcode.rtp.reception import Arrived, Reception
 
 FORMAT = 1
@@ -52,6 +53,7 @@ _LARGEST_OFFSET = 1 << 30
 _LARGEST_SLICE = 1 << 20
 _MOST_KEYFRAME_BYTES = 4 << 20
 _PATIENCE_S = 0.02
+_LONGEST_COPY, _MOST_COPIES = 512, 100  # of headers sent twice: bytes, and places where the second may begin
 
 
 def crc16(data: bytes) -> int:
@@ -111,8 +113,9 @@ class WireHeader:
         return raw * 2 if self.twice else raw
 
     @classmethod
-    def parse(cls, packet: RtpPacket) -> ParsedPayload:
-        """Raises WireError for a damaged header, FormatError for a whole one of a newer format."""
+    def parse(cls, packet: RtpPacket, *, copies: bool = True) -> ParsedPayload:
+        """Raises WireError for a damaged header, FormatError for a whole one of a newer format. copies: whether to look for a
+        second one."""
         data = packet.payload
         try:
             found, end = cls._parse_at(packet.header, data, 0)
@@ -120,10 +123,16 @@ class WireHeader:
             raise
         except WireError:
             # A second copy starts where the first, damaged one ends: only a copy of that very length, its CRC at the end,
-            # fits there. Nothing else is parsed: a hostile datagram must not be 500 headers.
-            for start in range(9, min(len(data) // 2, 512) + 1):
+            # fits there. Nothing else is parsed: a hostile datagram must not be 500 headers, nor as many CRCs.
+            looked = 0
+            for start in range(9, min(len(data) // 2, _LONGEST_COPY) + 1) if copies else ():
+                if data[start] & 0x38 != _TWICE | FORMAT << 4:
+                    continue
+                looked += 1
+                if looked > _MOST_COPIES:
+                    break
                 copy = data[start : 2 * start]
-                if not copy[0] & _TWICE or crc16(packet.header + copy[:-2]) != int.from_bytes(copy[-2:]):
+                if crc16(packet.header + copy[:-2]) != int.from_bytes(copy[-2:]):
                     continue
                 try:
                     found, end = cls._parse_at(packet.header, data, start)
@@ -208,6 +217,12 @@ def protected_bytes(packet: RtpPacket) -> int:
         return HEADER_BYTES + len(packet.payload) - len(WireHeader.parse(packet).slices)
     except (WireError, FormatError):
         return HEADER_BYTES
+
+
+def fitting_slices(refresh_bytes: int, positions: int, mtu: int = MTU) -> int:
+    """How many slices of a refresh fit one packet each, with a third to spare. positions: of the latent; a slice has one or
+    more."""
+    return max(1, min(math.ceil(refresh_bytes * 4 / 3 / (mtu - 80)), positions, 64))
 
 
 class Packetiser:
@@ -356,7 +371,7 @@ class Depacketiser:
         self._ssrc: int | None = None
         self._open: _Assembly | None = None
         self._last: int | None = None  # index of the last keyframe given, unwrapped
-        self._pts: int | None = None
+        self._timeline = Timeline(CLOCK_HZ)
         self._is_waiting = False
         self._done: deque[Received] = deque()
 
@@ -373,7 +388,8 @@ class Depacketiser:
             self.reception.counters.foreign += 1
             return self.poll(now_s)
         try:
-            WireHeader.parse(packet)
+            # Of a stranger, a header that must be searched for is not worth the search.
+            WireHeader.parse(packet, copies=self.reception.ssrc in (None, packet.ssrc))
         except FormatError:
             # Of a stranger, or amid a stream of this format, it is damage: one datagram must not end a stream.
             if self._last is None and self.reception.ssrc in (None, packet.ssrc):
@@ -383,7 +399,10 @@ class Depacketiser:
         except WireError:
             self.damaged_headers += 1
             return self.poll(now_s)
-        self._take(self.reception.push(packet, now_s), now_s)
+        switches = self.reception.switches
+        arrived = self.reception.push(packet, now_s)
+        anew = packet if self.reception.switches != switches and packet.ssrc == self._ssrc else None
+        self._take(arrived, now_s, anew)
         return self.poll(now_s)
 
     def poll(self, now_s: float) -> list[Received]:
@@ -409,15 +428,21 @@ class Depacketiser:
     def _patience_s(self) -> float:
         return self.reception.hold_s + _PATIENCE_S
 
-    def _take(self, arrived: Iterable[Arrived], now_s: float) -> None:
+    def _take(self, arrived: Iterable[Arrived], now_s: float, anew: RtpPacket | None = None) -> None:
+        """anew: the packet with which the same source begins anew."""
         for packet, _ in arrived:
             parsed = WireHeader.parse(packet)
             wire = parsed.header
             if packet.ssrc != self._ssrc:
                 self._restart(packet.ssrc)
+            if packet is anew:
+                self._close()
+                self._last = None
             keyframe = wire.keyframe if self._last is None else unwrap(wire.keyframe, self._last, 16)
             if self._open is not None and self._open.keyframe != keyframe:
                 self._close()
+            if self._last is not None and keyframe <= self._last and self._leaps(packet.timestamp, now_s):
+                self._last, keyframe = None, wire.keyframe
             if self._last is not None and keyframe <= self._last:
                 self.reception.counters.late += 1
                 continue
@@ -429,18 +454,24 @@ class Depacketiser:
                 continue
             self._is_waiting = False
             if self._open is None:
-                self._pts = packet.timestamp if self._pts is None else unwrap(packet.timestamp, self._pts, 32)
-                self._open = _Assembly(keyframe, self._pts, wire.steps, wire.times, wire.header, now_s)
+                pts = self._timeline.push(packet.timestamp, now_s)
+                self._open = _Assembly(keyframe, pts, wire.steps, wire.times, wire.header, now_s)
             self._add(self._open, parsed, now_s)
             whole = len(self._open.slices) == self.header.slices and not self._open.unfinished
             if packet.marker or whole:
                 self._close()
 
+    def _leaps(self, timestamp: int, now_s: float) -> bool:
+        """Whether a keyframe that seems an old one is of a time yet to come: after an outage in which half of the indices went
+        by, or more."""
+        pts = self._timeline.pts
+        return pts is not None and self._timeline.place(timestamp, now_s) > pts + CLOCK_HZ
+
     def _restart(self, ssrc: int) -> None:
         self._close()
         header, described = self._described
         self.header = header if described in (None, ssrc) else None
-        self._ssrc, self._epoch, self._last, self._pts = ssrc, 0, None, None
+        self._ssrc, self._epoch, self._last, self._timeline = ssrc, 0, None, Timeline(CLOCK_HZ)
 
     def _add(self, assembly: _Assembly, parsed: ParsedPayload, now_s: float) -> None:
         wire = parsed.header

@@ -3,6 +3,7 @@ A.8."""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,10 +11,11 @@ from mcode.rtp.packets import RtpPacket, unwrap
 
 SILENCE_S = 2.0
 """A source silent for this long gives way to any other."""
-_CHALLENGE = 5
+_CHALLENGE, _CHALLENGED_SILENCE_S = 5, 0.5
 _LARGEST_JUMP = 3000  # RFC 3550 A.1, MAX_DROPOUT
 _MOST_PENDING = 512
 _LEAST_HOLD_S, _MOST_HOLD_S = 0.005, 0.25
+_FORGETS = 0.999  # how late packets came, with each one that comes in order: half of it in 700
 
 
 class Arrived(NamedTuple):
@@ -41,9 +43,9 @@ class Reception:
     """Packets of one source in sequence order.
 
     The first source to come is followed. Packets of another are dropped as foreign, unless the followed one said
-    goodbye, or is silent for two seconds, or five packets of one other came with none of it between: a sender that
-    died and came back. A gap is waited for as long as the network reorders, at most a quarter of a second: at first 5
-    ms, then twice the jitter (RFC 3550 6.4.1), or by how much the latest packets came too late. extra_hold_s: waited
+    goodbye, or is silent for two seconds, or five packets of one other came with none of it between for half a second: a
+    sender that died and came back. A gap is waited for as long as the network reorders, at most a quarter of a second: at
+    first 5 ms, then twice the jitter (RFC 3550 6.4.1), or by how much the latest packets came too late. extra_hold_s: waited
     beyond that, for repair. last_arrival_s: when the last packet of the followed source came.
     """
 
@@ -55,7 +57,7 @@ class Reception:
         self.ssrc: int | None = None
         self.switches = 0  # to another source, or the same anew
         self._last_ssrc: int | None = None  # followed until its goodbye, too
-        self._challenge: list[tuple[RtpPacket, float]] = []  # of one other source, with none of ours between
+        self._challenge: deque[tuple[RtpPacket, float]] = deque(maxlen=_MOST_PENDING)  # of one other, with none of ours between
         self.last_arrival_s = 0.0
         self._late_by_s = 0.0
         self._start(None)
@@ -116,6 +118,7 @@ class Reception:
                 self.counters.duplicate += 1
             else:
                 self.counters.late += 1
+                self._received_here += 1  # no loss to a report (RFC 3550, 6.4.1)
                 self._late_by_s = max(0.95 * self._late_by_s, now_s - given_up_s + self.hold_s)
                 self._recent[number] = -1.0
             return []
@@ -125,6 +128,8 @@ class Reception:
         self.counters.received += 1
         self._received_here += 1
         self.counters.received_bytes += len(packet.payload) + 12
+        if number == self._highest + 1:
+            self._late_by_s *= _FORGETS
         self._highest = max(self._highest, number)
         self._measure_jitter(packet.timestamp, now_s)
         self._pending[number] = (packet, now_s)
@@ -168,14 +173,15 @@ class Reception:
     def _challenged(self, packet: RtpPacket, now_s: float) -> list[Arrived]:
         """A packet of another source than the one followed: dropped, or the first of the one to follow from now on."""
         if self._challenge and self._challenge[0][0].ssrc != packet.ssrc:
-            self._challenge = []
+            self._challenge.clear()
         self._challenge.append((packet, now_s))
-        silent = now_s - self.last_arrival_s > SILENCE_S
-        if self.ssrc is not None and not silent and len(self._challenge) < _CHALLENGE:
+        wanted_s = SILENCE_S if len(self._challenge) < _CHALLENGE else _CHALLENGED_SILENCE_S
+        if self.ssrc is not None and now_s - self.last_arrival_s <= wanted_s:
             self.counters.foreign += 1
             return []
         given = self._given_up(now_s)
-        kept, self._challenge = self._challenge, []
+        kept = list(self._challenge)
+        self._challenge.clear()
         self.counters.foreign -= len(kept) - 1
         self.switches += self._last_ssrc not in (None, packet.ssrc)
         self._last_ssrc = packet.ssrc

@@ -3,6 +3,8 @@ refresh, PLI (RFC 4585, 6.3.1). A datagram holds several, one behind the other."
 
 from __future__ import annotations
 
+import base64
+import secrets
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +24,17 @@ def ntp(unix_s: float) -> int:
 def unix_s(ntp_time: int) -> float:
     """Unix time in seconds of a 64-bit NTP time."""
     return ntp_time / 2**32 - _NTP_EPOCH_S
+
+
+def report_gap_s(sent: int, share: float) -> float:
+    """Seconds to the next report after so many (RFC 3550, 6.2 and 6.3.1): the first two come quickly, as clocks rest on them.
+    share: from 0 to 1, at random, so that no two ends fall into step."""
+    return 1.0 if sent < 2 else 5.0 * (0.5 + share)
+
+
+def new_cname() -> str:
+    """A canonical name for as long as a session lasts (RFC 7022, 4.2 and 5)."""
+    return base64.b64encode(secrets.token_bytes(12)).decode()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from mcode.errors import InputError
 
@@ -29,11 +31,14 @@ class Media:
 
 @dataclass(frozen=True)
 class Session:
-    """address: where the packets go, so the receiver's own."""
+    """address: where the packets go, so the receiver's own. cname: of all sources in it; session_id: a number of this session
+    alone. Neither is parsed."""
 
     address: str
     media: tuple[Media, ...]
     name: str = "MCode"
+    cname: str = field(default="mcode", compare=False)
+    session_id: int = field(default=0, compare=False)
 
     def of(self, *encodings: str) -> Media | None:
         """The first lane of one of these encodings."""
@@ -43,7 +48,7 @@ class Session:
         version = 6 if ":" in self.address else 4
         lines = [
             "v=0",
-            f"o=- 0 0 IN IP{version} {self.address}",
+            f"o=- {self.session_id} 0 IN IP{version} {self.address}",
             f"s={' '.join(self.name.split()) or '-'}",
             f"c=IN IP{version} {self.address}",
             "t=0 0",
@@ -63,13 +68,14 @@ class Session:
             if media.encoding != "OPUS":
                 lines.append(f"a=rtcp-fb:{media.payload_type} nack pli")
             if media.ssrc is not None:
-                lines.append(f"a=ssrc:{media.ssrc} cname:mcode")
+                lines.append(f"a=ssrc:{media.ssrc} cname:{self.cname}")
             lines += ["a=rtcp-mux", "a=recvonly"]
         return "\r\n".join(lines) + "\r\n"
 
     @classmethod
     def parse(cls, text: str, source: str = "the session description") -> Session:
-        """Lanes of unknown encodings are left out. Raises InputError where nothing usable is in it."""
+        """Lanes that cannot be received are left out. Raises InputError where nothing usable is in it."""
+        text = text.removeprefix("\ufeff")
         if not text.lstrip().startswith("v="):
             raise InputError(f"{source} is not a session description (SDP): it does not begin with v=0")
         address, name = "", "MCode"
@@ -77,32 +83,49 @@ class Session:
         for line in text.splitlines():
             key, _, value = line.strip().partition("=")
             try:
-                if key == "c":
-                    own = str(ipaddress.ip_address(value.split()[2].split("/")[0]))
+                if key == "c" and not (rows and rows[-1]["foreign"]):
+                    own = _address(value.split()[2].split("/")[0])
                     rows[-1].update(address=own) if rows else None
                     address = address or own
                 elif key == "s":
                     name = value
                 elif key == "m":
-                    _, port, _, *formats = value.split()
-                    rows.append({"port": int(port.split("/")[0]), "formats": [int(f) for f in formats if f.isdecimal()]})
-                elif key == "a" and rows:
+                    _, port, transport, *formats = value.split()
+                    row: dict[str, Any] = {"foreign": "RTP" not in transport.upper().split("/")}
+                    if not row["foreign"]:
+                        row |= {"port": int(port.split("/")[0]), "formats": [int(f) for f in formats if f.isdecimal()]}
+                    rows.append(row)
+                elif key == "a" and rows and not rows[-1]["foreign"]:
                     _attribute(rows[-1], value)
             except (ValueError, IndexError) as error:
                 raise InputError(f"{source}: cannot read the line {line.strip()[:60]!r}") from error
-        media = tuple(found for row in rows if (found := _media(row, source)) is not None)
+        left_out: list[str] = []
+        found = [_media(row, source, left_out) for row in rows if not row["foreign"]]
+        media = tuple(each for each in found if each is not None)
         if not media:
-            raise InputError(f"{source}: no lane in it that can be played (MCODE, H264, H265 or opus)")
+            why = f"; {left_out[0]} is not supported" if left_out else ""
+            raise InputError(f"{source}: no lane in it that can be played (MCODE, H264, H265 or opus){why}")
         if not address:
             raise InputError(f"{source}: it names no address (no line c=)")
         return cls(address, media, name)
+
+
+def _address(text: str) -> str:
+    """An IP address, or a host's name with a dot in it. Raises ValueError."""
+    if text == "localhost" or re.fullmatch(
+        r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?", text, re.I
+    ):
+        return text
+    return str(ipaddress.ip_address(text))
 
 
 def _attribute(row: dict, value: str) -> None:
     kind, _, rest = value.partition(":")
     if kind == "rtpmap":
         number, encoding = rest.split()[:2]
-        row.setdefault("maps", {})[int(number)] = encoding.split("/")[0].upper()
+        name, _, clock = encoding.upper().partition("/")
+        row.setdefault("maps", {})[int(number)] = name
+        row.setdefault("clocks", {})[int(number)] = clock.split("/")[0]
     elif kind == "fmtp":
         number, _, text = rest.partition(" ")
         pairs = (part.strip().partition("=") for part in text.split(";") if part.strip())
@@ -111,15 +134,23 @@ def _attribute(row: dict, value: str) -> None:
         row.setdefault("ssrc", int(rest.split()[0]))
 
 
-def _media(row: dict, source: str) -> Media | None:
+def _media(row: dict, source: str, left_out: list[str]) -> Media | None:
+    """None of a lane that was rejected (port 0) or cannot be received; left_out hears which of its kinds."""
     maps: dict[int, str] = row.get("maps", {})
     fec = next((n for n, encoding in maps.items() if encoding == "MCODE-FEC"), None)
     number = next((n for n in row["formats"] if maps.get(n) in CLOCKS and n != fec), None)
-    if number is None:
+    if number is None or row["port"] == 0:
+        return None
+    parameters = row.get("parameters", {}).get(number, {})
+    if (clock := row["clocks"][number]) != str(CLOCKS[maps[number]]):
+        left_out.append(f"{maps[number]}/{clock}")
+        return None
+    if maps[number] == "H264" and parameters.get("packetization-mode", "0") not in ("0", "1"):
+        left_out.append(f"packetization-mode={parameters['packetization-mode']}")
         return None
     if not 1 <= row["port"] <= 65_535 or not 0 <= number <= 127:
         raise InputError(f"{source}: port {row['port']} or payload type {number} is out of range")
-    return Media(maps[number], row["port"], number, row.get("ssrc"), row.get("parameters", {}).get(number, {}), fec)
+    return Media(maps[number], row["port"], number, row.get("ssrc"), parameters, fec)
 
 
 def parse_url(url: str, what: str = "the address") -> tuple[str, int]:
