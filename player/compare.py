@@ -33,11 +33,11 @@ from mcode.rtp.payload import Received
 from mcode.transcode import geometry
 
 from .clock import Clock
-from .counters import smoothed
+from .counters import RateMeter, smoothed
 from .feeds import Feed
 from .lanes import Lane
 from .link import BaselineLink, Got, Link, MCodeLink, Sent, cut_to, unit_pts
-from .session import CHANNEL_FIELDS, Rows, Session, Settings
+from .session import CHANNEL_FIELDS, Rows, Session, Settings, every
 
 REFRESH_S = 5.0
 """Both codecs send a picture whole this often: where the one heals, the other does too."""
@@ -81,13 +81,16 @@ class Compare(Session):
         lanes.append(Lane("original", "Original"))
         super().__init__(feed.title, lanes, settings, clock)
         self.feed, self.duration_s, self.audio_path = feed, feed.duration_s, feed.audio_path
-        self.live, self.loop = feed.duration_s is None, True
+        self.live, self.loop = feed.live, True
         self.baseline, self.busy = baseline, "Loading the manifold"
         self.coded: tuple[int, int] | None = None
         self.loaded = settings.manifold  # the name by which the manifold in use was asked for
         self._load = load or (lambda name: mcode.manifold.load(name or "general", device))
         self._most_pixels = most_pixels
+        for lane in lanes[:-1]:
+            lane.counters.bits = RateMeter(now=lambda: self.clock.time_s)
         self._target_s: float | None = 0.0
+        self._sought: tuple[int, float] | None = None  # where the last seek's stream ticks begin, and what it looked for
         self._anchors: deque[tuple[int, int]] = deque([(0, 0)], maxlen=16)  # stream ticks where source ticks begin
         self._lateness_s = 0.0
         self._one_step = threading.Event()
@@ -122,6 +125,15 @@ class Compare(Session):
         return self._in_source(newest.pts) if newest is not None else 0.0
 
     @property
+    def place_s(self) -> float:
+        target_s, sought, newest = self._target_s, self._sought, self.lanes[-1].newest
+        if target_s is not None:
+            return target_s
+        if sought is not None and (newest is None or newest.pts < sought[0]):
+            return sought[1]
+        return self.position_s
+
+    @property
     def jump(self) -> int:
         newest = self.lanes[-1].newest
         return self._anchor(newest.pts)[0] if newest is not None else 0
@@ -146,7 +158,7 @@ class Compare(Session):
         if frames > 0:
             self.clock.time_s += 1 / self.feed.fps
         else:
-            self.seek(self.position_s - 1 / self.feed.fps)
+            self.seek(self.place_s - 1 / self.feed.fps)
 
     def follow_sound(self, heard_s: float) -> None:
         shown_s = self._in_source(round(self.due_s * TICKS_PER_S))
@@ -168,7 +180,7 @@ class Compare(Session):
         rows = [
             ("Picture", f"{self.coded[0]} × {self.coded[1]}" if self.coded else "–"),
             ("Manifold", f"{getattr(self.model, 'name', '')} {self.model.id[:8]}".strip() if self.model else "–"),
-            ("Keyframes", f"every {s.n} frames, {s.coder}"),
+            ("Keyframes", f"{every(s.n)}, {s.coder}"),
             ("Source", f"{self.feed.fps:.4g} frames/s"),
         ]
         for lane in self.lanes:
@@ -201,11 +213,13 @@ class Compare(Session):
         self.clock.paused = False
         last_pts, period = -1, round(TICKS_PER_S / self.feed.fps)
         while not self._closing.is_set():
-            start_s, self._target_s = self._target_s or 0.0, None
+            target_s, self._target_s = self._target_s, None
+            start_s = target_s or 0.0
             begin = last_pts + period if last_pts >= 0 else 0
             # A seek or a loop starts at once, whatever time the frames before it were given.
             begin = max(begin, round(self.clock.time_s * TICKS_PER_S))
             self._anchors.append((begin, round(start_s * TICKS_PER_S)))
+            self._sought = (begin, start_s) if target_s is not None else self._sought
             came = False
             size, crop = self._size, self._crop
             for frame in self._frames(start_s, size, crop):
@@ -350,9 +364,12 @@ class _Side(Generic[Sent, Got]):
                     self._came.wait(0.2)
                 frame = self._inbox.popleft() if self._inbox else None
             if frame is not None:
-                for packet in self.encode(frame):
-                    size = self.link.send(packet, self.session.clock.time_s)
-                    self.lane.counters.bits.add(8 * size)
+                self.send(frame)
+
+    def send(self, frame: Frame) -> None:
+        for packet in self.encode(frame):
+            size = self.link.send(packet, self.session.clock.time_s)
+            self.lane.counters.bits.add(8 * size)
 
     def receive_all(self) -> None:
         closing, clock, counters = self.session._closing, self.session.clock, self.lane.counters
@@ -527,10 +544,16 @@ class _BaselineSide(_Side[EncodedPacket, AccessUnit]):
         self._encoder: BaselineEncoder | None = None
         self._follower = CrfFollower(session.baseline or "h264", REFRESH_S)
         self._crf = self._n = 0.0
+        self._followed = RateMeter(REFRESH_S, lambda: session.clock.time_s)  # MCode's bits, over as long as a look
+        self._followed_bytes = 0
 
     def encode(self, frame: Frame) -> list[EncodedPacket]:
         encoder, n, now_s = self._encoder, self.session.settings.n, frame.pts_s
-        crf = self._follower.look(now_s, self.link.sent_bytes, self.session.lanes[0].counters.rate_kbps)
+        followed_bytes = self.session._sides[0].link.sent_bytes
+        if followed_bytes > self._followed_bytes:
+            self._followed.add(8 * (followed_bytes - self._followed_bytes))
+            self._followed_bytes = followed_bytes
+        crf = self._follower.look(now_s, self.link.sent_bytes, self._followed.per_s / 1000)
         self.lane.note = "its floor" if self._follower.at_floor else ""
         resized = encoder is not None and (frame.width, frame.height) != (encoder.width, encoder.height)
         packets: list[EncodedPacket] = []

@@ -46,7 +46,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def ber_text(rate: float) -> str:
     if rate <= 0:
         return "none"
-    exponent = math.floor(math.log10(rate) + 1e-9)
+    exponent = math.floor(math.log10(float(f"{rate:.1e}")) + 1e-9)  # of what is shown: 9.97e-5 is 10⁻⁴
     mantissa = rate / 10**exponent
     power = "10" + str(exponent).translate(_SUPERSCRIPT)
     return power if abs(mantissa - 1) < 0.05 else f"{mantissa:.1f} × {power}"
@@ -224,7 +224,7 @@ class Controls(QWidget):
         s = self._settings
         self.n.show_text(f"{s.n} frame" + ("s" if s.n > 1 else ""))
         self.ber.show_text(ber_text(s.bit_error_rate))
-        self.loss.show_text(f"{100 * s.loss:.0f} %" if s.loss else "none")
+        self.loss.show_text(f"{100 * s.loss:.3g} %" if s.loss else "none")
         self.delay.show_text(f"{s.delay_ms:.0f} ms" if s.delay_ms else "none")
 
 

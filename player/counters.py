@@ -18,17 +18,22 @@ SAMPLE_S = 0.25
 
 
 class RateMeter:
-    """A sum of amounts over the last `window_s`, per second. Memory: one pair for each amount within the window."""
+    """A sum of amounts over the last `window_s`, per second. Memory: one pair for each amount within the window.
+
+    now: a clock, the wall's or that of the pictures: then the rate is per second of them, at any speed and while paused.
+    """
 
     def __init__(self, window_s: float = WINDOW_S, now: Callable[[], float] = time.monotonic) -> None:
         self.window_s, self._now = window_s, now
         self._amounts: deque[tuple[float, float]] = deque()
         self._sum, self._lock = 0.0, threading.Lock()
         self._since: float | None = None
+        self._stands = 0.0
 
-    def add(self, amount: float = 1.0) -> None:
+    def add(self, amount: float = 1.0, at: float | None = None) -> None:
+        """at: when, by the same clock, if not now; never before an earlier amount."""
         with self._lock:
-            at = self._now()
+            at = self._now() if at is None else at
             self._since = at if self._since is None else self._since
             self._amounts.append((at, amount))
             self._sum += amount
@@ -38,16 +43,21 @@ class RateMeter:
     def per_s(self) -> float:
         """0 before the first amount; in the first window the mean since the first one, over at least half a second."""
         with self._lock:
-            at = self._now()
-            self._forget(at)
-            if self._since is None:
-                return 0.0
-            return self._sum / min(self.window_s, max(0.5, at - self._since))
+            return self._read()
 
     def clear(self) -> None:
+        """Begin anew, where the clock jumps. The rate stands until the next amount."""
         with self._lock:
+            self._stands = self._read()
             self._amounts.clear()
             self._sum, self._since = 0.0, None
+
+    def _read(self) -> float:
+        at = self._now()
+        self._forget(at)
+        if self._since is None:
+            return self._stands
+        return self._sum / min(self.window_s, max(0.5, at - self._since))
 
     def _forget(self, at: float) -> None:
         while self._amounts and self._amounts[0][0] < at - self.window_s:

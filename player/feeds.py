@@ -20,12 +20,14 @@ _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"),
 
 
 class Feed(Protocol):
-    """title; fps: nominal frames/s; size: (width, height); duration_s: None for what has no end (then no seeking)."""
+    """title; fps: nominal frames/s; size: (width, height); duration_s: None where it is unknown (then no seeking); live: what
+    comes from now, and has no end."""
 
     title: str
     fps: float
     size: tuple[int, int]
     duration_s: float | None
+    live: bool
     audio_path: str | None
 
     def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
@@ -35,6 +37,8 @@ class Feed(Protocol):
 
 class VideoFeed:
     """A video file. Raises InputError as mcode.video.probe."""
+
+    live = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path, self.title = os.fspath(path), Path(path).name
@@ -55,6 +59,7 @@ class CameraFeed:
     """A camera of this machine, by number. Raises InputError when there is none."""
 
     duration_s: float | None = None
+    live = True
     audio_path: str | None = None
 
     def __init__(self, number: int = 0) -> None:

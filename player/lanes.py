@@ -28,7 +28,7 @@ class Lane:
         self.counters = LaneCounters()
         self.newest: Frame | None = None
         self.serial = 0  # counts the frames shown
-        self.recent: deque[int] = deque(maxlen=256)  # pts of the frames shown, oldest first
+        self.recent: deque[tuple[int, int]] = deque(maxlen=256)  # of the frames shown one after another: pts, dropped so far
         self._waiting: deque[Frame] = deque()
         self._changed = threading.Condition()
 
@@ -66,7 +66,7 @@ class Lane:
         self.counters.dropped += len(due) - 1
         self.counters.shown.add()
         self.serial += 1
-        self.recent.append(due[-1].pts)
+        self.recent.append((due[-1].pts, self.counters.dropped))
         return True
 
     def present(self, frame: Frame) -> None:
@@ -80,16 +80,27 @@ class Lane:
         with self._changed:
             return self._waiting[0].pts_s if self._waiting else None
 
-    def previous_s(self) -> float | None:
-        """The time of the frame shown before the newest."""
-        before = [pts for pts in self.recent if self.newest is not None and pts < self.newest.pts]
+    def previous_s(self, at: int | None = None) -> float | None:
+        """The time of the frame shown before the newest, or before the one of pts `at`."""
+        at = self.newest.pts if at is None and self.newest is not None else at
+        before = [pts for pts, _ in self.recent if at is not None and pts < at]
         return max(before) / TICKS_PER_S if before else None
 
-    def clear(self) -> None:
-        """Forget the frames that wait; the newest one stays on the screen."""
+    def skipped_before(self, at: int) -> bool:
+        """Whether frames were dropped between the one of pts `at`, or that one itself, and the one shown before it."""
+        first: dict[int, int] = {}
+        for pts, dropped in self.recent:
+            first.setdefault(pts, dropped)  # as it was when it was played, not when it was gone back to
+        before = max((pts for pts in first if pts < at), default=at)
+        return first.get(at) != first.get(before)
+
+    def clear(self, shown: bool = True) -> None:
+        """Forget the frames that wait, and which were shown; the newest one stays on the screen."""
         with self._changed:
             self._waiting.clear()
             self._changed.notify_all()
+        if shown:
+            self.recent.clear()
 
     def _put(self, frame: Frame) -> None:
         self._waiting.append(frame)

@@ -17,10 +17,10 @@ from mcode.errors import ManifoldError
 from mcode.frame import TICKS_PER_S
 
 from .clock import Clock
-from .counters import smoothed
+from .counters import RateMeter, smoothed
 from .lanes import Lane
 from .link import MCodeLink
-from .session import CHANNEL_FIELDS, Rows, Session, Settings
+from .session import CHANNEL_FIELDS, Rows, Session, Settings, every
 
 LATE_S = 0.1
 AHEAD_S = 0.3
@@ -48,6 +48,7 @@ class Playback(Session):
         settings = settings or Settings()
         settings = Settings(**{**vars(settings), "n": header.n, "coder": header.coder, "quality": header.quality})
         super().__init__(Path(path).name, [Lane("mcode", "MCode")], settings, clock)
+        self.lanes[0].counters.bits = RateMeter(now=lambda: self.clock.time_s)
         self.path = os.fspath(path)
         self.display = header.display_width, header.display_height
         self.duration_s = reader.duration_s
@@ -83,7 +84,7 @@ class Playback(Session):
         if any(getattr(settings, f) != getattr(self._settings, f) for f in CHANNEL_FIELDS):
             self.link.configure(settings)
             if self.clock.paused and self.lanes[0].newest is not None:
-                self.seek(self.position_s)  # show at once what the channel does to this picture
+                self._go(self.position_s, keep=True)  # show at once what the channel does to this picture
         self._settings = settings
 
     @property
@@ -112,7 +113,8 @@ class Playback(Session):
         changed = super().tick()
         unshown = self._unshown  # after a seek the decoder begins another
         while unshown and unshown[0][0] <= self.clock.time_s * TICKS_PER_S:
-            self.lanes[0].counters.bits.add(unshown.popleft()[1])
+            pts, bits = unshown.popleft()
+            self.lanes[0].counters.bits.add(bits, pts / TICKS_PER_S)
         at_end = self.clock.time_s >= (self.duration_s or 0.0)
         if at_end and not self.clock.paused and self._target_s is None:
             if self.loop:
@@ -124,6 +126,10 @@ class Playback(Session):
         return changed
 
     def seek(self, position_s: float) -> None:
+        self._go(position_s)
+
+    def _go(self, position_s: float, *, keep: bool = False) -> None:
+        """keep: it is not far, so that the frames shown before may still be gone back to."""
         position_s = min(max(0.0, position_s), max(0.0, self._last_s()))
         with self._work:
             self._target_s = self._place_s = position_s
@@ -131,7 +137,8 @@ class Playback(Session):
             self._work.notify_all()
         self._steps = 0
         self._jumps += 1
-        self.lanes[0].clear()
+        self.lanes[0].clear(shown=not keep)
+        self.lanes[0].counters.bits.clear()
         self.clock.time_s = position_s
 
     def step(self, frames: int) -> None:
@@ -141,9 +148,14 @@ class Playback(Session):
             return
         if frames > 0:
             self._steps += 1  # taken by tick() as soon as there is a frame to step to
+        elif self._steps:
+            self._steps -= 1
         else:
-            before = lane.previous_s()
-            self.seek(before if before is not None else lane.newest.pts_s - self._period_s())
+            at = round(self._place_s * TICKS_PER_S) if self._filling else lane.newest.pts  # on the way there, or there
+            before, usual = lane.previous_s(at), at / TICKS_PER_S - self._period_s()
+            if before is None or (before < usual - self._period_s() / 2 and lane.skipped_before(at)):
+                before = usual
+            self._go(before, keep=True)
 
     def stats(self) -> Rows:
         header, c = self.reader.header, self.lanes[0].counters
@@ -151,7 +163,7 @@ class Playback(Session):
         return [
             ("Picture", f"{header.width} × {header.height}"),
             ("Manifold", f"{getattr(model, 'name', '')} {header.manifold_id.hex()[:8]}".strip()),
-            ("Keyframes", f"every {header.n} frames, {header.coder}, quality {header.quality}"),
+            ("Keyframes", f"{every(header.n)}, {header.coder}, quality {header.quality}"),
             ("Rate", f"{self.reader.payload_bytes * 8 / 1000 / max(self.reader.duration_s, 1e-9):.2f} kbit/s"),
             ("Decoded", f"{c.decoded.per_s:.1f} frames/s"),
             ("Shown", f"{c.shown.per_s:.1f} frames/s"),

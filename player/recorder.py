@@ -14,6 +14,8 @@ from mcode.video import FrameWriter
 
 FPS = 25
 _MOST_WAITING = 8
+_END_S = 30.0
+"""A file that is not finished after so long (a disk that does not answer) holds the window up no longer."""
 
 
 class Recorder:
@@ -39,9 +41,16 @@ class Recorder:
             self.dropped += 1
 
     def close(self) -> None:
-        """Finish the file; returns when it has its name."""
-        self._queue.put(None)
-        self._thread.join()
+        """Finish the file; returns when it has its name, or there is an error."""
+        while self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=0.1)
+                break
+            except queue.Full:
+                continue  # it writes, or has ended
+        self._thread.join(_END_S)
+        if self._thread.is_alive():
+            self.error = f"{self.path} is not written: the disk does not answer"
 
     def _write(self) -> None:
         writer: FrameWriter | None = None
@@ -56,8 +65,9 @@ class Recorder:
                 writer.close()
             else:
                 writer.abort()
-        except (McodeError, OSError) as error:
-            self.error = " ".join(str(error).split())
+        except Exception as error:  # the thread's outermost frame
+            known = isinstance(error, McodeError | OSError)
+            self.error = " ".join(f"{'' if known else type(error).__name__ + ': '}{error}".split())
             if writer is not None:
                 writer.abort()
             while not ended:

@@ -14,7 +14,7 @@ from mcode.receive import LaneView, Receiver
 from .clock import Clock
 from .lanes import Lane
 from .link import channel_settings
-from .session import CHANNEL_FIELDS, Rows, Session, Settings
+from .session import CHANNEL_FIELDS, Rows, Session, Settings, every
 
 SILENT_S = 3.0
 """A sender that sends nothing for this long is said to have fallen silent. (A link this bad still brings a packet.)"""
@@ -139,7 +139,7 @@ class Remote(Session):
             rows += [
                 ("Picture", f"{stream.width} × {stream.height}"),
                 ("Manifold", stream.manifold_id.hex()[:8]),
-                ("Keyframes", f"every {stream.n} frames, {stream.coder}, quality {stream.quality}"),
+                ("Keyframes", f"{every(stream.n)}, {stream.coder}, quality {stream.quality}"),
             ]
         for lane in self.lanes:
             c = lane.counters

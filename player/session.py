@@ -43,6 +43,11 @@ class Settings:
     seed: int = 0
 
 
+def every(n: int) -> str:
+    """A keyframe interval in words."""
+    return "every frame" if n == 1 else f"every {n} frames"
+
+
 CHANNEL_FIELDS = ("bit_error_rate", "loss", "burst", "delay_ms", "jitter_ms", "seed")
 
 
@@ -112,6 +117,11 @@ class Session:
     def position_s(self) -> float:
         """Where in the source the picture on the screen is."""
         return self.clock.time_s
+
+    @property
+    def place_s(self) -> float:
+        """As position_s, but where a seek or a step that is under way leads."""
+        return self.position_s
 
     @property
     def jump(self) -> int:

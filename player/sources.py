@@ -101,6 +101,7 @@ class _Pending:
 
     title, fps, size = "Demo", 25.0, (1, 1)
     duration_s: float | None = 0.0
+    live = False
     audio_path: str | None = None
 
     def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:

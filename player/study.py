@@ -28,6 +28,8 @@ BARS = 170
 VIEWS = ("pair", "paper")
 """pair: both methods side by side, Space shows the original in both places. paper: one method at a time left, the original
 always right, Space goes from one method to the other (Mentzer et al. 2020, section 3.4)."""
+LEAST_S = 0.4
+"""An answer sooner than this after its question appeared is none: the second half of a double click."""
 LOOK_FIRST = {
     "pair": "Look at the original first: press Space",
     "paper": "Look at the other one first: press Space",
@@ -82,11 +84,13 @@ class Crops(QWidget):
 
 
 class StudyWindow(QWidget):
-    """Asks what the session asks until it is done or the rater ends it. view: one of VIEWS."""
+    """Asks what the session asks until it is done or the rater ends it. view: one of VIEWS. now: the wall clock, in seconds."""
 
-    def __init__(self, session: Session, *, view: str = "pair", theme: Theme = DARK) -> None:
+    def __init__(
+        self, session: Session, *, view: str = "pair", theme: Theme = DARK, now: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__()
-        self.session, self.view = session, view
+        self.session, self.view, self._now = session, view, now
         self.setObjectName("window")
         self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         self.setWindowTitle("MCode study")
@@ -125,6 +129,7 @@ class StudyWindow(QWidget):
         self.hint = QLabel()
         self.hint.setFont(font(SMALL))
         self.hint.setProperty("tone", "accent")
+        self.hint.setWordWrap(True)
         self.hint.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -155,7 +160,7 @@ class StudyWindow(QWidget):
             part = QWidget()
             inner = QHBoxLayout(part)
             inner.setContentsMargins(0, 0, 0, 0)
-            if side == "right":
+            if side == "right" and self.hint not in widgets:
                 inner.addStretch(1)
             for widget in widgets:
                 inner.addWidget(widget)
@@ -199,15 +204,19 @@ class StudyWindow(QWidget):
 
     def choose(self, *, left: bool) -> None:
         """The rater's answer; refused, with a hint, before a look at what it is to be compared with."""
-        if self.question is None:
+        seconds = self._now() - self._asked_at
+        if self.question is None or seconds < LEAST_S:
             return
         if self._looked_at != self._what_to_look_at():
             self.hint.setText(LOOK_FIRST[self.view])
             return
         try:
-            self.session.answer(left=left, looks=self.looks, seconds=time.monotonic() - self._asked_at)
+            self.session.answer(left=left, looks=self.looks, seconds=seconds)
         except OSError as error:
             self.hint.setText(f"not written: {error.strerror}")
+            return
+        except InputError as error:
+            self.hint.setText(str(error))
             return
         self._ask()
 
@@ -239,7 +248,7 @@ class StudyWindow(QWidget):
 
     def _ask(self) -> None:
         self.question, self.flipped, self.looks = self.session.question, False, 0
-        self._asked_at = time.monotonic()
+        self._asked_at = self._now()
         self.hint.clear()
         if self.question is None:
             count = self.session.answered

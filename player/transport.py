@@ -97,6 +97,7 @@ class Transport(QWidget):
             self.speed_button,
             self.shot_button,
             self.record_button,
+            self.loop_button,
         ):
             widget.setEnabled(session is not None)
         live = session is not None and session.live
@@ -106,7 +107,7 @@ class Transport(QWidget):
         self.length.setVisible(not live and session is not None)
         self.length.setText(f"/ {clock_text(session.duration_s)}" if session and session.duration_s else "")
         self.loop_button.setVisible(not live)
-        self.back.setVisible(not live)
+        self.back.setVisible(session is None or session.duration_s is not None)
         self.loop_button.setChecked(bool(session and session.loop))
         self.mute_button.setVisible(session is not None and (session.audio_path or session.sound) is not None)
         self.refresh(session)
@@ -114,21 +115,24 @@ class Transport(QWidget):
     def refresh(self, session: Session | None) -> None:
         if session is None:
             self.time.setText("0:00.0")
+            self._show_action("play")
             return
         position_s = session.position_s
         text = clock_text(position_s)
         if text != self.time.text():
             self.time.setText(text)
         self.timeline.set_position(position_s)
-        icon = "replay" if session.ended else "play" if session.clock.paused else "pause"
-        if icon != self._named:
-            self._named = icon
-            self.play_button.set_icon(icon)
-            self.play_button.name_it({"replay": "Play again", "play": "Play"}.get(icon, "Pause"), "Space")
+        self._show_action("replay" if session.ended else "play" if session.clock.paused else "pause")
         speed = f"{session.clock.speed:g}×"
         if speed != self.speed_button.text():
             self.speed_button.setText(speed)
             self.speed_button.setAccessibleName(f"Speed {speed}")
+
+    def _show_action(self, icon: str) -> None:
+        if icon != self._named:
+            self._named = icon
+            self.play_button.set_icon(icon)
+            self.play_button.name_it({"replay": "Play again", "play": "Play"}.get(icon, "Pause"), "Space")
 
     def apply(self, theme: Theme) -> None:
         for button in self.buttons:

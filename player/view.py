@@ -276,7 +276,8 @@ class VideoView(QWidget):
         self._dragging = False
 
     def mouseDoubleClickEvent(self, event: QMouseEvent) -> None:
-        if not self._near_divider(event.position()):
+        if event.button() == Qt.MouseButton.LeftButton and not self._near_divider(event.position()):
+            self.clicked.emit()  # once more, which takes back what the first click of the two did
             self.double_clicked.emit()
 
     def leaveEvent(self, event: QEvent) -> None:

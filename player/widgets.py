@@ -216,6 +216,7 @@ class Timeline(QWidget):
         self.dragging = False
         self.setFixedHeight(24)
         self.setMouseTracking(True)
+        self.setFocusPolicy(Qt.FocusPolicy.TabFocus)  # its keys are the window's
         self.setCursor(Qt.CursorShape.PointingHandCursor)
         self.setAccessibleName("Timeline")
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
@@ -223,9 +224,11 @@ class Timeline(QWidget):
     def set_source(self, duration_s: float | None, refreshes_s: Sequence[float]) -> None:
         self._duration_s, self._refreshes_s = duration_s or 0.0, tuple(refreshes_s)
         self.setEnabled(bool(duration_s))
+        self._describe(self._position_s)
         self.update()
 
     def set_position(self, position_s: float) -> None:
+        self._describe(position_s)
         if not self.dragging and abs(position_s - self._position_s) * max(1, self.width()) > 0.4 * self._duration_s:
             self._position_s = position_s
             self.update()
@@ -272,11 +275,20 @@ class Timeline(QWidget):
             painter.setBrush(QColor(t.faint))
             for at_s in self._refreshes_s:
                 painter.drawRoundedRect(QRectF(left + width * at_s / self._duration_s - 0.75, middle + 6, 1.5, 4), 0.7, 0.7)
+        if self.hasFocus():
+            painter.setBrush(with_alpha(t.accent, 0.28))
+            painter.drawEllipse(QPointF(x, middle), 10.5, 10.5)
         painter.setBrush(QColor(t.text if t.name == "dark" else "#ffffff"))
         if t.name == "light":
             painter.setPen(QPen(QColor(t.accent), 1.5))
         radius = 7.0 if self.dragging else 6.0
         painter.drawEllipse(QPointF(x, middle), radius, radius)
+
+    def _describe(self, position_s: float) -> None:
+        """Where one is, for screen readers, to the second."""
+        text = f"{clock_text(position_s, False)} of {clock_text(self._duration_s, False)}" if self._duration_s else ""
+        if text != self.accessibleDescription():
+            self.setAccessibleDescription(text)
 
     def _time_at(self, x: float) -> float:
         return self._duration_s * min(1.0, max(0.0, (x - 7) / max(1.0, self.width() - 14)))

@@ -45,7 +45,9 @@ TICK_MS = 15
 RECORD_SIZE = QSize(1280, 720)
 PANEL_WIDTH = 272
 PANEL_FROM, CHARTS_FROM = 860, 560
-MOST_RECENT = 8
+PANEL_FITS = 420
+"""Narrower windows show no panel even when asked: beside it no picture would fit."""
+MOST_RECENT, MOST_NOTICES = 8, 3
 HIDE_POINTER_MS = 2500
 FIRST_ADDRESS = "rtp://127.0.0.1:5004"
 
@@ -96,6 +98,7 @@ class Window(QWidget):
         self._manifold: str | None = None
         self._muted = False
         self._described: tuple[object, ...] = ()
+        self._told: list[str] = []  # the notices in the message
         self._panel_wanted, self._charts_wanted = True, True
         self._charted_s = self._recorded_s = self._record_start_s = 0.0
         self.theme = LIGHT if self._remembered("theme", "dark") == "light" else DARK
@@ -173,6 +176,7 @@ class Window(QWidget):
         left = QVBoxLayout()
         left.setSpacing(0)
         self.pages = QStackedWidget()
+        self.pages.setMinimumWidth(120)  # the page that is hidden needs no room beside the panel
         self.welcome, self.view = Welcome(), VideoView()
         self.pages.addWidget(self.welcome)
         self.pages.addWidget(self.view)
@@ -196,6 +200,7 @@ class Window(QWidget):
 
         self.stats, self.busy = Stats(self.view), Busy(self.view)
         self.message, self.keys = Message(self.pages), Keys(self)
+        self.pages.currentChanged.connect(lambda _: self.message.raise_())
         self._connect()
 
     def _rule(self, horizontal: bool) -> QFrame:
@@ -249,6 +254,7 @@ class Window(QWidget):
 
     def open(self, source: str) -> None:
         """What sources.open_source takes: a path, "camera:0", "demo:" ... Returns at once; opened or failed follows."""
+        self.message.hide()  # before a recording ends, which tells where it is
         self.show_session(None)
         self.pages.setCurrentWidget(self.view)
         self.busy.setGeometry(self.view.rect())
@@ -288,7 +294,6 @@ class Window(QWidget):
         self.transport.set_session(session)
         self.pages.setCurrentWidget(self.view if session else self.welcome)
         self.busy.say(session.busy if session else None)
-        self.message.hide()
         has_original = any(lane.name == "original" for lane in lanes) and len(lanes) > 2
         self.original_button.setEnabled(has_original)
         self.views.setVisible(len(lanes) > 1)
@@ -336,9 +341,10 @@ class Window(QWidget):
         self._settings, self._manifold = settings, settings.manifold
 
     def change_settings(self, settings: Settings) -> None:
-        """From the controls: acts at once."""
-        self._settings = settings
+        """From the controls: acts at once. What cannot be set here is the source's own, and not for the next one."""
         if self.session is not None:
+            chosen = {name: getattr(settings, name) for name in self.session.adjustable}
+            self._settings = replace(self._settings, **chosen)
             self.session.settings = settings
 
     def tick(self) -> None:
@@ -364,8 +370,8 @@ class Window(QWidget):
             self._show_settings(session)
         elif session.settings != self.controls.settings:  # it changed them itself
             self.controls.show_settings(session.settings, session.adjustable)
-        while session.notices:
-            self.message.say(session.notices.popleft())
+        if session.notices:
+            self._tell([session.notices.popleft() for _ in range(len(session.notices))])
         self.busy.say(session.busy)
         if session.busy:
             self.busy.setGeometry(self.view.rect())
@@ -380,6 +386,12 @@ class Window(QWidget):
                 self.stats.show_rows(session.stats())
             self.view.update()
         self._record(now_s)
+
+    def _tell(self, notices: list[str]) -> None:
+        """Those that are still to be read stay beside the new ones."""
+        unread = self._told if self.message.isVisible() and self.message.text == "; ".join(self._told) else []
+        self._told = [" ".join(notice.split()) for notice in dict.fromkeys([*unread, *notices])][-MOST_NOTICES:]
+        self.message.say("; ".join(self._told))
 
     def _keep_sound(self, session: Session) -> None:
         """Sound runs while pictures run at speed 1; then it is the clock."""
@@ -413,7 +425,7 @@ class Window(QWidget):
 
     def seek_by(self, seconds: float) -> None:
         if self.session is not None and self.session.duration_s is not None:
-            self.session.seek(self.session.position_s + seconds)
+            self.session.seek(self.session.place_s + seconds)
 
     def step(self, frames: int) -> None:
         if self.session is not None:
@@ -445,15 +457,18 @@ class Window(QWidget):
     def arrange(self, arrangement: Arrangement) -> None:
         self.view.arrangement = arrangement
         self.views.value = arrangement
+        self._settle_captions()
         self.view.update()
 
     def toggle_original(self) -> None:
+        if not self.original_button.isEnabled():
+            return
         self.view.show_original = not self.view.show_original
         self.original_button.setChecked(self.view.show_original)
         self.view.update()
 
     def toggle_stats(self) -> None:
-        shown = not self.stats.isVisible()
+        shown = self.stats.isHidden()  # also on the page that is not shown
         self.stats.setVisible(shown)
         self.stats.move(26, 26)
         self.stats_button.setChecked(shown)
@@ -468,6 +483,8 @@ class Window(QWidget):
     def toggle_panel(self) -> None:
         self._panel_wanted = not self.controls.isVisible()
         self._settle(asked=self.controls)
+        if self._panel_wanted and self.session is not None and self.width() < PANEL_FITS:
+            self.message.say("The window is too narrow for the controls")
 
     def toggle_theme(self) -> None:
         self.apply(LIGHT if self.theme is DARK else DARK)
@@ -563,6 +580,10 @@ class Window(QWidget):
     # Recent files and looks
 
     def recent(self) -> list[str]:
+        """Files that are there, and addresses; the latest first."""
+        return [source for source in self._stored_recent() if "://" in source or os.path.exists(source)]
+
+    def _stored_recent(self) -> list[str]:
         stored = self._remembered("recent", [])
         return [stored] if isinstance(stored, str) else list(stored or [])
 
@@ -570,7 +591,7 @@ class Window(QWidget):
         if self._memory is None or source.startswith(("demo:", "camera:")):
             return
         source = os.path.abspath(source) if os.path.exists(source) else source
-        self._memory.setValue("recent", [source, *(p for p in self.recent() if p != source)][:MOST_RECENT])
+        self._memory.setValue("recent", [source, *(p for p in self._stored_recent() if p != source)][:MOST_RECENT])
 
     def _remembered(self, key: str, default: object) -> Any:
         return default if self._memory is None else self._memory.value(key, default)
@@ -583,7 +604,7 @@ class Window(QWidget):
         playing = self.session is not None
         panel = playing and self._panel_wanted and not full and (width >= PANEL_FROM or asked is self.controls)
         charts = playing and self._charts_wanted and not full and (height >= CHARTS_FROM or asked is self.charts)
-        charts = charts and width >= 480
+        panel, charts = panel and width >= PANEL_FITS, charts and width >= 480
         self.controls.setVisible(panel)
         self.panel_rule.setVisible(panel)
         self.charts.setVisible(charts)
@@ -600,11 +621,12 @@ class Window(QWidget):
             self.views.button(arrangement).setText(label)
         self.theme_button.setVisible(width >= 560)
         self.charts_button.setVisible(width >= 480)
-        self.view.captions = not (full and self.view.arrangement is Arrangement.SINGLE)
+        self._settle_captions()
         self.busy.setGeometry(self.view.rect())
         self.keys.setGeometry(self.rect())
-        if self.message.isVisible():
-            self.message.place()
+
+    def _settle_captions(self) -> None:
+        self.view.captions = not (self.isFullScreen() and self.view.arrangement is Arrangement.SINGLE)
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         self._settle()

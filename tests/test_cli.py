@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import io
 import json
 import math
@@ -550,11 +551,15 @@ def test_every_option_of_receive_arrives(mcode, monkeypatch):
 def test_every_option_of_play_arrives_as_the_window_reads_it(mcode, monkeypatch):
     from player import app
 
-    given = []
-    monkeypatch.setattr(app, "_run", lambda arguments: given.append(vars(arguments)) or 0)
+    given, signature = [], inspect.signature(app.run)
+    monkeypatch.setattr(
+        app, "run", lambda *given_here, **named: given.append(signature.bind(*given_here, **named).arguments) or 0
+    )
     more = "--demo -m me -n 8 --coder fixed --bit-error-rate 1e-5 --loss 0.2 --seed 3 --device cpu --no-sound --fullscreen"
     assert mcode("play", *more.split(), "--", "-odd.mcode") == (0, "", "")
     assert mcode("play") == (0, "", "")
+    defaults = signature.bind(None)
+    defaults.apply_defaults()
     assert given == [
         {
             "source": "-odd.mcode",
@@ -566,10 +571,10 @@ def test_every_option_of_play_arrives_as_the_window_reads_it(mcode, monkeypatch)
             "loss": 0.2,
             "seed": 3,
             "device": "cpu",
-            "no_sound": True,
-            "fullscreen": True,
+            "sound": False,
+            "full_screen": True,
         },
-        vars(app.parser().parse_args([])),
+        defaults.arguments,
     ]
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from player.clock import Clock
 from player.counters import History, RateMeter, smoothed
 from player.lanes import MOST_WAITING, Lane
 from player.link import BaselineLink, MCodeLink, cut_to
+from player.recorder import Recorder
 from player.session import Settings
 from tests.block_means import FPS, TICKS, BlockMeans, grey
 
@@ -107,6 +109,38 @@ def test_rate_is_the_sum_of_the_window_over_its_length():
     assert meter.per_s == 0
 
 
+def test_rate_by_the_pictures_clock_knows_neither_speed_nor_pause():
+    wall = Wall()
+    clock = Clock(wall)
+    meter = RateMeter(2.0, lambda: clock.time_s)
+    clock.paused, clock.speed = False, 0.25
+    for _ in range(20):
+        wall.s += 1
+        meter.add(25)
+    assert meter.per_s == pytest.approx(100, rel=0.15)
+    clock.paused = True
+    before = meter.per_s
+    wall.s += 60
+    assert meter.per_s == before
+    meter.clear()
+    clock.time_s = 1.5  # a jump, which the meter is told of
+    for frame in range(38):  # what the new place is decoded from
+        meter.add(4, frame / 25)
+    assert meter.per_s == pytest.approx(100, rel=0.05)
+
+
+def test_a_cleared_rate_stands_until_the_next_amount():
+    wall = Wall()
+    meter = RateMeter(2.0, wall)
+    meter.add(100)
+    wall.s += 1
+    meter.clear()
+    wall.s += 10
+    assert meter.per_s == pytest.approx(100)
+    meter.add(7)
+    assert meter.per_s == pytest.approx(14)
+
+
 def test_history_keeps_a_minute_and_gaps_are_nan():
     history = History()
     history.add(a=1.0)
@@ -135,6 +169,27 @@ def test_lane_shows_the_newest_due_frame_and_counts_those_skipped():
     assert lane.next_s() == pytest.approx(3 / FPS)
     assert lane.show(9.0) and lane.newest.rgb[0, 0, 0] == 4
     assert lane.previous_s() == pytest.approx(2 / FPS)
+
+
+def test_a_cleared_lane_forgets_what_it_showed():
+    lane = Lane("mcode", "MCode")
+    for index in (0, 1, 4):
+        lane.offer(grey(index, index))
+        lane.show(9.0)
+    lane.clear(shown=False)
+    assert lane.previous_s() == pytest.approx(1 / FPS) and lane.previous_s(TICKS) == 0
+    lane.clear()
+    assert lane.previous_s() is None and lane.newest.pts == 4 * TICKS
+
+
+def test_lane_knows_between_which_frames_it_dropped_some():
+    lane = Lane("mcode", "MCode")
+    for index in range(4):
+        lane.offer(grey(index, index))
+    lane.show(0.0)
+    lane.show(1 / FPS)
+    lane.show(3 / FPS)
+    assert lane.skipped_before(3 * TICKS) and not lane.skipped_before(TICKS)
 
 
 def test_full_lane_loses_its_oldest_frame_and_memory_stays_bounded():
@@ -227,6 +282,32 @@ def test_baseline_link_carries_h264():
             frames += link.lane.decode(unit)
     assert [frame.pts for frame in frames] == [i * TICKS for i in range(4)]
     assert abs(float(frames[-1].rgb.mean()) - 100) < 6
+
+
+class Broken:
+    """In place of FrameWriter: its encoder fails, and so does what tidies up."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        pass
+
+    def push(self, frame: object) -> None:
+        raise av.error.InvalidDataError(1094995529, "Invalid data")
+
+    def abort(self) -> None:
+        raise RuntimeError("nothing to remove")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_recorder_whose_encoder_fails_ends_with_a_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("player.recorder.FrameWriter", Broken)
+    recorder = Recorder(tmp_path / "out.mp4", 16, 8)
+    for index in range(20):
+        recorder.push(np.zeros((8, 16, 3), np.uint8), index / FPS)
+    closing = threading.Thread(target=recorder.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive(), "close() waits for a thread that has ended"
+    assert recorder.error.startswith("InvalidDataError: ") and "\n" not in recorder.error
 
 
 def test_padding_of_odd_sizes_is_cut():

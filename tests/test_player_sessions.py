@@ -15,9 +15,10 @@ from mcode.container import McodeWriter
 from mcode.errors import FormatError, InputError, ManifoldError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.video import centre_crop, resize
-from player.compare import Compare
+from player.clock import Clock
+from player.compare import Compare, _BaselineSide, _MCodeSide
 from player.playback import Playback
-from player.session import Session, Settings
+from player.session import Session, Settings, every
 from player.sources import open_source
 from tests.block_means import FPS, TICKS, BlockMeans, grey
 
@@ -100,6 +101,83 @@ def test_steps_go_one_frame_each_way_and_pause(playback):
     assert playback.clock.paused
 
 
+def test_step_back_after_a_seek_is_one_frame_back_from_there(playback):
+    playback.start()
+    wait_until(playback, lambda: playback.lanes[0].newest is not None and playback.position_s > 0.2)
+    playback.pause(True)
+    playback.seek(40.5 / FPS)
+    wait_until(playback, lambda: shown(playback) == 40)
+    playback.step(-1)
+    wait_until(playback, lambda: shown(playback) != 40)
+    assert shown(playback) == 39
+
+
+def test_step_back_does_not_skip_frames_dropped_while_playing(playback):
+    playback.start()
+    playback.pause(True)
+    wait_until(playback, lambda: not playback._filling and playback.lanes[0].newest is not None)
+    wait_until(playback, lambda: len(playback.lanes[0]._waiting) > 4)
+    playback.clock.time_s = 4.5 / FPS  # a window that was busy for so long
+    playback.tick()
+    assert shown(playback) == 4
+    for wanted in (3, 2, 1, 0):
+        playback.step(-1)
+        wait_until(playback, lambda wanted=wanted: shown(playback) != wanted + 1)
+        assert shown(playback) == wanted
+
+
+def test_quick_steps_all_count(playback):
+    playback.start()
+    playback.pause(True)
+    playback.seek(30.5 / FPS)
+    wait_until(playback, lambda: playback.lanes[0].newest is not None and shown(playback) == 30)
+    for _ in range(4):
+        playback.step(-1)
+    wait_until(playback, lambda: not playback._filling)
+    assert shown(playback) == 26
+    for frames in (1, 1, 1, -1):
+        playback.step(frames)
+    wait_until(playback, lambda: not playback._steps)
+    assert shown(playback) == 28
+
+
+def test_uneven_frames_are_stepped_back_through_as_they_were_shown(tmp_path):
+    path, times = tmp_path / "uneven.mcode", [0, 1, 2, 12, 13, 30, 31]
+    encoder = Encoder(BlockMeans(), 64, 48, n=1, coder="fixed", cuts=False)
+    with McodeWriter(path) as writer:
+        for number, time_frames in enumerate(times):
+            for packet in encoder.push(grey(30 * number, time_frames, 64, 48)):
+                writer.write(packet, 1)
+        writer.close(TICKS)
+    session = Playback(path, manifold=BlockMeans())
+    session.start()
+    session.pause(True)
+    try:
+        wait_until(session, lambda: session.lanes[0].newest is not None)
+        for wanted in times[1:]:
+            session.step(1)
+            wait_until(session, lambda wanted=wanted: shown(session) == wanted)
+        for wanted in reversed(times[:-1]):
+            session.step(-1)
+            wait_until(session, lambda wanted=wanted: shown(session) == wanted)
+    finally:
+        session.close()
+
+
+def test_rate_of_a_file_is_that_of_its_pictures_at_any_speed(playback):
+    playback.start()
+    playback.pause(True)
+    playback.seek(1.9)
+    wait_until(playback, lambda: playback.lanes[0].newest is not None)
+    bits = [(packet.pts / TICKS_PER_S, 8 * sum(map(len, packet.slices))) for packet in playback.reader]
+    began_s = max(at_s for at_s, _ in bits if at_s in playback.refreshes_s and at_s <= 1.9)
+    true = sum(each for at_s, each in bits if began_s <= at_s <= 1.9) / max(0.5, 1.9 - began_s) / 1000
+    counters = playback.lanes[0].counters
+    assert counters.rate_kbps == pytest.approx(true, rel=0.05)
+    playback.step(-1)
+    assert counters.rate_kbps == pytest.approx(true, rel=0.05)  # until the picture is there
+
+
 def test_loop_begins_again(playback):
     playback.start()
     playback.loop = True
@@ -161,6 +239,7 @@ def test_wrong_manifold_is_named(mcode_clip):
 def test_stats_tell_the_stream(playback):
     rows = dict(playback.stats())
     assert rows["Picture"] == "64 × 48" and "every 4 frames, fixed" in rows["Keyframes"]
+    assert every(1) == "every frame"
 
 
 class PaintedFeed:
@@ -177,6 +256,7 @@ class PaintedFeed:
         duration_s: float | None = None,
     ) -> None:
         self.title, self.size, self.fps, self.duration_s = title, size, fps, duration_s
+        self.live = False
         self._paint = paint
 
     def frames(self, start_s: float, size: tuple[int, int], crop_to: tuple[int, int] | None) -> Iterator[Frame]:
@@ -260,6 +340,56 @@ def test_unknown_manifold_is_told_and_the_old_one_stays(compare):
     assert "nowhere" in compare.notices[0]
     before = compare.lanes[0].serial
     wait_until(compare, lambda: compare.lanes[0].serial > before + 6)
+
+
+class Still:
+    """A wall clock that stands: a test moves the pictures' clock alone."""
+
+    def __call__(self) -> float:
+        return 0.0
+
+
+def test_both_lanes_take_the_same_rate_of_the_pictures_time():
+    feed = PaintedFeed("stripes", stripes, (64, 48), fps=FPS, duration_s=30.0)
+    session = Compare(feed, load=lambda name: BlockMeans(), clock=Clock(Still()), settings=Settings(n=1, coder="fixed"))
+    session.model = BlockMeans()
+    session._lay_out()
+    sides = session._sides = [_MCodeSide(session, session.lanes[0]), _BaselineSide(session, session.lanes[1])]
+    sent = []
+    for frame in feed.frames(0.0, (64, 48), None):
+        session.clock.time_s = frame.pts_s
+        for side in sides:
+            side.send(frame)
+        sent.append([side.link.sent_bytes for side in sides])
+    true = [8 * (last - before) / 1000 / 3 for last, before in zip(sent[-1], sent[-1 - 3 * FPS], strict=True)]
+    assert true[1] == pytest.approx(true[0], rel=0.35)
+    for lane, kbps in zip(session.lanes, true, strict=False):
+        assert lane.counters.rate_kbps == pytest.approx(kbps, rel=0.05)
+    session.close()
+
+
+def test_quick_seeks_and_steps_back_in_a_comparison_all_count(compare):
+    wait_until(compare, lambda: all_shown(compare, 4))
+    compare.pause(True)
+    compare.seek(3.0)
+    assert compare.place_s == 3.0
+    wait_until(compare, lambda: compare.position_s >= 2.9)
+    here_s = compare.position_s
+    assert compare.place_s == pytest.approx(here_s, abs=1 / FPS)
+    for _ in range(4):
+        compare.step(-1)
+        compare.tick()
+    wait_until(compare, lambda: compare.position_s < here_s - 0.5 / FPS and compare._target_s is None)
+    assert compare.place_s == pytest.approx(here_s - 4 / FPS, abs=1.5 / FPS)
+
+
+def test_a_video_that_tells_no_duration_is_not_live():
+    feed = PaintedFeed("raw", stripes, (64, 48))
+    session = Compare(feed, load=lambda name: BlockMeans())
+    assert not session.live and session.duration_s is None
+    session.seek(3.0)
+    assert session._target_s == 0.0
+    session.close()
 
 
 def test_seek_in_a_comparison_moves_the_position(compare):
@@ -378,7 +508,7 @@ def test_seek_while_paused_shows_the_new_place(compare):
 class Unplugged:
     """A camera that gives ten frames, then stops until it is plugged in again."""
 
-    title, fps, size, duration_s, audio_path = "Camera 0", 25.0, (64, 48), None, None
+    title, fps, size, duration_s, live, audio_path = "Camera 0", 25.0, (64, 48), None, True, None
 
     def __init__(self) -> None:
         self.plugged, self.tries = True, 0

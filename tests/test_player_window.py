@@ -7,6 +7,8 @@ import os
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 import shutil
+import signal
+import sys
 import threading
 import time
 
@@ -16,7 +18,7 @@ import pytest
 pytest.importorskip("PyQt6.QtWidgets")
 pytest.importorskip("pytestqt")
 
-from PyQt6.QtCore import QMimeData, QPoint, QPointF, QSize, Qt, QUrl
+from PyQt6.QtCore import QMimeData, QPoint, QPointF, QSize, Qt, QTimer, QUrl
 from PyQt6.QtGui import QDropEvent
 from PyQt6.QtWidgets import QAbstractButton, QComboBox, QWidget
 
@@ -241,6 +243,13 @@ def test_bit_error_rate_scale_is_logarithmic_with_a_zero():
     assert max(ratios) == pytest.approx(min(ratios))
     assert all(step_of_ber(ber_of(i)) == i for i in range(BER_STEPS + 1))
     assert [ber_text(rate) for rate in (0, 1e-3, 2e-4)] == ["none", "10⁻³", "2.0 × 10⁻⁴"]
+    assert [ber_text(rate) for rate in (9.97e-5, 9.9e-5, 0.5)] == ["10⁻⁴", "9.9 × 10⁻⁵", "5.0 × 10⁻¹"]
+
+
+def test_small_shares_are_not_told_as_none(window):
+    for share, text in ((0.004, "0.4 %"), (0.015, "1.5 %"), (0.05, "5 %"), (0.5, "50 %"), (0, "none")):
+        window.controls.show_settings(Settings(loss=share), frozenset({"loss"}))
+        assert window.controls.loss.value.text() == text
 
 
 def test_file_plays_seeks_and_steps_by_keys(window, qtbot, mcode_clip):
@@ -269,6 +278,136 @@ def test_another_source_takes_over(playing, qtbot, mcode_clip):
         playing.open(str(mcode_clip))
     assert playing.session is not first and len(playing.session.lanes) == 1
     assert not any(thread.is_alive() for thread in first._threads)
+
+
+def test_what_a_file_was_made_with_is_not_taken_to_the_next_source(qtbot, mcode_clip):
+    given = []
+
+    def noting(source: str, settings: Settings):
+        given.append(settings)
+        return opener(source, settings)
+
+    made = Window(opener=noting, remember=False, sound=False)
+    qtbot.addWidget(made)
+    made.start_with(Settings(n=2, coder="range"))
+    with qtbot.waitSignal(made.opened, timeout=PATIENCE_MS):
+        made.open(str(mcode_clip))
+    assert (made.session.settings.n, made.session.settings.coder) == (4, "fixed")
+    made.controls.loss.slider.move_to(3)
+    assert made.session.settings.loss == 0.03
+    with qtbot.waitSignal(made.opened, timeout=PATIENCE_MS):
+        made.open("stripes")
+    assert given[-1] == Settings(n=2, coder="range", loss=0.03)
+    made.close()
+
+
+def test_several_notices_are_all_told(playing, qtbot):
+    playing.session.notices.extend(["first", "second", "first"])
+    playing.tick()
+    assert playing.message.text == "first; second"
+    playing.session.notices.append("third")
+    playing.tick()
+    assert playing.message.text == "first; second; third"
+    playing.message.hide()
+    playing.session.notices.append("fourth")
+    playing.tick()
+    assert playing.message.text == "fourth"
+
+
+def test_a_message_stands_at_the_bottom_also_after_a_resize(playing, qtbot):
+    playing.message.say("Something went wrong", problem=True)
+    changes = (lambda: playing.resize(700, 420), lambda: playing.resize(1100, 760), playing.toggle_charts, playing.toggle_panel)
+    for change in changes:
+        change()
+        qtbot.wait(50)  # the layout comes later
+        placed, page = playing.message.geometry(), playing.pages
+        assert placed.bottom() == page.height() - 17 and abs(placed.center().x() - page.width() // 2) <= 1
+
+
+def test_a_double_click_fills_the_screen_and_goes_on_as_before(playing, qtbot):
+    at = QPoint(300, 200)
+    for paused in (False, True):
+        playing.session.pause(paused)
+        full = playing.isFullScreen()
+        qtbot.mouseClick(playing.view, Qt.MouseButton.LeftButton, pos=at)
+        assert playing.session.clock.paused is not paused
+        qtbot.mouseDClick(playing.view, Qt.MouseButton.LeftButton, pos=at)
+        assert playing.isFullScreen() is not full and playing.session.clock.paused is paused
+
+
+def test_captions_come_back_in_full_screen(playing, qtbot):
+    press(qtbot, playing, "3f")
+    assert playing.isFullScreen() and not playing.view.captions
+    press(qtbot, playing, "1")
+    assert playing.view.captions
+    press(qtbot, playing, "3")
+    assert not playing.view.captions
+    press(qtbot, playing, "f")
+    assert playing.view.captions
+
+
+def test_a_video_without_a_duration_is_not_live_and_has_no_way_back(window):
+    feed = PaintedFeed("raw", stripes, (64, 48))
+    window.show_session(Compare(feed, load=lambda name: BlockMeans()))
+    bar = window.transport
+    assert not bar.live.isVisible() and bar.loop_button.isVisible()
+    assert not bar.back.isVisible() and not bar.timeline.isEnabled()
+
+
+def test_controls_of_nothing_open_do_nothing(playing, qtbot):
+    press(qtbot, playing, "i")
+    assert playing.stats_button.isChecked()
+    playing.show_session(None)
+    press(qtbot, playing, "i")
+    assert not playing.stats_button.isChecked() and playing.stats.isHidden()
+    press(qtbot, playing, "4")
+    assert not playing.original_button.isChecked() and not playing.view.show_original
+    assert playing.transport.play_button.accessibleName() == "Play" and not playing.transport.loop_button.isEnabled()
+
+
+def test_the_panel_is_shown_only_where_a_picture_fits_beside_it(playing, qtbot):
+    playing.resize(320, 240)
+    press(qtbot, playing, "c")
+    assert not playing.controls.isVisible() and not playing.panel_button.isChecked()
+    assert playing.message.text == "The window is too narrow for the controls"
+    playing.resize(480, 320)
+    press(qtbot, playing, "c")
+    assert playing.controls.isVisible() and playing.controls.geometry().right() < 480
+
+
+def test_the_timeline_takes_the_focus_and_says_where_one_is(window, qtbot, mcode_clip):
+    with qtbot.waitSignal(window.opened, timeout=PATIENCE_MS):
+        window.open(str(mcode_clip))
+    session, timeline = window.session, window.transport.timeline
+    session.pause(True)
+    qtbot.waitUntil(lambda: session.lanes[0].newest is not None, timeout=PATIENCE_MS)
+    timeline.setFocus(Qt.FocusReason.TabFocusReason)
+    assert timeline.hasFocus()
+    qtbot.keyClick(timeline, Qt.Key.Key_Right)
+    qtbot.waitUntil(lambda: timeline.accessibleDescription() == "0:01 of 0:02", timeout=PATIENCE_MS)
+
+
+def test_recent_lists_what_is_there(qtbot, tmp_path, monkeypatch):
+    class Memory(dict):
+        def value(self, key, default):
+            return self.get(key, default)
+
+        setValue = dict.__setitem__
+
+    made = Window(opener=opener, remember=False, sound=False)
+    qtbot.addWidget(made)
+    made._memory = Memory()
+    here, gone = tmp_path / "here.mp4", tmp_path / "gone.mp4"
+    here.write_bytes(b"")
+    gone.write_bytes(b"")
+    for source in ("rtp://127.0.0.1:5004", str(gone), str(here)):
+        made._remember_recent(source)
+    gone.unlink()
+    assert made.recent() == [str(here), "rtp://127.0.0.1:5004"]
+    made._remember_recent(str(here))
+    gone.write_bytes(b"")  # a disk that is plugged in again
+    assert made.recent() == [str(here), str(gone), "rtp://127.0.0.1:5004"]
+    made.close()
 
 
 def test_drop_opens_the_file(window, qtbot, mcode_clip):
@@ -341,6 +480,18 @@ def test_recording_is_a_video_of_the_comparison(playing, qtbot, tmp_path, monkey
     assert len(frames) >= 5 and frames[0].rgb.shape == (180, 320, 3) and frames[-1].rgb.std() > 10
 
 
+def test_a_recording_that_another_source_ends_is_told(playing, qtbot, tmp_path, monkeypatch, mcode_clip):
+    monkeypatch.setattr("player.window._pictures", lambda: tmp_path)
+    monkeypatch.setattr("player.window.RECORD_SIZE", QSize(320, 180))
+    press(qtbot, playing, "r")
+    qtbot.waitUntil(lambda: playing.recorder.frames >= 2, timeout=PATIENCE_MS)
+    with qtbot.waitSignal(playing.opened, timeout=PATIENCE_MS):
+        playing.open(str(mcode_clip))
+    (path,) = tmp_path.glob("*.mp4")
+    assert playing.message.isVisible() and playing.message.text == f"Saved {path}"
+    assert playing.pages.childAt(playing.message.geometry().center()) is playing.message
+
+
 def test_recording_that_cannot_be_finished_is_told(playing, qtbot, tmp_path, monkeypatch):
     folder = tmp_path / "gone"
     folder.mkdir()
@@ -408,12 +559,50 @@ def test_clock_text():
         (["--demo", "--n", "0"], "1 to 32"),
         (["--demo", "--loss", "2"], "loss"),
         (["--demo", "--bit-error-rate", "7"], "bit error rate"),
+        (["--demo", "--device", "foo"], "--device foo: choose auto, cpu, cuda or mps"),
+        (["--demo", "--manifold", "nope"], "no manifold named 'nope' is installed"),
     ],
 )
 def test_wrong_arguments_end_with_2_and_one_line(arguments, words, capsys):
     assert player_app.main(arguments) == 2
     printed = capsys.readouterr().err
-    assert words in printed and printed.count("\n") == 1
+    assert words in printed and printed.startswith("mcode: error: ") and printed.count("\n") == 1
+
+
+def test_a_missing_extra_and_a_missing_display_are_one_line(monkeypatch, capsys):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "PyQt6.QtCore", None)
+        assert player_app.main([]) == 2
+    assert 'pip install "mcode[player]"' in capsys.readouterr().err
+    monkeypatch.delenv("QT_QPA_PLATFORM")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    for display, words in ((":987", "no window can be opened on this display"), ("", "no display to open a window on")):
+        monkeypatch.setenv("DISPLAY", display)
+        assert player_app.main([]) == 2
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1
+
+
+def test_the_command_line_opens_what_it_names_with_its_settings(qapp, monkeypatch, mcode_clip):
+    opened = []
+
+    def end(self):
+        opened.append((self._opener.keywords["device"], self._settings, list(self._opening)))
+        self.close()
+
+    def shown(self):
+        self.setVisible(True)
+        QTimer.singleShot(0, lambda: end(self))
+
+    monkeypatch.setattr(Window, "show", shown)
+    arguments = ["-n", "7", "--coder", "fixed", "--loss", "0.25", "--seed", "3", "--device", "cpu", "--no-sound"]
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        assert player_app.main([str(mcode_clip), *arguments]) == 0
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    ((device, settings, opening),) = opened
+    assert device == "cpu" and settings == Settings(n=7, coder="fixed", loss=0.25, seed=3) and len(opening) == 1
 
 
 class Ear:

@@ -227,7 +227,47 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_first_question(f
         Session(open_material(folder), tmp_path / output, "ann")
 
 
-@pytest.mark.parametrize("rater", ["", "  ", "a\nb"])
+def test_two_sessions_of_one_rater_do_not_write_the_same_answers(session):
+    first, second, other = session("ann"), session("ann"), session("bob")
+    answer_well(first, most=2)
+    answer_well(other, most=1)
+    before, question = first.output.read_bytes(), second.question
+    with pytest.raises(InputError, match="another window is answering as ann"):
+        second.answer(left=True)
+    assert first.output.read_bytes() == before and second.question == question and second.answered == 0
+    answer_well(first, most=1)
+    assert session("ann").answered == 3
+
+
+def test_answers_that_are_lost_while_a_rater_answers_are_told(session):
+    rating = session()
+    answer_well(rating, most=2)
+    rating.output.unlink()
+    with pytest.raises(InputError, match=r"answers.csv has lost answers since ann began"):
+        rating.answer(left=True)
+    assert not rating.output.exists()
+
+
+def test_answers_about_larger_pictures_belong_to_another_study(session, tmp_path):
+    answer_well(session(crop=64), most=2)
+    small = write_study(tmp_path / "small")
+    for path in small.rglob("*.png"):
+        Image.fromarray(picture(0, 60, 60)).save(path)
+    with pytest.raises(InputError, match=r"line 2 \(a crop of [ab] that ends at .* belongs to another study than .*60x60"):
+        Session(open_material(small), tmp_path / "answers.csv", "ann")
+
+
+def test_answers_with_a_byte_order_mark_are_read_and_gone_on_with(session):
+    rating = session()
+    answer_well(rating, most=2)
+    rating.output.write_bytes(b"\xef\xbb\xbf" + rating.output.read_bytes())
+    again = session()
+    assert again.answered == 2
+    answer_well(again)
+    assert session().question is None
+
+
+@pytest.mark.parametrize("rater", ["", "  ", "a\nb", "r\udcff"])
 def test_a_rater_needs_a_name_on_one_line(session, rater):
     with pytest.raises(InputError, match="--rater"):
         session(rater)
@@ -311,6 +351,14 @@ def test_pictures_of_other_formats_match_by_their_names(folder):
     Image.open(path).save(path.with_suffix(".webp"), lossless=True)
     path.unlink()
     assert open_material(folder).files["fair", "a"].name == "a.webp"
+
+
+@pytest.mark.parametrize("place", ["good", "good/\udcff.png"])
+def test_names_that_are_not_utf_8_are_refused(folder, place):
+    path = folder / place
+    path.rename(folder / "\udcff") if path.is_dir() else (folder / "good" / "a.png").rename(path)
+    with pytest.raises(InputError, match="its name is not UTF-8; rename it"):
+        open_material(folder)
 
 
 @pytest.fixture
@@ -768,6 +816,51 @@ def test_a_folder_is_replaced_only_by_force_and_only_a_study(images, tmp_path):
     with pytest.raises(InputError, match=r"images: has no study.json, so it is no study and is not replaced"):
         prepare(images, images, methods, force=True)
     assert len(list(images.glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize("place", ["answers.csv", "jpeg-5/answers.csv", "more/0.png"])
+def test_what_is_no_part_of_a_study_keeps_it_from_being_replaced(images, tmp_path, place):
+    methods, folder = parse_methods(["jpeg:5", "jpeg:9"]), tmp_path / "study"
+    prepare(images, folder, methods)
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / place).write_text("months of work")
+    (folder / ".DS_Store").write_text("")
+    with pytest.raises(
+        InputError, match=r"study holds (answers.csv|jpeg-5/answers.csv|more), which is no part of the study; move it"
+    ):
+        prepare(images, folder, methods, force=True)
+    assert (folder / place).read_text() == "months of work" and len(list((folder / "jpeg-9").glob("*.png"))) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "study"}
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"methods": 3}', '{"methods": {"../images": {}}}'])
+def test_a_damaged_note_lets_nothing_be_deleted(images, tmp_path, note):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / NOTE).write_text(note)
+    (tmp_path / "study" / "thesis.txt").write_text("kept")
+    with pytest.raises(InputError, match=r"its study.json is damaged|holds thesis.txt"):
+        prepare(images, tmp_path / "study", parse_methods(["jpeg:5", "jpeg:9"]), force=True)
+    assert (tmp_path / "study" / "thesis.txt").exists() and len(list(images.glob("*.png"))) == 2
+
+
+def test_a_picture_whose_name_is_not_utf_8_is_refused_before_coding(images, tmp_path):
+    (images / "0.png").rename(images / "\udcff.png")
+    with pytest.raises(InputError, match="its name is not UTF-8; rename it"):
+        prepare(images, tmp_path / "study", parse_methods(["jpeg:5", "jpeg:9"]))
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_study_may_be_made_here_and_through_a_link(images, tmp_path, monkeypatch):
+    methods = parse_methods(["jpeg:5", "jpeg:9"])
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert prepare(images, ".", methods).folder == "."
+    assert open_material(".").methods == ("jpeg-5", "jpeg-9")  # "." is still where the study lies
+    (tmp_path / "link").symlink_to(here)
+    prepare(images, tmp_path / "link", parse_methods(["jpeg:7", "jpeg:9"]), force=True)
+    assert open_material(".").methods == ("jpeg-7", "jpeg-9") and (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "here", "link"}
 
 
 def test_a_quality_that_the_manifold_lacks_is_refused(images, tmp_path):

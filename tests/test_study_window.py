@@ -35,6 +35,12 @@ pytestmark = [
 Key = Qt.Key
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Answers come sooner than a person's."""
+    monkeypatch.setattr(study_window, "LEAST_S", 0.0)
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return write_study(tmp_path / "study")
@@ -130,6 +136,33 @@ def test_a_key_held_down_answers_once(window, qtbot):
         event = QKeyEvent(QEvent.Type.KeyPress, Key.Key_1, Qt.KeyboardModifier.NoModifier, "1", repeated)
         QApplication.sendEvent(made, event)
     assert len(answers_of(made)) == 1
+
+
+def test_a_double_click_answers_once(window, qtbot, monkeypatch):
+    monkeypatch.setattr(study_window, "LEAST_S", 0.4)
+    made = window()
+    now_s = [made._asked_at + 3.0]
+    monkeypatch.setattr(made, "_now", lambda: now_s[0])
+    qtbot.keyClick(made, Key.Key_Space)
+    qtbot.mouseClick(made.left_button, Qt.MouseButton.LeftButton)
+    now_s[0] += 0.2
+    qtbot.mouseClick(made.left_button, Qt.MouseButton.LeftButton)
+    (answer,) = answers_of(made)
+    assert answer.seconds == 3.0
+    now_s[0] += 1.0
+    qtbot.mouseClick(made.left_button, Qt.MouseButton.LeftButton)
+    assert len(answers_of(made)) == 2
+
+
+def test_a_second_window_of_the_same_rater_says_so_and_writes_nothing(window, qtbot):
+    first, second = window(), window()
+    for made in (first, second):
+        qtbot.keyClick(made, Key.Key_Space)
+        qtbot.keyClick(made, Key.Key_1)
+    assert len(answers_of(first)) == 1
+    assert second.hint.text() == "another window is answering as ann; nothing is written from this one"
+    answer_well(qtbot, first)
+    assert first.done.isVisible()
 
 
 def test_the_counter_falls_to_the_thanks_at_the_end(window, qtbot):

@@ -409,15 +409,21 @@ def play(
 
     Videos and cameras are encoded live: MCode stands beside H.264, one simulated channel damaging both. Keys: press ?.
     """
-    arguments = ["--n", n, "--coder", coder, "--seed", seed, "--device", device]
-    arguments += [f"--bit-error-rate={bit_error_rate}", f"--loss={loss}"]
-    arguments += [f"--manifold={manifold}"] if manifold else []
-    flags = {"--demo": demo, "--no-sound": not sound, "--fullscreen": fullscreen}
-    arguments += [flag for flag, wanted in flags.items() if wanted]
-    arguments += ["--", source] if source else []
     from importlib import import_module  # mypy checks mcode, and would follow the name into the window
 
     check_display("`mcode decode` writes a video instead")
     with extras("player"):
-        status = import_module("player.app").main([str(argument) for argument in arguments])
+        status = import_module("player.app").run(
+            source,
+            demo=demo,
+            manifold=manifold,
+            n=n,
+            coder=coder,
+            bit_error_rate=bit_error_rate,
+            loss=loss,
+            seed=seed,
+            device=device,
+            sound=sound,
+            full_screen=fullscreen,
+        )
     raise typer.Exit(status)

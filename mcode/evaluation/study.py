@@ -6,6 +6,7 @@ asks and tells it the answers.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import errno
 import io
@@ -71,7 +72,8 @@ def open_material(folder: str | os.PathLike[str], *, progress: Callable[[int, in
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; `mcode study prepare` makes one")
-    found = {place.name: _pictures_in(place) for place in sorted(folder.iterdir()) if place.is_dir() and place.name[:1] != "."}
+    places = [place for place in sorted(folder.iterdir()) if place.is_dir() and place.name[:1] != "."]
+    found = {_name(place): _pictures_in(place) for place in places}
     if ORIGINAL not in found:
         raise InputError(f"{folder}: no folder named {ORIGINAL} in it; one folder for each method, and that one, are needed")
     originals = found.pop(ORIGINAL)
@@ -125,6 +127,7 @@ def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    data = data.removeprefix(codecs.BOM_UTF8)  # which spreadsheets write
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -217,6 +220,8 @@ class Session:
     ) -> None:
         if not rater.strip() or any(ord(letter) < 32 for letter in rater):
             raise InputError(f"--rater {rater!r}: give a name of at least one letter, on one line")
+        if not _is_text(rater):
+            raise InputError(f"--rater {rater!r}: give a name in UTF-8")
         self.material, self.output, self.rater, self.seed = material, Path(output), rater.strip(), seed
         _check_appendable(self.output)
         self._side = crop
@@ -230,6 +235,7 @@ class Session:
             if answer.rater == self.rater:
                 self._replay(answer, number)
         self._mend()
+        self._seen_bytes = self._file_bytes()
 
     @property
     def most_left(self) -> int:
@@ -257,14 +263,19 @@ class Session:
             self._drawn[question.picture] = self._drawn.get(question.picture, 0) + 1
 
     def answer(self, *, left: bool, looks: int = 0, seconds: float = 0.0) -> None:
-        """The left one is closer to the original, or the right one. Written and synced before it counts."""
+        """The left one is closer to the original, or the right one. Written and synced before it counts.
+
+        Raises InputError where this rater's answers have come into the file from elsewhere: both would ask the same again.
+        """
         question = self.question
         assert question is not None
         better, worse = (question.left, question.right) if left else (question.right, question.left)
         answer = Answer(
             self.rater, self.seed, question.picture, better, worse, question.left, *question.crop, looks, round(seconds, 2)
         )
+        self._check_alone()
         self._append(answer)
+        self._seen_bytes = self._file_bytes()
         self._count(answer)
 
     def _count(self, answer: Answer) -> None:
@@ -283,7 +294,30 @@ class Session:
                 f"{self.output}: line {line} ({answer.picture}, {answer.better} and {answer.worse}) belongs to another study "
                 f"than {self.material.folder}; choose another output, or another --rater"
             )
+        width, height = self.material.sizes[answer.picture]
+        x, y, right, bottom = answer.x, answer.y, answer.x + answer.width, answer.y + answer.height
+        if not (0 <= x < right <= width and 0 <= y < bottom <= height):
+            raise InputError(
+                f"{self.output}: line {line} (a crop of {answer.picture} that ends at {right}, {bottom}) belongs to another "
+                f"study than {self.material.folder}, where it has {width}x{height}; choose another output, or another --rater"
+            )
         self._count(answer)
+
+    def _check_alone(self) -> None:
+        """Other raters may write to the file meanwhile; two sessions of one would answer the same questions."""
+        now_bytes = self._file_bytes()
+        if now_bytes == self._seen_bytes:
+            return
+        if now_bytes < self._seen_bytes:
+            raise InputError(f"{self.output} has lost answers since {self.rater} began; begin again")
+        with open(self.output, "rb") as file:
+            file.seek(self._seen_bytes)
+            rows = csv.reader(io.StringIO(file.read().decode(errors="replace"), newline=""))
+        if any(row[:1] == [self.rater] and tuple(row) != _COLUMNS for row in rows):
+            raise InputError(f"another window is answering as {self.rater}; nothing is written from this one")
+
+    def _file_bytes(self) -> int:
+        return self.output.stat().st_size if self.output.exists() else 0
 
     def _crop(self, picture: str) -> tuple[int, int, int, int]:
         if picture in self._crops:
@@ -663,8 +697,8 @@ def prepare(
     """
     from mcode.evaluation.metrics import psnr
 
-    output = Path(output)
-    _check_replaceable(output, force)
+    folder, output = output, Path(os.path.realpath(output))  # "." and links have no name to write beside
+    _check_replaceable(output, folder, force)
     source = Path(images)
     if not source.is_dir():
         raise InputError(f"{source}: no such folder of pictures")
@@ -702,20 +736,42 @@ def prepare(
         note = {"pictures": len(pictures), "methods": record}
         (partial / NOTE).write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
+            _put_in(output, folder, partial, force)
+        else:
+            os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Prepared(str(output), len(pictures), made)
+    return Prepared(os.fspath(folder), len(pictures), made)
 
 
-def _check_replaceable(output: Path, force: bool) -> None:
+def _check_replaceable(output: Path, name: str | os.PathLike[str], force: bool) -> list[Path]:
+    """What of the folder is to make way: a study's note and its folders, if nothing else lies there. name: output, as given."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
+        return []
     if not force:
-        raise InputError(f"{output}: exists; add --force to replace it or choose another name")
+        raise InputError(f"{name}: exists; add --force to replace it or choose another name")
     if not (output / NOTE).is_file():
-        raise InputError(f"{output}: has no {NOTE}, so it is no study and is not replaced; choose another name")
+        raise InputError(f"{name}: has no {NOTE}, so it is no study and is not replaced; choose another name")
+    try:
+        named = {ORIGINAL, *json.loads((output / NOTE).read_bytes())["methods"]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{name}: its {NOTE} is damaged, so it is not replaced; choose another name") from error
+    here = sorted(output.iterdir())
+    folders = [path for path in here if path.name in named and path.is_dir() and not path.is_symlink()]
+    others = [path for path in here if path not in (*folders, output / NOTE)]
+    others += [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix != ".png" or path.is_dir()]
+    for path in others:
+        if path.name[:1] != ".":
+            raise InputError(f"{name} holds {path.relative_to(output)}, which is no part of the study; move it")
+    return [*folders, output / NOTE]
+
+
+def _put_in(output: Path, name: str | os.PathLike[str], made: Path, force: bool) -> None:
+    """The study's parts into a folder that exists, which others may stand in, in place of an earlier study's."""
+    for old in _check_replaceable(output, name, force):  # answers may have come while pictures were coded
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for new in sorted(made.iterdir(), key=lambda path: path.name == NOTE):
+        os.replace(new, output / new.name)
 
 
 @dataclass(frozen=True)
@@ -890,10 +946,27 @@ def _pictures_in(folder: Path) -> dict[str, Path]:
     """The pictures of a folder by their names without suffix, in order."""
     found: dict[str, Path] = {}
     for path in _images(folder):
+        _name(path)
         if path.stem in found:
             raise InputError(f"{path}: {found[path.stem].name} has the same name; keep one of them")
         found[path.stem] = path
     return found
+
+
+def _name(path: Path) -> str:
+    """The last part of a path, which is to be noted as UTF-8."""
+    if not _is_text(path.name):
+        raise InputError(f"{path}: its name is not UTF-8; rename it")
+    return path.name
+
+
+def _is_text(name: str) -> bool:
+    """Whether it has a spelling in UTF-8: names of files may have none."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _images(folder: Path) -> Iterator[Path]:
