@@ -27,7 +27,7 @@ from PIL import Image
 
 from mcode.errors import InputError
 from mcode.video import read_picture
-from mcode.whole import whole
+from mcode.whole import partial_name, whole
 
 if TYPE_CHECKING:
     from mcode.evaluation.stills import StillCodec
@@ -708,7 +708,7 @@ def prepare(
     options = _Options(coder, refine, refine_by, perceptual, device)
     ladders = _ladders(methods, manifolds, options)
     notes: dict[str, dict[str, Any]] = {method.name: {} for method in methods}
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    partial = output.with_name(partial_name(f".{output.name}"))
     try:
         for name in (ORIGINAL, *notes):
             (partial / name).mkdir(parents=True)
