@@ -99,6 +99,12 @@ def test_same_seed_same_damage_in_both_lanes_whatever_they_carry():
     assert flips(short) == flips(long)
 
 
+def test_a_packet_all_of_header_does_not_move_the_pattern():
+    a, b = (Channel(ChannelSettings(bit_error_rate=0.01, seed=9)) for _ in range(2))
+    assert a.transmit(bytes(2), 30)[0][1] == bytes(2)
+    assert flips(a.transmit(bytes(500))[0][1]) == flips(b.transmit(bytes(500))[0][1]) != []
+
+
 def test_another_seed_other_damage_and_the_same_seed_again_starts_anew():
     channel = Channel(ChannelSettings(loss=0.5, seed=1))
     first = losses(channel, 100)
@@ -128,6 +134,13 @@ def test_delay_and_jitter():
     channel = Channel(ChannelSettings(delay_ms=100, jitter_ms=50))
     times = [channel.transmit(b"x", 0, 1.0)[0][0] for _ in range(500)]
     assert 1.1 <= min(times) < 1.105 and 1.145 < max(times) <= 1.15
+
+
+def test_what_arrives_is_as_late_whatever_else_is_lost():
+    whole, lossy = (Channel(ChannelSettings(loss=loss, jitter_ms=50)) for loss in (0.0, 0.3))
+    times = [(whole.transmit(b"x"), lossy.transmit(b"x")) for _ in range(100)]
+    arrived = [(a, b) for a, b in times if b]
+    assert 50 < len(arrived) < 90 and all(a == b for a, b in arrived)
 
 
 @pytest.mark.parametrize(

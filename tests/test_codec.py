@@ -85,10 +85,26 @@ def test_a_cut_is_not_interpolated_across():
     assert 5 in [p.pts // TICKS for p in packets] and 6 in [p.pts // TICKS for p in packets]
 
 
+@pytest.mark.parametrize(("step", "keyframes"), [(25, [0, 4]), (45, [0, 1, 2, 4])])
+def test_a_cut_is_a_step_of_more_than_thirty_levels(step, keyframes):
+    frames = [grey(100 + step * (i >= 2), i) for i in range(5)]
+    assert [p.pts // TICKS for p in encode(frames, n=4)] == keyframes
+
+
 def test_refresh_repeats_the_header_at_least_as_often_as_asked():
     packets = encode(ramp(76, step=1), n=5, refresh_s=1.0)
     refreshes = [p.pts // TICKS for p in packets if p.header]
     assert refreshes == [0, 25, 50, 75]
+
+
+def test_a_refresh_asked_for_comes_once():
+    encoder = Encoder(MODEL, 16, 8, n=1)
+    packets = []
+    for i, frame in enumerate(ramp(8)):
+        if i == 3:
+            encoder.request_refresh()
+        packets += encoder.push(frame)
+    assert [i for i, p in enumerate(packets) if p.header] == [0, 3]
 
 
 def test_decoding_can_start_at_any_refresh():
@@ -139,6 +155,29 @@ def test_a_jump_of_the_clock_after_a_loss_is_a_new_start_and_not_a_filled_gap():
     assert after_a_loss(-TICKS) == [-TICKS]
 
 
+def test_a_clock_that_jumps_back_shows_no_picture_that_never_was():
+    packets = encode([grey(100, 4), grey(110, 5)], n=1, cuts=False)
+    before, after = decode([packets[0], replace(packets[1], pts=0)])
+    assert (before.pts, after.pts) == (4 * TICKS, 0) and levels([after])[0] in (100, 110)
+
+
+def test_a_clock_that_stands_still_is_one_frame_and_a_later_loss_is_filled_at_the_pace_before():
+    packets = encode(ramp(13), n=4, coder="fixed")
+    decoder = Decoder(MODEL)
+    list(decoder.push(packets[0])), list(decoder.push(packets[1]))
+    assert [f.pts for f in decoder.push(packets[1])] == [4 * TICKS]
+    assert [f.pts for f in decoder.push(packets[3], after_loss=True)] == [i * TICKS for i in range(5, 13)]
+
+
+def test_filler_after_a_loss_ends_before_the_times_a_keyframe_tells():
+    packets = encode(ramp(13), n=4, coder="fixed")
+    late = replace(packets[3], times=(6 * TICKS, 200, 100))
+    decoder = Decoder(MODEL)
+    list(decoder.push(packets[0])), list(decoder.push(packets[1]))
+    told = [6 * TICKS, 12 * TICKS - 200, 12 * TICKS - 100, 12 * TICKS]
+    assert [f.pts for f in decoder.push(late, after_loss=True)] == [5 * TICKS, *told]
+
+
 def test_filler_after_a_loss_is_bounded_and_rises():
     times = after_a_loss(9 * 90_000, pace=1)
     assert 4 < len(times) <= 9_004 and times == sorted(set(times)) and times[-1] == 9 * 90_000
@@ -187,6 +226,13 @@ def test_missing_slice_keeps_what_was_there():
     (frame,) = decoder.push(replace(packets[1], slices=(packets[1].slices[0], None)))
     assert set(np.unique(frame.rgb)) == {100, 150}
     assert decoder.missing_slices == 1
+
+
+def test_a_missing_slice_of_a_new_size_keeps_nothing_of_the_old_one():
+    (small,) = encode([grey(100, 0)], n=1, slices=2)
+    (large,) = encode([grey(150, 1, 32, 16)], 32, 16, n=1, slices=2)
+    _, shown = decode([small, replace(large, slices=(large.slices[0], None))])
+    assert shown.rgb.shape == (16, 32, 3) and {100, 150} & set(np.unique(shown.rgb)) == {150}
 
 
 def test_broken_delta_chain_goes_on_and_heals_at_the_next_refresh():
@@ -260,11 +306,11 @@ def test_same_frames_same_packets():
 
 @pytest.mark.parametrize("coder", ["huffman", "fixed"])
 def test_small_moves_within_the_dead_zone_keep_the_last_symbols_and_do_not_pile_up(coder):
-    """Grey 101 rounds to symbol -13 or -14 of step 2 (-13.5): it lies half a step from both, inside a dead zone of 0.8.
+    """Grey 103 lies half a step from symbols -13 and -12 of step 2, inside a dead zone of 0.8, and rounds to -12 (104).
     Whole keyframes, and the coder `fixed`, which has no deltas, know no dead zone."""
-    frames = [grey(100, 0), grey(101, 1), grey(102, 2), grey(104, 3)]
+    frames = [grey(100, 0), grey(101, 1), grey(102, 2), grey(103, 3), grey(104, 4)]
     held = levels(decode(encode(frames, n=1, coder=coder, dead_zone=0.8)))
-    assert held == ([100, 100, 102, 104] if coder == "huffman" else levels(decode(encode(frames, n=1, coder="fixed"))))
+    assert held == ([100, 100, 102, 102, 104] if coder == "huffman" else [100, 100, 102, 104, 104])
     drift = [grey(100 + i // 2, i) for i in range(40)]
     for shown, sent in zip(levels(decode(encode(drift, n=1, coder=coder, dead_zone=1.4))), drift, strict=True):
         assert abs(shown - int(sent.rgb[0, 0, 0])) <= 2 * 1.4

@@ -1,6 +1,8 @@
 """Coders: codes computable by hand, frozen streams, round trips, damage, and how near the entropy they come."""
 
 import json
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,8 @@ def one_code(code: Code, channels: int = 1, width: int = 4) -> CodeTables:
 PLAIN = one_code(Code(0, 0, 0, 1, bytes([1, 3, 0, 3, 0, 2])))  # REST 0, +1 10, ESCAPE 110, -1 111
 #                                        REST ESC SKIP 0:-1  0:1  1:-1   1:1
 RUNS = one_code(Code(0, 0, 2, 1, bytes([2, 4, 4, 3, 0, 2, 3, 0, 3])))  # 00, 1110, 1111, 100, 01, 101, 110
+APART = (RUNS.whole[0], replace(RUNS.whole[0], channels=(1,)))  # two channels, each a group
+TWO_RUNS = CodeTables(np.zeros(2, np.int16), np.full(2, 4, np.uint8), APART, APART)
 
 
 def row(*values: int) -> np.ndarray:
@@ -41,6 +45,7 @@ def row(*values: int) -> np.ndarray:
         (RUNS, row(0, 1, 0, 0, 0, -1, 5, 0, 0), "0 110 1111 00010 11 100 1110 00100 1010 00"),
         (RUNS, row(1, -1), "0 01 100"),
         (RUNS, row(*[0] * 100), ""),
+        (TWO_RUNS, np.array([[0, 1], [1, 0]], np.int16), "0 110 01 00"),  # the end of a group is told by its size alone
     ],
 )
 def test_codes_computed_by_hand(tables, symbols, binary):
@@ -63,6 +68,15 @@ def test_a_slice_costs_memory_by_its_symbols_and_not_by_its_bytes(tables, monkey
     assert len(seen) == 2 and max(seen) <= 16 * 100 + 1
 
 
+def test_of_whole_symbols_and_deltas_the_shorter_are_sent_with_their_raw_bits_and_skips():
+    skipping = huffman.encode(row(0, 0, 0, 1), row(-1, -1, -1, 1), RUNS)  # 4 + 7 + 2 bits, and 3 + 3 + 3 + 2
+    assert skipping[0] >> 7 == 1
+    raw = one_code(Code(2, 0, 0, 1, bytes([1, 3, 0, 3, 0, 2])))
+    mixed = CodeTables(raw.centres, raw.bits, raw.whole, PLAIN.delta)
+    assert huffman.encode(row(0, 0, 0), row(1, 1, 1), mixed)[0] >> 7 == 1  # 3 * (1 + 2) bits, and 3 * 2
+    assert huffman.encode(row(0, 0, 0), row(1, 1, -1), PLAIN) == b""
+
+
 def test_raw_low_bits_follow_the_tokens_and_are_zero_for_zero():
     tables = one_code(Code(2, 0, 0, 1, bytes([1, 3, 0, 3, 0, 2])))  # -2..1 is bucket 0, 2..5 bucket 1
     data = bytes([0b0_0_10_0_00_0, 0b1_10_00000])
@@ -83,6 +97,7 @@ def test_code_lengths_are_huffmans_and_never_too_long():
     fibonacci = [1, 1]
     while len(fibonacci) < 40:
         fibonacci.append(fibonacci[-1] + fibonacci[-2])
+    assert code_lengths(np.array(fibonacci[: MAX_LENGTH + 2])).max() <= MAX_LENGTH  # a bit too long
     lengths = code_lengths(np.array(fibonacci))
     assert lengths.max() == MAX_LENGTH
     assert np.sum(2.0 ** -lengths.astype(float)) == 1
@@ -271,6 +286,14 @@ def test_tables_survive_bytes_and_fits_are_deterministic(tables):
     assert CodeTables.fit(samples, samples[1:]).to_bytes() == CodeTables.fit(samples, samples[1:]).to_bytes()
 
 
+def test_centres_and_widths_of_a_known_quantiser_are_taken_as_told():
+    sample = np.arange(-20, 16, dtype=np.int16).reshape(4, 3, 3)
+    told, measured = CodeTables.fit([sample], centre=3, bits=5), CodeTables.fit([sample])
+    assert told.centres.tolist() == [3] * 4 and told.bits.tolist() == [5] * 4
+    assert measured.centres.tolist() == [-16, -7, 2, 11] and len(set(measured.bits.tolist()) - {5}) > 0
+    assert np.array_equal(huffman.decode(huffman.encode(sample[:, 0], None, told), None, 3, told).symbols, sample[:, 0])
+
+
 def test_truncated_tables_are_refused(tables):
     data = tables.to_bytes()
     for size in range(len(data)):
@@ -298,6 +321,44 @@ def test_damaged_tables_are_refused_or_usable(tables):
     assert refused > 200
 
 
+def banded(*floors):
+    return (Group((0,), (), floors, PLAIN.whole[0].codes * len(floors)),)
+
+
+def coded(shift, max_run, *lengths):
+    return (Group((0,), (), (0,), (Code(shift, 0, max_run, 1, bytes(lengths)),)),)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        banded(1),
+        banded(0, 0),
+        banded(0, 2, 1),
+        APART[:1] * 2,  # one channel twice
+        coded(0, 0, 0, 1, 0, 2, 0, 2),  # no REST
+        coded(0, 0, 1, 0, 0, 2, 0, 2),  # no ESCAPE
+        coded(0, 2, 2, 3, 0, 3, 0, 2, 3, 0, 3),  # no SKIP
+        coded(0, 0, 1, 3, 3, 0, 0, 2),  # SKIP without runs
+        coded(1, 2, 2, 4, 4, 3, 0, 2, 3, 0, 3),  # runs with raw bits
+        coded(0, 0, 1, 3, 0, 3, 0, 3),  # bits that mean nothing
+    ],
+)
+def test_groups_that_make_no_code_are_refused(groups):
+    broken = CodeTables(PLAIN.centres, PLAIN.bits, groups, groups)
+    with pytest.raises(FormatError, match="damaged"):
+        CodeTables.from_bytes(broken.to_bytes())
+
+
+def test_symbols_of_more_than_16_bits_and_bytes_behind_the_tables_are_refused():
+    widest = CodeTables(PLAIN.centres, np.full(1, 16, np.uint8), PLAIN.whole, PLAIN.delta)
+    assert CodeTables.from_bytes(widest.to_bytes()) == widest
+    with pytest.raises(FormatError, match="damaged"):
+        CodeTables.from_bytes(CodeTables(PLAIN.centres, np.full(1, 17, np.uint8), PLAIN.whole, PLAIN.delta).to_bytes())
+    with pytest.raises(FormatError, match="too long"):
+        CodeTables.from_bytes(widest.to_bytes() + b"\0")
+
+
 @pytest.mark.parametrize("data", [b"", b"hello", bytes(100)])
 def test_other_bytes_are_no_tables(data):
     with pytest.raises(FormatError):
@@ -309,8 +370,13 @@ def test_newer_tables_are_named_and_bombs_stay_small():
 
     with pytest.raises(FormatError, match="format 2; this version reads 1"):
         CodeTables.from_bytes(zlib.compress(b"\x02\x01\x00"))
+    bomb = zlib.compress(b"\x01\xff\xff" + bytes(1 << 26))
+    tracemalloc.start()
     with pytest.raises(FormatError):
-        CodeTables.from_bytes(zlib.compress(b"\x01\xff\xff" + bytes(1 << 26)))
+        CodeTables.from_bytes(bomb)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 25
 
 
 def test_fits_of_few_samples_code_anything():

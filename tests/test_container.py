@@ -148,6 +148,23 @@ def test_seek_restarts_at_the_refresh_at_or_before(tmp_path: Path) -> None:
         assert len(packets) == 100 - round(expected / 0.16)
 
 
+def test_a_file_whose_first_keyframes_lost_their_refresh_begins_at_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "a.mcode"
+    write(path, count=30, refresh_every=10)
+    data = bytearray(path.read_bytes())
+    data[data.index(keyframe(0).to_sample(N))] &= 0xFE
+    path.write_bytes(data)
+    reader = McodeReader(path)
+    for _ in range(2):
+        assert [p.pts for p in reader] == [i * STEP for i in range(10, 30)] and reader.damaged == 0
+        assert reader.seek(0.0) == pytest.approx(1.6)
+
+
+def test_a_keyframe_alone_is_shown_for_a_frame_of_25(tmp_path: Path) -> None:
+    write(tmp_path / "a.mcode", count=1)
+    assert McodeReader(tmp_path / "a.mcode").duration_s == 0.04
+
+
 def test_the_container_costs_four_bytes_a_keyframe(tmp_path: Path) -> None:
     """Refresh every 10 s, 25 frames/s, N = 4: 63 keyframes a fragment, 10 minutes."""
     writer = write(tmp_path / "a.mcode", count=3750, refresh_every=63)
@@ -182,6 +199,18 @@ def test_truncated_anywhere_the_whole_samples_are_read(tmp_path: Path) -> None:
         assert reader.truncated == f"{len(got) * STEP / TICKS_PER_S:.1f} of 12.0 s"
         counts.add(len(got))
     assert len(counts) > 60 and 74 in counts
+
+
+def test_boxes_of_64_bits_and_up_to_the_end_of_the_file_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.mcode"
+    write(path, count=20)
+    data = path.read_bytes()
+    path.write_bytes(data + struct.pack(">I4sQ", 1, b"free", 30) + bytes(14))
+    assert McodeReader(path).truncated is None
+    path.write_bytes(data + struct.pack(">I4sQ", 1, b"free", 30) + bytes(13))
+    assert McodeReader(path).truncated is not None
+    path.write_bytes(data + struct.pack(">I4s", 0, b"free") + bytes(9))
+    assert McodeReader(path).truncated is None and len(list(McodeReader(path))) == 20
 
 
 def test_a_file_cut_within_its_sound_says_so(tmp_path: Path) -> None:
@@ -267,7 +296,9 @@ def test_a_sample_larger_than_its_picture_can_be_is_damage_and_is_not_read(tmp_p
     wide = replace(HEADER, width=1024, height=1024)
     with McodeWriter(tmp_path / "b.mcode") as writer:
         writer.write(replace(keyframe(0), header=wide, slices=(bytes(4 << 20),)), N)
-    assert [len(p.slices[0]) for p in McodeReader(tmp_path / "b.mcode")] == [4 << 20]
+        writer.write(keyframe(1, 1), N)
+        writer.write(replace(keyframe(2, 1), header=wide, slices=(bytes(4 << 20),)), N)
+    assert [len(p.slices[0]) for p in McodeReader(tmp_path / "b.mcode")] == [4 << 20, 15, 4 << 20]
 
 
 @pytest.mark.parametrize("start", [1 << 61, (1 << 63) - 1, (1 << 64) - 90_000])

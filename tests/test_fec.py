@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import mcode.fec
 from mcode.errors import InputError
-from mcode.fec import OVERHEAD_BYTES, FecSettings, Protector, Recoverer, _inverse, _parity_matrix
+from mcode.fec import OVERHEAD_BYTES, FecSettings, Protector, Recoverer, _inverse, _parity_matrix, protected_bytes
 from mcode.rtp.packets import RtpPacket
 from mcode.rtp.payload import crc16
 
@@ -70,6 +70,21 @@ def test_an_unfinished_group_is_protected_by_flush():
     assert set(recover(sent[1:] + repair)[0]) == set(sent)
 
 
+def test_a_hole_in_the_numbers_ends_a_group():
+    numbered = [replace(p, sequence=s) for p, s in zip(packets(5), (0, 1, 5, 6, 7), strict=True)]
+    sent, repair = protect(numbered, 3, 1)
+    found, recoverer = recover([*sent[:3], *sent[4:], *repair])
+    assert sorted(found) == sorted(sent) and recoverer.recovered == 1
+
+
+@pytest.mark.parametrize("last", [4, 6])
+def test_two_groups_in_flight_across_the_end_of_the_numbers(last):
+    sent, repair = protect(packets(8), 4, 1)  # 65530 to 65533, and 65534 to 1
+    early = [datagram for i, datagram in enumerate(sent) if i in {0, 1, 4, 5, 6} - {last}]
+    found, recoverer = recover([*early, *repair, sent[last], sent[3]])
+    assert set(found) == set(sent) and recoverer.recovered == 2
+
+
 def test_parity_is_what_reedsolo_says():
     row = bytes(random.Random(3).randbytes(5))
     expected = reedsolo.RSCodec(3).encode(row)[5:]
@@ -100,6 +115,48 @@ def test_a_repair_does_not_stretch_the_time_that_groups_take():
     for i, datagram in enumerate([*sent[:3], *sent[4:], *repair]):
         recoverer.push(datagram, up_s + 0.01 * i)
     assert recoverer.recovered == 1 and recoverer.span_s == pytest.approx(0.08)
+
+
+def test_a_slow_group_is_forgotten():
+    recoverer = Recoverer()
+    sent, repair = protect(packets(82), 2, 1)
+    for i, datagram in enumerate([*sent[:2], repair[0]]):
+        recoverer.push(datagram, 0.5 * i)
+    assert recoverer.span_s == pytest.approx(1)
+    for group in range(1, 41):
+        for datagram in (*sent[2 * group : 2 * group + 2], repair[group]):
+            recoverer.push(datagram, 1 + 0.01 * group)
+    assert recoverer.span_s < 0.2
+
+
+def test_what_bit_errors_spare_of_a_parity_packet_gives_the_headers_back():
+    sent, repair = protect(packets(4), 4, 1)
+    spared = protected_bytes(12)
+    damaged = repair[0][:spared] + bytes(b ^ 0xFF for b in repair[0][spared:])
+    found, recoverer = recover([sent[0], *sent[2:], damaged])
+    assert (recoverer.recovered, recoverer.malformed) == (1, 0)
+    assert found[-1][:12] == sent[1][:12] and len(found[-1]) == len(sent[1])
+
+
+def renumbered(parity, *numbers):
+    """The parity packet with other numbers of data, parity and index, and a CRC that fits them."""
+    packet = RtpPacket.parse(parity)
+    held = packet.payload[:2] + bytes(numbers)
+    return bytes(replace(packet, payload=held + crc16(packet.header + held).to_bytes(2) + packet.payload[7:]))
+
+
+@pytest.mark.parametrize("numbers", [(3, 1, 1), (2, 2, 1), (65, 1, 0), (0, 1, 0), (3, 0, 0), (3, 65, 0)])
+def test_parity_whose_numbers_are_none_or_those_of_another_group_is_malformed(numbers):
+    sent, (repair,) = protect(packets(3), 3, 1)
+    recoverer = recover([sent[0], repair, renumbered(repair, *numbers)])[1]
+    assert recoverer.malformed == 1 and recoverer.recovered == 0
+    assert recoverer.push(sent[1], 1.0) == [sent[1], sent[2]]
+
+
+def test_parity_rows_of_other_lengths_are_malformed():
+    sent, repair = protect(packets(3), 3, 2)
+    found, recoverer = recover([sent[0], repair[0], repair[1][:-1]])
+    assert found == [sent[0]] and (recoverer.malformed, recoverer.recovered) == (1, 0)
 
 
 def hostile_group(size, width):

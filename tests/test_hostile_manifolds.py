@@ -16,7 +16,7 @@ from mcode import manifold
 from mcode.cli import main
 from mcode.coders import CodeTables
 from mcode.errors import ManifoldError
-from mcode.header import LARGEST_SIDE
+from mcode.header import LARGEST_SIDE, read_header
 from mcode.nets import build
 
 from .small_hific import small_manifolds
@@ -92,6 +92,9 @@ BAD_HEADERS = {
     "tensor without shape": (tensor(dtype="F32"), "tensor 'x'"),
     "shape of text": (tensor(dtype="F32", shape=["a"], data_offsets=[0, 0]), "tensor 'x'"),
     "shape beyond the file": (tensor(dtype="F32", shape=[10**30, 10**30], data_offsets=[0, 4]), "tensor 'x'"),
+    "nine dimensions": (tensor(dtype="F32", shape=[1] * 9, data_offsets=[0, 4]), "tensor 'x'"),
+    "too many tensors": (lambda header: header | {str(i): {} for i in range(10_001)}, "more than 10,000 tensors"),
+    "a long format": (metadata(mcode="9" * 10_000), "manifold format 9{40};"),
     "unknown type": (tensor(dtype="F33", shape=[1], data_offsets=[0, 4]), "tensor 'x'"),
     "metadata is a list": (lambda header: header | {"__metadata__": []}, "not a manifold of MCode"),
     "card is no JSON": (metadata(card="{"), "card"),
@@ -106,8 +109,12 @@ BAD_HEADERS = {
     "endless qualities": (metadata(config='{"qualities":1e999}'), "qualities"),
     "a list of qualities": (metadata(config='{"qualities":[1]}'), "qualities"),
     "a million qualities": (metadata(config='{"qualities":1000000}'), "qualities"),
+    "qualities is true": (metadata(config='{"qualities":true}'), "qualities"),
+    "no default quality": (metadata(config='{"qualities":4,"default_quality":0}'), "default_quality"),
+    "a stride of fixed sizes": (metadata(config='{"qualities":1,"frame_size":[8,4],"stride":16}'), "stride; .* none"),
     "5000 digits": (metadata(config='{"qualities":' + "9" * 5000 + "}"), "config"),
     "id is a number": (metadata(id=5), "id is no text"),
+    "id is no number": (metadata(id="z" * 16), "id 'zzz"),
     "id is long": (metadata(id="z" * 1000), "id 'zzz"),
     "name is a list": (metadata(name=[1]), "name is no text"),
     "kind is a list": (metadata(kind=[]), "kind is no text"),
@@ -169,6 +176,20 @@ CONFIGS = {
 def test_a_config_of_other_types_is_one_line(case, dense, tmp_path):
     change, words = CONFIGS[case]
     refused(craft(dense, tmp_path / "bad.safetensors", config=lambda _: change), words)
+
+
+@pytest.mark.parametrize(
+    ("config", "default"),
+    [({"qualities": 4, "default_quality": 9}, 4), ({"qualities": 4, "default_quality": 1}, 1), ({"qualities": 3}, 2)],
+)
+@pytest.mark.parametrize("kind", ["linear", "hific"])
+def test_the_default_quality_is_one_there_is_and_the_middle_where_none_is_told(kind, config, default, tmp_path):
+    save(tmp_path / "good.safetensors")
+    header, body = parts(tmp_path / "good.safetensors")
+    more = {"frame_size": [WIDTH, HEIGHT]} if kind == "linear" else {"stride": 16, "network": {}}
+    changed = metadata(kind=kind, config=json.dumps(config | more))(header)
+    found = read_header(write(tmp_path / "other.safetensors", changed, body))
+    assert (found.qualities, found.default_quality) == (config["qualities"], default)
 
 
 def changed(part, **values):

@@ -52,6 +52,16 @@ def test_what_a_block_adds_is_within_two_per_cent(shape):
 
 
 @needs_integers
+def test_a_loud_channel_does_not_coarsen_the_others():
+    made, x = block(), noise(1, 32, 9, 9)
+    with torch.inference_mode():
+        made.conv2.weight[0] *= 300
+        added = (made(x) - x)[:, 1:]
+        found = (int8.Int8Block(made, *measured(made, x))(x.clone()) - x)[:, 1:]
+    assert (found - added).square().mean().sqrt() < 0.02 * added.square().mean().sqrt()
+
+
+@needs_integers
 def test_values_beyond_the_range_are_cut_and_the_map_itself_is_not():
     made, x = block(), noise(1, 32, 9, 9)
     small = int8.Int8Block(made, *measured(made, x))
@@ -96,7 +106,7 @@ def test_a_block_of_bfloat16_leaves_its_input_alone():
 
 def test_ranges_are_the_largest_values_of_all_samples():
     made = block()
-    xs = [noise(1, 32, 8, 8), 3 * noise(1, 32, 4, 4)]
+    xs = [noise(1, 32, 8, 8), 3 * noise(1, 32, 4, 4), 0.5 * noise(1, 32, 4, 4)]
     with torch.inference_mode():
         hidden = max(torch.relu(made.conv1(x)).max().item() for x in xs)
     given = max(x.abs().max().item() for x in xs)

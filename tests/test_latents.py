@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mcode.codec import Decoder, Encoder
-from mcode.latents import dequantise, interpolate, quantise, symbols
+from mcode.errors import InputError
+from mcode.latents import choose_device, dequantise, interpolate, quantise, symbols
 from tests.block_means import BlockMeans, grey
 
 
@@ -37,6 +38,12 @@ def test_dequantised_symbols_are_multiples_of_the_step():
 def test_the_middle_of_two_latents_is_their_mean():
     a, b = torch.zeros(1, 1, 1), torch.full((1, 1, 1), 4.0)
     assert interpolate(a, b, torch.tensor([0.25, 0.5, 1.0])).flatten().tolist() == [1.0, 2.0, 4.0]
+
+
+def test_a_device_that_is_not_there_is_refused_and_told_what_to_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device cuda is not available on this machine; use --device cpu or auto"):
+        choose_device("cuda")
 
 
 @pytest.mark.parametrize(("level", "seen"), [(130, 130), (131, 131)])

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from mcode.errors import InputError
@@ -91,6 +92,21 @@ def test_pictures_smaller_than_the_window_still_have_an_ssim(shape):
     a = np.random.default_rng(1).integers(0, 200, shape, np.uint8)
     assert ssim(a, a) == pytest.approx(1)
     assert -1 <= ssim(a, noisy(a, 40)) < 1
+
+
+def test_pictures_smaller_than_the_window_are_mirrored_at_the_edge_and_that_pixel_twice():
+    rng = np.random.default_rng(2)
+    a, b = (rng.integers(0, 256, (8, 8), np.uint8) for _ in range(2))
+    x, y = a.astype(float), b.astype(float)
+
+    def mean(values):
+        return gaussian_filter(values, 1.5, mode="reflect", radius=5)
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mx, my = mean(x), mean(y)
+    variances, covariance = mean(x * x) - mx * mx + mean(y * y) - my * my, mean(x * y) - mx * my
+    expected = (2 * mx * my + c1) * (2 * covariance + c2) / ((mx * mx + my * my + c1) * (variances + c2))
+    assert ssim(a, b) == pytest.approx(expected.mean(), abs=1e-9)
 
 
 def test_ms_ssim_is_one_for_equals_symmetric_and_falls_with_noise(large):

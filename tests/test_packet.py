@@ -119,6 +119,11 @@ def test_misuse_raises_at_once():
         Packet(0, 4, None, HEADER, (b"", b"")).to_sample(4)
     with pytest.raises(ValueError, match="width is 1 to 65535, not 65536"):
         StreamHeader(bytes(8), 65536, 1, 1, 1, 1, "fixed", 1, 1)
+    for height in (0, 65_536):
+        with pytest.raises(ValueError, match=f"display_height is 1 to 65535, not {height}"):
+            StreamHeader(bytes(8), 1, 1, 1, height, 1, "fixed", 1, 1)
+    with pytest.raises(ValueError, match="quality is 0 to 15, not 16"):
+        StreamHeader(bytes(8), 1, 1, 1, 1, 1, "fixed", 16, 1)
     with pytest.raises(ValueError, match="coder is one of fixed, huffman, range, not 'lzw'"):
         StreamHeader(bytes(8), 1, 1, 1, 1, 1, "lzw", 1, 1)
     with pytest.raises(ValueError, match="manifold_id has 8 bytes, not 7"):

@@ -358,6 +358,12 @@ def test_settings_that_a_cheaper_one_beats_are_left_out_of_the_bd_rate():
     assert bd_rate(ANCHOR, [*ANCHOR, (0.3, 30.0), (0.2, 29.0), (0.9, 37.0)]).percent == pytest.approx(0)
 
 
+def test_a_setting_of_no_bits_is_left_out_of_the_bd_rate():
+    dearer = [(1.3 * rate, quality) for rate, quality in ANCHOR]
+    for nothing in (0.0, -0.1):
+        assert bd_rate([(nothing, 20.0), *ANCHOR], [(nothing, 20.0), *dearer]) == bd_rate(ANCHOR, dearer)
+
+
 def test_bd_rate_is_not_defined_without_a_common_range_or_a_rising_curve():
     assert bd_rate(ANCHOR, [(r, q + 20) for r, q in ANCHOR]) is None
     assert bd_rate(ANCHOR, [(r, q + 8.9) for r, q in ANCHOR]) is None  # hardly any

@@ -72,6 +72,13 @@ def test_file_plays_from_its_first_frame_to_its_end(playback):
     wait_until(playback, lambda: playback.ended)
     assert shown(playback) == 49 and playback.clock.paused
     assert int(playback.lanes[0].newest.rgb.mean()) == pytest.approx(196, abs=2)
+    playback.seek(0.5)
+    assert not playback.ended
+    wait_until(playback, lambda: shown(playback) == 12)
+    assert not playback.ended
+    playback.seek(playback.duration_s)
+    playback.pause(False)
+    wait_until(playback, lambda: playback.ended)
     playback.pause(False)  # play again: from the start
     wait_until(playback, lambda: shown(playback) < 20)
 

@@ -124,6 +124,17 @@ def test_sound_that_begins_after_the_picture_waits_for_its_time(card, tmp_path):
     sound.halt()
 
 
+def test_what_lies_before_the_start_is_not_heard(card, clip, monkeypatch):
+    piece = np.arange(2048, dtype=np.int16).repeat(2).reshape(-1, 2)
+    pieces = iter([[(-1024, piece)], [(1024, piece)]])
+    monkeypatch.setattr(audio, "_samples", lambda packet, resampler: next(pieces, []))
+    sound = Audio(clip)
+    sound.play_from(0.0)
+    heard = np.frombuffer(card.play(4 * 3072), np.int16)[::2]
+    assert heard.tolist() == [*range(1024, 2048), *range(2048)]
+    sound.halt()
+
+
 def test_packet_that_does_not_decode_is_a_short_silence(card, clip, monkeypatch):
     def damaged(path: str, start_s: float) -> Iterator[av.Packet]:
         for index, packet in enumerate(audio_packets(path, start_s)):
@@ -175,4 +186,12 @@ def test_live_pieces_play_when_due_and_late_ones_are_left_out(card, clock):
     assert len(pieces) == 1  # its time is not yet
     live.feed(11.0, paused=True)
     assert not pieces and live._pipe.waiting == 0
+    live.muted = True
+    pieces.append(piece(12.0, 5))
+    live.feed(12.0, paused=False)
+    assert not pieces and live._pipe.waiting == 0
+    live.muted = False
+    pieces.append(piece(13.0, 6))
+    live.feed(13.0, paused=False)
+    assert live._pipe.waiting == 960 * 4
     live.halt()

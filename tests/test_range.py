@@ -232,6 +232,12 @@ def test_every_table_is_read_as_it_was_written():
     assert 0 < sharp < len(MODEL.sizes)
 
 
+@pytest.mark.parametrize("quality", [0, 3])
+def test_a_quality_there_is_not_is_refused(quality):
+    with pytest.raises(ValueError, match=rf"quality {quality} is outside 1\.\.2"):
+        ranges.encode(sample(1, 6, 7), None, 1, quality, MODEL)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9), st.floats(0, 0.3))
 @settings(max_examples=40)
 def test_a_sparse_map_is_convolved_as_a_full_one(seed, h, w, share):
@@ -314,9 +320,18 @@ def broken_tables(tables):
     return tables
 
 
+def odd_tables():
+    """A value less in the last table, one more in the one before: as many in all, and each table's sum as it was."""
+    rows = np.split(MODEL.tables, np.cumsum(MODEL.sizes, dtype=np.int64)[:-1])
+    rows[-1] = np.r_[rows[-1][:-2], rows[-1][-2:].sum(dtype=np.uint32)]
+    rows[-2] = np.r_[rows[-2][0] - 1, rows[-2][1:], 1].astype(np.uint32)
+    return {"sizes": np.array([len(row) for row in rows], np.uint16), "tables": np.concatenate(rows)}
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        odd_tables(),
         {"tables": MODEL.tables[:-1]},
         {"tables": broken_tables(MODEL.tables)},
         {"z_tables": np.zeros_like(MODEL.z_tables)},
@@ -336,6 +351,8 @@ def test_damaged_models_are_refused(change):
         {"passes": [[0, 2, 0], [2, 6, None]]},
         {"passes": [[0, 2], [3, 6]]},
         {"passes": [[0, 2, 1], [2, 6]]},
+        {"passes": [[0, 6, 0]]},
+        {"passes": [[0, 2, 0], [0, 3, 1], [2, 6]]},
         {"passes": "none"},
         {"hidden": -1},
         {"signed": 7},
@@ -409,6 +426,18 @@ def test_a_missing_slice_keeps_what_was_there():
     list(decoder.push(packets[0]))
     (frame,) = decoder.push(replace(packets[1], slices=(packets[1].slices[0], None)))
     assert set(np.unique(frame.rgb)) == {100, 150}
+
+
+@pytest.mark.parametrize("lost", ["a slice", "a keyframe"])
+def test_a_delta_around_symbols_that_never_came_changes_nothing_and_is_counted(lost):
+    packets = stream([grey(100, 0), grey(104, 1), grey(108, 2)], n=1, slices=2, cuts=False)
+    decoder = Decoder(WithHyper())
+    list(decoder.push(packets[0]))
+    if lost == "a slice":
+        list(decoder.push(replace(packets[1], slices=(packets[1].slices[0], None))))
+    frame = list(decoder.push(packets[2], after_loss=lost == "a keyframe"))[-1]
+    assert set(np.unique(frame.rgb)) == ({100, 108} if lost == "a slice" else {100})
+    assert decoder.broken_deltas == (1 if lost == "a slice" else 2) and decoder.damaged_slices == 0
 
 
 def moved(symbols, share, seed=0):

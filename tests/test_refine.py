@@ -98,14 +98,46 @@ def test_what_is_coded_against_a_keyframe_is_refined_at_the_price_of_its_delta(g
     assert loss(refiner, frames[1], found, 5, previous) < loss(refiner, frames[1], symbols, 5, previous)
 
 
-def test_the_bits_of_the_loss_are_those_of_the_coder(general, refiner, frames, monkeypatch):
+@pytest.mark.parametrize("with_previous", [False, True])
+def test_the_bits_of_the_loss_are_those_of_the_coder(general, refiner, frames, monkeypatch, with_previous):
     _, symbols = first_guess(general, frames[0], 6)
+    previous = first_guess(general, frames[1], 6)[1] if with_previous else None
     from mcode.coders import range as ranges
 
     monkeypatch.setattr(refiner, "prices", Prices((1e-30,) * 8, 0.0, 0.0))
-    bits = loss(refiner, frames[0], symbols, 6) * SIZE[0] * SIZE[1]
-    coded = 8 * sum(map(len, ranges.encode(symbols, None, 1, 6, general.hyper)))
+    bits = loss(refiner, frames[0], symbols, 6, previous) * SIZE[0] * SIZE[1]
+    coded = 8 * sum(map(len, ranges.encode(symbols, previous, 1, 6, general.hyper)))
     assert bits == pytest.approx(coded, rel=0.2, abs=80)  # z, and tables that were counted afterwards
+
+
+def test_the_price_is_that_of_the_quality(general, refiner, frames, monkeypatch):
+    monkeypatch.setattr(refiner, "prices", Prices(tuple(10.0**q for q in range(1, 9)), 0.0, 0.0))
+    prices = [refine._Task(refiner, frames[0].rgb, None, quality).price for quality in (1, 5, 8)]
+    assert prices == pytest.approx([prices[0], 1e4 * prices[0], 1e7 * prices[0]])
+
+
+def test_judges_take_turns_each_for_all_and_predictions_stand_for_four_steps(general, refiner, frames, monkeypatch):
+    latent, symbols = first_guess(general, frames[0], 5)
+    found, count = torch.from_numpy(symbols.astype(np.float32))[None], len(refiner._judges)
+    with torch.no_grad():
+        task = refine._Task(refiner, frames[0].rgb, None, 5).predict(found)
+        alone = [float(task.loss(found, judge=judge)) for judge in range(count)]
+        assert np.mean(alone) == pytest.approx(float(task.loss(found)), rel=1e-4)
+    asked, predicted = [], []
+    loss_of, predict = refine._Task.loss, refine._Task.predict
+    monkeypatch.setattr(refine._Task, "loss", lambda task, x, judge=None: asked.append(judge) or loss_of(task, x, judge))
+    monkeypatch.setattr(refine._Task, "predict", lambda task, x: predicted.append(len(asked)) or predict(task, x))
+    monkeypatch.setattr(refiner, "steps", 5)
+    refiner(frames[0].rgb, latent, symbols, None, 5)
+    assert asked == [*(step % count for step in range(5)), None, None]
+    assert predicted == [0, 4, 5, 6]
+
+
+def test_steps_that_lead_astray_are_not_taken(general, refiner, frames, monkeypatch):
+    latent, symbols = first_guess(general, frames[0], 5)
+    monkeypatch.setattr(refine, "_RATE", 50.0)
+    monkeypatch.setattr(refiner, "steps", 1)
+    assert np.array_equal(refiner(frames[0].rgb, latent, symbols, None, 5), symbols)
 
 
 def test_the_same_seed_gives_the_same_symbols(general, frames):
@@ -138,6 +170,24 @@ def test_large_pictures_are_refined_in_parts(general, refiner, frames, monkeypat
     assert len(sizes) > 1 and max(h * w for h, w in sizes) < SIZE[0] * SIZE[1]
     monkeypatch.undo()
     assert loss(refiner, frames[0], found, 5) < loss(refiner, frames[0], symbols, 5)
+
+
+def test_parts_come_back_to_their_places_each_with_noise_of_its_own(general, refiner, monkeypatch):
+    monkeypatch.setattr(refine, "MARGIN", 1)
+    monkeypatch.setattr(refine, "LARGEST", 16 * 16 * 6)
+    symbols = np.arange(3 * 4 * 7, dtype=np.int16).reshape(3, 4, 7)
+    rgb = symbols[0].repeat(16, 0).repeat(16, 1)[..., None].repeat(3, 2).astype(np.uint8)
+    seeds = []
+
+    def same(self, rgb, scaled, symbols, previous, quality, seed):
+        seeds.append(seed)
+        assert np.array_equal(rgb[::16, ::16, 0], symbols[0]) and np.array_equal(previous, symbols - 1)
+        return symbols
+
+    monkeypatch.setattr(Refiner, "_part", same)
+    monkeypatch.setattr(general, "gain", lambda quality: torch.ones(3))
+    found = refiner(rgb, torch.zeros(3, 4, 7), symbols, symbols - 1, 5)
+    assert np.array_equal(found, symbols) and len(set(seeds)) == len(seeds) > 3
 
 
 @pytest.mark.parametrize("coder", ["huffman", "fixed", "range"])

@@ -64,6 +64,24 @@ def test_every_truncation_of_an_rtp_header_is_the_wires_fault():
             RtpPacket.parse(bytes.fromhex(bad) + RTP_BYTES[1:])
 
 
+@pytest.mark.parametrize(("padding", "payload"), [(1, b"hi"), (3, b""), (0, None), (4, None)])
+def test_padding_counts_itself_and_takes_no_more_than_there_is(padding, payload):
+    padded = bytes([0xA0]) + RTP_BYTES[1:] + bytes([padding])
+    if payload is None:
+        with pytest.raises(WireError, match="padding"):
+            RtpPacket.parse(padded)
+    else:
+        assert RtpPacket.parse(padded).payload == payload
+    control = bytes([0xA0, 201, 0, 2]) + bytes(7) + bytes([padding])
+    if padding == 0:
+        with pytest.raises(WireError, match="padding"):
+            rtcp.parse_compound(control)
+
+
+def test_control_packets_are_told_by_their_type():
+    assert [kind for kind in range(256) if is_rtcp(bytes([0x80, kind]))] == list(range(192, 224))
+
+
 @given(st.integers(-(2**40), 2**40), st.integers(-30_000, 30_000))
 def test_numbers_unwrap_across_their_ends(near, step):
     assert unwrap((near + step) & 0xFFFF, near, 16) == near + step
@@ -124,6 +142,43 @@ def test_small_slices_share_a_packet():
     assert len(group) == 2
 
 
+def test_lengths_of_many_slices_fit_the_mtu_in_both_copies_of_the_header():
+    slices = tuple(random.Random(i).randbytes(130) for i in range(255))
+    groups = datagrams([keyframe(0, header=replace(STREAM, slices=255), slices=slices)], twice=True, mtu=9000)
+    assert max(map(len, groups[0])) <= 9000
+    assert receive(groups)[0].packet.slices == slices
+
+
+def test_epochs_count_changes_of_the_stream_header_and_come_back_to_one():
+    packetiser, epochs = Packetiser(1), []
+    for number, quality in enumerate((1, 1, 2, 3, 4, 5)):
+        (packet,) = packetiser.push(keyframe(number, header=replace(STREAM, quality=quality)))
+        epochs.append(WireHeader.parse(packet).header.epoch)
+    assert epochs == [0, 0, 1, 2, 3, 1]
+
+
+def test_hundreds_of_uneven_times_are_left_out_rather_than_larger_than_a_packet():
+    times = tuple(200 * i + i % 2 for i in range(399, 0, -1))
+    (group,) = datagrams([keyframe(1, header=replace(STREAM, n=400), steps=400, times=times)])
+    (found,) = receive([group])
+    assert max(map(len, group)) <= MTU and (found.packet.steps, found.packet.times) == (400, None)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"first": 254, "count": 2, "lengths": (3,)},
+        {"count": 2, "lengths": (3,), "fragment": (0, True)},
+        {"first": 1, "count": 2, "lengths": (3,), "header": STREAM},
+    ],
+)
+def test_headers_of_slices_that_cannot_be_are_damage(fields):
+    rtp = RtpPacket(96, 1, 0, 5, b"")
+    wire = WireHeader(**{"epoch": 0, "keyframe": 0, "first": 0, "count": 1, "steps": 1} | fields)
+    with pytest.raises(WireError):
+        WireHeader.parse(replace(rtp, payload=wire.to_bytes(rtp.header, b"abcdef") + b"abcdef"))
+
+
 def test_a_lost_packet_is_a_missing_slice():
     header = replace(STREAM, slices=4)
     slices = tuple(bytes([i]) * 900 for i in range(4))
@@ -141,6 +196,26 @@ def test_a_lost_fragment_cuts_its_slice_and_marks_it():
     (found,) = receive(groups)
     cut = found.packet.slices[0]
     assert 2000 < len(cut) < 2400 and data.startswith(cut) and found.damaged == (True,)
+
+
+def test_a_keyframe_whose_last_fragment_is_lost_comes_at_its_deadline_and_is_marked():
+    data = random.Random(1).randbytes(5000)
+    (group,) = datagrams([keyframe(0, header=replace(STREAM, slices=1), slices=(data,))])
+    depacketiser = Depacketiser()
+    assert not [r for d in group[:-1] for r in depacketiser.push(d, 1.0)]
+    due_s = depacketiser.deadline_s
+    assert 1.0 < due_s < 1.1 and depacketiser.poll(due_s - 0.001) == []
+    (found,) = depacketiser.poll(due_s)
+    assert data.startswith(found.packet.slices[0]) and found.damaged == (True,)
+
+
+def test_what_comes_of_a_keyframe_that_was_given_is_late():
+    packetiser, depacketiser = Packetiser(1), Depacketiser()
+    for late in (0, 1):
+        packetiser.keyframe = 0
+        (packet,) = packetiser.push(keyframe(0, header=STREAM))
+        assert len(depacketiser.push(bytes(packet), 0.1)) == 1 - late
+        assert depacketiser.reception.counters.late == late
 
 
 def test_a_lost_keyframe_is_told_and_the_next_goes_on():
@@ -189,13 +264,15 @@ def test_damaged_slices_come_with_a_mark_and_damaged_headers_do_not_come():
 
 
 def test_a_header_sent_twice_survives_any_one_bit_error():
-    (packet,) = Packetiser(9, twice=True).push(keyframe(0, header=STREAM))
-    header_bytes = len(packet.payload) - 7
-    for bit in range(8 * header_bytes):
-        raw = bytearray(packet.payload)
-        raw[bit // 8] ^= 0x80 >> bit % 8
-        parsed = WireHeader.parse(replace(packet, payload=bytes(raw)))
-        assert parsed.slices == b"abcdefg" and parsed.header.header == STREAM
+    packetiser = Packetiser(9, twice=True)
+    for number, header in enumerate((STREAM, None)):
+        (packet,) = packetiser.push(keyframe(number, header=header))
+        header_bytes = len(packet.payload) - 7
+        for bit in range(8 * header_bytes):
+            raw = bytearray(packet.payload)
+            raw[bit // 8] ^= 0x80 >> bit % 8
+            parsed = WireHeader.parse(replace(packet, payload=bytes(raw)))
+            assert parsed.slices == b"abcdefg" and parsed.header.header == header
 
 
 def test_every_single_bit_error_in_a_header_is_noticed():
@@ -264,7 +341,7 @@ def test_memory_is_bounded_whatever_comes():
     piece = bytes(1100)
     for i in range(5000):
         rtp = RtpPacket(96, i + 1, 0, 5, b"")
-        wire = WireHeader(0, 1, 0, 1, 1, fragment=(i * len(piece) % (1 << 20), True))
+        wire = WireHeader(0, 1, 0, 1, 1, fragment=(i * len(piece), True))
         depacketiser.push(bytes(replace(rtp, payload=wire.to_bytes(rtp.header, piece) + piece)), 0.0)
     assert depacketiser._open is not None and sum(map(len, depacketiser._open.slices.values())) <= 4 << 20
     reception = Reception(90_000)
@@ -375,6 +452,40 @@ def test_a_switch_is_to_another_source_with_a_goodbye_before_it_too():
     assert reception.switches == 2
 
 
+@pytest.mark.parametrize(("before", "anew"), [(10_000, 5000), (30_000, 65_535)])
+def test_a_source_that_starts_anew_is_followed_from_its_second_packet_on(before, anew):
+    reception = Reception(90_000)
+    given = [reception.push(RtpPacket(96, (anew + i) & 0xFFFF, 0, 8, b"x"), 0.0) for i in (before - anew, 0, 1, 2)]
+    followed = [[(anew + i) & 0xFFFF] for i in (1, 2)]
+    assert [[a.packet.sequence for a in arrived] for arrived in given] == [[before], [], *followed]
+    assert (reception.switches, reception.counters.foreign) == (1, 1)
+
+
+def test_a_gap_is_waited_for_longer_where_repair_may_come():
+    reception = Reception(90_000)
+    reception.extra_hold_s = 0.5
+    for sequence in (0, 2):
+        reception.push(RtpPacket(96, sequence, 0, 8, b"x"), 0.0)
+    assert reception.poll(0.3) == []
+    assert [(a.packet.sequence, a.lost_before) for a in reception.poll(0.51)] == [(2, 1)]
+
+
+def test_gaps_are_waited_for_as_long_as_the_latest_packet_came_late():
+    reception = Reception(90_000)
+    for sequence, at_s in ((0, 0.0), (2, 0.0), (3, 0.01), (1, 0.04)):
+        reception.push(RtpPacket(96, sequence, round(90_000 * at_s), 8, b"x"), at_s)
+    assert reception.counters.late == 1 and 0.04 < reception.hold_s < 0.06
+    reception.jitter_s = 5.0
+    assert reception.hold_s == 0.25
+
+
+def test_timestamps_that_begin_anew_are_no_jitter():
+    reception = Reception(90_000)
+    for i in range(20):
+        reception.push(RtpPacket(96, i, 2**32 - 9000 + 900 * i & 0xFFFFFFFF, 8, b"x"), 0.01 * i)
+    assert reception.jitter_s < 0.001
+
+
 def of_a_newer_format(ssrc, sequence=0):
     (packet,) = Packetiser(ssrc, first_sequence=sequence).push(keyframe(0, header=STREAM))
     end = payload.protected_bytes(packet) - 12 - 2
@@ -453,11 +564,43 @@ def test_access_units_come_back(codec, sets, idr, other):
     assert sum(p.marker for p in packets) == 6
 
 
+def test_an_aggregate_is_as_important_as_its_most_important_unit():
+    low, high = bytes([0x21]) + b"abc", bytes([0x61]) + b"def"
+    (packet,) = h264.H264Packetiser(7).push(annex_b([low, high]), 0)
+    assert packet.payload[0] == 0x60 | 24
+
+
+@pytest.mark.parametrize("kind", range(32))
+def test_every_kind_of_h265_that_decoding_can_start_at_is_a_keyframe(kind):
+    packets = h264.H264Packetiser(7, codec="h265").push(annex_b([unit(kind, 40, "h265")]), 0)
+    depacketiser = h264.H264Depacketiser(codec="h265")
+    (found,) = [a for p in packets for a in depacketiser.push(bytes(p), 0.0)]
+    assert found.keyframe == (16 <= kind < 24)
+
+
 def test_parameter_sets_travel_apart_and_are_protected_whole():
     packets = h264.H264Packetiser(7).push(annex_b([unit(7, 20), unit(8, 5), unit(5, 50)]), 0)
     assert [h264.protected_bytes(p) for p in packets] == [len(bytes(packets[0])), 13]
     fragments = h264.H264Packetiser(7).push(annex_b([unit(5, 3000)]), 0)
     assert [h264.protected_bytes(p) for p in fragments] == [14, 14, 14]
+
+
+def test_a_unit_lost_between_two_is_told_with_the_next():
+    packetiser = h264.H264Packetiser(7)
+    packets = [p for i in range(4) for p in packetiser.push(annex_b([unit(1, 50, seed=i)]), 3600 * i)]
+    depacketiser = h264.H264Depacketiser()
+    found = [a for p in (*packets[:2], packets[3]) for a in depacketiser.push(bytes(p), 0.0)] + depacketiser.poll(1)
+    assert [(a.pts, a.after_loss) for a in found] == [(0, True), (3600, False), (10_800, True)]
+
+
+def test_a_fragmented_unit_without_end_is_given_up():
+    depacketiser = h264.H264Depacketiser()
+    for i in range(200):
+        fragment = bytes([0x7C, 0x05 | 0x80 * (i == 0)]) + bytes(60_000)
+        depacketiser.push(bytes(RtpPacket(97, i, 7, 5, fragment)), 0.001 * i)
+    assert depacketiser.malformed == 1 and not depacketiser._fragment
+    (found,) = depacketiser.push(bytes(RtpPacket(97, 200, 8, 5, b"\x65abc", marker=True)), 0.5)
+    assert found.data == b"\0\0\0\1\x65abc"
 
 
 def test_a_lost_fragment_costs_its_unit_alone():
@@ -530,10 +673,23 @@ def test_an_opus_packet_is_no_longer_than_opus_makes_them():
     assert depacketiser.reception.counters.foreign == 1
 
 
+def test_the_highest_port_leaves_room_for_the_lanes_behind_it():
+    assert sdp.parse_url("rtp://127.0.0.1:65531") == ("127.0.0.1", 65_531)
+    with pytest.raises(InputError, match="from 1 to 65531"):
+        sdp.parse_url("rtp://127.0.0.1:65532")
+
+
 @pytest.mark.parametrize("port", ["9" * 5000, "99999", "٣٣"])
 def test_a_port_that_is_none_is_named(port):
     with pytest.raises(InputError, match="rtp://|from 1 to"):
         sdp.parse_url(f"rtp://127.0.0.1:{port}")
+
+
+def test_the_time_of_another_sender_of_opus_is_its_own():
+    depacketiser = opus.OpusDepacketiser()
+    found = depacketiser.push(bytes(RtpPacket(99, 0, 3_000_000_000, 5, b"x")), 0.0)
+    found += depacketiser.push(bytes(RtpPacket(99, 0, 960, 6, b"x")), 5.0)
+    assert [(o.ssrc, o.pts) for o in found] == [(5, 3_000_000_000), (6, 960)]
 
 
 def test_opus_packets_come_back_with_their_losses():
@@ -602,11 +758,30 @@ def test_hostile_control_packets(data, kind):
             rtcp.parse_compound(raw)
 
 
+def test_packets_that_came_twice_are_a_negative_loss():
+    block = replace(BLOCK, lost=-3)
+    assert rtcp.parse_compound(bytes(rtcp.ReceiverReport(2, (block,)))) == [rtcp.ReceiverReport(2, (block,))]
+
+
+def test_a_name_too_long_is_cut():
+    (found,) = rtcp.parse_compound(bytes(rtcp.Description(1, "n" * 300)))
+    assert found == rtcp.Description(1, "n" * 255)
+
+
 def test_round_trip_time_from_a_report():
     sent = rtcp.ntp(1000.0)
     block = replace(BLOCK, last_report=sent >> 16 & 0xFFFFFFFF, since_last_report=32_768)
     assert block.round_trip_s(1000.75) == pytest.approx(0.25, abs=1e-4)
     assert replace(block, last_report=0).round_trip_s(1.0) is None
+    assert block.round_trip_s(1000.25) == 0  # the clock was set back meanwhile
+
+
+def test_a_lane_is_no_parity_and_a_name_is_one_line():
+    media = sdp.Media("MCODE", 5004, 96, None, {}, 100)
+    text = str(sdp.Session("127.0.0.1", (media,), "two\r\nlines"))
+    assert "s=two lines\r\n" in text and sdp.Session.parse(text).media == (media,)
+    assert "s=-\r\n" in str(sdp.Session("127.0.0.1", (media,), " "))
+    assert sdp.Session.parse(text.replace("RTP/AVP 96 100", "RTP/AVP 100 96")).media == (media,)
 
 
 def test_session_description_comes_back():
@@ -621,6 +796,12 @@ def test_session_description_comes_back():
     assert session.of("H264", "H265") == media[1] and session.of("H265") is None
     assert "packetization-mode=1; profile-level-id=42c01e; sprop-parameter-sets=Z0LAHmFi,aGM=" in str(session)
     assert sdp.Session.parse(str(sdp.Session("::1", media))).address == "::1"
+
+
+def test_the_address_is_that_of_the_session_where_a_lane_has_one_too():
+    text = "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\nc=IN IP4 10.0.0.1\na=rtpmap:96 H264/90000\n"
+    assert sdp.Session.parse(text).address == "127.0.0.1"
+    assert sdp.Session.parse(text.replace("c=IN IP4 127.0.0.1\n", "")).address == "10.0.0.1"
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,9 @@ def test_sides_and_orders_differ_between_raters_and_are_the_same_for_one(session
     assert questions == [session(f"rater {i}").question for i in range(24)]
     assert {question.picture for question in questions} == {"a", "b"}
     assert {(question.left, question.right) for question in questions} == set(itertools.permutations(METHODS, 2))
+    ratings = [session(f"rater {i}") for i in range(40)]
+    kept = sum(rating.question.left == rating._rankings[rating.question.picture].pair[0] for rating in ratings)
+    assert 10 <= kept <= 30
 
 
 def test_crops_lie_within_the_picture_and_change_only_before_the_first_answer(session):

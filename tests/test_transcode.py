@@ -12,13 +12,17 @@ import pytest
 from PIL import Image
 
 from mcode import manifold
+from mcode.codec import Encoder
 from mcode.container import McodeReader
 from mcode.errors import FormatError, InputError, ManifoldError
 from mcode.frame import Frame
+from mcode.jobs import Jobs
 from mcode.packet import Packet
 from mcode.training.adapt import adapt_linear
-from mcode.transcode import decode_file, encode_file, even_rate, geometry
-from mcode.video import FrameReader, FrameWriter
+from mcode.transcode import FIT_THRESHOLD, Meter, decode_file, encode_file, even_rate, geometry
+from mcode.video import FrameReader, FrameWriter, audio_packets
+
+from .block_means import BlockMeans, grey
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,44 @@ def test_measured_psnr_is_the_decoded_files(clip, coded, model, tmp_path):
         (decoded,) = FrameReader(tmp_path / f"f-{i:05d}.png")
         errors.append(10 * np.log10(255**2 / np.mean((frame.rgb.astype(float) - decoded.rgb) ** 2)))
     assert report.psnr_db == pytest.approx(np.mean(errors), abs=0.01)
+
+
+def test_a_clip_of_few_frames_a_second_lasts_as_long_as_its_source(model, tmp_path):
+    source = tmp_path / "slow.mkv"
+    with FrameWriter(source, width=48, height=32) as writer:
+        for i in range(8):
+            writer.push(Frame(np.full((32, 48, 3), 90 + 5 * i, np.uint8), i * 9000))
+    report = encode_file(source, tmp_path / "slow.mcode", manifold=model)
+    assert (report.frames, report.duration_s) == (8, pytest.approx(0.8, abs=0.002))
+
+
+def test_a_part_of_a_video_has_the_sound_of_that_part(clip, model, tmp_path):
+    encode_file(clip, tmp_path / "part.mcode", manifold=model, start_s=1.0, duration_s=0.4)
+    whole, part = ([bytes(p) for p in audio_packets(path)] for path in (clip, tmp_path / "part.mcode"))
+    at = whole.index(part[0])
+    assert whole[at : at + len(part)] == part
+    assert [at, len(part)] == pytest.approx([0.5 * len(whole), 0.2 * len(whole)], abs=4)
+
+
+def test_a_flat_picture_one_level_off_fits_though_it_has_no_contrast():
+    model, flat = BlockMeans(), grey(101, 0)
+    meter = Meter(model, Jobs(0))
+    meter.hold(flat)
+    for packet in Encoder(model, 16, 8, n=1).push(flat):
+        meter.measure(packet)
+    meter.finish()
+    assert FIT_THRESHOLD < 0.99 < meter.fit < 1
+
+
+def test_the_frame_behind_a_cut_is_measured_with_its_own_keyframe():
+    model = BlockMeans()
+    meter, encoder = Meter(model, Jobs(0)), Encoder(model, 16, 8, n=4)
+    for i, level in enumerate((20, 20, 20, 221)):  # exact, but for the last, which is one level off
+        meter.hold(frame := grey(level, i))
+        for packet in encoder.push(frame):
+            meter.measure(packet)
+    meter.finish()
+    assert meter.psnr_db == pytest.approx((3 * 100 + 20 * np.log10(255)) / 4)
 
 
 def test_an_image_is_one_refresh_keyframe(clip, model, tmp_path):
