@@ -246,6 +246,7 @@ class Decoder:
         times = self._times(packet, since, after_loss)
         span = max(1, packet.pts - since)
         positions = torch.tensor([(t - since) / span for t in times], dtype=torch.float32).clamp_(0, 1)
+        positions[-1] = 1  # the keyframe itself, also where the clock jumped back
         return self._synthesise(self.header, before, latent, times, positions, wanted)
 
     def _start(self, header: StreamHeader) -> None:

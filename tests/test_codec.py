@@ -158,7 +158,7 @@ def test_a_jump_of_the_clock_after_a_loss_is_a_new_start_and_not_a_filled_gap():
 def test_a_clock_that_jumps_back_shows_no_picture_that_never_was():
     packets = encode([grey(100, 4), grey(110, 5)], n=1, cuts=False)
     before, after = decode([packets[0], replace(packets[1], pts=0)])
-    assert (before.pts, after.pts) == (4 * TICKS, 0) and levels([after])[0] in (100, 110)
+    assert (before.pts, after.pts) == (4 * TICKS, 0) and levels([after]) == [110]
 
 
 def test_a_clock_that_stands_still_is_one_frame_and_a_later_loss_is_filled_at_the_pace_before():
