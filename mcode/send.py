@@ -527,12 +527,11 @@ def _check_description(path: Path) -> None:
 
 
 def _write_description(path: Path, text: str) -> None:
-    """Whole or not at all, where it is a file and no pipe or device."""
-    target = path.resolve()
-    if target.is_file() or not target.exists():
-        write_whole(target, text)
+    """Whole or not at all, where it is a file, no pipe or device, in a folder that may be written to."""
+    if path.exists() and (not path.is_file() or not os.access(path.resolve().parent, os.W_OK)):
+        path.write_bytes(text.encode())
     else:
-        target.write_bytes(text.encode())
+        write_whole(path.resolve(), text)
 
 
 def _only_delay(settings: ChannelSettings) -> ChannelSettings:

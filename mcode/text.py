@@ -11,9 +11,10 @@ _LONGEST_NAME = 200
 def is_name(text: str) -> bool:
     """Whether a file in any folder may be called so, with a suffix."""
     try:
-        return 0 < len(text.encode()) <= _LONGEST_NAME and not set(text) & set("/\\\0")
+        size = len(text.encode())
     except UnicodeEncodeError:
         return False
+    return 0 < size <= _LONGEST_NAME and text.isprintable() and text[0] != "." and not set(text) & set("/\\")
 
 
 def shown_name(path: str | os.PathLike[str]) -> str:

@@ -54,7 +54,8 @@ _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 259, 262, 274  # tags of TIFF and EXI
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
 _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
 _JOINABLE = {"mpegts", "mpeg", "matroska,webm", "ogg"}  # formats that are read on where files stand one behind the other
-_RESTART_S = 1  # a clock that falls back by more has been started anew
+_OFTEN_JOINED = {"mpegts", "mpeg"}  # where a seek by the clock may land in another part
+_RESTART_S = 1  # a clock that falls back by more, to where it began, has been started anew
 _MOST_WAITING = 1000  # packets of sound
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _PILLOWS_LIMIT = threading.Lock()
@@ -161,6 +162,7 @@ class FrameReader:
         last: Frame | None = None
         end: Fraction | None = None  # of the last frame, from the start of the video
         zero: Fraction | None = None
+        least = 1
         alpha = _separate_alpha(self.path) if self.info.is_image else None
         limit = None if self.duration_s is None else round(Fraction(self.duration_s) * TICKS_PER_S)
         for picture, time_s in self._from_start(damage):
@@ -173,8 +175,11 @@ class FrameReader:
             elif pts <= last.pts:
                 pts = last.pts + 1
             if limit is not None and pts >= limit:
+                if last is not None and not self.info.is_image:
+                    self.last_duration_ticks = max(limit - last.pts, least)
                 return
-            self.last_duration_ticks = self._shown_ticks(picture, limit and max(limit - pts, pts - last.pts if last else 0))
+            least = min(pts - last.pts, TICKS_PER_S // 10) if last else 1  # where a cut falls just behind a picture
+            self.last_duration_ticks = self._shown_ticks(picture, limit and max(limit - pts, least))
             last = Frame(self._fitted(_to_rgb(picture, self.path, alpha)), pts)
             end = self._end(pts, zero, picture)
             self.damaged = damage.packets
@@ -203,7 +208,8 @@ class FrameReader:
                     if stamp is not None:
                         time_s = stamp * time_base(picture)
                         shown_s = picture.duration * time_base(picture) or self._period_ticks() * TICK
-                        time_s += clock.shift(time_s, time_s, shown_s)
+                        if container.format.name in _JOINABLE:
+                            time_s += clock.shift(time_s, time_s, shown_s)
                     if start is not None:
                         if time_s is None and not landed_early:
                             break  # raw H.264 and H.265 hold no times: count the pictures from the beginning
@@ -367,6 +373,7 @@ class _Clock:
 
     def __init__(self) -> None:
         self.shifts = [Fraction(0)]
+        self._first: Fraction | None = None  # of this part
         self._latest: Fraction | None = None
         self._end: Fraction | None = None
 
@@ -374,9 +381,11 @@ class _Clock:
         """What to add to time_s, when a picture is due by the file. decoded_s: its place in the order of decoding, if known;
         shown_s: for how long."""
         if decoded_s is not None:
-            if self._latest is not None and decoded_s < self._latest - _RESTART_S:
+            if self._first is None:
+                self._first = decoded_s
+            if self._latest is not None and decoded_s < self._latest - _RESTART_S and decoded_s < self._first + _RESTART_S:
                 self.shifts.append(self.shifts[-1] + (self._end or 0) - time_s)
-                self._latest = self._end = None
+                self._first, self._latest, self._end = decoded_s, None, None
             self._latest = decoded_s if self._latest is None else max(self._latest, decoded_s)
         self._end = time_s + shown_s if self._end is None else max(self._end, time_s + shown_s)
         return self.shifts[-1]
@@ -452,9 +461,9 @@ def _films(container: av.container.InputContainer) -> list[av.VideoStream]:
     kind = av.stream.Disposition
     moves = container.metadata.get("major_brand", "").strip() in _ANIMATION_BRANDS
 
-    def rank(stream: av.VideoStream) -> tuple[bool, bool, bool]:
-        at = stream.disposition
-        return not at & kind.default, not at & kind.dependent, moves and stream.frames <= 1
+    def rank(stream: av.VideoStream) -> tuple[bool, bool, bool, int]:
+        at, size = stream.disposition, stream.codec_context.width if container.format.name == "ico" else 0
+        return not at & kind.default, not at & kind.dependent, moves and stream.frames <= 1, -size
 
     films = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & kind.attached_pic]
     return sorted(films, key=rank)
@@ -685,7 +694,7 @@ def _cut(
     for other in container.streams:
         if other is not stream and other is not film:
             other.discard = av.stream.Discard.all
-    if start_s > 0:
+    if start_s > 0 and container.format.name not in _OFTEN_JOINED:
         _seek(container, stream, zero - 1)
     tick = time_base(stream)
     # Matroska's milliseconds are too coarse for sound: packets that follow each other are counted in samples.

@@ -14,11 +14,14 @@ LONGEST_NAME = 255  # bytes, of the usual file systems
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A hidden name beside `path`, with this process's number and without its suffix, to be written to. What was written takes
-    the place of `path`, also of a file there, when the block ends; where the block fails it is removed."""
+    the place of `path`, also of a file there, whose permissions it keeps, when the block ends; where the block fails it is
+    removed."""
     target = Path(path)
     part = target.with_name(partial_name(f".{target.name}"))
     try:
         yield part
+        if target.is_file():
+            part.chmod(target.stat().st_mode & 0o777)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 
 import numpy as np
 
@@ -42,13 +43,14 @@ class Recorder:
 
     def close(self) -> None:
         """Finish the file; returns when it has its name, or there is an error."""
-        while self._thread.is_alive():
+        end_s = time.monotonic() + _END_S
+        while self._thread.is_alive() and time.monotonic() < end_s:
             try:
                 self._queue.put(None, timeout=0.1)
                 break
             except queue.Full:
                 continue  # it writes, or has ended
-        self._thread.join(_END_S)
+        self._thread.join(max(0.0, end_s - time.monotonic()))
         if self._thread.is_alive():
             self.error = f"{self.path} is not written: the disk does not answer"
 

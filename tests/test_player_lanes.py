@@ -312,6 +312,23 @@ def test_recorder_whose_encoder_fails_ends_with_a_line(monkeypatch, tmp_path):
     assert recorder.error.startswith("InvalidDataError: ") and "\n" not in recorder.error
 
 
+def test_recorder_on_a_disk_that_does_not_answer_is_left(monkeypatch, tmp_path):
+    answered = threading.Event()
+
+    class Stuck(Broken):
+        def push(self, frame: object) -> None:
+            answered.wait(20)
+
+    monkeypatch.setattr("player.recorder.FrameWriter", Stuck)
+    monkeypatch.setattr("player.recorder._END_S", 0.3)
+    recorder = Recorder(tmp_path / "out.mp4", 16, 8)
+    for index in range(20):  # more than wait
+        recorder.push(np.zeros((8, 16, 3), np.uint8), index / FPS)
+    recorder.close()
+    answered.set()
+    assert "does not answer" in recorder.error and recorder.dropped > 0
+
+
 def test_padding_of_odd_sizes_is_cut():
     frame = grey(7, 0, 16, 8)
     assert cut_to(frame, 16, 8) is frame

@@ -640,6 +640,8 @@ def test_a_gap_marks_each_picture_that_it_may_reach_into(lost, expected):
 def test_an_idr_that_has_its_parameter_sets_lost_nothing_to_the_gap_before_it():
     assert after_losses([IDR, PICTURE, IDR], {(1, 2)})[-1] == (True, False)
     assert after_losses([IDR, PICTURE, IDR], {(1, 2), (2, 0)})[-1] == (True, True)
+    delimited = annex_b([unit(9, 2), *[unit(5, 150)] * 2])
+    assert after_losses([IDR, PICTURE, delimited], {(1, 2)})[-1] == (True, False)
 
 
 @settings(max_examples=100, deadline=None)
@@ -839,6 +841,11 @@ H264_LANE = "m=video 5006 RTP/AVP 97\na=rtpmap:97 H264/90000\n"
         "v=0\nc=IN IP4 127.0.0.1\nm=audio 0 RTP/AVP 96\na=rtpmap:96 opus/48000/2\n" + H264_LANE,
         "v=0\nc=IN IP4 127.0.0.1\nm=message - TCP/MSRP *\nc=TN RFC2543 +1\na=rtpmap:x\n" + H264_LANE,
         "\ufeffv=0\nc=IN IP4 127.0.0.1\n" + H264_LANE,
+        "v=0\nm=audio 0 RTP/AVP 96\nc=IN IP4 1.2.3.4\na=rtpmap:96 opus/48000/2\n"
+        + H264_LANE.replace("\n", "\nc=IN IP4 127.0.0.1\n", 1),
+        "v=0\nc=IN IP4 127.0.0.1\n" + H264_LANE.replace("/90000", ""),
+        "v=0\nc=IN IP4 127.0.0.1\nm=video 5006 RTP/AVP 96 97\na=rtpmap:96 H264/90000\na=fmtp:96 packetization-mode=2\n"
+        + H264_LANE.partition("\n")[2],
         "v=0\nc=IN IP4 127.0.0.1\nm=video 5008 RTP/AVP 98\na=rtpmap:98 H264/48000\n" + H264_LANE,
         "v=0\nc=IN IP4 127.0.0.1\n" + (H264_LANE + "a=fmtp:97 packetization-mode=2\n").replace("5006", "5008") + H264_LANE,
     ],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
+import os
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 
@@ -821,7 +823,7 @@ def test_a_folder_is_replaced_only_by_force_and_only_a_study(images, tmp_path):
     assert len(list(images.glob("*.png"))) == 2
 
 
-@pytest.mark.parametrize("place", ["answers.csv", "jpeg-5/answers.csv", "more/0.png"])
+@pytest.mark.parametrize("place", ["answers.csv", "jpeg-5/answers.csv", "original/mine.png", "more/0.png"])
 def test_what_is_no_part_of_a_study_keeps_it_from_being_replaced(images, tmp_path, place):
     methods, folder = parse_methods(["jpeg:5", "jpeg:9"]), tmp_path / "study"
     prepare(images, folder, methods)
@@ -829,11 +831,40 @@ def test_what_is_no_part_of_a_study_keeps_it_from_being_replaced(images, tmp_pat
     (folder / place).write_text("months of work")
     (folder / ".DS_Store").write_text("")
     with pytest.raises(
-        InputError, match=r"study holds (answers.csv|jpeg-5/answers.csv|more), which is no part of the study; move it"
+        InputError,
+        match=r"study holds (answers.csv|jpeg-5/answers.csv|original/mine.png|more), which is no part of the study",
     ):
         prepare(images, folder, methods, force=True)
     assert (folder / place).read_text() == "months of work" and len(list((folder / "jpeg-9").glob("*.png"))) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"images", "study"}
+
+
+def test_a_study_comes_back_where_its_replacement_cannot_be_put_in(images, tmp_path, monkeypatch):
+    folder, rename = tmp_path / "study", os.replace
+    prepare(images, folder, parse_methods(["jpeg:5", "jpeg:9"]))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def fail(old, new):
+        if Path(new) == folder / "original" and not Path(old).parent.name.endswith("-old"):
+            raise OSError(errno.EIO, "the disk failed", str(new))
+        rename(old, new)
+
+    monkeypatch.setattr("mcode.evaluation.study.os.replace", fail)
+    with pytest.raises(OSError, match="the disk failed"):
+        prepare(images, folder, parse_methods(["jpeg:7", "jpeg:9"]), force=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "study"}
+
+
+def test_an_existing_folder_is_filled_without_a_place_beside_it(images, tmp_path, monkeypatch):
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    made = []
+    mkdir = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda path, *given, **also: (made.append(path), mkdir(path, *given, **also))[1])
+    prepare(images, folder, parse_methods(["jpeg:5", "jpeg:9"]))
+    assert made and all(folder in path.parents for path in made)
+    assert {path.name for path in folder.iterdir()} == {NOTE, "original", "jpeg-5", "jpeg-9"}
 
 
 @pytest.mark.parametrize("note", ["", "[]", '{"methods": 3}', '{"methods": {"../images": {}}}'])

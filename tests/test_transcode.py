@@ -67,7 +67,7 @@ def test_the_last_frame_is_shown_as_long_as_in_the_source(clip, model, tmp_path)
         for i in range(3):
             writer.push(Frame(first.rgb, i * 90_000))
         writer.close(7 * 90_000)
-    for duration_s, seconds in ((None, 9), (5.0, 5), (1.5, 2)):  # the last to be shown for 7, 3 and (as the one before) 1 s
+    for duration_s, seconds in ((None, 9), (5.0, 5), (1.5, 1.5)):  # the last to be shown for 7, 3 and 0.5 s
         report = encode_file(slides, tmp_path / "a.mcode", manifold=model, duration_s=duration_s, force=True)
         assert report.duration_s == seconds
         assert report.rate_kbps == pytest.approx(report.payload_bytes * 8 / 1000 / seconds)

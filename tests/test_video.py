@@ -352,7 +352,9 @@ def tracks(*dispositions: int, frames: int = 1) -> SimpleNamespace:
         SimpleNamespace(index=i, disposition=d, frames=frames, codec_context=SimpleNamespace(name="hevc"))
         for i, d in enumerate(dispositions)
     ]
-    return SimpleNamespace(metadata={"major_brand": "heic"}, streams=SimpleNamespace(video=made))
+    return SimpleNamespace(
+        metadata={"major_brand": "heic"}, format=SimpleNamespace(name="mov"), streams=SimpleNamespace(video=made)
+    )
 
 
 def test_a_picture_in_tiles_is_refused_and_not_shown_by_its_first() -> None:
@@ -609,6 +611,32 @@ def test_a_start_in_files_joined_end_to_end_loses_nothing(tmp_path: Path) -> Non
     joined = make_clip(tmp_path / "a.ts", frames=50)
     joined.write_bytes(2 * joined.read_bytes())
     assert [f.pts for f in FrameReader(joined, start_s=0.4)] == [i * 3600 for i in range(90)]
+
+
+@pytest.mark.parametrize("lengths", [(25, 75), (75, 25)])
+def test_a_start_in_joined_files_starts_pictures_and_sound_alike(tmp_path: Path, lengths: tuple[int, int]) -> None:
+    parts = [make_clip(tmp_path / f"{n}.ts", frames=n, audio="aac", options={"g": "12"}) for n in lengths]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for start_s in (1.4, 2.4, 3.4):
+        assert len(list(FrameReader(joined, start_s=start_s))) == 100 - round(25 * start_s)
+        packets = list(audio_packets(joined, start_s))
+        first, last = (float(p.pts * p.time_base) for p in (packets[0], packets[-1]))
+        assert -0.1 < first <= 0 and abs(last - (4 - start_s)) < 0.1 and len(packets) > 45 * (4 - start_s)
+
+
+def test_one_wrong_time_is_no_file_that_was_joined(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=FPS, options={"g": "12", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        packets = [p for i in range(75) for p in stream.encode(av.VideoFrame.from_ndarray(picture(i, 64), "rgb24"))]
+        for number, packet in enumerate([*packets, *stream.encode(None)]):
+            if number == 30:
+                packet.pts += 5 * FPS
+            out.mux(packet)
+    times = [f.pts / 90_000 for f in FrameReader(path)]
+    assert len(times) == 75 and times[29] < 1.2 and times[-1] < 7
 
 
 def test_sound_that_the_container_cannot_hold_becomes_aac(tmp_path: Path) -> None:

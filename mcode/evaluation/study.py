@@ -708,7 +708,8 @@ def prepare(
     options = _Options(coder, refine, refine_by, perceptual, device)
     ladders = _ladders(methods, manifolds, options)
     notes: dict[str, dict[str, Any]] = {method.name: {} for method in methods}
-    partial = output.with_name(partial_name(f".{output.name}"))
+    hidden = partial_name(f".{output.name}")
+    partial = output / hidden if output.is_dir() else output.with_name(hidden)  # within: a mount point has nothing beside it
     try:
         for name in (ORIGINAL, *notes):
             (partial / name).mkdir(parents=True)
@@ -746,20 +747,23 @@ def prepare(
 
 def _check_replaceable(output: Path, name: str | os.PathLike[str], force: bool) -> list[Path]:
     """What of the folder is to make way: a study's note and its folders, if nothing else lies there. name: output, as given."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists() or (output.is_dir() and all(path.name[:1] == "." for path in output.iterdir())):
         return []
     if not force:
         raise InputError(f"{name}: exists; add --force to replace it or choose another name")
     if not (output / NOTE).is_file():
         raise InputError(f"{name}: has no {NOTE}, so it is no study and is not replaced; choose another name")
     try:
-        named = {ORIGINAL, *json.loads((output / NOTE).read_bytes())["methods"]}
-    except (ValueError, LookupError, TypeError) as error:
+        methods = json.loads((output / NOTE).read_bytes())["methods"]
+        named = {method: {f"{picture}.png" for picture in facts["pictures"]} for method, facts in methods.items()}
+        named[ORIGINAL] = set().union(*named.values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{name}: its {NOTE} is damaged, so it is not replaced; choose another name") from error
     here = sorted(output.iterdir())
     folders = [path for path in here if path.name in named and path.is_dir() and not path.is_symlink()]
     others = [path for path in here if path not in (*folders, output / NOTE)]
-    others += [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix != ".png" or path.is_dir()]
+    for folder in folders:
+        others += [path for path in sorted(folder.iterdir()) if path.name not in named[folder.name] or path.is_dir()]
     for path in others:
         if path.name[:1] != ".":
             raise InputError(f"{name} holds {path.relative_to(output)}, which is no part of the study; move it")
@@ -767,11 +771,26 @@ def _check_replaceable(output: Path, name: str | os.PathLike[str], force: bool) 
 
 
 def _put_in(output: Path, name: str | os.PathLike[str], made: Path, force: bool) -> None:
-    """The study's parts into a folder that exists, which others may stand in, in place of an earlier study's."""
-    for old in _check_replaceable(output, name, force):  # answers may have come while pictures were coded
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    for new in sorted(made.iterdir(), key=lambda path: path.name == NOTE):
-        os.replace(new, output / new.name)
+    """The study's parts into a folder that exists, which others may stand in, in place of an earlier study's, which comes back
+    where that fails. made: within that folder."""
+    old = _check_replaceable(output, name, force)  # answers may have come while pictures were coded
+    aside = made.with_name(f"{made.name}-old")
+    aside.mkdir()
+    put: list[Path] = []
+    try:
+        for part in old:
+            os.replace(part, aside / part.name)
+        for part in sorted(made.iterdir(), key=lambda path: path.name == NOTE):
+            os.replace(part, output / part.name)
+            put.append(output / part.name)
+    except BaseException:
+        for part in put:
+            os.replace(part, made / part.name)
+        for part in aside.iterdir():
+            os.replace(part, output / part.name)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class _Layout:
     header: int
     aggregate: int
     fragment: int
+    delimiter: int
     parameter_sets: frozenset[int]
     pictures: range
     intra: range
@@ -40,8 +41,8 @@ class _Layout:
 
 
 LAYOUTS = {
-    "h264": _Layout(H264, 1, 24, 28, frozenset({7, 8}), range(1, 6), range(5, 6)),
-    "h265": _Layout(H265, 2, 48, 49, frozenset({32, 33, 34}), range(32), range(16, 24)),
+    "h264": _Layout(H264, 1, 24, 28, 9, frozenset({7, 8}), range(1, 6), range(5, 6)),
+    "h265": _Layout(H265, 2, 48, 49, 35, frozenset({32, 33, 34}), range(32), range(16, 24)),
 }
 
 
@@ -283,7 +284,8 @@ class H264Depacketiser:
             return
         keyframe = any(self.layout.kind(unit) in self.layout.intra for unit in units)
         data = b"".join(b"\0\0\0\1" + unit for unit in units)
-        # Parameter sets stand at the beginning: one that has them lost nothing to a gap before it.
-        partial = within or (before and self.layout.kind(units[0]) not in self.layout.parameter_sets)
+        # A delimiter or parameter sets stand at the beginning: one that has them lost nothing to a gap before it.
+        first = self.layout.parameter_sets | {self.layout.delimiter}
+        partial = within or (before and self.layout.kind(units[0]) not in first)
         self._done.append(AccessUnit(data, pts, keyframe, self._loss, self._ssrc, now_s, partial))
         self._loss = False

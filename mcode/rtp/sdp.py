@@ -83,7 +83,7 @@ class Session:
         for line in text.splitlines():
             key, _, value = line.strip().partition("=")
             try:
-                if key == "c" and not (rows and rows[-1]["foreign"]):
+                if key == "c" and not (rows and (rows[-1]["foreign"] or rows[-1]["port"] == 0)):
                     own = _address(value.split()[2].split("/")[0])
                     rows[-1].update(address=own) if rows else None
                     address = address or own
@@ -125,7 +125,7 @@ def _attribute(row: dict, value: str) -> None:
         number, encoding = rest.split()[:2]
         name, _, clock = encoding.upper().partition("/")
         row.setdefault("maps", {})[int(number)] = name
-        row.setdefault("clocks", {})[int(number)] = clock.split("/")[0]
+        row.setdefault("clocks", {})[int(number)] = clock.split("/")[0] or str(CLOCKS.get(name, ""))
     elif kind == "fmtp":
         number, _, text = rest.partition(" ")
         pairs = (part.strip().partition("=") for part in text.split(";") if part.strip())
@@ -138,15 +138,18 @@ def _media(row: dict, source: str, left_out: list[str]) -> Media | None:
     """None of a lane that was rejected (port 0) or cannot be received; left_out hears which of its kinds."""
     maps: dict[int, str] = row.get("maps", {})
     fec = next((n for n, encoding in maps.items() if encoding == "MCODE-FEC"), None)
-    number = next((n for n in row["formats"] if maps.get(n) in CLOCKS and n != fec), None)
-    if number is None or row["port"] == 0:
+    if row["port"] == 0:
         return None
-    parameters = row.get("parameters", {}).get(number, {})
-    if (clock := row["clocks"][number]) != str(CLOCKS[maps[number]]):
-        left_out.append(f"{maps[number]}/{clock}")
-        return None
-    if maps[number] == "H264" and parameters.get("packetization-mode", "0") not in ("0", "1"):
-        left_out.append(f"packetization-mode={parameters['packetization-mode']}")
+    for number in (n for n in row["formats"] if maps.get(n) in CLOCKS and n != fec):
+        parameters = row.get("parameters", {}).get(number, {})
+        clock, mode = row["clocks"][number], parameters.get("packetization-mode") or "0"
+        if clock != str(CLOCKS[maps[number]]):
+            left_out.append(f"{maps[number]}/{clock}")
+        elif maps[number] == "H264" and mode not in ("0", "1"):
+            left_out.append(f"packetization-mode={mode}")
+        else:
+            break
+    else:
         return None
     if not 1 <= row["port"] <= 65_535 or not 0 <= number <= 127:
         raise InputError(f"{source}: port {row['port']} or payload type {number} is out of range")

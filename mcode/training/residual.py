@@ -107,6 +107,8 @@ class ResidualTraining:
         loop.check_numbers(self)
         if self.step <= 0:
             raise ValueError(f"step is {self.step}; it is above 0")
+        if self.l2 > 0 and self.feature_crop < 16:
+            raise ValueError(f"feature_crop is {self.feature_crop}; VGG19's features need squares of 16 pixels or more")
         if self.held_out < 0 or self.held_out == 1:
             raise ValueError(f"held_out is {self.held_out}; it is 0, or 2 or more: 1 would keep every clip from the network")
         if not 1 <= self.default_quality <= QUALITIES:
