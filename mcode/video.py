@@ -17,8 +17,10 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
@@ -54,8 +56,8 @@ _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 259, 262, 274  # tags of TIFF and EXI
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
 _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
 _JOINABLE = {"mpegts", "mpeg", "matroska,webm", "ogg"}  # formats that are read on where files stand one behind the other
-_OFTEN_JOINED = {"mpegts", "mpeg"}  # where a seek by the clock may land in another part
-_RESTART_S = 1  # a clock that falls back by more, to where it began, has been started anew
+_LARGEST_SEARCHED = 1 << 28  # bytes of a file that is searched for joints before a seek
+_RESTART_S = Fraction(1, 2)  # a clock that falls back by more, to where it began, has been started anew
 _MOST_WAITING = 1000  # packets of sound
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _PILLOWS_LIMIT = threading.Lock()
@@ -192,7 +194,7 @@ class FrameReader:
 
     def _from_start(self, damage: _Damage) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
         """Decoded pictures at or after start_s, with their times in seconds on the file's own clock."""
-        for seeking in (True, False) if self.start_s > 0 else (False,):
+        for seeking in (True, False) if self.start_s > 0 and not _is_joined(self.path) else (False,):
             with _open(self.path) as container:
                 stream = _picture_stream(container, self.path)
                 self._began = _start(stream)
@@ -389,6 +391,31 @@ class _Clock:
             self._latest = decoded_s if self._latest is None else max(self._latest, decoded_s)
         self._end = time_s + shown_s if self._end is None else max(self._end, time_s + shown_s)
         return self.shifts[-1]
+
+
+def _is_joined(path: StrPath) -> bool:
+    """Whether a file's clock starts anew, so that a seek may land in any of its parts. Large files are taken for whole ones."""
+    found = os.stat(path)
+    return found.st_size <= _LARGEST_SEARCHED and _has_joint(os.fspath(path), found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _has_joint(path: str, size: int, changed_ns: int) -> bool:
+    with _open(path) as container:
+        film = next(iter(_films(container)), None)
+        if film is None or container.format.name not in _JOINABLE:
+            return False
+        for other in container.streams:
+            if other is not film:
+                other.discard = av.stream.Discard.all
+        clock = _Clock()
+        with suppress(av.error.FFmpegError):
+            for packet in container.demux(film):
+                if packet.dts is not None:
+                    clock.shift(packet.dts * time_base(packet), Fraction(0), Fraction(0))
+                    if len(clock.shifts) > 1:
+                        return True
+    return False
 
 
 @dataclass
@@ -628,7 +655,7 @@ def picture_zero(path: StrPath, start_s: float = 0) -> Fraction:
 
     Reads packets only, decodes nothing. A file whose pictures cannot be found gives start_s.
     """
-    for seeking in (True, False) if start_s > 0 else (False,):
+    for seeking in (True, False) if start_s > 0 and not _is_joined(path) else (False,):
         with _open(path) as container:
             streams = _films(container) or container.streams.data  # the data track is that of an .mcode file
             if not streams:
@@ -650,18 +677,22 @@ def _earliest(
     seek overshot: as FrameReader finds it, by the first picture that decodes."""
     earliest: Fraction | None = None
     undated = 0  # packets since `earliest` that do not say when they are decoded: Matroska's first after a seek
+    clock, runs_on = _Clock(), not after_seek and container.format.name in _JOINABLE
     try:
         for packet in container.demux(stream):
             if packet.pts is None or packet.size == 0 or packet.is_discard or (after_seek and not packet.is_keyframe):
                 continue
-            time_s = due_s(packet)
+            time_s, decoded_s = due_s(packet), None if packet.dts is None else packet.dts * time_base(packet)
+            if runs_on:
+                shift = clock.shift(decoded_s, time_s, (packet.duration or 0) * time_base(packet))
+                time_s, decoded_s = time_s + shift, None if decoded_s is None else decoded_s + shift
             if after_seek and start is not None and time_s - start > TICK:
                 return None
             after_seek = False
             if start is None or time_s >= start - TICK / 2:
                 earliest = time_s if earliest is None else min(earliest, time_s)
             undated += earliest is not None and packet.dts is None
-            in_order = packet.dts is not None and earliest is not None and packet.dts * time_base(packet) >= earliest
+            in_order = decoded_s is not None and earliest is not None and decoded_s >= earliest
             if in_order or undated > _MOST_REORDERED:
                 break
     except av.error.FFmpegError:
@@ -680,6 +711,8 @@ def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = 
     with _open(path) as container:
         stream = _sound_stream(container)
         if stream is not None:
+            if start_s > 0 and not _is_joined(path):
+                _seek(container, stream, zero - 1)
             yield from _cut(container, stream, zero, start_s, duration_s)
 
 
@@ -694,8 +727,6 @@ def _cut(
     for other in container.streams:
         if other is not stream and other is not film:
             other.discard = av.stream.Discard.all
-    if start_s > 0 and container.format.name not in _OFTEN_JOINED:
-        _seek(container, stream, zero - 1)
     tick = time_base(stream)
     # Matroska's milliseconds are too coarse for sound: packets that follow each other are counted in samples.
     fine = min(tick, Fraction(1, stream.codec_context.sample_rate or 1))

@@ -319,6 +319,11 @@ def test_recorder_on_a_disk_that_does_not_answer_is_left(monkeypatch, tmp_path):
         def push(self, frame: object) -> None:
             answered.wait(20)
 
+        def abort(self) -> None:
+            pass
+
+        close = abort
+
     monkeypatch.setattr("player.recorder.FrameWriter", Stuck)
     monkeypatch.setattr("player.recorder._END_S", 0.3)
     recorder = Recorder(tmp_path / "out.mp4", 16, 8)
@@ -326,6 +331,7 @@ def test_recorder_on_a_disk_that_does_not_answer_is_left(monkeypatch, tmp_path):
         recorder.push(np.zeros((8, 16, 3), np.uint8), index / FPS)
     recorder.close()
     answered.set()
+    recorder._thread.join(20)
     assert "does not answer" in recorder.error and recorder.dropped > 0
 
 
