@@ -345,13 +345,13 @@ class McodeReader:
         raise FormatError(f"{self.path}: nothing whole in it, no refresh can be read")
 
     def _shortfall(self) -> str | None:
-        promised_ms, lacking = _promise(self.path)
+        promised_ms, whole = _promise(self.path)
         have = f"{self.duration_s:.1f}"
         if promised_ms == 0:
             return f"{have} s, it was never finished"
         if promised_ms is not None and self.duration_s * 1000 < promised_ms - 1:
             return f"{have} of {promised_ms / 1000:.1f} s"
-        return f"{have} of {have} s, but not all of the {lacking}" if lacking else None
+        return None if whole else f"{have} of {have} s, but not all of the sound"
 
 
 class _Sample(NamedTuple):
@@ -436,9 +436,9 @@ def _boxes(file: BinaryIO) -> Iterator[_Box]:
         start += size
 
 
-def _promise(path: Path) -> tuple[int | None, str | None]:
-    """Milliseconds that the header promises (0: the writer never finished), and what the last box is of that is not whole:
-    "sound" of a fragment, where the pictures are all there, "file" of anything else, as what others have appended."""
+def _promise(path: Path) -> tuple[int | None, bool]:
+    """Milliseconds that the header promises (0: the writer never finished), and whether the last fragment is whole. What others
+    have appended is none of ours."""
     promised, end, kind = None, 0, b""
     with open(path, "rb") as file:
         for box in _boxes(file):
@@ -450,6 +450,7 @@ def _promise(path: Path) -> tuple[int | None, str | None]:
                     timescale, duration = struct.unpack(">II", mvhd[20:28])
                     promised = duration * 1000 // timescale if timescale else None
         size = file.seek(0, 2)
-    if end == size:
-        return promised, None
-    return promised, "sound" if end > size and kind in (b"moof", b"mdat") else "file"
+        file.seek(min(end, size))
+        rest = file.read(8)
+    begun = 0 < len(rest) < 8 and rest[0] == 0  # of a box's size
+    return promised, not begun and (end <= size or kind not in (b"moof", b"mdat"))

@@ -207,7 +207,7 @@ def test_boxes_of_64_bits_and_up_to_the_end_of_the_file_are_whole(tmp_path: Path
     data = path.read_bytes()
     path.write_bytes(data + struct.pack(">I4sQ", 1, b"free", 30) + bytes(14))
     assert McodeReader(path).truncated is None
-    path.write_bytes(data + struct.pack(">I4sQ", 1, b"free", 30) + bytes(13))
+    path.write_bytes(data + struct.pack(">I4sQ", 1, b"mdat", 30) + bytes(13))
     assert McodeReader(path).truncated is not None
     path.write_bytes(data + struct.pack(">I4s", 0, b"free") + bytes(9))
     assert McodeReader(path).truncated is None and len(list(McodeReader(path))) == 20
@@ -225,9 +225,13 @@ def test_a_file_cut_within_its_sound_says_so(tmp_path: Path) -> None:
 def test_what_others_append_is_not_told_as_lost_sound(tmp_path: Path) -> None:
     path = tmp_path / "a.mcode"
     write(path, count=12)
-    path.write_bytes(path.read_bytes() + b"appended by a stranger")
-    reader = McodeReader(path)
-    assert len(list(reader)) == 12 and reader.truncated.endswith("s, but not all of the file")
+    whole = path.read_bytes()
+    for appended in (b"appended by a stranger", b"\n", bytes(100)):
+        path.write_bytes(whole + appended)
+        reader = McodeReader(path)
+        assert len(list(reader)) == 12 and reader.truncated is None
+    path.write_bytes(whole + bytes(3))  # the beginning of a fragment
+    assert "sound" in McodeReader(path).truncated
 
 
 def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
