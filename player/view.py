@@ -277,7 +277,6 @@ class VideoView(QWidget):
 
     def mouseDoubleClickEvent(self, event: QMouseEvent) -> None:
         if event.button() == Qt.MouseButton.LeftButton and not self._near_divider(event.position()):
-            self.clicked.emit()  # once more, which takes back what the first click of the two did
             self.double_clicked.emit()
 
     def leaveEvent(self, event: QEvent) -> None:

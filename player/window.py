@@ -91,6 +91,7 @@ class Window(QWidget):
         self.session: Session | None = None
         self.audio: Audio | LiveAudio | None = None
         self._heard_jump = 0
+        self._ended_s: float | None = None  # where a clip had ended when its picture was clicked
         self.recorder: Recorder | None = None
         self._opening: list[_Opening] = []
         self._newest: _Opening | None = None  # of them; the others' sessions are closed as they come
@@ -223,8 +224,8 @@ class Window(QWidget):
         self.welcome.wants_camera.connect(lambda: self.open("camera:0"))
         self.welcome.wants_recent.connect(self.open)
         self.controls.changed.connect(self.change_settings)
-        self.view.clicked.connect(self.toggle_pause)
-        self.view.double_clicked.connect(self.toggle_full_screen)
+        self.view.clicked.connect(self.click_picture)
+        self.view.double_clicked.connect(self.double_click_picture)
         bar = self.transport
         bar.play.connect(self.toggle_pause)
         bar.step.connect(self.step)
@@ -414,6 +415,17 @@ class Window(QWidget):
                 session.follow_sound(heard_s)
 
     # What the user can do
+
+    def click_picture(self) -> None:
+        session = self.session
+        self._ended_s = session.position_s if session is not None and session.ended else None
+        self.toggle_pause()
+
+    def double_click_picture(self) -> None:
+        self.toggle_pause()  # takes back what the first click of the two did
+        if self.session is not None and self._ended_s is not None:
+            self.session.seek(self._ended_s)
+        self.toggle_full_screen()
 
     def toggle_pause(self) -> None:
         if self.session is not None:

@@ -335,6 +335,18 @@ def test_a_double_click_fills_the_screen_and_goes_on_as_before(playing, qtbot):
         assert playing.isFullScreen() is not full and playing.session.clock.paused is paused
 
 
+def test_a_double_click_at_the_end_stays_there(window, qtbot, mcode_clip):
+    with qtbot.waitSignal(window.opened, timeout=PATIENCE_MS):
+        window.open(str(mcode_clip))
+    session, at = window.session, QPoint(300, 200)
+    session.loop = False
+    window.seek(1.8)
+    qtbot.waitUntil(lambda: session.ended, timeout=PATIENCE_MS)
+    qtbot.mouseClick(window.view, Qt.MouseButton.LeftButton, pos=at)
+    qtbot.mouseDClick(window.view, Qt.MouseButton.LeftButton, pos=at)
+    assert window.isFullScreen() and session.clock.paused and session.position_s > 1.5
+
+
 def test_captions_come_back_in_full_screen(playing, qtbot):
     press(qtbot, playing, "3f")
     assert playing.isFullScreen() and not playing.view.captions
