@@ -132,8 +132,10 @@ def test_what_is_wrong_never_takes_the_name(server, home, content):
         ({"config": {"m": M, "frame_size": [WIDTH, HEIGHT], "qualities": 1}}, "tiny.safetensors: "),
     ],
 )
-def test_a_manifold_that_is_whole_and_cannot_be_used_is_not_installed(changes, words, server, home, tmp_path):
-    save(tmp_path / "bad.safetensors", **changes)
+def test_a_manifold_that_is_whole_and_cannot_be_used_is_not_installed(changes, words, server, home, tmp_path, monkeypatch):
+    with monkeypatch.context() as careless:  # MCode itself writes no such header
+        careless.setattr(manifold, "parse", lambda metadata: None)
+        save(tmp_path / "bad.safetensors", **changes)
     server.files["/tiny.safetensors"] = ((tmp_path / "bad.safetensors").read_bytes(), None)
     refused(home, words, address(server))
 
