@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from mcode.errors import InputError
+from mcode.text import is_text
 from mcode.video import read_picture
 from mcode.whole import partial_name, whole
 
@@ -220,7 +221,7 @@ class Session:
     ) -> None:
         if not rater.strip() or any(ord(letter) < 32 for letter in rater):
             raise InputError(f"--rater {rater!r}: give a name of at least one letter, on one line")
-        if not _is_text(rater):
+        if not is_text(rater):
             raise InputError(f"--rater {rater!r}: give a name in UTF-8")
         self.material, self.output, self.rater, self.seed = material, Path(output), rater.strip(), seed
         _check_appendable(self.output)
@@ -974,18 +975,9 @@ def _pictures_in(folder: Path) -> dict[str, Path]:
 
 def _name(path: Path) -> str:
     """The last part of a path, which is to be noted as UTF-8."""
-    if not _is_text(path.name):
+    if not is_text(path.name):
         raise InputError(f"{path}: its name is not UTF-8; rename it")
     return path.name
-
-
-def _is_text(name: str) -> bool:
-    """Whether it has a spelling in UTF-8: names of files may have none."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _images(folder: Path) -> Iterator[Path]:
