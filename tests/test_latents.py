@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from mcode import latents
 from mcode.codec import Decoder, Encoder
 from mcode.errors import InputError
-from mcode.latents import choose_device, dequantise, interpolate, quantise, symbols
+from mcode.latents import choose_device, dequantise, fast_dtype, interpolate, quantise, symbols
 from tests.block_means import BlockMeans, grey
 
 
@@ -70,3 +71,32 @@ def decoded(model: BlockMeans, level: int, other: BlockMeans | None = None) -> i
     (packet,) = Encoder(model, 16, 8, n=1).push(grey(level, 0))
     (frame,) = decoder.push(packet)
     return int(frame.rgb[0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("maker", "amx", "avx512", "wanted"),
+    [
+        ("GenuineIntel", True, True, torch.bfloat16),
+        ("GenuineIntel", False, True, torch.float32),  # half as fast as float32 there
+        ("AuthenticAMD", False, True, torch.bfloat16),
+        ("AuthenticAMD", False, False, torch.float32),
+        ("", False, True, torch.float32),
+    ],
+)
+def test_bfloat16_on_processors_that_win_by_it(monkeypatch, maker, amx, avx512, wanted):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(latents, "_maker", lambda: maker)
+    assert fast_dtype(torch.device("cpu")) is wanted
+
+
+def test_who_made_this_processor(monkeypatch, tmp_path):
+    listed = tmp_path / "cpuinfo"
+    listed.write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\n")
+    monkeypatch.setattr(latents, "Path", lambda _: listed)
+    assert latents._maker.__wrapped__() == "AuthenticAMD"
+    listed.unlink()
+    monkeypatch.setattr(latents.platform, "processor", lambda: "Intel64 Family 6 Model 207 Stepping 2, GenuineIntel")
+    assert latents._maker.__wrapped__() == "GenuineIntel"
+    monkeypatch.setattr(latents.platform, "processor", lambda: "")
+    assert latents._maker.__wrapped__() == ""
