@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from .coders import CodeTables
     from .coders.range import RangeModel
-    from .nets.compact import Compact
     from .nets.graphs import Graphs
     from .nets.paper import MeanHific
     from .nets.tiled import Part
@@ -405,17 +404,16 @@ class Manifold:
         from .nets import int8
 
         ranges = self.card.get(int8.RANGES)
-        if ranges is None or not int8.supported(self.device):
+        if not ranges or not int8.supported(self.device):
             if precision != "int8":
                 return None
             lacking = "this machine lacks fast integers" if ranges else f"manifold {self.name} has no ranges for integers"
             raise ManifoldError(f'precision "int8": {lacking}; use "auto"')
         try:
-            net = cast("Compact", self.net)  # of others the ranges do not fit
-            synthesis = int8.quantised(net.synthesis_net, ranges)
+            synthesis: Callable[[Tensor], Tensor] = int8.in_integers(self.net, ranges).synthesis
         except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RuntimeError) as error:
             raise ManifoldError(f"{self.info.path}: its ranges for integers do not fit ({_line(error)})") from error
-        return lambda y: synthesis(y, net.patches)
+        return synthesis
 
     def _hyper(self, tensors: Mapping[str, np.ndarray]) -> RangeModel | None:
         config = self.config.get("hyper")

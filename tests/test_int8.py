@@ -14,9 +14,13 @@ from mcode.evaluation.metrics import psnr
 from mcode.nets import int8
 from mcode.nets.compact import Compact
 from mcode.nets.hific import CompactConfig
-from mcode.nets.layers import ResidualBlock
+from mcode.nets.layers import ResidualBlock, watched
+from mcode.nets.residual import Residual, ResidualConfig
 from mcode.testclip import render_frames
 from mcode.training.export import ranges_of
+from mcode.training.ncode import NCodeData
+from mcode.training.residual import ResidualTraining, save
+from mcode.training.squares import Squares
 
 from .range_model import sample
 
@@ -256,3 +260,59 @@ def test_general_in_integers_loses_less_than_a_twentieth_of_a_decibel():
         y = (exact.analyse(frames) * gain).round() * inverse
         scores = [np.mean([psnr(a, b) for a, b in zip(frames, m.synthesise(y, 160, 96), strict=True)]) for m in (exact, fast)]
         assert scores[0] - scores[1] < 0.05
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+    """A manifold of the residual family whose network is not zero, trained on nothing."""
+    config = ResidualConfig(frame_size=(32, 24), m=6, width=8, blocks=1)
+    net = Residual(config)
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.linalg.qr(torch.randn(config.pixels, 6, generator=generator))[0].T
+    net.set_basis(rows, torch.zeros(config.pixels))
+    torch.manual_seed(4)
+    for part in net.unet.modules():
+        if isinstance(part, ResidualBlock):
+            torch.nn.init.kaiming_normal_(part.conv2.weight)
+    torch.nn.init.normal_(net.unet.last.weight, std=0.05)
+    for number, after in enumerate(net.unet.after):  # so that no two blocks have ranges alike
+        after[0].conv1.weight.data.mul_(1 + 3 * number)
+    path = tmp_path_factory.mktemp("residual") / "made.safetensors"
+    pixels = np.random.default_rng(2).integers(0, 256, (12, 24, 32, 3), np.uint8)
+    training = ResidualTraining(kind="ncode", name="made", network=config, data=NCodeData(folders=("x",)), steps=1)
+    save(net, training, Squares(pixels, (12,)), path)
+    return path
+
+
+@needs_integers
+def test_a_trained_residual_network_shows_nearly_the_same_in_integers(residual):
+    fast, exact = manifold.load(residual, "cpu"), manifold.load(residual, "cpu", precision="float32")
+    assert (fast.precision, exact.precision) == ("int8", "float32")
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 24, 32, 3), np.uint8)
+    y = exact.analyse(pixels)
+    shown, wanted = fast.synthesise(y, 32, 24), exact.synthesise(y, 32, 24)
+    base = (exact.net.base(y.flatten(1) - exact.net.offset) + 1) * 127.5
+    added = np.abs(wanted - base.permute(0, 2, 3, 1).numpy()).mean()
+    assert added > 5, "the network adds something"
+    assert 0 < np.abs(shown.astype(int) - wanted).mean() < 0.05 * added
+    assert np.array_equal(fast.in_floats().analyse(pixels), fast.analyse(pixels))
+
+
+@needs_integers
+def test_ranges_belong_to_the_blocks_they_were_measured_at(residual):
+    """The U-Net's last blocks run the other way round than they were made."""
+    model = manifold.load(residual, "cpu", precision="float32")
+    unet, sizes = model.net.unet, {}
+    y = model.analyse(np.random.default_rng(2).integers(0, 256, (1, 24, 32, 3), np.uint8))
+    with watched(unet, lambda name, x, second: sizes.update({(name, second): float(x.abs().max())})), torch.inference_mode():
+        model.net.synthesis(y)
+    found = int8.measure(unet, model.net.synthesis, [y])
+    names = [name for name, part in unet.named_modules() if isinstance(part, ResidualBlock)]
+    assert list(sizes)[::2] != [(name, False) for name in names]
+    for name, both in zip(names, found, strict=True):
+        assert both == pytest.approx([sizes[name, False], sizes[name, True]], rel=1e-3)
+
+
+def test_networks_without_residual_blocks_have_no_integers():
+    with pytest.raises(ValueError, match="Linear has no synthesis in integers"):
+        int8.in_integers(torch.nn.Linear(1, 1), [])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,8 @@ from .layers import ResidualBlock, watched
 
 RANGES = "ranges"
 """Key of a manifold's card: `measure` of its synthesis."""
+MOST_MEASURED = 128
+"""About so many pictures are measured."""
 _LEVELS, _ZERO = 127, 128
 """Levels on either side of zero, and the unsigned byte that stands for zero."""
 _WEIGHT_LEVELS = (127, 63)
@@ -108,20 +110,18 @@ def _packed(conv: nn.Conv2d, step: float, zero: int, levels: int) -> tuple[Tenso
     return packed, scale, torch.zeros(len(scale), dtype=torch.int64), conv.bias.detach().float()
 
 
-def _blocks(net: nn.Module) -> Iterator[tuple[nn.Module, str, ResidualBlock]]:
-    """(parent, name in it, block) of all residual blocks, in order."""
-    for parent in net.modules():
-        yield from ((parent, name, block) for name, block in parent.named_children() if isinstance(block, ResidualBlock))
+def _blocks(net: nn.Module) -> list[str]:
+    """Names of all residual blocks, in the order in which they were made."""
+    return [name for name, module in net.named_modules() if isinstance(module, ResidualBlock)]
 
 
 def measure(net: nn.Module, run: Callable[[Any], object], samples: Iterable[Any]) -> list[list[float]]:
     """For each residual block of `net`, [the largest size of its input, of the values between its convolutions] while
     `run` takes the samples, one after the other."""
-    found: dict[str, list[float]] = {}
+    found = {name: [0.0, 0.0] for name in _blocks(net)}  # skips make them run in another order
 
     def note(name: str, given: Tensor, second: bool) -> None:
-        sizes = found.setdefault(name, [0.0, 0.0])
-        sizes[second] = max(sizes[second], float(given.abs().max()))
+        found[name][second] = max(found[name][second], float(given.abs().max()))
 
     with watched(net, note), torch.inference_mode():
         for sample in samples:
@@ -129,15 +129,48 @@ def measure(net: nn.Module, run: Callable[[Any], object], samples: Iterable[Any]
     return [[float(f"{size:.4g}") for size in sizes] for sizes in found.values()]
 
 
+def ranges_of(net: Any, latents: Sequence[Tensor], steps: Sequence[tuple[Tensor, Tensor]]) -> list[list[float]]:
+    """What a manifold's networks need to be computed in integers: `measure` of their `part` over at most MOST_MEASURED of the
+    latents (C, h, w), quantised at all qualities in turn. steps: gain and inverse of each, (C,)."""
+
+    def show(numbered: tuple[int, Tensor]) -> None:
+        number, latent = numbered
+        gain, inverse = (factor.view(-1, 1, 1) for factor in steps[number % len(steps)])
+        net.synthesis(((latent * gain).round() * inverse)[None])
+
+    chosen = latents[:: max(1, len(latents) // MOST_MEASURED)]
+    return measure(net.get_submodule(part(net)), show, enumerate(chosen))
+
+
+def part(net: nn.Module) -> str:
+    """Name of the part of a manifold's networks whose residual blocks `measure` and `in_integers` are about: what a synthesis
+    spends its time on. Raises ValueError for networks that have none."""
+    for name in ("synthesis_net", "unet"):
+        if isinstance(getattr(net, name, None), nn.Module):
+            return name
+    raise ValueError(f"{type(net).__name__} has no synthesis in integers")
+
+
+def in_integers(net: nn.Module, ranges: Sequence[Sequence[float]]) -> Any:
+    """`net` with the blocks of its `part` in integers; all else is shared. Raises ValueError where the ranges do not fit."""
+    name = part(net)
+    twin = copy.copy(net)
+    twin._modules = net._modules | {name: quantised(net.get_submodule(name), ranges)}
+    return twin
+
+
 def quantised(net: nn.Module, ranges: Sequence[Sequence[float]]) -> nn.Module:
     """A copy of `net` with its residual blocks in integers. ranges: of `measure`. Raises ValueError where they do not fit."""
     net = copy.deepcopy(net)
-    places = list(_blocks(net))
-    if len(ranges) != len(places):
-        raise ValueError(f"ranges are for {len(ranges)} blocks, and there are {len(places)}")
-    for (parent, name, block), sizes in zip(places, ranges, strict=True):
+    names = _blocks(net)
+    if len(ranges) != len(names):
+        raise ValueError(f"ranges are for {len(ranges)} blocks, and there are {len(names)}")
+    for name, sizes in zip(names, ranges, strict=True):
         given, hidden = (float(size) for size in sizes)
         if not (0 <= given < math.inf and 0 <= hidden < math.inf):
             raise ValueError(f"ranges are {given} and {hidden}; they are numbers from 0")
-        setattr(parent, name, Int8Block(block, given, hidden))
+        above, _, last = name.rpartition(".")
+        block = net.get_submodule(name)
+        assert isinstance(block, ResidualBlock)
+        setattr(net.get_submodule(above), last, Int8Block(block, given, hidden))
     return net

@@ -15,9 +15,9 @@ from ..coders import CodeTables
 from ..config import from_dict, to_dict
 from ..errors import InputError
 from ..latents import quantise, symbols
-from ..nets import STRIDE
+from ..nets import STRIDE, int8
 from ..nets.hific import Gains
-from ..nets.int8 import RANGES, measure
+from ..nets.int8 import RANGES
 from . import loop
 from .compact import CompactTraining, lambdas
 from .crops import PICTURES, VIDEOS, frame_runs, load_pictures
@@ -27,8 +27,6 @@ LAGS = (1, 4, 8)
 """Keyframe intervals, in frames, whose deltas the code tables are fitted to."""
 LONGEST = 1024
 DEFAULT_QUALITY = 5
-_RANGED = 128
-"""Pictures that `ranges_of` looks at."""
 
 
 def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str, Any], pictures: int = 100) -> str:
@@ -79,17 +77,9 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
 
 
 def ranges_of(model: manifold.Manifold, latents: Sequence[Tensor]) -> list[list[float]]:
-    """What the synthesis needs to be computed in integers, from latents (C, h, w): `measure` over some of them, quantised at
-    all qualities in turn."""
-    chosen = latents[:: max(1, len(latents) // _RANGED)]
-
-    def show(numbered: tuple[int, Tensor]) -> None:
-        number, latent = numbered
-        quality = number % model.qualities + 1
-        gain, inverse = (part.view(-1, 1, 1) for part in (model.gain(quality), model.inverse(quality)))
-        model.net.synthesis(((latent.to(model.device) * gain).round() * inverse)[None])
-
-    return measure(model.net.get_submodule("synthesis_net"), show, enumerate(chosen))
+    """`nets.int8.ranges_of` for a manifold, from latents (C, h, w)."""
+    steps = [(model.gain(q), model.inverse(q)) for q in range(1, model.qualities + 1)]
+    return int8.ranges_of(model.net, [latent.to(model.device) for latent in latents], steps)
 
 
 def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], data: Path, output: Path, card: dict[str, Any]) -> str:
@@ -111,7 +101,7 @@ def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], data: P
         pictures = load_pictures([data / f for f in config.data.folders], longest=LONGEST, frames_per_video=1)
     finally:
         draft.unlink(missing_ok=True)
-    some = pictures[:: max(1, len(pictures) // _RANGED)]
+    some = pictures[:: max(1, len(pictures) // int8.MOST_MEASURED)]
     card[RANGES] = ranges_of(model, [model.analyse(rgb[None])[0] for rgb in some])
     return manifold.rewrite(config.start, output, card=card, **options)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import manifold
 from ..config import from_dict, to_dict
 from ..errors import InputError
+from ..nets.int8 import RANGES, ranges_of
 from ..nets.layers import channels_last
 from ..nets.residual import Residual, ResidualConfig
 from . import classes, loop
@@ -546,6 +547,7 @@ def save(
         "training_config": to_dict(config),
         "scores": {"training_psnr_db": round(10 * math.log10(4 / max(squared, 1e-9)), 2)},
         "not_for": "pictures of another kind than those it learned from",
+        RANGES: ranges_of(net, list(torch.from_numpy(y)[..., None, None]), [(gain, 1 / gain) for gain in gains]),
     }
     exact = {"basis", "basis_scale", "deviation", "spread", "offset"}
     return manifold.save(
