@@ -909,7 +909,7 @@ def test_info_of_a_picture_says_image_and_no_length(mcode, workshop, tmp_path):
     assert mcode("encode", workshop / "clip.mkv", "-o", tmp_path / "one.mcode", *options)[0] == 0
     rate = json.loads(mcode("info", tmp_path / "one.mcode", "--json")[1])["bits_per_pixel"]
     out = mcode("info", tmp_path / "one.mcode")[1]
-    assert f"{rate:.3f} bit/pixel" in out and "kbit/s" not in out
+    assert f"{rate:.3f} bit/pixel" in out and "kbit/s" not in out and ", 1 frame\n" in out
     assert mcode("decode", tmp_path / "one.mcode", "-o", tmp_path / "one.png", "-m", model)[0] == 0
     assert json.loads(mcode("info", tmp_path / "one.png", "--json")[1])["type"] == "image"
     lines = mcode("info", tmp_path / "one.png")[1].splitlines()

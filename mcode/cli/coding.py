@@ -34,6 +34,7 @@ from mcode.cli.options import (
 from mcode.cli.output import (
     bit_rate,
     byte_count,
+    counted,
     decibels,
     minutes,
     one_line,
@@ -347,7 +348,7 @@ def _show_stream(path: str, as_json: bool) -> None:
     coded = f"{header.width}x{header.height}"
     rows = {
         "picture": shown if shown == coded else f"{shown}, sent as {coded}",
-        "length": f"{minutes(reader.duration_s)}, {frames:,} frames",
+        "length": f"{minutes(reader.duration_s)}, {counted(frames, 'frame')}",
         "keyframes": f"{reader.keyframes:,}, one frame in {header.n}, {facts['refreshes']:,} of them refreshes",
         "rate": _rate(frames, facts["rate_kbps"], facts["bits_per_pixel"], reader.payload_bytes),
         "file": f"{byte_count(facts['file_bytes'])}, container and sound included",
@@ -358,7 +359,7 @@ def _show_stream(path: str, as_json: bool) -> None:
     if reader.truncated:
         rows["cut off"] = f"{reader.truncated} is there"
     if reader.damaged:
-        rows["damaged"] = f"{reader.damaged:,} keyframes"
+        rows["damaged"] = counted(reader.damaged, "keyframe")
     rows |= {key: one_line(value) for key, value in reader.metadata.items()}
     print_report(path, rows)
 
@@ -402,7 +403,7 @@ def _show_video(path: str, as_json: bool) -> None:
         return
     rate = f"{found.average_fps:.3g} frames/s" if found.average_fps else None
     length = minutes(found.duration_s) if found.duration_s else None
-    frames = f"{found.frames:,} frames" if found.frames and not found.is_image else None
+    frames = counted(found.frames, "frame") if found.frames and not found.is_image else None
     rows = {
         "picture": f"{found.width}x{found.height}, {found.video_codec}, {found.pixel_format}",
         "length": ", ".join(part for part in (length, frames, rate) if part),

@@ -28,7 +28,7 @@ from mcode.cli.options import (
     some_of,
     whole,
 )
-from mcode.cli.output import print_json, print_rows, print_table, print_warnings, progress_bar
+from mcode.cli.output import counted, print_json, print_rows, print_table, print_warnings, progress_bar
 
 
 @app.command()
@@ -95,7 +95,7 @@ def compare(
         ],
         right=("kbit/s", "PSNR dB", "SSIM", "bits"),
     )
-    print(f"\n{report.frames:,} frames at {report.width}x{report.height}")
+    print(f"\n{counted(report.frames, 'frame')} at {report.width}x{report.height}")
     for name, path in report.files.items():
         print(f"  {name:<8} {path}")
 
@@ -201,6 +201,6 @@ def channel_(
         ),
     ]
     print_table(("PSNR dB (SSIM)", *(LABELS[name] for name in names)), table, right=[LABELS[name] for name in names])
-    print(f"\n{report.frames:,} frames at {report.width}x{report.height}, {report.seeds} seeds")
+    print(f"\n{counted(report.frames, 'frame')} at {report.width}x{report.height}, {report.seeds} seeds")
     for path in report.files:
         print(f"  {path}")

@@ -117,6 +117,11 @@ def byte_count(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} kB"
 
 
+def counted(count: int, noun: str) -> str:
+    """As "1 frame" and "1,500 frames"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def bit_rate(kbps: float) -> str:
     return f"{kbps:.2f} kbit/s" if kbps < 10 else f"{kbps:,.1f} kbit/s"
 

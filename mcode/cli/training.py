@@ -11,7 +11,7 @@ import typer
 from mcode.cli.apps import app
 from mcode.cli.coding import show_manifold
 from mcode.cli.options import SMALL, Device, Force, Json, Size, one_of, output_option, seconds_of, size_of, whole
-from mcode.cli.output import bit_rate, byte_count, decibels, print_json, print_report, print_warnings, progress_bar
+from mcode.cli.output import bit_rate, byte_count, counted, decibels, print_json, print_report, print_warnings, progress_bar
 
 MOST_DEAD = 0.12
 """Share of hidden channels that may be shut before `train` warns. The last training of general had up to 0.07; one that lost
@@ -74,7 +74,7 @@ def adapt(
         output,
         {
             "manifold": f"{kind} {report.manifold_id}, {report.m} coordinates",
-            "learned from": f"{report.frames:,} frames",
+            "learned from": counted(report.frames, "frame"),
             "quality": f"{decibels(report.psnr_db)} PSNR ({report.quantised_loss_db:.2f} dB lost by storing it small)",
             "rate": f"about {bit_rate(report.kbps_estimate)}",
             "file": byte_count(report.file_bytes),
