@@ -184,7 +184,7 @@ class Sender:
         self.config = config
         self.host, self.port = sdp.parse_url(config.to, "--to")
         family, address = resolve(self.host, self.port, config.to)
-        self.model: Any = model if model is not None else load(config.manifold, config.device)
+        self.model: Any = model if model is not None else load(config.manifold, config.device).in_integers()
         frame_size = getattr(self.model, "frame_size", None)
         self.source = open_source(config, frame_size)
         self.source.notify = notify or self.source.notify

@@ -55,7 +55,7 @@ class Worker:
     def _load(self, message: dict[str, Any]) -> None:
         from mcode.manifold import load
 
-        model = load(message["path"], "cpu", precision=message["precision"])
+        model = load(message["path"], "cpu", precision=message["precision"]).in_integers()
         self._models = {**dict(list(self._models.items())[1 - MOST_MANIFOLDS :]), message["model"]: model}
 
     def _analyse(self, message: dict[str, Any]) -> dict[str, Any]:

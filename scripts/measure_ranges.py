@@ -1,21 +1,26 @@
-"""Measures what a residual manifold needs to be computed in 8-bit integers, and writes the manifold with it on its card.
+"""Measures what a manifold needs to be computed in 8-bit integers, and writes the manifold with it on its card.
 
     python scripts/measure_ranges.py talking-head --data DIR --output talking-head.safetensors
 
 DIR holds the folders that the manifold was trained on, by its card. New trainings end with these ranges; older manifolds
-lack them. Weights, symbols and the manifold's id stay what they are.
+lack some. Weights, symbols and the manifold's id stay what they are.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mcode import manifold
 from mcode.config import from_dict
 from mcode.errors import InputError, McodeError
-from mcode.nets.int8 import MOST_MEASURED, RANGES
-from mcode.training.export import ranges_of
+from mcode.nets import int8
+from mcode.training.crops import load_pictures
+from mcode.training.export import LONGEST, ranges_of
 from mcode.training.residual import ResidualTraining, load
 
 
@@ -35,15 +40,24 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> None:
     model = manifold.load(given.manifold, "cpu", precision="float32")
-    trained = model.card.get("training_config")
-    if not isinstance(trained, dict) or model.config["network"].get("family") != "residual":
-        raise InputError(f"{given.manifold}: no residual manifold with its training on the card; train it, or name another")
-    pixels = load(from_dict(trained, ResidualTraining, source=f"{given.manifold}'s card"), given.data).pixels
-    some = pixels[:: max(1, len(pixels) // MOST_MEASURED)]
-    if some.shape[3] == 1:
-        some = some.repeat(3, axis=3)
-    ranges = ranges_of(model, [model.analyse(rgb[None])[0] for rgb in some])
-    print(manifold.rewrite(model.info.path, given.output, card={RANGES: ranges}))
+    trained, family = model.card.get("training_config"), model.config["network"].get("family")
+    if not isinstance(trained, Mapping) or family not in ("compact", "residual"):
+        raise InputError(f"{given.manifold}: no compact or residual manifold with its training on the card; name another")
+    card: dict[str, Any] = {}
+    if family == "residual":
+        pixels = load(from_dict(trained, ResidualTraining, source=f"{given.manifold}'s card"), given.data).pixels
+        pictures = list(pixels if pixels.shape[3] == 3 else np.repeat(pixels, 3, axis=3))
+    else:
+        pictures = load_pictures([given.data / f for f in trained["data"]["folders"]], longest=LONGEST, frames_per_video=1)
+    some = pictures[:: max(1, len(pictures) // int8.MOST_MEASURED)]
+    if family == "compact":
+        with int8.measured(model.net.get_submodule(int8.ANALYSIS)) as card[int8.ANALYSIS_RANGES]:
+            latents = [model.analyse(rgb[None])[0] for rgb in some]
+    else:
+        latents = [model.analyse(rgb[None])[0] for rgb in some]
+    if not model.card.get(int8.RANGES):
+        card[int8.RANGES] = ranges_of(model, latents)
+    print(manifold.rewrite(model.info.path, given.output, card=card))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -11,16 +13,20 @@ from mcode.coders import CodeTables
 from mcode.config import to_dict
 from mcode.errors import ManifoldError
 from mcode.evaluation.metrics import psnr
+from mcode.frame import Frame
 from mcode.nets import int8
 from mcode.nets.compact import Compact
 from mcode.nets.hific import CompactConfig
 from mcode.nets.layers import ResidualBlock, watched
 from mcode.nets.residual import Residual, ResidualConfig
+from mcode.send import SendConfig, send
 from mcode.testclip import render_frames
 from mcode.training.export import ranges_of
 from mcode.training.ncode import NCodeData
 from mcode.training.residual import ResidualTraining, save
 from mcode.training.squares import Squares
+from mcode.transcode import encode_file
+from mcode.video import FrameWriter
 
 from .range_model import sample
 
@@ -130,6 +136,9 @@ def test_a_block_with_normalisation_is_refused():
         int8.Int8Block(ResidualBlock(8, norm=True), 1.0, 1.0)
 
 
+STATIC = np.random.default_rng(7).integers(0, 256, (64, 96, 3), np.uint8)
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """A compact manifold without ranges."""
@@ -164,8 +173,10 @@ def ranged(plain):
     """The same with ranges measured on noise, which it is shown here."""
     model = manifold.load(plain, "cpu", precision="float32")
     path = plain.with_name("ranged.safetensors")
-    ranges = ranges_of(model, [noise(1, 6, 4, 5)[0] * 4 for _ in range(3)])
-    assert manifold.rewrite(plain, path, card={int8.RANGES: ranges}) == model.id, "a card leaves the id as it is"
+    card = {int8.RANGES: ranges_of(model, [noise(1, 6, 4, 5)[0] * 4 for _ in range(3)])}
+    with int8.measured(model.net.analysis_net) as card[int8.ANALYSIS_RANGES]:
+        model.analyse(STATIC[None])
+    assert manifold.rewrite(plain, path, card=card) == model.id, "a card leaves the id as it is"
     return path
 
 
@@ -225,6 +236,46 @@ def test_a_card_whose_ranges_do_not_fit_is_one_line(ranged, tmp_path):
         assert manifold.load(path, "cpu", precision="float32").precision == "float32"
 
 
+@needs_integers
+def test_an_analysis_in_integers_is_close_and_for_those_who_ask(plain, ranged):
+    fast, exact = manifold.load(ranged, "cpu"), manifold.load(ranged, "cpu", precision="float32")
+    quick, wanted = fast.in_integers(), exact.analyse(STATIC[None])
+    off = (quick.analyse(STATIC[None]) - wanted).abs().mean() / (wanted - exact.net.patches(as_input(STATIC))).abs().mean()
+    assert 0 < off < 0.05, "of what the network adds"
+    assert torch.equal(fast.analyse(STATIC[None]), fast.in_floats().analyse(STATIC[None])), "as it was before"
+    y = noise_latents(1, 6, 4, 6)
+    assert np.array_equal(quick.synthesise(y, 96, 64), fast.synthesise(y, 96, 64))
+    assert torch.equal(quick.in_floats().analyse(STATIC[None]), fast.analyse(STATIC[None]))
+    for lacking in (exact, manifold.load(plain, "cpu"), fast.in_floats()):
+        assert lacking.in_integers() is lacking
+
+
+def as_input(rgb: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(rgb[None]).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@needs_integers
+def test_ranges_of_an_analysis_that_do_not_fit_are_one_line(ranged, tmp_path):
+    manifold.rewrite(ranged, tmp_path / "bad.safetensors", card={int8.ANALYSIS_RANGES: [[1.0, 1.0]]})
+    with pytest.raises(ManifoldError, match="ranges for integers do not fit"):
+        manifold.load(tmp_path / "bad.safetensors", "cpu").in_integers()
+
+
+@needs_integers
+def test_live_video_is_analysed_in_integers_and_files_are_not(ranged, tmp_path, monkeypatch):
+    with FrameWriter(tmp_path / "clip.mkv", width=96, height=64, fps=Fraction(25)) as writer:
+        for pts in (0, 3600):
+            writer.push(Frame(STATIC, pts))
+    used = []
+    analyse = manifold.Manifold.analyse
+    monkeypatch.setattr(manifold.Manifold, "analyse", lambda self, rgb: used.append(self._int8_analysis) or analyse(self, rgb))
+    encode_file(tmp_path / "clip.mkv", tmp_path / "out.mcode", manifold=ranged, device="cpu", n=1)
+    assert used == [None, None]
+    used.clear()
+    send(SendConfig(str(tmp_path / "clip.mkv"), manifold=str(ranged), baseline="none", realtime=False, n=1, device="cpu"))
+    assert used and None not in used
+
+
 def test_integers_that_are_not_to_be_had_are_refused_when_asked_for(plain, ranged, monkeypatch):
     with pytest.raises(ManifoldError, match=r'"int8".*no ranges.*"auto"'):
         manifold.load(plain, "cpu", precision="int8")
@@ -249,6 +300,18 @@ def test_a_pytorch_without_these_operators_goes_without(failure, monkeypatch):
 def test_a_pytorch_whose_operators_mean_something_else_goes_without(monkeypatch):
     monkeypatch.setattr(int8.Int8Block, "forward", lambda self, x: x)
     assert int8._weight_levels.__wrapped__() == 0
+
+
+@needs_integers
+def test_general_analysed_in_integers_sends_nearly_the_same():
+    exact = manifold.load("general", "cpu")
+    quick = exact.in_integers()
+    assert quick is not exact
+    frames = np.stack([f.rgb for f in render_frames("arms", 0.2, 10, (160, 96), 0)])
+    for quality, most in ((2, 0.03), (5, 0.04), (8, 0.1)):
+        gain = exact.gain(quality).view(-1, 1, 1)
+        off = ((quick.analyse(frames) - exact.analyse(frames)) * gain).square().mean().sqrt()
+        assert 0 < off < most, "quantiser steps"
 
 
 @needs_integers
@@ -315,4 +378,4 @@ def test_ranges_belong_to_the_blocks_they_were_measured_at(residual):
 
 def test_networks_without_residual_blocks_have_no_integers():
     with pytest.raises(ValueError, match="Linear has no synthesis in integers"):
-        int8.in_integers(torch.nn.Linear(1, 1), [])
+        int8.part(torch.nn.Linear(1, 1))

@@ -282,8 +282,9 @@ def make_clip(size: tuple[int, int], frames: int, *, moving_camera: bool = True)
 
 
 def manifold_jobs(model: Any, clip: Sequence[Frame], n: int, compiled: bool, notes: list[str]) -> list[Job]:
-    """Analysis of a keyframe, synthesis of a decoder's batch, once more without integers where it uses them, every coder
-    alone, and whole: frames to bytes and back, with `huffman` and, where there is a hyperprior, with `range`."""
+    """Analysis of a keyframe, in integers too where live video has it so; synthesis of a decoder's batch, once more without
+    integers where it uses them; every coder alone; and whole: frames to bytes and back, with `huffman` and, where there is
+    a hyperprior, with `range`."""
     from mcode.codec import frames_at_once
     from mcode.latents import dequantise, quantise
 
@@ -307,7 +308,9 @@ def manifold_jobs(model: Any, clip: Sequence[Frame], n: int, compiled: bool, not
         job("synthesis", batch, lambda: model.synthesise(some, width, height)),
     ]
     if getattr(model, "precision", "") == "int8":
-        plain = model.in_floats()
+        plain, quick = model.in_floats(), model.in_integers()
+        if quick is not model:
+            jobs.append(job("analysis int8", 1, lambda: quick.analyse(clip[0].rgb[None])))
         jobs.append(job(f"synthesis {plain.precision}", batch, lambda: plain.synthesise(some, width, height)))
     dense = ("range",) if model.hyper is not None else ()
     for coder in ("fixed", "huffman", *dense):

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 
 from .layers import ResidualBlock, watched
 
-RANGES = "ranges"
-"""Key of a manifold's card: `measure` of its synthesis."""
+RANGES, ANALYSIS_RANGES = "ranges", "analysis_ranges"
+"""Keys of a manifold's card: `measure` of its synthesis and of its analysis."""
+ANALYSIS = "analysis_net"
+"""Name of the part of a manifold's networks that ANALYSIS_RANGES are of."""
 MOST_MEASURED = 128
 """About so many pictures are measured."""
 _LEVELS, _ZERO = 127, 128
@@ -118,15 +121,24 @@ def _blocks(net: nn.Module) -> list[str]:
 def measure(net: nn.Module, run: Callable[[Any], object], samples: Iterable[Any]) -> list[list[float]]:
     """For each residual block of `net`, [the largest size of its input, of the values between its convolutions] while
     `run` takes the samples, one after the other."""
-    found = {name: [0.0, 0.0] for name in _blocks(net)}  # skips make them run in another order
-
-    def note(name: str, given: Tensor, second: bool) -> None:
-        found[name][second] = max(found[name][second], float(given.abs().max()))
-
-    with watched(net, note), torch.inference_mode():
+    with measured(net) as found, torch.inference_mode():
         for sample in samples:
             run(sample)
-    return [[float(f"{size:.4g}") for size in sizes] for sizes in found.values()]
+    return found
+
+
+@contextmanager
+def measured(net: nn.Module) -> Iterator[list[list[float]]]:
+    """What `measure` says, of all that `net` is given within the context: known at its end."""
+    sizes = {name: [0.0, 0.0] for name in _blocks(net)}  # skips make them run in another order
+    found: list[list[float]] = []
+
+    def note(name: str, given: Tensor, second: bool) -> None:
+        sizes[name][second] = max(sizes[name][second], float(given.abs().max()))
+
+    with watched(net, note):
+        yield found
+    found += [[float(f"{size:.4g}") for size in both] for both in sizes.values()]
 
 
 def ranges_of(net: Any, latents: Sequence[Tensor], steps: Sequence[tuple[Tensor, Tensor]]) -> list[list[float]]:
@@ -143,17 +155,17 @@ def ranges_of(net: Any, latents: Sequence[Tensor], steps: Sequence[tuple[Tensor,
 
 
 def part(net: nn.Module) -> str:
-    """Name of the part of a manifold's networks whose residual blocks `measure` and `in_integers` are about: what a synthesis
-    spends its time on. Raises ValueError for networks that have none."""
+    """Name of the part of a manifold's networks that RANGES are of: what a synthesis spends its time on. Raises ValueError for
+    networks that have none."""
     for name in ("synthesis_net", "unet"):
         if isinstance(getattr(net, name, None), nn.Module):
             return name
     raise ValueError(f"{type(net).__name__} has no synthesis in integers")
 
 
-def in_integers(net: nn.Module, ranges: Sequence[Sequence[float]]) -> Any:
-    """`net` with the blocks of its `part` in integers; all else is shared. Raises ValueError where the ranges do not fit."""
-    name = part(net)
+def in_integers(net: nn.Module, name: str, ranges: Sequence[Sequence[float]]) -> Any:
+    """`net` with the blocks of the part of that name in integers; all else is shared. Raises ValueError where the ranges do not
+    fit."""
     twin = copy.copy(net)
     twin._modules = net._modules | {name: quantised(net.get_submodule(name), ranges)}
     return twin

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..latents import quantise, symbols
 from ..nets import STRIDE, int8
 from ..nets.hific import Gains
-from ..nets.int8 import RANGES
+from ..nets.int8 import ANALYSIS, ANALYSIS_RANGES, RANGES
 from . import loop
 from .compact import CompactTraining, lambdas
 from .crops import PICTURES, VIDEOS, frame_runs, load_pictures
@@ -65,7 +65,8 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
     try:
         manifold.save(draft, tables=blank, **options)
         model = manifold.load(draft)
-        stills, runs = _latents(model, data, config.data.folders, pictures)
+        with int8.measured(model.net.get_submodule(ANALYSIS)) as card[ANALYSIS_RANGES]:
+            stills, runs = _latents(model, data, config.data.folders, pictures)
     finally:
         draft.unlink(missing_ok=True)
     margin = torch.stack([_zero_margin(stills, g, config.zero_margin) for g in gain])
@@ -102,7 +103,9 @@ def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], data: P
     finally:
         draft.unlink(missing_ok=True)
     some = pictures[:: max(1, len(pictures) // int8.MOST_MEASURED)]
-    card[RANGES] = ranges_of(model, [model.analyse(rgb[None])[0] for rgb in some])
+    with int8.measured(model.net.get_submodule(ANALYSIS)) as card[ANALYSIS_RANGES]:
+        latents = [model.analyse(rgb[None])[0] for rgb in some]
+    card[RANGES] = ranges_of(model, latents)
     return manifold.rewrite(config.start, output, card=card, **options)
 
 
