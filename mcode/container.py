@@ -215,7 +215,8 @@ class McodeReader:
 
     header: the first stream header. metadata: the stored texts. duration_s: of what is there; end_ticks: the same in ticks.
     keyframes, payload_bytes: of the data track. truncated: how much of a cut-off file there is ("2.0 of 3.0 s"), else None.
-    damaged: samples that did not parse in the last iteration. The sound is reached by FrameWriter(audio_from=path).
+    damaged: samples that did not parse in the last iteration, or stand before the first refresh. The sound is reached by
+    FrameWriter(audio_from=path).
 
     Raises InputError for a path that is missing or a folder, FormatError for a file that is no .mcode file, is of a newer
     format or holds no whole keyframe. Memory: 24 bytes a keyframe, and one packet.
@@ -255,7 +256,7 @@ class McodeReader:
         return self.keyframes
 
     def __iter__(self) -> Iterator[Packet]:
-        self.damaged = 0
+        self.damaged = self._first if self._first == self._refreshes[0] else 0  # a file begins with a refresh
         header: StreamHeader | None = None
         with open(self.path, "rb") as file:
             for i in range(self._first, self.keyframes):
@@ -292,8 +293,8 @@ class McodeReader:
                 raise self._foreign()
             written = stored.pop(FORMAT_KEY)
             if written != str(FORMAT):
-                reads = f"this is mcode {__version__}, which reads {FORMAT}; install a newer MCode"
-                raise FormatError(f"{self.path}: stream is format {written}, {reads}")
+                reads = f"this is mcode {__version__}, which reads file format {FORMAT}; install a newer MCode"
+                raise FormatError(f"{self.path}: file format {' '.join(written.split())[:40]}, {reads}")
             for key in ("major_brand", "minor_version", "compatible_brands", "encoder"):
                 stored.pop(key, None)
             self.metadata: dict[str, str] = stored

@@ -16,7 +16,7 @@ import numpy as np
 
 from .codec import Decoder, Encoder, Refine
 from .container import McodeReader, McodeWriter
-from .errors import InputError, ManifoldError, WireError
+from .errors import FormatError, InputError, ManifoldError, WireError
 from .frame import TICKS_PER_S, Frame
 from .jobs import MOST_AHEAD, Jobs
 from .manifold import Manifold, find_id, load
@@ -192,8 +192,9 @@ def decode_file(
 ) -> DecodeReport:
     """Decodes an .mcode file into a video or pictures, by the output's name (see FrameWriter).
 
-    manifold: None takes the installed one that the stream names. size: (width, height), else the source's. A cut-off
-    file gives what is whole, and a warning. Raises FormatError, ManifoldError, InputError.
+    manifold: None takes the installed one that the stream names. size: (width, height), else the source's. A cut-off or
+    damaged file gives what is whole, and a warning. Raises FormatError, also where no keyframe can be decoded, ManifoldError
+    and InputError.
     """
     if os.fspath(output) != "-":
         refuse_same(input, output)
@@ -205,8 +206,10 @@ def decode_file(
     width, height = size or (reader.header.display_width, reader.header.display_height)
     decoder = Decoder(model)
     warnings: list[str] = []
-    frames = bad = dropped = 0
-    lost = False  # whether the keyframe before was bad
+    frames = dropped = 0
+    waiting = unseen = bridged = seen = 0  # bad keyframes: since the last good one, before the first, between, of the reader's
+    first_pts: int | None = None
+    wrong: Exception | None = None
     last_pts: float = -math.inf
     started = time.perf_counter()
     sound = input if audio else None
@@ -227,14 +230,22 @@ def decode_file(
                     progress(frames, None)
 
         for packet in reader:
+            waiting, seen = waiting + reader.damaged - seen, reader.damaged
             try:
-                shown = _resized(decoder.push(packet, after_loss=lost), width, height)
+                shown = _resized(decoder.push(packet, after_loss=waiting > 0), width, height)
             except (WireError, ManifoldError) as error:
                 if isinstance(error, ManifoldError) and decoder.header is None:
                     raise  # another manifold; later on it is a damaged id
-                bad, lost = bad + 1, True
+                waiting, wrong = waiting + 1, error
                 continue
-            lost = False
+            if decoder.header is None:  # a delta, behind a refresh that could not be used
+                waiting += 1
+                continue
+            if first_pts is None:
+                first_pts, unseen = packet.pts, waiting
+            else:
+                bridged += waiting
+            waiting = 0
             if packet.steps * 3 * width * height > MOST_AHEAD:
                 for gap in jobs.rest():
                     write(gap)
@@ -244,14 +255,27 @@ def decode_file(
                     write(gap)
         for gap in jobs.rest():
             write(gap)
-        if frames and not (bad or reader.truncated) and reader.end_ticks > last_pts:
+        waiting += reader.damaged - seen
+        if first_pts is None:
+            raise FormatError(f"{input}: no keyframe can be decoded ({wrong})")
+        if not (unseen or bridged or waiting or reader.truncated) and reader.end_ticks > last_pts:
             writer.close(round(reader.end_ticks - last_pts))
     if reader.truncated:
         warnings.append(f"{input} is cut off: decoded {reader.truncated}")
-    if bad:
-        warnings.append(f"{input} is damaged: {bad} keyframes could not be read and are bridged")
+    if unseen:
+        missing = "the first keyframe" if unseen == 1 else f"the first {unseen} keyframes"
+        warnings.append(
+            f"{input} is damaged: {missing} cannot be decoded, the picture begins at {first_pts / TICKS_PER_S:.2f} s"
+        )
+    if bridged:
+        missing = "1 keyframe could not be read and is" if bridged == 1 else f"{bridged} keyframes could not be read and are"
+        warnings.append(f"{input} is damaged: {missing} bridged")
+    if waiting:
+        missing = "the last keyframe" if waiting == 1 else f"the last {waiting} keyframes"
+        warnings.append(f"{input} is damaged: {missing} cannot be decoded, the picture ends at {last_pts / TICKS_PER_S:.2f} s")
     if dropped:
-        warnings.append(f"{input} is damaged: {dropped} frames are left out, whose time is not after the one before")
+        late = "1 frame is left out, whose time is" if dropped == 1 else f"{dropped} frames are left out, whose times are"
+        warnings.append(f"{input} is damaged: {late} not after the one before")
     return DecodeReport(
         frames=frames,
         decode_fps=frames / (time.perf_counter() - started),

@@ -156,7 +156,7 @@ def test_a_file_whose_first_keyframes_lost_their_refresh_begins_at_the_next(tmp_
     path.write_bytes(data)
     reader = McodeReader(path)
     for _ in range(2):
-        assert [p.pts for p in reader] == [i * STEP for i in range(10, 30)] and reader.damaged == 0
+        assert [p.pts for p in reader] == [i * STEP for i in range(10, 30)] and reader.damaged == 10
         assert reader.seek(0.0) == pytest.approx(1.6)
 
 
@@ -256,7 +256,7 @@ def test_a_newer_format_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(container, "FORMAT", 2)
     write(tmp_path / "a.mcode")
     monkeypatch.undo()
-    with pytest.raises(FormatError, match="stream is format 2.*reads 1; install a newer MCode$"):
+    with pytest.raises(FormatError, match="a.mcode: file format 2.*reads file format 1; install a newer MCode$"):
         McodeReader(tmp_path / "a.mcode")
 
 
@@ -266,7 +266,7 @@ def test_a_newer_format_is_named_by_the_samples_too(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(keyframe(0).to_sample(N)) + 1] = 3
     path.write_bytes(data)
-    with pytest.raises(FormatError, match="a.mcode: stream is format 3.*reads 2"):
+    with pytest.raises(FormatError, match="a.mcode: stream format 3.*reads stream formats 1 and 2"):
         McodeReader(path)
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from mcode import manifold
-from mcode.codec import Encoder
-from mcode.container import McodeReader
+from mcode.codec import Decoder, Encoder
+from mcode.container import McodeReader, McodeWriter
 from mcode.errors import FormatError, InputError, ManifoldError
 from mcode.frame import Frame
 from mcode.jobs import Jobs
@@ -254,7 +254,65 @@ def test_a_flipped_bit_in_a_later_manifold_id_is_bridged(coded, model, tmp_path)
     damaged = tmp_path / "damaged.mcode"
     damaged.write_bytes(data)
     report = decode_file(damaged, tmp_path / "x.mp4", manifold=model)
-    assert report.frames == 50 and report.warnings == (f"{damaged} is damaged: 1 keyframes could not be read and are bridged",)
+    assert report.frames == 50 and report.warnings == (f"{damaged} is damaged: 1 keyframe could not be read and is bridged",)
+
+
+@pytest.mark.parametrize(
+    ("flips", "frames", "warning"),
+    [
+        ({5: (0, 8)}, 50, "1 keyframe could not be read and is bridged"),
+        ({5: (0, 8), 6: (0, 16), 9: (0, 8)}, 50, "3 keyframes could not be read and are bridged"),
+        ({0: (1, 1)}, 34, "the first 4 keyframes cannot be decoded, the picture begins at 0.64 s"),  # format 0
+        ({0: (2, 0x20)}, 34, "the first 4 keyframes cannot be decoded, the picture begins at 0.64 s"),  # coder 3
+        ({0: (2, 14)}, 34, "the first 4 keyframes cannot be decoded, the picture begins at 0.64 s"),  # quality 15
+        ({0: (0, 1)}, 34, "the first 4 keyframes cannot be decoded, the picture begins at 0.64 s"),  # no refresh
+        ({13: (0, 8)}, 49, "the last keyframe cannot be decoded, the picture ends at 1.92 s"),
+        ({12: (0, 8), 13: (0, 8)}, 45, "the last 2 keyframes cannot be decoded, the picture ends at 1.76 s"),
+    ],
+)
+def test_what_damaged_samples_cost_is_said(coded, model, tmp_path, flips, frames, warning):
+    """flips: by sample, a byte of it and what it is XORed with. Refreshes are the samples 0, 4, 8 and 12."""
+    data, reader = bytearray(coded.read_bytes()), McodeReader(coded)
+    for sample, (byte, bits) in flips.items():
+        data[reader._at[sample] + byte] ^= bits
+    damaged = tmp_path / "damaged.mcode"
+    damaged.write_bytes(data)
+    report = decode_file(damaged, tmp_path / "x.mp4", manifold=model)
+    assert report.frames == frames and report.warnings == (f"{damaged} is damaged: {warning}",)
+
+
+def test_behind_a_damaged_sample_decoding_knows_of_the_loss(coded, model, tmp_path, monkeypatch):
+    data, told = bytearray(coded.read_bytes()), []
+    data[McodeReader(coded)._at[5]] ^= 8
+    (tmp_path / "damaged.mcode").write_bytes(data)
+    push = Decoder.push
+    monkeypatch.setattr(Decoder, "push", lambda *a, after_loss: told.append(after_loss) or push(*a, after_loss=after_loss))
+    decode_file(tmp_path / "damaged.mcode", tmp_path / "x.mp4", manifold=model)
+    assert told == [i == 5 for i in range(13)]
+
+
+def test_a_picture_that_cannot_be_decoded_says_why(clip, model, tmp_path):
+    encode_file(clip, tmp_path / "a.mcode", manifold=model, n=1, duration_s=0.04)
+    data = bytearray((tmp_path / "a.mcode").read_bytes())
+    data[McodeReader(tmp_path / "a.mcode")._at[0] + 2] |= 15
+    (tmp_path / "a.mcode").write_bytes(data)
+    with pytest.raises(
+        FormatError, match=r"a\.mcode: no keyframe can be decoded \(quality 15 is outside 1\.\.8 of manifold arms\)$"
+    ):
+        decode_file(tmp_path / "a.mcode", tmp_path / "x.png", manifold=model)
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("ticks", [45, 3])
+def test_frames_closer_than_a_millisecond_all_come_back(model, tmp_path, ticks):
+    frames = [Frame(np.full((32, 48, 3), 90 + i % 50, np.uint8), i * ticks) for i in range(201)]
+    encoder = Encoder(model, 48, 32, n=100, cuts=False)
+    with McodeWriter(tmp_path / "fast.mcode") as writer:
+        for packet in [p for frame in frames for p in encoder.push(frame)]:
+            writer.write(packet, 100)
+    decoder = Decoder(model)
+    shown = [frame.pts for packet in McodeReader(tmp_path / "fast.mcode") for frame in decoder.push(packet)]
+    assert shown == [frame.pts for frame in frames]
 
 
 def test_input_and_output_are_never_the_same_file(clip, coded, model, tmp_path):
