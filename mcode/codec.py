@@ -342,12 +342,13 @@ class Decoder:
         return before + _spread(middle, packet.pts, steps)
 
     def _plausible_steps(self, steps: int, gap: int) -> int:
-        """At most n, each a tick later than the one before."""
+        """At most n, each a tick later than the one before; of a live stream, where others wait, no more than _most_frames."""
         assert self.header is not None
-        return max(1, min(steps, self.header.n, gap, self._most_frames(gap)))
+        most = gap if self._most_gap_pixels is None else self._most_frames(gap)
+        return max(1, min(steps, self.header.n, gap, most))
 
     def _most_frames(self, ticks: int) -> int:
-        """Many frames are no less than a millisecond apart."""
+        """As filler, or in a live stream: many frames are no less than a millisecond apart."""
         assert self.header is not None
         most = max(_MOST_AT_ONCE, ticks // _LEAST_TICKS)
         if self._most_gap_pixels is None:

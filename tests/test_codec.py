@@ -193,13 +193,21 @@ def test_times_that_reach_back_to_the_keyframe_before_are_left_out():
 
 @pytest.mark.parametrize(
     ("n", "steps", "gap", "frames"),
-    [(4, 12_000, 4 * TICKS, 4), (65_535, 12_000, 4 * TICKS, 160), (65_535, 20, 10, 10), (65_535, 3000, 3000 * TICKS, 3000)],
+    [(4, 12_000, 4 * TICKS, 4), (65_535, 20, 10, 10), (65_535, 3000, 3000 * TICKS, 3000), (65_535, 3000, 3000, 3000)],
 )
 def test_steps_are_cut_to_what_an_encoder_makes_of_the_gap(n, steps, gap, frames):
     first, second = encode([grey(100, 0), grey(110, 1)], n=1, cuts=False)
     first = replace(first, header=replace(first.header, n=n))
     times = [f.pts for f in decode([first, replace(second, steps=steps, pts=gap)])]
     assert len(times) == 1 + frames and times == sorted(set(times)) and times[-1] == gap
+
+
+@pytest.mark.parametrize(("steps", "gap", "frames"), [(12_000, 4 * TICKS, 160), (100, 4000, 64), (60, 100, 60)])
+def test_many_frames_of_a_live_stream_are_a_millisecond_apart(steps, gap, frames):
+    first, second = encode([grey(100, 0), grey(110, 1)], n=1, cuts=False)
+    decoder = Decoder(MODEL, most_gap_pixels=1 << 29)
+    list(decoder.push(replace(first, header=replace(first.header, n=65_535))))
+    assert len(list(decoder.push(replace(second, steps=steps, pts=gap)))) == frames
 
 
 def test_a_gap_costs_no_more_pixels_than_a_live_receiver_gives_it():
