@@ -337,9 +337,11 @@ class Sender:
     def _push(self, frame: Frame) -> None:
         with self._lock:
             changes, self._changes = self._changes, {}
+        opening: list[Packet] | None = None
         if self._encoder is None:
             self._slices = self._fitting_slices(frame)
             self._encoder = self._new_encoder(self.config)
+            opening = self._encoder.push(frame)  # the first header says whether it is grey, which is described
             self._describe()
         elif changes.keys() & {"n", "coder"}:
             self._send_mcode(self._encoder.flush())
@@ -350,7 +352,7 @@ class Sender:
         self._wire.report(self._media_time)  # first of all: the receiver's clock rests on it
         self._send_audio(frame)
         self._newest_pts, self.newest = frame.pts, frame
-        self._send_mcode(self._encoder.push(frame))
+        self._send_mcode(self._encoder.push(frame) if opening is None else opening)
         if asked:  # now, rather than up to N frames later
             self._send_mcode(self._encoder.flush())
         if self._baseline is not None and self.baseline is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import random
@@ -45,7 +46,7 @@ from mcode.rtp import h264, opus, payload, rtcp, sdp
 from mcode.rtp.packets import RtpPacket, is_rtcp
 from mcode.rtp.payload import LARGEST_LIVE
 from mcode.send import SendConfig, Sender, read_stamp, send, test_picture
-from mcode.video import FrameReader, probe
+from mcode.video import FrameReader, FrameWriter, probe
 
 from .block_means import TICKS, BlockMeans, grey
 from .test_rtp import of_a_newer_format
@@ -1117,6 +1118,22 @@ def test_a_session_description_opens_all_lanes_and_tells_the_header(tmp_path, po
         wait_for(lambda: receiver.lanes["mcode"].counters().fec_packets > 0)
         report = sender.stop()
         assert report.lanes["mcode"].fec_bytes > 0
+
+
+@pytest.mark.parametrize("colour", [0, 90])
+def test_the_description_tells_the_first_packets_header_before_it_is_sent(tmp_path, port, colour, monkeypatch):
+    with FrameWriter(tmp_path / "a.mkv", width=64, height=48) as writer:
+        for i in range(3):
+            writer.push(Frame(np.full((48, 64, 3), (100, 100, 100 + colour), np.uint8), 3600 * i))
+    path, sent = tmp_path / "a.sdp", []
+    wanted = SendConfig(os.fspath(tmp_path / "a.mkv"), to=f"rtp://127.0.0.1:{port}", baseline="none", sdp=path)
+    with Sender(wanted, model=MODEL) as sender:
+        monkeypatch.setattr(sender._wire, "transmit", lambda lane, data, *rest, **more: sent.append((data, path.exists())))
+        sender._push(next(iter(sender.source)))
+    described = base64.b64decode(sdp.Session.parse(path.read_text()).of("MCODE").parameters["header"])
+    header = payload.parse_header(described)[0]
+    assert header.grey == (not colour)
+    assert payload.WireHeader.parse(RtpPacket.parse(sent[0][0])).header.header == header and sent[0][1]
 
 
 @pytest.fixture(scope="module")
