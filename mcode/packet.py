@@ -148,7 +148,7 @@ class Packet:
         reader = _Reader(data)
         flags = reader.byte()
         if flags >> 3:
-            raise _newer(f"newer than {FORMAT}")
+            raise _newer(f"above {FORMAT}")
         own = _parse_header(reader) if flags & _REFRESH else None
         stream = own or header
         if stream is None:
@@ -170,7 +170,7 @@ def read_header(data: bytes) -> StreamHeader | None:
     reader = _Reader(data)
     flags = reader.byte()
     if flags >> 3:
-        raise _newer(f"newer than {FORMAT}")
+        raise _newer(f"above {FORMAT}")
     return _parse_header(reader) if flags & _REFRESH else None
 
 
@@ -201,7 +201,8 @@ def _newer(version: str) -> NewerFormatError:
         mine = metadata.version("mcode")
     except metadata.PackageNotFoundError:
         mine = "(not installed)"
-    return NewerFormatError(f"stream is format {version}, this is mcode {mine}, which reads {FORMAT}; install a newer MCode")
+    reads = f"this is mcode {mine}, which reads stream formats 1 and {FORMAT}; install a newer MCode"
+    return NewerFormatError(f"stream format {version}, {reads}")
 
 
 def _check(name: str, value: int, bounds: tuple[int, int]) -> None:

@@ -157,6 +157,12 @@ def test_epochs_count_changes_of_the_stream_header_and_come_back_to_one():
     assert epochs == [0, 0, 1, 2, 3, 1]
 
 
+@pytest.mark.parametrize(("time", "fits"), [((1 << 32) - 1, True), (1 << 32, False)])
+def test_a_time_is_below_two_to_the_32_as_in_a_sample(time, fits):
+    (group,) = datagrams([keyframe(1, header=STREAM, steps=2, times=(time,))])
+    assert [r.packet.times for r in receive([group])] == [(time,)] * fits
+
+
 def test_hundreds_of_uneven_times_are_left_out_rather_than_larger_than_a_packet():
     times = tuple(200 * i + i % 2 for i in range(399, 0, -1))
     (group,) = datagrams([keyframe(1, header=replace(STREAM, n=400), steps=400, times=times)])

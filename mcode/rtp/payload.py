@@ -47,7 +47,7 @@ WIRE = """\
 description, then 1, 2, 3, 1 ...; a receiver that missed the refresh which brought one waits for the next."""
 
 _REFRESH, _TIMES, _FRAGMENT, _TWICE = 1, 2, 4, 8
-_LARGEST_TIME = 1 << 40
+_LARGEST_TIME = (1 << 32) - 1
 _MOST_TIMES_BYTES = 300
 _LARGEST_OFFSET = 1 << 30
 _LARGEST_SLICE = 1 << 20
