@@ -33,19 +33,18 @@ LAYOUT = """\
 |---|---|---|---|
 | flags | 1 | always | bit 0: stream header; bit 1: steps; bit 2: times; bits 3-7: 0 |
 | format | 1 | bit 0 | 1; 2: pictures are grey, shown as the mean of the three colours |
-| coder, quality | 1 | bit 0 | coder << 4 (0 fixed, 1 huffman, 2 range), quality 0-15 |
+| coder, quality | 1 | bit 0 | coder << 4 (0 fixed, 1 huffman, 2 range), quality 1-15 |
 | manifold | 8 | bit 0 | the first bytes of the manifold's SHA-256 |
 | width, height | 2 varints | bit 0 | the picture as the manifold sees it, 1-65535 |
 | display width, height | 2 varints | bit 0 | the picture as it is shown, 1-65535 |
 | n | varint | bit 0 | keyframe interval, 1-65535 |
 | slices | varint | bit 0 | slices of each keyframe, 1-255 |
 | steps | varint | bit 1 | frames that this keyframe advances, 1-65535; without it: n |
-| times | steps - 1 varints | bit 2 | ticks from each frame in between to the next one, the keyframe last |
+| times | steps - 1 varints | bit 2 | ticks, 1 or more, from each frame in between to the next one, the keyframe last |
 | length | varint | before each slice but the last | bytes of the slice |
 | slice | length | always | the last one takes all bytes that are left |
-
-A varint is an unsigned number below 2^32: 7 bits a byte, the lowest first, bit 7 set in all but the last (LEB128).
 """
+"""Varints are unsigned numbers below 2^32: 7 bits a byte, the lowest first, bit 7 set in all but the last (LEB128)."""
 
 _REFRESH, _STEPS, _TIMES = 1, 2, 4
 _MANIFOLD_BYTES = 8

@@ -32,19 +32,20 @@ WIRE = """\
 | flags | 1 | always | bit 0 refresh, 1 times, 2 fragment, 3 header sent twice; bits 4, 5 format (1); bits 6, 7 epoch |
 | check | 1 | always | low byte of the CRC-16 of the slices that follow: tells damage, drops nothing |
 | keyframe | 2 | always | index of the keyframe modulo 65536, high byte first |
-| first slice | varint | always | |
-| slices | varint | always | slices in this packet, 1 where it is a fragment |
-| steps | varint | always | frames since the previous keyframe |
+| first slice | varint | always | 0-254 |
+| slices | varint | always | slices in this packet, 1 where it is a fragment; with the first at most 255 |
+| steps | varint | always | frames since the previous keyframe, 1-65535 |
 | times | steps - 1 varints | flag | as in a sample of the .mcode file |
 | fragment | varint | flag | twice the offset in the slice, plus 1 where more of the slice follows |
 | stream header | | refresh | as in a sample of the .mcode file |
 | slice lengths | slices - 1 varints | always | bytes of each slice but the last |
-| CRC | 2 | always | CRC-16 (polynomial 0x1021, from 0xFFFF) of the RTP header and all above, high byte first |
+| CRC | 2 | always | CRC-16 (polynomial 0x1021, from 0xFFFF) of the RTP header, as below, and all above, high byte first |
 | (all again) | | flag | the header a second time, for where one bit error must not cost a packet |
 | slices | the rest | always | coded symbols |
 """
 """The payload of an RTP packet, in order. Epochs count changes of the stream header: 0, the one in the session
-description, then 1, 2, 3, 1 ...; a receiver that missed the refresh which brought one waits for the next."""
+description, then 1, 2, 3, 1 ...; a receiver that missed the refresh which brought one waits for the next. The CRC takes the
+RTP header as its twelve fixed bytes, the first as 0x80, whatever sources, extension and padding came with it."""
 
 _REFRESH, _TIMES, _FRAGMENT, _TWICE = 1, 2, 4, 8
 _LARGEST_TIME = (1 << 32) - 1
