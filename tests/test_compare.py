@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mcode.baseline import CrfSearch
 from mcode.errors import InputError
 from mcode.evaluation.compare import CompareReport, Row, compare
 from mcode.evaluation.report import rate_text, verdict
@@ -54,6 +55,17 @@ def test_mcode_stands_first_then_each_codec_at_equal_rate_and_at_equal_psnr(repo
 def test_bits_are_the_rate_over_mcodes(report):
     for row in report.rows:
         assert row.bits == pytest.approx(row.rate_kbps / report.rows[0].rate_kbps)
+
+
+def test_all_rates_are_over_the_time_that_the_last_picture_stands_too(manifold, footage, tmp_path):
+    pictures = [Image.fromarray(frame.rgb) for frame in FrameReader(footage)][:10]
+    given = {"save_all": True, "append_images": pictures[1:], "loop": 0}
+    pictures[0].save(tmp_path / "slow.gif", duration=[100] * 9 + [5000], **given)
+    report = compare(tmp_path / "slow.gif", tmp_path / "out.html", against=("h264",), manifold=manifold, device="cpu")
+    assert report.duration_s == pytest.approx(5.9)
+    found = report.rows[1]
+    encoding = CrfSearch(list(FrameReader(tmp_path / "slow.gif")), "h264").at_crf(float(found.setting.split("CRF ")[1]))
+    assert found.rate_kbps == pytest.approx(encoding.payload_bytes * 8 / 1000 / 5.9)
 
 
 def test_equal_means_equal_or_floor_or_ceiling(report):

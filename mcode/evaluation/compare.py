@@ -129,7 +129,7 @@ def compare(
             audio="none",
             progress=progress,
         )
-        searches = {codec: CrfSearch(frames, codec, progress=progress) for codec in against}
+        searches = {codec: CrfSearch(frames, codec, duration_s=ours.duration_s, progress=progress) for codec in against}
         equal_rate = {codec: search.at_rate(ours.rate_kbps) for codec, search in searches.items()}
         equal_psnr = {codec: search.at_psnr(ours.psnr_db) for codec, search in searches.items()}
         first = Row("MCode", "mcode", _setting(ours), ours.rate_kbps, ours.psnr_db, None, 1.0, False)
