@@ -19,6 +19,7 @@ from mcode.config import to_dict
 from mcode.errors import InputError
 from mcode.evaluation import images, images_report, stills
 from mcode.evaluation import judges as judges_module
+from mcode.evaluation.frechet import patch_count, patches
 from mcode.evaluation.images import Family, at_rate, evaluate_images
 from mcode.evaluation.judges import METRICS, Judges
 from mcode.evaluation.metrics import psnr, ssim
@@ -295,9 +296,63 @@ def test_a_metric_that_one_small_picture_takes_from_all_is_told(stand_ins, pictu
         "take it out of the folder to have it"
     )
     metrics = [metric for metric in METRICS if metric.key in ("psnr_db", "ms_ssim", "lpips")]
-    words = list(images.too_small({Path("a"): 176, Path("b"): 60, Path("c"): 100}, metrics))
+    sizes = {Path("a"): (176, 200), Path("b"): (300, 60), Path("c"): (100, 100)}
+    words = list(images.too_small(sizes, metrics))
     assert ["b and 1 more are smaller than the 176x176" in words[0], "b is smaller than the 64x64" in words[1]] == [True, True]
-    assert not list(images.too_small({Path("a"): 176}, metrics))
+    assert not list(images.too_small({Path("a"): (176, 200)}, metrics))
+
+
+def test_niqe_needs_two_blocks_and_a_flat_picture_has_none():
+    (niqe,) = [metric for metric in METRICS if metric.key == "niqe"]
+    for size in ((96, 192), (192, 96), (200, 200)):
+        assert not list(images.too_small({Path("a"): size}, [niqe])), size
+    for size in ((191, 191), (95, 4000), (96, 191)):
+        (words,) = images.too_small({Path("a"): size}, [niqe])
+        assert words.startswith("NIQE is left out of all means: a is smaller than the two blocks of 96x96 it needs;")
+    rows = [images.ImageRow("JPEG", f"q{q}", 1.0, {"niqe": value}) for q, value in ((5, None), (10, 3.0))]
+    (words,) = images.too_flat({Path("a"): (200, 200)}, rows)
+    assert words == "NIQE is missing in 1 of 2 rows, JPEG, q5 the first: a picture comes out flat there"
+    assert not list(images.too_flat({Path("a"): (90, 90)}, rows))  # told already
+    assert not list(images.too_flat({Path("a"): (200, 200)}, rows[1:]))
+
+
+def test_how_many_patches_of_how_many_pictures_sets_are_over_is_told(stand_ins, tmp_path, monkeypatch):
+    of_sets = [metric for metric in METRICS if metric.network == "inception"]
+    few = list(images.too_small({Path("a"): (256, 300), Path("b"): (255, 4000)}, of_sets))
+    assert few == ["FID/256, KID/256 are left out: they need two patches of 256x256, the pictures have 1"]
+    (none,) = images.too_small({Path("b"): (255, 4000)}, of_sets)
+    assert none.endswith("the pictures have none")
+    some = list(images.too_small({Path("a"): (512, 768), Path("b"): (255, 4000)}, of_sets))
+    assert some == ["FID/256, KID/256 are over 8 patches of 256x256 of 1 of 2 pictures; the others are smaller"]
+    assert not list(images.too_small({Path("a"): (512, 768)}, of_sets))
+    for height, width in ((512, 768), (256, 256), (255, 600), (1000, 256), (900, 1100)):
+        assert patch_count(height, width) == len(list(patches(np.zeros((height, width, 3), np.uint8))))
+
+
+def test_pictures_too_small_for_a_network_have_no_distance_and_are_told(stand_ins, data_dir, tmp_path):
+    weights = data_dir / "perceptual"
+    if not {"vgg19", "mobilenet"} <= {metric.key for metric in Judges(weights).metrics}:
+        pytest.skip(f"no weights in {weights}")
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    judges = Judges(weights)
+    for height, width, vgg, mobilenet in ((16, 16, 1, 1), (15, 40, 1, 0), (4, 15, 1, 0), (3, 60, 0, 0), (1, 1, 0, 0)):
+        small = np.ascontiguousarray(rgb[:height, :width])
+        scores = judges.score(small, 255 - small)
+        assert (scores["vgg19"] is not None, scores["mobilenet"] is not None) == (vgg, mobilenet), (height, width)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    Image.fromarray(rgb[:15, :20]).save(folder / "a.png")
+    Image.fromarray(rgb).save(folder / "b.png")
+    report = evaluate_images(folder, tmp_path / "out", codecs=("jpeg", "h265"), crops=1, perceptual=weights)
+    assert report.rows[0].scores["vgg19"] is not None and report.rows[0].scores["mobilenet"] is None
+    (words,) = [text for text in report.warnings if text.startswith("MobileNet distance")]
+    assert f"{folder / 'a.png'} is smaller than the 16x16 it needs" in words
+
+
+def test_a_picture_that_a_codec_does_not_take_is_named(tmp_path):
+    Image.new("RGB", (20, 40)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a.png: AV1 cannot encode 20x40: 32 pixels a side at least; take it out of the fold"):
+        evaluate_images(tmp_path, tmp_path / "out", codecs=("av1",), crops=0)
 
 
 def test_what_cannot_be_evaluated_is_one_line(pictures, tiny, tmp_path):

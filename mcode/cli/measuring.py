@@ -29,6 +29,7 @@ from mcode.cli.options import (
     whole,
 )
 from mcode.cli.output import counted, print_json, print_rows, print_table, print_warnings, progress_bar
+from mcode.errors import InputError
 
 
 @app.command()
@@ -109,11 +110,15 @@ def stills_(
     as_json: Json = False,
 ) -> None:
     """Measure MCode beside JPEG, JPEG 2000, WebP, H.265 and AV1 on images."""
+    from mcode.baseline import CODERS
     from mcode.evaluation import stills
     from mcode.evaluation.features import WEIGHTS_VARIABLE, FeatureDistances
     from mcode.manifold import load
 
     images = stills.read_images(folder)
+    least = CODERS["av1"].side_min
+    if small := [path for path, size in images.sizes.items() if min(size) < least]:
+        raise InputError(f"{small[0]}: smaller than the {least}x{least} that AV1 needs; take it out of the folder")
     model = load(manifold, device)
     codecs = [stills.mcode_still(model, quality) for quality in range(1, model.qualities + 1)]
     given = perceptual or os.environ.get(WEIGHTS_VARIABLE)
