@@ -259,7 +259,7 @@ def test_the_pages_hold_curves_tables_and_close_ups_at_about_equal_rate(stand_in
     names = {Path(path).relative_to(out).as_posix() for path in report.files}
     assert names == {
         "index.html", "crops.html", "results.json", "psnr_db.png", "ssim.png", "ms_ssim.png",
-        "crops/a-original.png", "crops/a-JPEG.png", "crops/a-H.265-intra-4-4-4.png",
+        "crops/1-0-a-original.png", "crops/1-1-a-JPEG.png", "crops/1-2-a-H.265-intra-4-4-4.png",
     }  # fmt: skip
     for page in ("index.html", "crops.html"):
         text = (out / page).read_text(encoding="utf-8")
@@ -274,6 +274,52 @@ def test_the_pages_hold_curves_tables_and_close_ups_at_about_equal_rate(stand_in
     with Image.open(out / "psnr_db.png") as plot:
         assert plot.size[0] > 500
     assert not list(out.rglob("*.partial-*"))
+
+
+def test_pictures_behind_the_close_ups_are_each_its_own(stand_ins, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    names = ("写真.png", "画像.png", "a b.png", "a-b.png", "a.png", "a.webp", f"{'long' * 60}.png")
+    for grey, name in enumerate(names):
+        Image.new("RGB", (64, 48), (grey, grey, grey)).save(folder / name, lossless=True)
+    out = tmp_path / "out"
+    evaluate_images(folder, out, codecs=("jpeg", "h265"), crops=len(names))
+    text = (out / "crops.html").read_text(encoding="utf-8")
+    links = [link for link in Links(text).found if link.startswith("crops/")]
+    assert len(set(links)) == len(links) == 3 * len(names) == len(list((out / "crops").iterdir()))
+    assert all(name in text for name in names)
+    shown = [np.array(Image.open(out / link))[0, 0, 0] for link in links[::3]]
+    assert shown == [names.index(path.name) for path in sorted(folder.iterdir())]
+
+
+def test_a_report_leaves_nothing_of_the_one_before_and_all_else(stand_ins, pictures, tmp_path):
+    out = tmp_path / "out"
+    for name in ("mine.png", "crops/mine.png", "lpips/ssim.png"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"mine")
+
+    def left() -> set[str]:
+        return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and "cache" not in path.parts}
+
+    first = evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=2)
+    mine = {"mine.png", "crops/mine.png", "lpips/ssim.png"}
+    assert left() == mine | {Path(path).relative_to(out).as_posix() for path in first.files} and len(first.files) == 6 + 6
+    Image.new("RGB", (208, 100)).save(pictures / "c.png")  # no MS-SSIM
+    fewer = evaluate_images(pictures, out, codecs=("jpeg",), crops=1, force=True)
+    assert left() == mine | {Path(path).relative_to(out).as_posix() for path in fewer.files}
+    assert "ms_ssim.png" not in left() and "crops/2-0-b-original.png" not in left()
+    none = evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True)
+    assert left() == mine | {Path(path).relative_to(out).as_posix() for path in none.files} and "crops.html" not in left()
+    (out / "crops" / "mine.png").unlink()
+    evaluate_images(pictures, out, codecs=("jpeg",), crops=1, force=True)
+    evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True)
+    assert not (out / "crops").exists()
+
+
+def test_what_lies_in_a_folder_without_a_report_stays(stand_ins, pictures, tmp_path):
+    (tmp_path / "vgg19.png").write_bytes(b"mine")
+    evaluate_images(pictures, tmp_path, codecs=("jpeg",), crops=0)
+    assert (tmp_path / "vgg19.png").read_bytes() == b"mine"
 
 
 def test_small_pictures_have_no_score_where_a_metric_needs_more(stand_ins, tmp_path):
@@ -389,6 +435,15 @@ def test_the_command_prints_tables_or_json(stand_ins, pictures, tmp_path, capsys
     assert json.loads(capsys.readouterr().out)["measured"] == 0
     assert main([*call, "--force", "--qualities", "1,x"]) == 2
     assert "--qualities x" in capsys.readouterr().err
+
+
+def test_qualities_go_as_far_as_manifolds_may(pictures, tmp_path, capsys):
+    many = tiny_manifold(tmp_path, "many", tuple(range(1, 16)))
+    call = ["evaluate", "images", str(pictures), "-o", str(tmp_path / "out"), "--codecs", "mcode", "-m", str(many), "--json"]
+    assert main([*call, "--crops", "0", "--qualities", "9,15"]) == 0
+    assert [row["setting"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["quality 9", "quality 15"]
+    assert main([*call, "--qualities", "16"]) == 2
+    assert "--qualities 16: a quality is a whole number from 1 to 15" in capsys.readouterr().err
 
 
 def test_standard_weights_are_fetched_once_each_against_its_hash(tmp_path, monkeypatch, pictures, capsys):

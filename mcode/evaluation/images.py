@@ -98,6 +98,8 @@ class Crop:
 
 @dataclass(frozen=True)
 class CropRow:
+    """name: of the picture's file. original: uint8 (H, W, 3)."""
+
     name: str
     original: np.ndarray = field(repr=False)
     crops: tuple[Crop, ...]
@@ -418,7 +420,7 @@ def _close_ups(paths: Sequence[Path], families: dict[str, Family], judges: Judge
             codec, size, decoded = at_rate(family, rgb, target, middle if family is first else None)
             bpp = size * 8 / pixels
             found.append(Crop(codec.name, codec.setting, bpp, bpp > target * ABOUT_EQUAL, judges.score(rgb, decoded), decoded))
-        yield CropRow(path.stem, rgb, tuple(found))
+        yield CropRow(path.name, rgb, tuple(found))
 
 
 def at_rate(family: Family, rgb: np.ndarray, bpp: float, setting: float | None = None) -> tuple[StillCodec, int, np.ndarray]:
