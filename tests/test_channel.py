@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -290,3 +291,46 @@ def test_rates_are_over_the_time_that_the_last_picture_stands_too(tmp_path):
     assert (even.duration_s, slow.duration_s) == (pytest.approx(1.0), pytest.approx(5.9))
     assert slow.rates[0].rate_kbps == pytest.approx(even.rates[0].rate_kbps / 5.9)
     assert slow.rates[1].crf == even.rates[1].crf  # the same bits
+
+
+def test_of_a_long_clip_the_first_part_is_measured_and_a_warning_says_so(tmp_path, monkeypatch):
+    from mcode.evaluation import channel
+    from mcode.send import test_picture
+    from mcode.video import FrameWriter
+
+    from .block_means import TICKS, BlockMeans, Frame
+
+    monkeypatch.setattr(channel, "LONGEST_S", 0.4)
+    with FrameWriter(tmp_path / "clip.mkv", width=64, height=48) as writer:
+        for index in range(32):
+            writer.push(Frame(test_picture(index, 64, 48), index * TICKS))
+    options = {"manifold": BlockMeans(), "lanes": ("fixed",), "bit_error_rates": (), "losses": (), "seeds": 1}
+    long = channel.evaluate_channel(tmp_path / "clip.mkv", **options)
+    assert (long.frames, long.duration_s) == (10, pytest.approx(0.4))
+    assert long.warnings == ("measured the first 0.4 s; give --duration for more",)
+    for asked in ({"duration_s": 0.6}, {"start_s": 1.0}):
+        report = channel.evaluate_channel(tmp_path / "clip.mkv", **options, **asked)
+        assert report.warnings == () and report.frames == (15 if "duration_s" in asked else 7)
+
+
+def test_frames_are_analysed_once_and_not_held():
+    from mcode.evaluation.channel import _Remembering
+
+    from .block_means import BlockMeans
+
+    asked = []
+
+    class Counting(BlockMeans):
+        def analyse(self, rgb):
+            asked.append(rgb.shape)
+            return super().analyse(rgb)
+
+    model = _Remembering(Counting())
+    first, second = (np.full((1, 480, 640, 3), grey, np.uint8) for grey in (1, 2))
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    found = [model.analyse(rgb) for rgb in (first, second, first, second)]
+    held = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert found[0] is found[2] and found[1] is found[3] and len(asked) == 2
+    assert held < first.nbytes  # the latents alone are half as much

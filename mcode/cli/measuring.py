@@ -189,6 +189,7 @@ def channel_(
             force=force,
             progress=progress,
         )
+    print_warnings(report.warnings)
     if as_json:
         print_json(report)
         return

@@ -9,6 +9,7 @@ viewer sees at each frame's time, a frozen picture included, against the frames 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -25,6 +26,7 @@ from mcode.baseline import coder_named, find_crf, live_encoder
 from mcode.channel import Channel, ChannelSettings
 from mcode.codec import CODERS, Encoder, Model
 from mcode.errors import InputError
+from mcode.evaluation.compare import LONGEST_S
 from mcode.evaluation.metrics import luma, psnr, ssim
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.lanes import BaselineLane, McodeLane
@@ -99,6 +101,7 @@ class ChannelReport:
     rates: tuple[LaneRate, ...]
     rows: tuple[ChannelRow, ...]
     files: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def evaluate_channel(
@@ -125,7 +128,8 @@ def evaluate_channel(
     """Bit error rates without loss, then losses without bit errors, `seeds` times each.
 
     lanes: of LANES; all that the manifold can where left out. output: a folder for channel.json, channel.md, channel.png
-    (curves) and pictures.png (one frame under each condition). There is no way back: a receiver cannot ask for a refresh.
+    (curves) and pictures.png (one frame under each condition). The frames are held in memory: without duration_s the first
+    LONGEST_S of them, and a warning says so. There is no way back: a receiver cannot ask for a refresh.
     The baselines get the CRF at which they take the rate of the dearest MCode lane, or their floor. Raises InputError,
     ManifoldError.
     """
@@ -141,7 +145,8 @@ def evaluate_channel(
         name = getattr(model, "name", model.id)
         raise InputError(f"--lanes range: manifold {name} has no hyperprior; its coders are huffman and fixed")
     folder = _prepare(output, force)
-    frames, length_s = _read(input, model, size, start_s, duration_s)
+    limit_s = LONGEST_S if duration_s is None else duration_s
+    frames, length_s, cut = _read(input, model, size, start_s, limit_s)
     senders = _senders(frames, length_s, model, lanes, n, quality, refresh_s)
     conditions = list(dict.fromkeys([(rate, 0.0) for rate in bit_error_rates] + [(0.0, loss) for loss in losses]))
     if (0.0, 0.0) not in conditions:
@@ -184,6 +189,7 @@ def evaluate_channel(
         refresh_s=refresh_s,
         rates=tuple(_rate(lane, sender, frames, length_s) for lane, sender in senders.items()),
         rows=tuple(rows),
+        warnings=(f"measured the first {LONGEST_S:g} s; give --duration for more",) if cut and duration_s is None else (),
     )
     return report if folder is None else _write(report, pictures, frames[middle].rgb, folder)
 
@@ -231,13 +237,13 @@ class _Remembering:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._latents: dict[bytes, Any] = {}
+        self._latents: dict[bytes, Any] = {}  # by the frame's digest: the frame itself would be held as long
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def analyse(self, rgb: np.ndarray) -> Any:
-        key = rgb.tobytes()
+        key = hashlib.sha256(np.ascontiguousarray(rgb).data).digest()
         if key not in self._latents:
             self._latents[key] = self._model.analyse(rgb)
         return self._latents[key]
@@ -368,9 +374,9 @@ def _rate(lane: str, sender: LaneSender, frames: Sequence[Frame], length_s: floa
 
 
 def _read(
-    input: str | os.PathLike[str], model: Any, size: tuple[int, int] | None, start_s: float, duration_s: float | None
-) -> tuple[list[Frame], float]:
-    """The frames, and for how long they are shown, in seconds: the last one, too, as `encode` counts it."""
+    input: str | os.PathLike[str], model: Any, size: tuple[int, int] | None, start_s: float, duration_s: float
+) -> tuple[list[Frame], float, bool]:
+    """The frames; for how long they are shown, in seconds, the last one, too, as `encode` counts it; whether more follow."""
     whole = FrameReader(input, start_s=start_s, duration_s=duration_s)
     coded, _, aspect = geometry((whole.width, whole.height), size, getattr(model, "frame_size", None))
     reader = FrameReader(input, start_s=start_s, duration_s=duration_s, size=coded, crop_to=aspect)
@@ -378,7 +384,8 @@ def _read(
     if len(frames) < 2:
         raise InputError(f"{os.fspath(input)}: a channel needs a video of two frames or more")
     last_ticks = reader.last_duration_ticks or frames[-1].pts - frames[-2].pts
-    return frames, (frames[-1].pts + last_ticks) / TICKS_PER_S
+    length_s, promised_s = (frames[-1].pts + last_ticks) / TICKS_PER_S, reader.info.duration_s
+    return frames, length_s, (length_s if promised_s is None else promised_s - start_s) > duration_s - 1e-3
 
 
 def _score(frames: Sequence[Frame], shown: list[tuple[np.ndarray, bool]]) -> tuple[float, float, float]:
