@@ -299,6 +299,10 @@ class Encoding:
     def rate_kbps(self) -> float:
         return self.payload_bytes * 8 / self.duration_s / 1000
 
+    @property
+    def bits_per_pixel(self) -> float:
+        return self.payload_bytes * 8 / (self.width * self.height * self.frames)
+
     def decode(self) -> Iterator[Frame]:
         """The clip as a receiver sees it; can be called again."""
         decoder = BaselineDecoder(self.codec, self.width, self.height)

@@ -80,21 +80,22 @@ def compare(
     if as_json:
         print_json(report)
         return
+    unit = "kbit/s" if report.rows[0].bits_per_pixel is None else "bit/pixel"
     print_table(
-        ("codec", "at", "setting", "kbit/s", "PSNR dB", "SSIM", "bits"),
+        ("codec", "at", "setting", unit, "PSNR dB", "SSIM", "bits"),
         [
             (
                 row.codec,
                 "" if row.at == "mcode" else row.at + (" (its floor)" if row.floor else ""),
                 row.setting,
-                f"{row.rate_kbps:.2f}",
+                f"{row.rate_kbps:.2f}" if row.bits_per_pixel is None else f"{row.bits_per_pixel:.3f}",
                 f"{row.psnr_db:.2f}",
                 "" if row.ssim is None else f"{row.ssim:.4f}",
                 f"{row.bits:.1f}x",
             )
             for row in report.rows
         ],
-        right=("kbit/s", "PSNR dB", "SSIM", "bits"),
+        right=(unit, "PSNR dB", "SSIM", "bits"),
     )
     print(f"\n{counted(report.frames, 'frame')} at {report.width}x{report.height}")
     for name, path in report.files.items():
