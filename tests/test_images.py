@@ -224,9 +224,9 @@ def test_manifolds_of_one_rate_each_make_one_curve(stand_ins, pictures, tiny, tm
     alone = evaluate_images(pictures, tmp_path / "alone", crops=0, **(given | {"manifolds": (files[1],)}))
     assert report.rows[1].scores == alone.rows[0].scores and report.rows[1].bpp == alone.rows[0].bpp
     assert {row.codec for row in report.bd_rates} == {"MCode hific", "MCode tiny"}
+    page = (tmp_path / "out" / "crops.html").read_text()
     again = evaluate_images(pictures, tmp_path / "out", crops=0, force=True, **given)
     assert (report.measured, again.measured) == (18, 0)
-    page = (tmp_path / "out" / "crops.html").read_text()
     assert "middle, quality 1, fixed" in page
 
 
