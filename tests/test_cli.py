@@ -1124,7 +1124,7 @@ def test_stills_are_measured_beside_other_codecs(mcode, workshop, tmp_path, monk
     monkeypatch.setattr(stills, "standard_codecs", lambda: [stills.jpeg(20)])
     monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
     for name in ("a.png", "b.png"):
-        Image.new("RGB", (48, 32), "orange").save(tmp_path / name)
+        Image.new("RGB", (32, 24), "orange").save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     status, out, _ = mcode("evaluate", "stills", tmp_path, "-m", workshop / "disc.safetensors", "--json")
     found = json.loads(out)

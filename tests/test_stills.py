@@ -154,7 +154,7 @@ def test_pictures_are_held_one_at_a_time(picture, tmp_path, monkeypatch):
 def test_a_picture_too_small_for_the_table_is_named_before_anything_is_measured(tmp_path, capsys):
     Image.new("RGB", (40, 31)).save(tmp_path / "a.png")
     assert main(["evaluate", "stills", str(tmp_path), "-m", "no such manifold"]) == 2
-    words = f"{tmp_path / 'a.png'}: smaller than the 32x32 that AV1 needs; take it out of the folder"
+    words = f"{tmp_path / 'a.png'}: smaller than the 32x32 that AV1 intra 4:2:0 needs; take it out of the folder"
     assert capsys.readouterr().err == f"mcode: error: {words}\n"
 
 

@@ -111,21 +111,22 @@ def stills_(
     as_json: Json = False,
 ) -> None:
     """Measure MCode beside JPEG, JPEG 2000, WebP, H.265 and AV1 on images."""
-    from mcode.baseline import CODERS
     from mcode.evaluation import stills
     from mcode.evaluation.features import WEIGHTS_VARIABLE, FeatureDistances
     from mcode.manifold import load
 
     images = stills.read_images(folder)
-    least = CODERS["av1"].side_min
-    if small := [path for path, size in images.sizes.items() if min(size) < least]:
-        raise InputError(f"{small[0]}: smaller than the {least}x{least} that AV1 needs; take it out of the folder")
+    others = stills.standard_codecs()
+    most = max(others, key=lambda codec: codec.side_min)
+    if small := [path for path, size in images.sizes.items() if min(size) < most.side_min]:
+        needs = f"the {most.side_min}x{most.side_min} that {most.name} needs"
+        raise InputError(f"{small[0]}: smaller than {needs}; take it out of the folder")
     model = load(manifold, device)
     codecs = [stills.mcode_still(model, quality) for quality in range(1, model.qualities + 1)]
     given = perceptual or os.environ.get(WEIGHTS_VARIABLE)
     distances = FeatureDistances(given, str(model.device)) if given else None
     with progress_bar("measuring", "images") as progress:
-        rows = stills.rd_table(images, [*codecs, *stills.standard_codecs()], distances, progress)
+        rows = stills.rd_table(images, [*codecs, *others], distances, progress)
     if as_json:
         print_json({"manifold": model.name, "manifold_id": model.id, "rows": rows})
     else:

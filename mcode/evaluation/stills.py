@@ -34,11 +34,12 @@ Distances = Callable[[np.ndarray, np.ndarray], Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class StillCodec:
-    """A picture codec at one setting."""
+    """A picture codec at one setting. side_min: the least width and height that it takes, where it says so beforehand."""
 
     name: str
     setting: str
     code: Code
+    side_min: int = 1
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def intra(codec: str, crf: float, preset: str) -> StillCodec:
         return encoder.payload_bytes, frames[0].rgb
 
     kind = "4:2:0" if codec == "av1" else "4:4:4"
-    return StillCodec(f"{CODERS[codec].label} intra {kind}", f"{preset} CRF {crf:g}", code)
+    return StillCodec(f"{CODERS[codec].label} intra {kind}", f"{preset} CRF {crf:g}", code, CODERS[codec].side_min)
 
 
 def _by_pillow(rgb: np.ndarray, kind: str, **options: object) -> tuple[int, np.ndarray]:
