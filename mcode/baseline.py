@@ -299,6 +299,10 @@ class Encoding:
     def rate_kbps(self) -> float:
         return self.payload_bytes * 8 / self.duration_s / 1000
 
+    @property
+    def bits_per_pixel(self) -> float:
+        return self.payload_bytes * 8 / (self.width * self.height * self.frames)
+
     def decode(self) -> Iterator[Frame]:
         """The clip as a receiver sees it; can be called again."""
         decoder = BaselineDecoder(self.codec, self.width, self.height)
@@ -315,6 +319,7 @@ class CrfSearch:
     """One clip, one codec: encodings by CRF, each made once, and the searches over them.
 
     Only packets are kept, and frames are gone through one at a time, so memory does not grow with the pixels.
+    duration_s: how long the clip is shown, which rates are over; None where the last frame lasts as long as the one before.
     progress(frames_done, frames_total) is told of every frame of every encoding; the total is None in the first.
     """
 
@@ -325,10 +330,12 @@ class CrfSearch:
         *,
         preset: str | None = None,
         gop_s: float = 10.0,
+        duration_s: float | None = None,
         progress: Callable[[int, int | None], None] | None = None,
     ):
         self.coder = coder_named(codec)
         self.codec, self.preset, self.gop_s = codec, preset, gop_s
+        self._given_s = duration_s
         self._open = frames if callable(frames) else lambda: frames
         self._progress = progress or (lambda done, total: None)
         self._frames: int | None = None
@@ -384,15 +391,16 @@ class CrfSearch:
         return replace(made, psnr_db=sum(scores) / len(scores))
 
     def _measure(self) -> None:
-        """The clip's length and mean frame rate, once. The last frame lasts as long as the one before; a single one 1/25 s."""
+        """The clip's length and mean frame rate, once. A single frame lasts 1/25 s where nothing is told."""
         if self._frames is not None:
             return
         times = [frame.pts for frame in self._open()]
         if not times:
             raise InputError("no frames to encode")
         gap = times[-1] - times[-2] if len(times) > 1 else TICKS_PER_S // 25
-        self._frames, self._duration_s = len(times), (times[-1] - times[0] + gap) / TICKS_PER_S
-        self._fps = len(times) / self._duration_s
+        even_s = (times[-1] - times[0] + gap) / TICKS_PER_S  # a last picture that stands long is no slower video
+        self._fps, self._frames = len(times) / even_s, len(times)
+        self._duration_s = even_s if self._given_s is None else self._given_s
 
 
 def find_crf(

@@ -180,6 +180,14 @@ def test_one_picture_lasts_a_25th_of_a_second():
     assert CrfSearch(FRAMES[:1], "h264").at_crf(30).duration_s == pytest.approx(0.04)
 
 
+def test_rates_are_over_the_length_that_is_told():
+    even, told = CrfSearch(FRAMES, "h264").at_crf(35), CrfSearch(FRAMES, "h264", duration_s=4.0).at_crf(35)
+    assert even.duration_s == pytest.approx(0.4) and told.duration_s == 4.0
+    assert told.packets == even.packets and told.rate_kbps == pytest.approx(even.rate_kbps / 10)
+    search = CrfSearch(FRAMES, "h264", duration_s=4.0)
+    assert search.at_rate(even.rate_kbps / 10).payload_bytes == pytest.approx(even.payload_bytes, rel=0.02)
+
+
 def damaged(data: bytes, rng: np.random.Generator, kind: int) -> bytes:
     if kind == 0:
         return data[: int(rng.integers(0, len(data) + 1))]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mcode.channel import Channel, ChannelSettings
 from mcode.errors import InputError
@@ -197,12 +199,12 @@ def test_a_baseline_meets_a_rate_it_can_reach_and_names_its_floor_where_it_canno
 
     from .block_means import TICKS, Frame
 
-    frames = [Frame(test_picture(index, 64, 48), index * TICKS) for index in range(32)]
+    frames, length_s = [Frame(test_picture(index, 64, 48), index * TICKS) for index in range(32)], 32 * TICKS / 90_000
     for codec in ("h264", "h265"):
-        reachable = _baseline_at(codec, frames, 60.0, 25.0, 5.0)
-        assert not reachable.at_floor and _sent(reachable, frames)[0] == pytest.approx(60, rel=0.05)
-        floor = _baseline_at(codec, frames, 0.5, 25.0, 5.0)
-        assert floor.at_floor and floor.crf == 51 and _sent(floor, frames)[0] > 0.5
+        reachable = _baseline_at(codec, frames, length_s, 60.0, 5.0)
+        assert not reachable.at_floor and _sent(reachable, frames, length_s)[0] == pytest.approx(60, rel=0.05)
+        floor = _baseline_at(codec, frames, length_s, 0.5, 5.0)
+        assert floor.at_floor and floor.crf == 51 and _sent(floor, frames, length_s)[0] > 0.5
 
 
 def test_table_plot_and_pictures_are_written(report):
@@ -270,3 +272,65 @@ def test_range_is_a_lane_where_the_manifold_has_a_hyperprior(tmp_path):
     assert {rate.lane for rate in report.rates} == {"huffman", "range"}
     with pytest.raises(InputError, match="has no hyperprior; its coders are huffman and fixed"):
         evaluate_channel(clip, manifold=BlockMeans(), lanes=("range",), **options)
+
+
+def test_rates_are_over_the_time_that_the_last_picture_stands_too(tmp_path):
+    from mcode.evaluation.channel import evaluate_channel
+    from mcode.send import test_picture
+
+    from .block_means import BlockMeans
+
+    pictures = [Image.fromarray(test_picture(index, 64, 48)) for index in range(10)]
+    given = {"save_all": True, "append_images": pictures[1:], "loop": 0}
+    found = []
+    for name, last_ms in (("even", 100), ("slow", 5000)):
+        pictures[0].save(tmp_path / f"{name}.gif", duration=[100] * 9 + [last_ms], **given)
+        options = {"lanes": ("fixed", "h264"), "bit_error_rates": (), "losses": (), "seeds": 1}
+        found.append(evaluate_channel(tmp_path / f"{name}.gif", manifold=BlockMeans(), **options))
+    even, slow = found
+    assert (even.duration_s, slow.duration_s) == (pytest.approx(1.0), pytest.approx(5.9))
+    assert slow.rates[0].rate_kbps == pytest.approx(even.rates[0].rate_kbps / 5.9)
+    assert slow.rates[1].crf == even.rates[1].crf  # the same bits
+
+
+def test_of_a_long_clip_the_first_part_is_measured_and_a_warning_says_so(tmp_path, monkeypatch):
+    from mcode.evaluation import channel
+    from mcode.send import test_picture
+    from mcode.video import FrameWriter
+
+    from .block_means import TICKS, BlockMeans, Frame
+
+    monkeypatch.setattr(channel, "LONGEST_S", 0.4)
+    with FrameWriter(tmp_path / "clip.mkv", width=64, height=48) as writer:
+        for index in range(32):
+            writer.push(Frame(test_picture(index, 64, 48), index * TICKS))
+    options = {"manifold": BlockMeans(), "lanes": ("fixed",), "bit_error_rates": (), "losses": (), "seeds": 1}
+    long = channel.evaluate_channel(tmp_path / "clip.mkv", **options)
+    assert (long.frames, long.duration_s) == (10, pytest.approx(0.4))
+    assert long.warnings == ("measured the first 0.4 s; give --duration for more",)
+    for asked in ({"duration_s": 0.6}, {"start_s": 1.0}):
+        report = channel.evaluate_channel(tmp_path / "clip.mkv", **options, **asked)
+        assert report.warnings == () and report.frames == (15 if "duration_s" in asked else 7)
+
+
+def test_frames_are_analysed_once_and_not_held():
+    from mcode.evaluation.channel import _Remembering
+
+    from .block_means import BlockMeans
+
+    asked = []
+
+    class Counting(BlockMeans):
+        def analyse(self, rgb):
+            asked.append(rgb.shape)
+            return super().analyse(rgb)
+
+    model = _Remembering(Counting())
+    first, second = (np.full((1, 480, 640, 3), grey, np.uint8) for grey in (1, 2))
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    found = [model.analyse(rgb) for rgb in (first, second, first, second)]
+    held = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert found[0] is found[2] and found[1] is found[3] and len(asked) == 2
+    assert held < first.nbytes  # the latents alone are half as much

@@ -373,6 +373,24 @@ def test_compare_prints_its_rows_as_a_table(mcode, monkeypatch):
     )
 
 
+def test_compare_prints_bits_per_pixel_of_a_single_picture(mcode, monkeypatch):
+    compare = Library(monkeypatch, "mcode.evaluation.compare", "compare")
+    compare.result = types.SimpleNamespace(
+        rows=[Row("MCode", "mcode", "quality 5", 151.2, 33.9, None, 1.0, False, 0.41234)],
+        frames=1,
+        width=128,
+        height=128,
+        files={},
+        warnings=(),
+    )
+    assert mcode("compare", "a.png", "-o", "r.html")[1] == (
+        "codec  at  setting    bit/pixel  PSNR dB  SSIM  bits\n"
+        "MCode      quality 5      0.412    33.90        1.0x\n"
+        "\n"
+        "1 frame at 128x128\n"
+    )
+
+
 class Row(NamedTuple):
     codec: str
     at: str
@@ -382,6 +400,7 @@ class Row(NamedTuple):
     ssim: float | None
     bits: float
     floor: bool
+    bits_per_pixel: float | None = None
 
 
 def test_every_option_of_train_arrives(mcode, monkeypatch, tiny):

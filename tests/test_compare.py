@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
+from mcode.baseline import CrfSearch
 from mcode.errors import InputError
-from mcode.evaluation.compare import CompareReport, Row, compare
+from mcode.evaluation import report as report_module
+from mcode.evaluation.compare import CompareReport, Lane, Row, compare
 from mcode.evaluation.report import rate_text, verdict
 from mcode.testclip import write_clip
 from mcode.training.adapt import adapt_linear
@@ -54,6 +58,45 @@ def test_mcode_stands_first_then_each_codec_at_equal_rate_and_at_equal_psnr(repo
 def test_bits_are_the_rate_over_mcodes(report):
     for row in report.rows:
         assert row.bits == pytest.approx(row.rate_kbps / report.rows[0].rate_kbps)
+
+
+def test_all_rates_are_over_the_time_that_the_last_picture_stands_too(manifold, footage, tmp_path):
+    pictures = [Image.fromarray(frame.rgb) for frame in FrameReader(footage)][:10]
+    given = {"save_all": True, "append_images": pictures[1:], "loop": 0}
+    pictures[0].save(tmp_path / "slow.gif", duration=[100] * 9 + [5000], **given)
+    report = compare(tmp_path / "slow.gif", tmp_path / "out.html", against=("h264",), manifold=manifold, device="cpu")
+    assert report.duration_s == pytest.approx(5.9)
+    found = report.rows[1]
+    encoding = CrfSearch(list(FrameReader(tmp_path / "slow.gif")), "h264").at_crf(float(found.setting.split("CRF ")[1]))
+    assert found.rate_kbps == pytest.approx(encoding.payload_bytes * 8 / 1000 / 5.9)
+
+
+def test_a_single_picture_is_told_in_bits_per_pixel(manifold, footage, tmp_path, monkeypatch):
+    Image.fromarray(next(iter(FrameReader(footage))).rgb).save(tmp_path / "a.png")
+    drawn: list[str] = []
+    save = Figure.savefig
+
+    def note(self, *args, **options):
+        drawn.extend(text.get_text() for text in self.findobj(Text))
+        return save(self, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", note)
+    report = compare(tmp_path / "a.png", tmp_path / "out.html", against=("h264",), manifold=manifold, device="cpu")
+    ours, rate, quality = report.rows
+    assert ours.bits_per_pixel == report.encode.bits_per_pixel
+    for row in (rate, quality):
+        assert row.bits_per_pixel == pytest.approx(row.rate_kbps * 1000 * report.duration_s / (64 * 48))
+        assert row.bits == pytest.approx(row.bits_per_pixel / ours.bits_per_pixel)
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "kbit/s" not in page and "One picture;" in page
+    assert page.count(f"{ours.bits_per_pixel:.3f} bit/pixel") >= 3 and f"{quality.bits_per_pixel:.3f} bit/pixel" in page
+    assert "bit/pixel" in drawn and not any("kbit/s" in text for text in drawn)
+    caption = report_module._caption(Lane("MCode", ours), 300)
+    assert not np.array_equal(caption, report_module._caption(Lane("MCode", replace(ours, bits_per_pixel=None)), 300))
+
+
+def test_videos_have_a_rate_over_time(report):
+    assert all(row.bits_per_pixel is None for row in report.rows)
 
 
 def test_equal_means_equal_or_floor_or_ceiling(report):

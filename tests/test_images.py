@@ -19,6 +19,7 @@ from mcode.config import to_dict
 from mcode.errors import InputError
 from mcode.evaluation import images, images_report, stills
 from mcode.evaluation import judges as judges_module
+from mcode.evaluation.frechet import patch_count, patches
 from mcode.evaluation.images import Family, at_rate, evaluate_images
 from mcode.evaluation.judges import METRICS, Judges
 from mcode.evaluation.metrics import psnr, ssim
@@ -223,9 +224,9 @@ def test_manifolds_of_one_rate_each_make_one_curve(stand_ins, pictures, tiny, tm
     alone = evaluate_images(pictures, tmp_path / "alone", crops=0, **(given | {"manifolds": (files[1],)}))
     assert report.rows[1].scores == alone.rows[0].scores and report.rows[1].bpp == alone.rows[0].bpp
     assert {row.codec for row in report.bd_rates} == {"MCode hific", "MCode tiny"}
+    page = (tmp_path / "out" / "crops.html").read_text()
     again = evaluate_images(pictures, tmp_path / "out", crops=0, force=True, **given)
     assert (report.measured, again.measured) == (18, 0)
-    page = (tmp_path / "out" / "crops.html").read_text()
     assert "middle, quality 1, fixed" in page
 
 
@@ -258,7 +259,7 @@ def test_the_pages_hold_curves_tables_and_close_ups_at_about_equal_rate(stand_in
     names = {Path(path).relative_to(out).as_posix() for path in report.files}
     assert names == {
         "index.html", "crops.html", "results.json", "psnr_db.png", "ssim.png", "ms_ssim.png",
-        "crops/a-original.png", "crops/a-JPEG.png", "crops/a-H.265-intra-4-4-4.png",
+        "crops/1-0-a-original.png", "crops/1-1-a-JPEG.png", "crops/1-2-a-H.265-intra-4-4-4.png",
     }  # fmt: skip
     for page in ("index.html", "crops.html"):
         text = (out / page).read_text(encoding="utf-8")
@@ -273,6 +274,52 @@ def test_the_pages_hold_curves_tables_and_close_ups_at_about_equal_rate(stand_in
     with Image.open(out / "psnr_db.png") as plot:
         assert plot.size[0] > 500
     assert not list(out.rglob("*.partial-*"))
+
+
+def test_pictures_behind_the_close_ups_are_each_its_own(stand_ins, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    names = ("写真.png", "画像.png", "a b.png", "a-b.png", "a.png", "a.webp", f"{'long' * 60}.png")
+    for grey, name in enumerate(names):
+        Image.new("RGB", (64, 48), (grey, grey, grey)).save(folder / name, lossless=True)
+    out = tmp_path / "out"
+    evaluate_images(folder, out, codecs=("jpeg", "h265"), crops=len(names))
+    text = (out / "crops.html").read_text(encoding="utf-8")
+    links = [link for link in Links(text).found if link.startswith("crops/")]
+    assert len(set(links)) == len(links) == 3 * len(names) == len(list((out / "crops").iterdir()))
+    assert all(name in text for name in names)
+    shown = [np.array(Image.open(out / link))[0, 0, 0] for link in links[::3]]
+    assert shown == [names.index(path.name) for path in sorted(folder.iterdir())]
+
+
+def test_a_report_leaves_nothing_of_the_one_before_and_all_else(stand_ins, pictures, tmp_path):
+    out = tmp_path / "out"
+    for name in ("mine.png", "crops/mine.png", "lpips/ssim.png"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"mine")
+
+    def left() -> set[str]:
+        return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file() and "cache" not in path.parts}
+
+    first = evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=2)
+    mine = {"mine.png", "crops/mine.png", "lpips/ssim.png"}
+    assert left() == mine | {Path(path).relative_to(out).as_posix() for path in first.files} and len(first.files) == 6 + 6
+    Image.new("RGB", (208, 100)).save(pictures / "c.png")  # no MS-SSIM
+    fewer = evaluate_images(pictures, out, codecs=("jpeg",), crops=1, force=True)
+    assert left() == mine | {Path(path).relative_to(out).as_posix() for path in fewer.files}
+    assert "ms_ssim.png" not in left() and "crops/2-0-b-original.png" not in left()
+    none = evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True)
+    assert left() == mine | {Path(path).relative_to(out).as_posix() for path in none.files} and "crops.html" not in left()
+    (out / "crops" / "mine.png").unlink()
+    evaluate_images(pictures, out, codecs=("jpeg",), crops=1, force=True)
+    evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True)
+    assert not (out / "crops").exists()
+
+
+def test_what_lies_in_a_folder_without_a_report_stays(stand_ins, pictures, tmp_path):
+    (tmp_path / "vgg19.png").write_bytes(b"mine")
+    evaluate_images(pictures, tmp_path, codecs=("jpeg",), crops=0)
+    assert (tmp_path / "vgg19.png").read_bytes() == b"mine"
 
 
 def test_small_pictures_have_no_score_where_a_metric_needs_more(stand_ins, tmp_path):
@@ -295,9 +342,63 @@ def test_a_metric_that_one_small_picture_takes_from_all_is_told(stand_ins, pictu
         "take it out of the folder to have it"
     )
     metrics = [metric for metric in METRICS if metric.key in ("psnr_db", "ms_ssim", "lpips")]
-    words = list(images.too_small({Path("a"): 176, Path("b"): 60, Path("c"): 100}, metrics))
+    sizes = {Path("a"): (176, 200), Path("b"): (300, 60), Path("c"): (100, 100)}
+    words = list(images.too_small(sizes, metrics))
     assert ["b and 1 more are smaller than the 176x176" in words[0], "b is smaller than the 64x64" in words[1]] == [True, True]
-    assert not list(images.too_small({Path("a"): 176}, metrics))
+    assert not list(images.too_small({Path("a"): (176, 200)}, metrics))
+
+
+def test_niqe_needs_two_blocks_and_a_flat_picture_has_none():
+    (niqe,) = [metric for metric in METRICS if metric.key == "niqe"]
+    for size in ((96, 192), (192, 96), (200, 200)):
+        assert not list(images.too_small({Path("a"): size}, [niqe])), size
+    for size in ((191, 191), (95, 4000), (96, 191)):
+        (words,) = images.too_small({Path("a"): size}, [niqe])
+        assert words.startswith("NIQE is left out of all means: a is smaller than the two blocks of 96x96 it needs;")
+    rows = [images.ImageRow("JPEG", f"q{q}", 1.0, {"niqe": value}) for q, value in ((5, None), (10, 3.0))]
+    (words,) = images.too_flat({Path("a"): (200, 200)}, rows)
+    assert words == "NIQE is missing in 1 of 2 rows, JPEG, q5 the first: a picture comes out flat there"
+    assert not list(images.too_flat({Path("a"): (90, 90)}, rows))  # told already
+    assert not list(images.too_flat({Path("a"): (200, 200)}, rows[1:]))
+
+
+def test_how_many_patches_of_how_many_pictures_sets_are_over_is_told(stand_ins, tmp_path, monkeypatch):
+    of_sets = [metric for metric in METRICS if metric.network == "inception"]
+    few = list(images.too_small({Path("a"): (256, 300), Path("b"): (255, 4000)}, of_sets))
+    assert few == ["FID/256, KID/256 are left out: they need two patches of 256x256, the pictures have 1"]
+    (none,) = images.too_small({Path("b"): (255, 4000)}, of_sets)
+    assert none.endswith("the pictures have none")
+    some = list(images.too_small({Path("a"): (512, 768), Path("b"): (255, 4000)}, of_sets))
+    assert some == ["FID/256, KID/256 are over 8 patches of 256x256 of 1 of 2 pictures; the others are smaller"]
+    assert not list(images.too_small({Path("a"): (512, 768)}, of_sets))
+    for height, width in ((512, 768), (256, 256), (255, 600), (1000, 256), (900, 1100)):
+        assert patch_count(height, width) == len(list(patches(np.zeros((height, width, 3), np.uint8))))
+
+
+def test_pictures_too_small_for_a_network_have_no_distance_and_are_told(stand_ins, data_dir, tmp_path):
+    weights = data_dir / "perceptual"
+    if not {"vgg19", "mobilenet"} <= {metric.key for metric in Judges(weights).metrics}:
+        pytest.skip(f"no weights in {weights}")
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    judges = Judges(weights)
+    for height, width, vgg, mobilenet in ((16, 16, 1, 1), (15, 40, 1, 0), (4, 15, 1, 0), (3, 60, 0, 0), (1, 1, 0, 0)):
+        small = np.ascontiguousarray(rgb[:height, :width])
+        scores = judges.score(small, 255 - small)
+        assert (scores["vgg19"] is not None, scores["mobilenet"] is not None) == (vgg, mobilenet), (height, width)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    Image.fromarray(rgb[:15, :20]).save(folder / "a.png")
+    Image.fromarray(rgb).save(folder / "b.png")
+    report = evaluate_images(folder, tmp_path / "out", codecs=("jpeg", "h265"), crops=1, perceptual=weights)
+    assert report.rows[0].scores["vgg19"] is not None and report.rows[0].scores["mobilenet"] is None
+    (words,) = [text for text in report.warnings if text.startswith("MobileNet distance")]
+    assert f"{folder / 'a.png'} is smaller than the 16x16 it needs" in words
+
+
+def test_a_picture_that_a_codec_does_not_take_is_named(tmp_path):
+    Image.new("RGB", (20, 40)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a.png: AV1 cannot encode 20x40: 32 pixels a side at least; take it out of the fold"):
+        evaluate_images(tmp_path, tmp_path / "out", codecs=("av1",), crops=0)
 
 
 def test_what_cannot_be_evaluated_is_one_line(pictures, tiny, tmp_path):
@@ -334,6 +435,15 @@ def test_the_command_prints_tables_or_json(stand_ins, pictures, tmp_path, capsys
     assert json.loads(capsys.readouterr().out)["measured"] == 0
     assert main([*call, "--force", "--qualities", "1,x"]) == 2
     assert "--qualities x" in capsys.readouterr().err
+
+
+def test_qualities_go_as_far_as_manifolds_may(pictures, tmp_path, capsys):
+    many = tiny_manifold(tmp_path, "many", tuple(range(1, 16)))
+    call = ["evaluate", "images", str(pictures), "-o", str(tmp_path / "out"), "--codecs", "mcode", "-m", str(many), "--json"]
+    assert main([*call, "--crops", "0", "--qualities", "9,15"]) == 0
+    assert [row["setting"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["quality 9", "quality 15"]
+    assert main([*call, "--qualities", "16"]) == 2
+    assert "--qualities 16: a quality is a whole number from 1 to 15" in capsys.readouterr().err
 
 
 def test_standard_weights_are_fetched_once_each_against_its_hash(tmp_path, monkeypatch, pictures, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import weakref
 import zlib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from mcode.cli import main
 from mcode.errors import InputError
+from mcode.evaluation import stills
 from mcode.evaluation.metrics import psnr, ssim
 from mcode.evaluation.stills import (
     StillCodec,
@@ -104,6 +106,56 @@ def test_feature_distances_are_averaged_where_given():
     (row,) = rd_table([np.zeros((h, 4, 3), np.uint8) for h in (2, 6)], [constant(1, 1)], distances)
     assert (row.vgg, row.vgg_relu3_4, row.mobilenet) == (4, 4, 4)
     assert row.to_dict()["mobilenet"] == 4
+
+
+def test_a_distance_that_one_picture_lacks_is_no_mean_over_the_others():
+    def distances(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
+        return {"vgg": 1.0, "vgg_relu3_4": 1.0, "mobilenet": 1.0 if len(a) > 15 else None}
+
+    (row,) = rd_table([np.zeros((h, 20, 3), np.uint8) for h in (12, 20)], [constant(1, 1)], distances)
+    assert (row.vgg, row.vgg_relu3_4, row.mobilenet) == (1, 1, None)
+
+
+def test_networks_give_small_pictures_no_distance(data_dir):
+    from mcode.evaluation.features import MOBILENET_FILE, VGG_FILE, FeatureDistances
+
+    folder = data_dir / "perceptual"
+    if not (folder / VGG_FILE).is_file() or not (folder / MOBILENET_FILE).is_file():
+        pytest.skip(f"no network weights in {folder}")
+    distances = FeatureDistances(folder)
+    for height, width, having in ((16, 16, 3), (15, 40, 2), (3, 60, 0)):
+        a, b = (np.full((height, width, 3), grey, np.uint8) for grey in (10, 200))
+        assert sum(value is not None for value in distances(a, b).values()) == having
+
+
+def test_pictures_are_held_one_at_a_time(picture, tmp_path, monkeypatch):
+    for number in range(4):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    held: list[weakref.ref] = []
+
+    def read(path: Path) -> np.ndarray:
+        rgb = read_picture(path)
+        held.append(weakref.ref(rgb))
+        return rgb
+
+    monkeypatch.setattr(stills, "read_picture", read)
+    images, most = read_images(tmp_path), 0
+
+    def code(rgb: np.ndarray) -> tuple[int, np.ndarray]:
+        nonlocal most
+        most = max(most, sum(ref() is not None for ref in held))
+        return 1, rgb.copy()
+
+    (row,) = rd_table(images, [StillCodec("stub", "", code)])
+    assert row.images == len(images) == 4 and most == 1
+    assert list(images.sizes.values()) == [(64, 96)] * 4
+
+
+def test_a_picture_too_small_for_the_table_is_named_before_anything_is_measured(tmp_path, capsys):
+    Image.new("RGB", (40, 31)).save(tmp_path / "a.png")
+    assert main(["evaluate", "stills", str(tmp_path), "-m", "no such manifold"]) == 2
+    words = f"{tmp_path / 'a.png'}: smaller than the 32x32 that AV1 intra 4:2:0 needs; take it out of the folder"
+    assert capsys.readouterr().err == f"mcode: error: {words}\n"
 
 
 def test_progress_counts_pictures_times_codecs():

@@ -11,6 +11,7 @@ from mcode.cli.apps import evaluate_app, manifolds_app
 from mcode.cli.options import Coder, Device, Force, Json, Judges, Refine, RefineBy, one_of, output_option, some_of, whole
 from mcode.cli.output import byte_count, plain, print_json, print_report, print_table, print_warnings, progress_bar
 from mcode.errors import InputError
+from mcode.packet import MOST_QUALITIES
 
 IMAGE_CODECS = ("mcode", "jpeg", "jpeg2000", "webp", "h265", "av1")
 
@@ -68,7 +69,7 @@ def images_(
     from mcode.evaluation.images import ANCHOR, evaluate_images, to_json
     from mcode.evaluation.images_report import bd_text, value_text
 
-    parse = whole("--qualities", "a quality", 1, 8)
+    parse = whole("--qualities", "a quality", 1, MOST_QUALITIES)
     wanted = tuple(dict.fromkeys(parse(text.strip()) for text in qualities.split(","))) if qualities else None
     weights = perceptual or os.environ.get(WEIGHTS_VARIABLE) or None
     if fetch_weights:

@@ -29,6 +29,7 @@ from mcode.cli.options import (
     whole,
 )
 from mcode.cli.output import counted, print_json, print_rows, print_table, print_warnings, progress_bar
+from mcode.errors import InputError
 
 
 @app.command()
@@ -79,21 +80,22 @@ def compare(
     if as_json:
         print_json(report)
         return
+    unit = "kbit/s" if report.rows[0].bits_per_pixel is None else "bit/pixel"
     print_table(
-        ("codec", "at", "setting", "kbit/s", "PSNR dB", "SSIM", "bits"),
+        ("codec", "at", "setting", unit, "PSNR dB", "SSIM", "bits"),
         [
             (
                 row.codec,
                 "" if row.at == "mcode" else row.at + (" (its floor)" if row.floor else ""),
                 row.setting,
-                f"{row.rate_kbps:.2f}",
+                f"{row.rate_kbps:.2f}" if row.bits_per_pixel is None else f"{row.bits_per_pixel:.3f}",
                 f"{row.psnr_db:.2f}",
                 "" if row.ssim is None else f"{row.ssim:.4f}",
                 f"{row.bits:.1f}x",
             )
             for row in report.rows
         ],
-        right=("kbit/s", "PSNR dB", "SSIM", "bits"),
+        right=(unit, "PSNR dB", "SSIM", "bits"),
     )
     print(f"\n{counted(report.frames, 'frame')} at {report.width}x{report.height}")
     for name, path in report.files.items():
@@ -114,12 +116,17 @@ def stills_(
     from mcode.manifold import load
 
     images = stills.read_images(folder)
+    others = stills.standard_codecs()
+    most = max(others, key=lambda codec: codec.side_min)
+    if small := [path for path, size in images.sizes.items() if min(size) < most.side_min]:
+        needs = f"the {most.side_min}x{most.side_min} that {most.name} needs"
+        raise InputError(f"{small[0]}: smaller than {needs}; take it out of the folder")
     model = load(manifold, device)
     codecs = [stills.mcode_still(model, quality) for quality in range(1, model.qualities + 1)]
     given = perceptual or os.environ.get(WEIGHTS_VARIABLE)
     distances = FeatureDistances(given, str(model.device)) if given else None
     with progress_bar("measuring", "images") as progress:
-        rows = stills.rd_table(images, [*codecs, *stills.standard_codecs()], distances, progress)
+        rows = stills.rd_table(images, [*codecs, *others], distances, progress)
     if as_json:
         print_json({"manifold": model.name, "manifold_id": model.id, "rows": rows})
     else:
@@ -184,6 +191,7 @@ def channel_(
             force=force,
             progress=progress,
         )
+    print_warnings(report.warnings)
     if as_json:
         print_json(report)
         return

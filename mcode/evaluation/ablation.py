@@ -21,7 +21,7 @@ import numpy as np
 
 from mcode.errors import InputError
 from mcode.evaluation import stills
-from mcode.evaluation.features import VGG_LAYERS, VggFeatures, to_batch
+from mcode.evaluation.features import VGG_LAYERS, VGG_SIDE, VggFeatures, to_batch
 from mcode.evaluation.images import _Cache, _digest, _mean, _Measured, computed_by, not_measured, too_small
 from mcode.evaluation.images_report import _finite, _write, value_text
 from mcode.evaluation.judges import METRICS, Judges, Metric
@@ -130,10 +130,10 @@ def evaluate_ablation(
     cache = _Cache(out / "cache", judges, made_by)
     total, done, measured, rows = len(paths) * len(infos), 0, 0, []
     digests: list[str] = []
-    sides: dict[Path, int] = {}
+    sizes: dict[Path, tuple[int, int]] = {}
     for path in paths:
         rgb = stills.read_picture(path)
-        sides[path] = min(rgb.shape[:2])
+        sizes[path] = rgb.shape[0], rgb.shape[1]
         digests.append(_digest(rgb))
         if cache.get(None, digests[-1]) is None:
             cache.put(None, digests[-1], _Measured(0.0, {}, judges.patch_features(rgb)))
@@ -161,7 +161,7 @@ def evaluate_ablation(
         metrics=judges.metrics,
         rows=tuple(rows),
         measured=measured,
-        warnings=(*not_measured(judges, perceptual, [row.scores for row in rows]), *too_small(sides, judges.metrics)),
+        warnings=(*not_measured(judges, perceptual, [row.scores for row in rows]), *too_small(sizes, judges.metrics)),
         files=(),
     )
     return AblationReport(**(vars(report) | {"files": tuple(map(str, _write_all(out, report)))}))
@@ -220,7 +220,8 @@ def _measure(model: Manifold, rgb: np.ndarray, judges: Judges, vgg: VggFeatures 
     scores = judges.score(rgb, decoded)
     scores["mse"] = float(np.square(rgb.astype(np.float32) - decoded).mean(dtype=np.float64))
     if vgg is not None:
-        scores[ABSOLUTE] = vgg.absolute_distance(*(to_batch(each).to(judges.device) for each in (rgb, decoded))).item()
+        pair = [to_batch(each).to(judges.device) for each in (rgb, decoded)]
+        scores[ABSOLUTE] = vgg.absolute_distance(*pair).item() if min(rgb.shape[:2]) >= VGG_SIDE else None
     estimate = None
     if (bits := getattr(model.net, "bits", None)) is not None:
         import torch

@@ -9,6 +9,7 @@ viewer sees at each frame's time, a frozen picture included, against the frames 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -25,6 +26,7 @@ from mcode.baseline import coder_named, find_crf, live_encoder
 from mcode.channel import Channel, ChannelSettings
 from mcode.codec import CODERS, Encoder, Model
 from mcode.errors import InputError
+from mcode.evaluation.compare import LONGEST_S
 from mcode.evaluation.metrics import luma, psnr, ssim
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.lanes import BaselineLane, McodeLane
@@ -99,6 +101,7 @@ class ChannelReport:
     rates: tuple[LaneRate, ...]
     rows: tuple[ChannelRow, ...]
     files: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def evaluate_channel(
@@ -125,7 +128,8 @@ def evaluate_channel(
     """Bit error rates without loss, then losses without bit errors, `seeds` times each.
 
     lanes: of LANES; all that the manifold can where left out. output: a folder for channel.json, channel.md, channel.png
-    (curves) and pictures.png (one frame under each condition). There is no way back: a receiver cannot ask for a refresh.
+    (curves) and pictures.png (one frame under each condition). The frames are held in memory: without duration_s the first
+    LONGEST_S of them, and a warning says so. There is no way back: a receiver cannot ask for a refresh.
     The baselines get the CRF at which they take the rate of the dearest MCode lane, or their floor. Raises InputError,
     ManifoldError.
     """
@@ -141,8 +145,9 @@ def evaluate_channel(
         name = getattr(model, "name", model.id)
         raise InputError(f"--lanes range: manifold {name} has no hyperprior; its coders are huffman and fixed")
     folder = _prepare(output, force)
-    frames = _read(input, model, size, start_s, duration_s)
-    senders = _senders(frames, model, lanes, n, quality, refresh_s)
+    limit_s = LONGEST_S if duration_s is None else duration_s
+    frames, length_s, cut = _read(input, model, size, start_s, limit_s)
+    senders = _senders(frames, length_s, model, lanes, n, quality, refresh_s)
     conditions = list(dict.fromkeys([(rate, 0.0) for rate in bit_error_rates] + [(0.0, loss) for loss in losses]))
     if (0.0, 0.0) not in conditions:
         conditions.insert(0, (0.0, 0.0))
@@ -178,12 +183,13 @@ def evaluate_channel(
         width=frames[0].width,
         height=frames[0].height,
         frames=len(frames),
-        duration_s=_length_s(frames),
+        duration_s=length_s,
         seeds=seeds,
         burst=burst,
         refresh_s=refresh_s,
-        rates=tuple(_rate(lane, sender, frames) for lane, sender in senders.items()),
+        rates=tuple(_rate(lane, sender, frames, length_s) for lane, sender in senders.items()),
         rows=tuple(rows),
+        warnings=(f"measured the first {LONGEST_S:g} s; give --duration for more",) if cut and duration_s is None else (),
     )
     return report if folder is None else _write(report, pictures, frames[middle].rgb, folder)
 
@@ -231,13 +237,13 @@ class _Remembering:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._latents: dict[bytes, Any] = {}
+        self._latents: dict[bytes, Any] = {}  # by the frame's digest: the frame itself would be held as long
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def analyse(self, rgb: np.ndarray) -> Any:
-        key = rgb.tobytes()
+        key = hashlib.sha256(np.ascontiguousarray(rgb).data).digest()
         if key not in self._latents:
             self._latents[key] = self._model.analyse(rgb)
         return self._latents[key]
@@ -314,7 +320,7 @@ def _viewed(frames: Sequence[Frame], arrived: Sequence[tuple[int, Frame]]) -> It
 
 
 def _senders(
-    frames: list[Frame], model: Model, lanes: Sequence[str], n: int, quality: int | None, refresh_s: float
+    frames: list[Frame], length_s: float, model: Model, lanes: Sequence[str], n: int, quality: int | None, refresh_s: float
 ) -> dict[str, LaneSender]:
     width, height = frames[0].width, frames[0].height
     options: dict[str, Any] = {"n": n, "quality": quality, "refresh_s": refresh_s}
@@ -326,23 +332,23 @@ def _senders(
         _, h, w = trial.shape
         slices = payload.fitting_slices(size, h * w)
         made[coder] = McodeSender(model, width, height, coder=coder, slices=slices, **options)
-        rate = max(rate, _sent(made[coder], frames)[0])
-    fps = len(frames) / _length_s(frames)
+        rate = max(rate, _sent(made[coder], frames, length_s)[0])
     for codec in ("h264", "h265"):
         if codec in lanes:
-            made[codec] = _baseline_at(codec, frames, rate, fps, refresh_s)
+            made[codec] = _baseline_at(codec, frames, length_s, rate, refresh_s)
     return {lane: made[lane] for lane in lanes}
 
 
-def _baseline_at(codec: str, frames: list[Frame], rate_kbps: float, fps: float, refresh_s: float) -> BaselineSender:
+def _baseline_at(codec: str, frames: list[Frame], length_s: float, rate_kbps: float, refresh_s: float) -> BaselineSender:
     """The encoder at the CRF whose packets take the wanted rate, or at its floor."""
     width, height = frames[0].width, frames[0].height
+    fps = (len(frames) - 1) * TICKS_PER_S / (frames[-1].pts - frames[0].pts)
 
     def at(crf: float) -> BaselineSender:
         return BaselineSender(codec, width, height, crf, fps, refresh_s)
 
     def log_rate(crf: float) -> float:
-        return math.log(_sent(at(crf), frames)[0])
+        return math.log(_sent(at(crf), frames, length_s)[0])
 
     wanted, tolerance = math.log(rate_kbps), math.log1p(RATE_TOLERANCE)
     best = at(find_crf(codec, log_rate, wanted, tolerance))
@@ -350,17 +356,17 @@ def _baseline_at(codec: str, frames: list[Frame], rate_kbps: float, fps: float, 
     return best
 
 
-def _sent(sender: LaneSender, frames: Sequence[Frame]) -> tuple[float, float, int]:
+def _sent(sender: LaneSender, frames: Sequence[Frame], length_s: float) -> tuple[float, float, int]:
     """(kbit/s of packets, kbit/s of what bit errors may hit, packets)."""
     sender.restart()
     packets = [found for frame in frames for found in sender.push(frame)] + sender.flush()
-    bits = 8 / 1000 / _length_s(frames)
+    bits = 8 / 1000 / length_s
     whole = sum(len(bytes(packet)) for packet, _ in packets)
     return whole * bits, (whole - sum(spared for _, spared in packets)) * bits, len(packets)
 
 
-def _rate(lane: str, sender: LaneSender, frames: Sequence[Frame]) -> LaneRate:
-    rate, exposed, packets = _sent(sender, frames)
+def _rate(lane: str, sender: LaneSender, frames: Sequence[Frame], length_s: float) -> LaneRate:
+    rate, exposed, packets = _sent(sender, frames, length_s)
     return LaneRate(lane, rate, exposed, packets, getattr(sender, "at_floor", False), getattr(sender, "crf", None))
 
 
@@ -368,18 +374,18 @@ def _rate(lane: str, sender: LaneSender, frames: Sequence[Frame]) -> LaneRate:
 
 
 def _read(
-    input: str | os.PathLike[str], model: Any, size: tuple[int, int] | None, start_s: float, duration_s: float | None
-) -> list[Frame]:
+    input: str | os.PathLike[str], model: Any, size: tuple[int, int] | None, start_s: float, duration_s: float
+) -> tuple[list[Frame], float, bool]:
+    """The frames; for how long they are shown, in seconds, the last one, too, as `encode` counts it; whether more follow."""
     whole = FrameReader(input, start_s=start_s, duration_s=duration_s)
     coded, _, aspect = geometry((whole.width, whole.height), size, getattr(model, "frame_size", None))
-    frames = list(FrameReader(input, start_s=start_s, duration_s=duration_s, size=coded, crop_to=aspect))
+    reader = FrameReader(input, start_s=start_s, duration_s=duration_s, size=coded, crop_to=aspect)
+    frames = list(reader)
     if len(frames) < 2:
         raise InputError(f"{os.fspath(input)}: a channel needs a video of two frames or more")
-    return frames
-
-
-def _length_s(frames: Sequence[Frame]) -> float:
-    return (frames[-1].pts - frames[0].pts) / TICKS_PER_S * len(frames) / (len(frames) - 1)
+    last_ticks = reader.last_duration_ticks or frames[-1].pts - frames[-2].pts
+    length_s, promised_s = (frames[-1].pts + last_ticks) / TICKS_PER_S, reader.info.duration_s
+    return frames, length_s, (length_s if promised_s is None else promised_s - start_s) > duration_s - 1e-3
 
 
 def _score(frames: Sequence[Frame], shown: list[tuple[np.ndarray, bool]]) -> tuple[float, float, float]:

@@ -32,7 +32,8 @@ STRIP = (0.15, 0.5, 0.85)
 @dataclass(frozen=True)
 class Row:
     """One encoding. at: "mcode", "equal rate" or "equal PSNR"; floor: the codec can go no lower than this; bits: its rate
-    over MCode's. ssim: of luma, None where it was not measured."""
+    over MCode's. ssim: of luma, None where it was not measured. bits_per_pixel: of a single picture, whose kbit/s mean nothing;
+    None of a video."""
 
     codec: str
     at: str
@@ -42,6 +43,7 @@ class Row:
     ssim: float | None
     bits: float
     floor: bool
+    bits_per_pixel: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,12 @@ def compare(
             audio="none",
             progress=progress,
         )
-        searches = {codec: CrfSearch(frames, codec, progress=progress) for codec in against}
+        searches = {codec: CrfSearch(frames, codec, duration_s=ours.duration_s, progress=progress) for codec in against}
         equal_rate = {codec: search.at_rate(ours.rate_kbps) for codec, search in searches.items()}
         equal_psnr = {codec: search.at_psnr(ours.psnr_db) for codec, search in searches.items()}
-        first = Row("MCode", "mcode", _setting(ours), ours.rate_kbps, ours.psnr_db, None, 1.0, False)
+        still = ours.frames == 1
+        bpp = ours.bits_per_pixel if still else None
+        first = Row("MCode", "mcode", _setting(ours), ours.rate_kbps, ours.psnr_db, None, 1.0, False, bpp)
         lanes = [Lane("Original", None), Lane("MCode", first)]
         lanes += [Lane(CODERS[c].label, _row(e, "equal rate", ours.rate_kbps)) for c, e in equal_rate.items()]
 
@@ -164,7 +168,7 @@ def compare(
         files={name: str(path) for name, path in files.items()},
         warnings=(*warnings, *ours.warnings),
     )
-    curves = {CODERS[c].label: [(e.rate_kbps, e.psnr_db) for e in s.encodings] for c, s in searches.items()}
+    curves = {CODERS[c].label: [(_rate(e, still), e.psnr_db) for e in s.encodings] for c, s in searches.items()}
     write_picture(files["picture"], report, lanes, curves, shown_name(input))
     write_html(page, report, lanes, curves, shown_name(input))
     return report
@@ -201,7 +205,12 @@ def _row(encoding: Encoding, at: str, ours_kbps: float) -> Row:
         ssim=None,
         bits=encoding.rate_kbps / max(ours_kbps, 1e-9),
         floor=encoding.at_floor,
+        bits_per_pixel=encoding.bits_per_pixel if encoding.frames == 1 else None,
     )
+
+
+def _rate(encoding: Encoding, still: bool) -> float:
+    return encoding.bits_per_pixel if still else encoding.rate_kbps
 
 
 def _with_ssim(row: Row, lane: Lane) -> Row:

@@ -32,6 +32,8 @@ SQUEEZENET_FILE = "squeezenet_v1.0.safetensors"
 
 VGG_LAYERS = ("relu1_2", "relu2_2", "relu3_4")
 MOBILENET_LAYERS = (1, 3, 5, 11)
+VGG_SIDE, MOBILENET_SIDE = 4, 16
+"""The least width and height of a picture that has a distance in those layers: the deepest one's map has a pixel then."""
 
 SQUEEZENET_FIRES = (3, 5)
 
@@ -304,21 +306,26 @@ class FeatureDistances:
         self._reference: tuple[np.ndarray, list[Tensor], list[Tensor]] | None = None
 
     @torch.inference_mode()
-    def __call__(self, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-        """a, b: uint8 (H, W, 3). Returns {"vgg", "vgg_relu3_4", "mobilenet"}. Keeps the features of `a` for the next call."""
+    def __call__(self, a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
+        """a, b: uint8 (H, W, 3). Returns {"vgg", "vgg_relu3_4", "mobilenet"}; None in pictures too small for the network, below
+        VGG_SIDE or MOBILENET_SIDE. Keeps the features of `a` for the next call."""
         if self._reference is None or self._reference[0] is not a:
             self._reference = (a, *self._features(a))
         _, vgg_x, mobilenet_x = self._reference
         vgg_y, mobilenet_y = self._features(b)
         return {
-            "vgg": unit_distance(vgg_x, vgg_y).item(),
-            "vgg_relu3_4": unit_distance(vgg_x[2:], vgg_y[2:]).item(),
-            "mobilenet": unit_distance(mobilenet_x, mobilenet_y).item(),
+            "vgg": unit_distance(vgg_x, vgg_y).item() if vgg_x else None,
+            "vgg_relu3_4": unit_distance(vgg_x[2:], vgg_y[2:]).item() if vgg_x else None,
+            "mobilenet": unit_distance(mobilenet_x, mobilenet_y).item() if mobilenet_x else None,
         }
 
     def _features(self, rgb: np.ndarray) -> tuple[list[Tensor], list[Tensor]]:
-        x = to_batch(rgb).to(self.device)
-        return self.vgg_features(x), self.mobilenet_features(x)
+        """None of a network that the picture is too small for."""
+        x, side = to_batch(rgb).to(self.device), min(rgb.shape[:2])
+        return (
+            self.vgg_features(x) if side >= VGG_SIDE else [],
+            self.mobilenet_features(x) if side >= MOBILENET_SIDE else [],
+        )
 
 
 def to_batch(rgb: np.ndarray) -> Tensor:

@@ -28,6 +28,12 @@ def patches(rgb: np.ndarray, size: int = PATCH) -> Iterator[np.ndarray]:
                 yield rgb[top : top + size, left : left + size]
 
 
+def patch_count(height: int, width: int, size: int = PATCH) -> int:
+    """How many `patches` a picture of this size has."""
+    rows, columns = height // size, width // size
+    return rows * columns + max(0, rows - 1) * max(0, columns - 1)
+
+
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Between normal distributions fitted to two sets of features, (n, d) and (m, d): 0 or more (Heusel et al. 2017).
 

@@ -25,7 +25,8 @@ from mcode import __version__
 from mcode.errors import InputError
 from mcode.evaluation import stills
 from mcode.evaluation.bd import BdRate, bd_rate, require_bjontegaard
-from mcode.evaluation.judges import SMALLEST_SIDE, Judges, Metric
+from mcode.evaluation.frechet import PATCH, patch_count
+from mcode.evaluation.judges import Judges, Metric, least_size
 from mcode.evaluation.stills import REFINED, StillCodec
 from mcode.latents import choose_device
 from mcode.manifold import PRICES, Manifold, ManifoldInfo, load
@@ -97,6 +98,8 @@ class Crop:
 
 @dataclass(frozen=True)
 class CropRow:
+    """name: of the picture's file. original: uint8 (H, W, 3)."""
+
     name: str
     original: np.ndarray = field(repr=False)
     crops: tuple[Crop, ...]
@@ -104,7 +107,8 @@ class CropRow:
 
 @dataclass(frozen=True)
 class ImagesReport:
-    """originals: scores of the pictures themselves, where a metric needs no reference. patches: 256x256, of all pictures.
+    """originals: scores of the pictures themselves, where a metric needs no reference. patches: 256x256, of all
+    pictures, for the metrics of sets; 0 where none is measured. patched: pictures that are large enough for one.
 
     measured: pictures coded in this run, of `total`; the others came from the cache.
     """
@@ -112,6 +116,7 @@ class ImagesReport:
     folder: str
     images: int
     patches: int
+    patched: int
     metrics: tuple[Metric, ...]
     rows: tuple[ImageRow, ...]
     bd_rates: tuple[BdRow, ...]
@@ -174,17 +179,21 @@ def evaluate_images(
     cache = _Cache(out / "cache", judges, _made_by(families, refine_by))
     listed = [family.make(value) for family in families.values() for value in family.settings]
     total, done, measured = len(paths) * len(listed), 0, 0
-    digests, sides = [], {}
+    digests, sizes = [], {}
     for path in paths:
         rgb = stills.read_picture(path)
-        sides[path] = min(rgb.shape[:2])
+        sizes[path] = rgb.shape[0], rgb.shape[1]
         digests.append(_digest(rgb))
         if cache.get(None, digests[-1]) is None:
             scores = {m.key: judges.score(rgb, rgb).get(m.key) for m in judges.metrics if m.key == "niqe"}
             cache.put(None, digests[-1], _Measured(0.0, scores, judges.patch_features(rgb)))
         for codec in listed:
             if cache.get(codec, digests[-1]) is None:
-                cache.put(codec, digests[-1], _measure(codec, rgb, judges))
+                try:
+                    found = _measure(codec, rgb, judges)
+                except InputError as error:  # of a size that the codec does not take
+                    raise InputError(f"{path}: {error}; take it out of the folder, or the codec out of --codecs") from error
+                cache.put(codec, digests[-1], found)
                 measured += 1
             done += 1
             if progress:
@@ -200,6 +209,7 @@ def evaluate_images(
         folder=os.fspath(folder),
         images=len(paths),
         patches=max((len(v) for v in features.values()), default=0),
+        patched=sum(patch_count(*size) > 0 for size in sizes.values()),
         metrics=judges.metrics,
         rows=tuple(rows),
         bd_rates=tuple(_bd_rates(rows, judges.metrics)),
@@ -207,7 +217,11 @@ def evaluate_images(
         manifolds={model.name: model.id for family in families.values() for model in family.models},
         measured=measured,
         total=total,
-        warnings=(*not_measured(judges, perceptual, [row.scores for row in rows]), *too_small(sides, judges.metrics)),
+        warnings=(
+            *not_measured(judges, perceptual, [row.scores for row in rows]),
+            *too_small(sizes, judges.metrics),
+            *too_flat(sizes, rows),
+        ),
         files=(),
     )
     files = images_report.write(out, report, close_ups)
@@ -227,17 +241,33 @@ def not_measured(
     return tuple(warnings)
 
 
-def too_small(sides: Mapping[Path, int], metrics: Sequence[Metric]) -> Iterator[str]:
-    """A warning of each metric that small pictures take from all. sides: each picture's shorter one, in pixels."""
+def too_small(sizes: Mapping[Path, tuple[int, int]], metrics: Sequence[Metric]) -> Iterator[str]:
+    """A warning of each metric that small pictures take from all, and one of what the metrics of sets are over. sizes: each
+    picture's (height, width) in pixels."""
     for metric in metrics:
-        least = SMALLEST_SIDE.get(metric.key, 0)
-        small = [path for path, side in sides.items() if side < least]
-        if small:
-            others = f" and {len(small) - 1} more are" if small[1:] else " is"
+        lacking = {path: least for path, size in sizes.items() if (least := least_size(metric.key, *size))}
+        if lacking:
+            (first, least), *more = lacking.items()
+            others = f" and {len(more)} more are" if more else " is"
             yield (
-                f"{metric.label} is left out of all means: {small[0]}{others} smaller than the {least}x{least} it needs; "
-                f"take {'them' if small[1:] else 'it'} out of the folder to have it"
+                f"{metric.label} is left out of all means: {first}{others} smaller than the {least} it needs; "
+                f"take {'them' if more else 'it'} out of the folder to have it"
             )
+    if of_sets := ", ".join(metric.label for metric in metrics if metric.network):
+        counts = [patch_count(*size) for size in sizes.values()]
+        total, large, patch = sum(counts), sum(count > 0 for count in counts), f"{PATCH}x{PATCH}"
+        if total < 2:
+            yield f"{of_sets} are left out: they need two patches of {patch}, the pictures have {total or 'none'}"
+        elif large < len(counts):
+            yield f"{of_sets} are over {total} patches of {patch} of {large} of {len(counts)} pictures; the others are smaller"
+
+
+def too_flat(sizes: Mapping[Path, tuple[int, int]], rows: Sequence[ImageRow]) -> Iterator[str]:
+    """A warning where NIQE, which judges texture, finds none in a picture that is large enough."""
+    lacking = [row for row in rows if row.scores.get("niqe", 0.0) is None]
+    if lacking and not any(least_size("niqe", *size) for size in sizes.values()):
+        first = f"{lacking[0].codec}, {lacking[0].setting}"
+        yield f"NIQE is missing in {len(lacking)} of {len(rows)} rows, {first} the first: a picture comes out flat there"
 
 
 def _families(
@@ -354,9 +384,7 @@ def _mean(found: Sequence[_Measured]) -> tuple[_Measured, dict[str, np.ndarray]]
     """Means over pictures (None where one is missing), and each network's features of all patches."""
     scores: dict[str, float | None] = {}
     for key in found[0].scores:
-        values = [f.scores[key] for f in found]
-        known = [v for v in values if v is not None]
-        scores[key] = math.fsum(known) / len(known) if len(known) == len(values) else None
+        scores[key] = stills.mean([f.scores[key] for f in found])
     bpp = math.fsum(f.bpp for f in found) / len(found)
     features = {}
     for name in found[0].features:
@@ -392,7 +420,7 @@ def _close_ups(paths: Sequence[Path], families: dict[str, Family], judges: Judge
             codec, size, decoded = at_rate(family, rgb, target, middle if family is first else None)
             bpp = size * 8 / pixels
             found.append(Crop(codec.name, codec.setting, bpp, bpp > target * ABOUT_EQUAL, judges.score(rgb, decoded), decoded))
-        yield CropRow(path.stem, rgb, tuple(found))
+        yield CropRow(path.name, rgb, tuple(found))
 
 
 def at_rate(family: Family, rgb: np.ndarray, bpp: float, setting: float | None = None) -> tuple[StillCodec, int, np.ndarray]:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from mcode.evaluation.compare import Lane
 from mcode.evaluation.images import ANCHOR, BdRow, CropRow, ImageRow, ImagesReport, to_json
-from mcode.evaluation.judges import Metric
+from mcode.evaluation.judges import METRICS, Metric
 from mcode.evaluation.report import ACCENT, COLOURS, _data_uri, close_up
 from mcode.text import shown_name
 from mcode.whole import write_whole
@@ -29,8 +30,10 @@ _SHORT = {"psnr_db": "dB", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "vgg19": "VGG
 
 
 def write(folder: Path, report: ImagesReport, close_ups: Sequence[CropRow]) -> list[Path]:
-    """Writes all files, each whole or not at all; returns their paths, index.html first and results.json last."""
+    """Writes all files, each whole or not at all, and removes those of the report before that are not among them; returns
+    their paths, index.html first and results.json last."""
     folder.mkdir(parents=True, exist_ok=True)
+    before = _written_before(folder)
     files = []
     plots = []
     for metric in report.metrics:
@@ -57,7 +60,23 @@ def write(folder: Path, report: ImagesReport, close_ups: Sequence[CropRow]) -> l
     files.insert(0, _write(folder / "index.html", page))
     text = json.dumps(_finite(to_json(report)), indent=1, allow_nan=False)
     files.append(_write(folder / "results.json", text.encode()))
+    for path in before.difference(files):
+        path.unlink(missing_ok=True)
+    if any(path.parent != folder for path in before):
+        with suppress(OSError):  # not empty
+            (folder / "crops").rmdir()
     return files
+
+
+def _written_before(folder: Path) -> set[Path]:
+    """The plots and close-ups of the report that lies there, and nothing else in the folder."""
+    if not (folder / "results.json").is_file():
+        return set()
+    page = folder / "crops.html"
+    names = [f"{metric.key}.png" for metric in METRICS] + [page.name]
+    if page.is_file():
+        names += re.findall(r'href="(crops/[A-Za-z0-9._-]+\.png)"', page.read_text(encoding="utf-8", errors="replace"))
+    return {folder / name for name in names if (folder / name).is_file()}
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -176,21 +195,24 @@ def _write_pictures(folder: Path, rows: Sequence[CropRow]) -> list[Path]:
     """The whole pictures behind the close-ups, as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for row in rows:
-        for codec, rgb in (("original", row.original), *((crop.codec, crop.decoded) for crop in row.crops)):
+    for number, row in enumerate(rows, start=1):
+        pictures = [("original", row.original), *((crop.codec, crop.decoded) for crop in row.crops)]
+        for column, (codec, rgb) in enumerate(pictures):
             data = io.BytesIO()
             Image.fromarray(rgb).save(data, format="PNG")
-            files.append(_write(folder / _picture_name(row.name, codec), data.getvalue()))
+            files.append(_write(folder / _picture_name(number, column, row.name, codec), data.getvalue()))
     return files
 
 
-def _picture_name(picture: str, codec: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{picture}-{codec}") + ".png"
+def _picture_name(row: int, column: int, picture: str, codec: str) -> str:
+    """The numbers tell apart what is one name in plain characters."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{Path(picture).stem}-{codec}")
+    return f"{row}-{column}-{plain[-100:]}.png"
 
 
 def _crop_rows(rows: Sequence[CropRow]) -> list[list[dict[str, Any]]]:
     found = []
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         top, left, side = close_up([Lane("Original", None, [row.original])], 0)
 
         def cut(rgb: np.ndarray, box: tuple[int, int, int] = (top, left, side)) -> str:
@@ -200,8 +222,8 @@ def _crop_rows(rows: Sequence[CropRow]) -> list[list[dict[str, Any]]]:
         cells: list[dict[str, Any]] = [
             {"label": "Original", "note": row.name, "scores": [], "uri": cut(row.original), "ours": False, "floor": False}
         ]
-        cells[0]["file"] = _picture_name(row.name, "original")
-        for crop in row.crops:
+        cells[0]["file"] = _picture_name(number, 0, row.name, "original")
+        for column, crop in enumerate(row.crops, start=1):
             scores = [
                 f"{value_text(key, value)} {_SHORT[key]}" if key == "psnr_db" else f"{_SHORT[key]} {value:.3f}"
                 for key in _UNDER_CROPS
@@ -216,7 +238,7 @@ def _crop_rows(rows: Sequence[CropRow]) -> list[list[dict[str, Any]]]:
                     "uri": cut(crop.decoded),
                     "ours": crop.codec.startswith("MCode"),
                     "floor": crop.floor,
-                    "file": _picture_name(row.name, crop.codec),
+                    "file": _picture_name(number, column, row.name, crop.codec),
                 }
             )
         found.append(cells)

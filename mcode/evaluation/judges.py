@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from mcode.errors import InputError
 from mcode.evaluation import inception, lpips
 from mcode.evaluation.features import (
     MOBILENET_FILE,
+    MOBILENET_SIDE,
     SQUEEZENET_FILE,
     VGG_FILE,
     VGG_LAYERS,
+    VGG_SIDE,
     MobileNetFeatures,
     SqueezeNetFeatures,
     VggFeatures,
@@ -27,12 +29,12 @@ from mcode.evaluation.features import (
 )
 from mcode.evaluation.frechet import frechet_distance, kernel_distance, patches
 from mcode.evaluation.metrics import ms_ssim, psnr, ssim
-from mcode.evaluation.niqe import NIQE_FILE, Niqe
+from mcode.evaluation.niqe import BLOCK, NIQE_FILE, Niqe
 from mcode.fetch import Pinned, download
 
 MS_SSIM_SIDE = 176
 LPIPS_SIDE = 64
-SMALLEST_SIDE = {"ms_ssim": MS_SSIM_SIDE, "lpips": LPIPS_SIDE}
+SMALLEST_SIDE = {"ms_ssim": MS_SSIM_SIDE, "lpips": LPIPS_SIDE, "vgg19": VGG_SIDE, "mobilenet": MOBILENET_SIDE}
 """By metric, the least width and height of a picture that has a score."""
 _LAST_BLOCK = 12
 
@@ -78,6 +80,14 @@ STANDARD_WEIGHTS = {
 """What LPIPS and FID need, where their authors publish it."""
 
 
+def least_size(key: str, height: int, width: int) -> str | None:
+    """The least that metric `key` takes, in words, where a picture of this size is smaller; None where it is not."""
+    if key == "niqe":
+        return f"two blocks of {BLOCK}x{BLOCK}" if (height // BLOCK) * (width // BLOCK) < 2 else None
+    least = SMALLEST_SIDE.get(key, 0)
+    return f"{least}x{least}" if min(height, width) < least else None
+
+
 def fetch_standard_weights(
     folder: str | os.PathLike[str], progress: Callable[[int, int | None], None] | None = None
 ) -> list[Path]:
@@ -117,8 +127,11 @@ class Judges:
         self.metrics = tuple(metric for metric in METRICS if lacks(metric) is None)
         self.missing = {metric.label: file for metric in METRICS if (file := lacks(metric)) is not None}
         here = {metric.key for metric in self.metrics}
-        self._vgg = VggFeatures(folder, VGG_LAYERS).to(self.device) if "vgg19" in here else None
-        self._mobilenet = MobileNetFeatures(folder).to(self.device) if "mobilenet" in here else None
+        self._nets: dict[str, Callable[[Tensor], list[Tensor]]] = {}
+        if "vgg19" in here:
+            self._nets["vgg19"] = VggFeatures(folder, VGG_LAYERS).to(self.device)
+        if "mobilenet" in here:
+            self._nets["mobilenet"] = MobileNetFeatures(folder).to(self.device)
         self._niqe = Niqe(folder / NIQE_FILE) if folder and "niqe" in here else None
         self._lpips = (
             lpips.Lpips(folder / lpips.ALEXNET_FILE, folder / lpips.LINEAR_FILE, device) if folder and "lpips" in here else None
@@ -146,6 +159,7 @@ class Judges:
         The original's features are kept for the next call.
         """
         side = min(original.shape[:2])
+        nets = [key for key in self._nets if side >= SMALLEST_SIDE[key]]
         scores: dict[str, float | None] = {
             "psnr_db": psnr(original, decoded),
             "ssim": ssim(original, decoded),
@@ -154,17 +168,17 @@ class Judges:
         if self._lpips:
             scores["lpips"] = self._lpips(original, decoded) if side >= LPIPS_SIDE else None
         if self._reference is None or self._reference[0] is not original:
-            self._reference = original, self._activations(original)
-        found = self._activations(decoded)
+            self._reference = original, self._activations(original, nets)
+        found = self._activations(decoded, nets)
+        scores |= dict.fromkeys(self._nets)
         scores |= {key: unit_distance(self._reference[1][key], found[key]).item() for key in found}
         if self._niqe:
             scores["niqe"] = self._niqe(decoded)
         return scores
 
-    def _activations(self, rgb: np.ndarray) -> dict[str, list[Tensor]]:
+    def _activations(self, rgb: np.ndarray, nets: Sequence[str]) -> dict[str, list[Tensor]]:
         x = to_batch(rgb).to(self.device)
-        nets = {"vgg19": self._vgg, "mobilenet": self._mobilenet}
-        return {key: net(x) for key, net in nets.items() if net is not None}
+        return {key: self._nets[key](x) for key in nets}
 
     @torch.inference_mode()
     def patch_features(self, rgb: np.ndarray) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from ..video import FrameWriter
 from ..whole import whole, write_whole
 
 if TYPE_CHECKING:
-    from .compare import CompareReport, Lane
+    from .compare import CompareReport, Lane, Row
 
 ACCENT = "#e4572e"
 COLOURS = {"MCode": ACCENT, "H.264": "#3b6ea5", "H.265": "#2a9d8f", "AV1": "#8d5fb0", "Original": "#666666"}
@@ -114,7 +114,7 @@ def _caption(lane: Lane, width: int) -> np.ndarray:
     bold, plain = _font(size, True), _font(size, False)
     draw.text((4, size), lane.label, font=bold, fill=_light(colour), anchor="lm")
     if lane.row is not None:
-        text = f"{rate_text(lane.row.rate_kbps)}{' (floor)' if lane.row.floor else ''}   {lane.row.psnr_db:.1f} dB"
+        text = f"{row_rate(lane.row)}{' (floor)' if lane.row.floor else ''}   {lane.row.psnr_db:.1f} dB"
         used = draw.textlength(lane.label, font=bold) + 16
         while draw.textlength(text, font=plain) > width - used and plain.size > 8:
             plain = _font(int(plain.size) - 1, False)
@@ -140,6 +140,11 @@ def rate_text(kbps: float) -> str:
     if kbps >= 1000:
         return f"{kbps / 1000:.3g} Mbit/s"
     return f"{kbps:.0f} kbit/s" if kbps >= 100 else f"{kbps:.3g} kbit/s"
+
+
+def row_rate(row: Row) -> str:
+    """Of a single picture in bit/pixel, as `encode` and `info` tell it; of a video a rate over time."""
+    return rate_text(row.rate_kbps) if row.bits_per_pixel is None else f"{row.bits_per_pixel:.3f} bit/pixel"
 
 
 def write_picture(path: Path, report: CompareReport, lanes: Sequence[Lane], curves: Curves, title: str) -> None:
@@ -183,14 +188,14 @@ def _figure(report: CompareReport, lanes: Sequence[Lane], curves: Curves, title:
 
 def _headline(report: CompareReport, title: str) -> str:
     ours = report.rows[0]
-    return f"{title}: MCode at {rate_text(ours.rate_kbps)}, {ours.psnr_db:.1f} dB ({report.width}x{report.height})"
+    return f"{title}: MCode at {row_rate(ours)}, {ours.psnr_db:.1f} dB ({report.width}x{report.height})"
 
 
 def _lane_title(lane: Lane) -> str:
     if lane.row is None:
         return lane.label
     floor = " (floor)" if lane.row.floor else ""
-    return f"{lane.label}\n{rate_text(lane.row.rate_kbps)}{floor}, {lane.row.psnr_db:.1f} dB"
+    return f"{lane.label}\n{row_rate(lane.row)}{floor}, {lane.row.psnr_db:.1f} dB"
 
 
 def close_up(lanes: Sequence[Lane], index: int) -> tuple[int, int, int]:
@@ -219,12 +224,13 @@ def plot_rate_distortion(axes: Any, report: CompareReport, curves: Curves) -> No
     for label, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker=".", color=COLOURS.get(label), label=label)
     ours = report.rows[0]
-    axes.plot(ours.rate_kbps, ours.psnr_db, "*", markersize=15, color=ACCENT, label="MCode")
+    rate, unit = (ours.rate_kbps, "kbit/s") if ours.bits_per_pixel is None else (ours.bits_per_pixel, "bit/pixel")
+    axes.plot(rate, ours.psnr_db, "*", markersize=15, color=ACCENT, label="MCode")
     axes.set_xscale("log")
     plain = matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}")
     axes.xaxis.set_major_formatter(plain)
     axes.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1.5, 0.5)))
-    _plain(axes, "Rate and distortion", "kbit/s", "PSNR, dB")
+    _plain(axes, "Rate and distortion", unit, "PSNR, dB")
     axes.legend(frameon=False, fontsize=9)
 
 
@@ -232,7 +238,10 @@ def plot_psnr(axes: Any, lanes: Sequence[Lane]) -> None:
     """PSNR of every frame, at equal rate."""
     for lane in lanes:
         if lane.row is not None:
-            axes.plot(np.minimum(lane.psnr_db, 60), color=COLOURS.get(lane.label), linewidth=1.2, label=lane.label)
+            marker = "o" if len(lane.psnr_db) == 1 else None  # of one point there is no line
+            axes.plot(
+                np.minimum(lane.psnr_db, 60), marker=marker, color=COLOURS.get(lane.label), linewidth=1.2, label=lane.label
+            )
     _plain(axes, "Frame by frame, at equal rate or the codec's floor", "frame", "PSNR, dB")
 
 
@@ -275,7 +284,7 @@ def write_html(path: Path, report: CompareReport, lanes: Sequence[Lane], curves:
         rows=report.rows,
         strips=strips,
         plots=plots,
-        rate_text=rate_text,
+        row_rate=row_rate,
     )
     write_whole(path, page)
 

@@ -6,10 +6,11 @@ Bytes are counted as files are, headers included; for H.265 and AV1, which need 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
@@ -27,23 +28,24 @@ if TYPE_CHECKING:
 
 Code = Callable[[np.ndarray], tuple[int, np.ndarray]]
 """rgb uint8 (H, W, 3) -> (bytes of the coded picture, decoded rgb of the same shape)."""
-Distances = Callable[[np.ndarray, np.ndarray], dict[str, float]]
-"""Two pictures -> {"vgg", "vgg_relu3_4", "mobilenet"}: `features.FeatureDistances`, or a stand-in."""
+Distances = Callable[[np.ndarray, np.ndarray], Mapping[str, float | None]]
+"""Two pictures -> {"vgg", "vgg_relu3_4", "mobilenet"}, or None where too small: `features.FeatureDistances`, or a stand-in."""
 
 
 @dataclass(frozen=True)
 class StillCodec:
-    """A picture codec at one setting."""
+    """A picture codec at one setting. side_min: the least width and height that it takes, where it says so beforehand."""
 
     name: str
     setting: str
     code: Code
+    side_min: int = 1
 
 
 @dataclass(frozen=True)
 class StillRow:
     """Means over the images: bits per pixel, PSNR in dB, SSIM of RGB (None in results that are older than it), feature
-    distances (None where no weights were given)."""
+    distances (None where no weights were given, or a picture is too small for one)."""
 
     codec: str
     setting: str
@@ -69,33 +71,59 @@ def rd_table(
 
     progress(pictures_coded, total or None).
     """
-    sums: list[dict[str, float]] = [{} for _ in codecs]
+    found: list[dict[str, list[float | None]]] = [{} for _ in codecs]
     count = done = 0
     total = len(images) * len(codecs) if isinstance(images, Sequence) else None
     for rgb in images:
         count += 1
-        for codec, row in zip(codecs, sums, strict=True):
+        for codec, row in zip(codecs, found, strict=True):
             size, decoded = codec.code(rgb)
             bpp = size * 8 / (rgb.shape[0] * rgb.shape[1])
-            scores = {"bpp": bpp, "psnr_db": psnr(rgb, decoded), "ssim": ssim(rgb, decoded)}
+            scores: dict[str, float | None] = {"bpp": bpp, "psnr_db": psnr(rgb, decoded), "ssim": ssim(rgb, decoded)}
             if distances:
                 scores |= distances(rgb, decoded)
             for key, score in scores.items():
-                row[key] = row.get(key, 0.0) + score
+                row.setdefault(key, []).append(score)
             done += 1
             if progress:
                 progress(done, total)
     if not count:
         raise InputError("no images to measure")
-    return [
-        StillRow(codec.name, codec.setting, count, **{key: value / count for key, value in row.items()})
-        for codec, row in zip(codecs, sums, strict=True)
-    ]
+    means: list[dict[str, Any]] = [{key: mean(values) for key, values in row.items()} for row in found]
+    return [StillRow(codec.name, codec.setting, count, **row) for codec, row in zip(codecs, means, strict=True)]
 
 
-def read_images(folder: str | Path) -> list[np.ndarray]:
-    """Every picture in a folder (or the one file given), by name, as uint8 RGB. InputError where there is none."""
-    return [read_picture(path) for path in image_paths(folder)]
+def mean(values: Sequence[float | None]) -> float | None:
+    """None where one is missing: a mean over some of the pictures would be another number."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None
+
+
+class Pictures(Sequence[np.ndarray]):
+    """Pictures as uint8 (H, W, 3), each read from its file when it is asked for. sizes: (height, width) of each.
+
+    Reads all once, one at a time, so that one that cannot be read is told before anything is measured: InputError.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.sizes = {path: (rgb.shape[0], rgb.shape[1]) for path in paths for rgb in [read_picture(path)]}
+        self._paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        chosen = self._paths[index]
+        return read_picture(chosen) if isinstance(chosen, Path) else [read_picture(path) for path in chosen]
+
+
+def read_images(folder: str | Path) -> Pictures:
+    """Every picture in a folder (or the one file given), by name. InputError where there is none, or one is damaged."""
+    return Pictures(image_paths(folder))
 
 
 def image_paths(folder: str | Path) -> list[Path]:
@@ -174,7 +202,7 @@ def intra(codec: str, crf: float, preset: str) -> StillCodec:
         return encoder.payload_bytes, frames[0].rgb
 
     kind = "4:2:0" if codec == "av1" else "4:4:4"
-    return StillCodec(f"{CODERS[codec].label} intra {kind}", f"{preset} CRF {crf:g}", code)
+    return StillCodec(f"{CODERS[codec].label} intra {kind}", f"{preset} CRF {crf:g}", code, CODERS[codec].side_min)
 
 
 def _by_pillow(rgb: np.ndarray, kind: str, **options: object) -> tuple[int, np.ndarray]:

@@ -76,7 +76,7 @@ def code(
     size, back = 0, []
     packets = [p for i, rgb in enumerate(clip) for p in encoder.push(Frame(rgb, i * TICKS_PER_S // FPS))]
     for packet in [*packets, *encoder.flush()]:
-        size += len(packet.to_sample(1))
+        size += len(packet.to_sample(n))
         back += [frame.rgb for frame in decoder.push(packet)]
     return size, np.stack(back)
 
