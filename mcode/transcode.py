@@ -30,10 +30,12 @@ FIT_THRESHOLD = 0.9
 """Below this `fit` a warning says that the manifold does not suit the footage. Measured on the project's data: footage of a
 manifold's own scene reaches 0.97 and more, footage of another 0.2 to 0.85."""
 
-_FOREIGN = {
+MEDIA = {
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".ogv", ".wmv", ".y4m", ".h264", ".ivf"),
+    *(".mts", ".m2ts", ".vob", ".flv", ".3gp", ".mxf", ".h265", ".hevc", ".obu", ".mjpeg"),
     *(".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"),
 }
+"""Suffixes of videos and pictures."""
 _MOST_HELD = 32
 _EVEN_TICKS = TICKS_PER_S // 1000 + 1
 
@@ -541,7 +543,7 @@ def _refuse_foreign_name(output: str | os.PathLike[str]) -> None:
     name, suffix = os.fspath(output), Path(output).suffix.lower()
     if name == "-":
         raise InputError("-o -: an .mcode file cannot be written to a pipe; name one, as out.mcode")
-    if suffix in _FOREIGN:
+    if suffix in MEDIA:
         raise InputError(f"{name}: encode writes .mcode files, no {suffix}; name it {Path(name).with_suffix('.mcode')}")
 
 
