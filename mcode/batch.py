@@ -433,9 +433,8 @@ class RayWorkers:
         cluster: str | None = None,
         encoder: type[SegmentEncoder] = SegmentEncoder,
     ) -> None:
-        if (
-            cluster is None and "ray" not in sys.modules
-        ):  # read at the import; without a token, whoever reaches its ports runs code
+        # Ray reads these at its import. Without a token, whoever reaches its ports could run code in its processes.
+        if cluster is None and "ray" not in sys.modules:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -445,7 +444,6 @@ class RayWorkers:
         self._ray: Any = ray
         self._settings, self._count, self._cluster, self._encoder = settings, count, cluster, encoder
         self._stack = ExitStack()
-        self._actors: list[Any] = []
         self._new: Callable[[], Any] | None = None
         self._processes = 0
 
@@ -453,10 +451,7 @@ class RayWorkers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        with self._stack:
-            for actor in self._actors:
-                self._ray.kill(actor)
-            self._actors.clear()
+        self._stack.close()
 
     def _start(self) -> None:
         import torch
@@ -464,7 +459,7 @@ class RayWorkers:
         device = choose_device(self._settings.device).type
         gpus = torch.cuda.device_count() if device == "cuda" else 0
         count = self._count or gpus or (1 if device == "mps" else _cores())
-        # short: the names of sockets in it have room for 107 bytes
+        # not $TMPDIR, which may be long: sockets lie in it, whose paths have 107 bytes at most
         place = tempfile.TemporaryDirectory(prefix="mcode-", dir="/tmp", ignore_cleanup_errors=True)
         folder = self._stack.enter_context(place)
         self._stack.callback(self._ray.shutdown)  # before the folder goes
@@ -509,38 +504,38 @@ class RayWorkers:
             return
         if self._new is None:
             self._start() if self._cluster is None else self._join(self._cluster)
-        errors = self._ray.exceptions
-        idle = list(self._actors)
         at_work: dict[Any, tuple[Any, Segment, int]] = {}  # by what its result is asked for with; how often it has been tried
-
-        def begin(segment: Segment, tried: int) -> None:
-            if not idle:
-                assert self._new is not None
-                idle.append(self._new())
-                self._actors.append(idle[-1])
-            actor = idle.pop()
-            at_work[actor.encode.remote(segment)] = actor, segment, tried
-
-        while queue or at_work:
-            while queue and len(at_work) < self._processes:
-                begin(queue.popleft(), 0)
-            for done in self._ray.wait(list(at_work))[0]:
-                actor, segment, tried = at_work.pop(done)
-                try:
-                    part = self._ray.get(done)
-                    idle.append(actor)
-                except errors.RayTaskError as error:
-                    part = Failure(f"{segment.input}: a fault in mcode: {type(error).__name__}", str(error))
-                    idle.append(actor)
-                except errors.RayError as error:  # its process has died
-                    self._actors.remove(actor)
-                    self._ray.kill(actor)
-                    if not tried:
-                        begin(segment, 1)
+        idle: list[Any] = []
+        try:
+            while queue or at_work:
+                while queue and len(at_work) < self._processes:
+                    self._begin(queue.popleft(), 0, idle, at_work)
+                for done in self._ray.wait(list(at_work))[0]:
+                    actor, segment, tried = at_work.pop(done)
+                    part = self._result(done, segment)
+                    if part is not None:
+                        idle.append(actor)
+                    elif not tried:
+                        self._begin(segment, 1, idle, at_work)
                         continue
-                    reason = str(error).strip().partition("\n")[0]
-                    part = Failure(f"{segment.input}: its worker process died, twice ({reason}); try fewer --workers")
-                yield segment, part
+                    yield segment, part or Failure(f"{segment.input}: its worker process died, twice; try fewer --workers")
+        finally:
+            for actor in [*idle, *(actor for actor, _, _ in at_work.values())]:
+                self._ray.kill(actor)
+
+    def _begin(self, segment: Segment, tried: int, idle: list[Any], at_work: dict[Any, tuple[Any, Segment, int]]) -> None:
+        assert self._new is not None
+        actor = idle.pop() if idle else self._new()
+        at_work[actor.encode.remote(segment)] = actor, segment, tried
+
+    def _result(self, done: Any, segment: Segment) -> Part | Failure | None:
+        """None where the process has died."""
+        try:
+            return self._ray.get(done)
+        except self._ray.exceptions.RayTaskError as error:  # not of `encode`, but of what brings its result
+            return Failure(f"{segment.input}: a fault in mcode: {type(error).__name__}", str(error))
+        except self._ray.exceptions.RayError:
+            return None
 
 
 def _cores() -> int:

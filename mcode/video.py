@@ -61,6 +61,7 @@ _RESTART_S = Fraction(1, 2)  # a clock that falls back by more, to where it bega
 _MOST_WAITING = 1000  # packets of sound
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _STEPS_BACK_S = (0, 10, 30)  # a seek that lands behind the last keyframe before its time (MPEG-TS) is tried further back
+_LONGEST_RUN_UP_S = 600  # decoding takes a twentieth of encoding's time
 _PILLOWS_LIMIT = threading.Lock()
 
 
@@ -173,20 +174,21 @@ class FrameReader:
         return self._read(first if first > 0 else None)
 
     def is_seekable(self) -> bool:
-        """Whether since() reaches the middle without reading all that is before it. Never of pictures, raw streams without
-        times, files joined end to end, those that do not tell how long they are, AVI and MPEG-PS: these two leave the times of
-        some pictures to be counted from those before."""
+        """Whether since() reads parts of this file without decoding much that is before them: at most ten minutes. Never of
+        pictures, raw streams without times, files joined end to end, those that do not tell how long they are, AVI and MPEG-PS:
+        these two leave the times of some pictures to be counted from those before."""
         length_s = self.info.duration_s
         if self.info.is_image or not length_s or self._zero() is None or _is_joined(self.path):
             return False
         with _open(self.path) as container:
             stream = _picture_stream(container, self.path)
             counted = container.format.name in ("avi", "mpeg")
-            if counted or not _seek(container, stream, _start(stream) + Fraction(length_s) / 2):
+            middle = _start(stream) + Fraction(length_s) / 2
+            if counted or not _seek(container, stream, middle):
                 return False
             with suppress(av.error.FFmpegError):
                 landed = next((p for p in container.demux(stream) if p.pts is not None), None)
-                return landed is not None and due_s(landed) - _start(stream) > length_s / 4
+                return landed is not None and middle - due_s(landed) < _LONGEST_RUN_UP_S
         return False
 
     def _zero(self) -> Fraction | None:

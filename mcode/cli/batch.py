@@ -117,9 +117,12 @@ def batch(
         if file.trace:
             print(file.trace, file=sys.stderr)
         if file.error:
-            print(f"mcode: error: {one_line(file.error if name in file.error else f'{name}: {file.error}')}", file=sys.stderr)
+            print(
+                f"mcode: error: {one_line(file.error if file.error.startswith(name) else f'{name}: {file.error}')}",
+                file=sys.stderr,
+            )
         if file.report:
-            print_warnings([text if name in text else f"{name}: {text}" for text in file.report.warnings])
+            print_warnings([text if text.startswith(name) else f"{name}: {text}" for text in file.report.warnings])
 
     with extras():
         pool = RayWorkers(settings, count=workers or None, cluster=cluster)
