@@ -12,14 +12,17 @@ import math
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -31,12 +34,15 @@ from .errors import InputError, McodeError
 from .frame import TICKS_PER_S, Frame
 from .latents import choose_device
 from .manifold import Manifold, load
+from .memory import keep_freed_memory
 from .packet import Packet
 from .refine import Refiner
 from .transcode import MEDIA, Encoded, EncodeReport, Encoding, Progress, expected_frames, refuse_same, report_of
 from .video import FrameReader
 
 _STORE_BYTES = 128 << 20  # shared memory of a local Ray, for packets on their way: a segment has some megabytes at most
+
+_LONGEST_KNOCK_S = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Segment:
     """The frames of a video with first <= pts < end, in ticks; end is None in the last one."""
 
     input: Path
+    output: Path
     number: int
     first: int
     end: int | None
@@ -105,10 +112,16 @@ class Failure:
     trace: str = ""
 
 
+def _failure(error: McodeError | OSError) -> Failure:
+    if isinstance(error, OSError):
+        return Failure(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+    return Failure(str(error))
+
+
 class SegmentEncoder:
     """Encodes segments one after the other. Loads its manifold at the first one and keeps it.
 
-    threads: torch's, None for as many as it has.
+    threads: torch's, in a process of its own; None in one that has seen to that.
     """
 
     def __init__(self, settings: Settings, threads: int | None = None) -> None:
@@ -122,18 +135,19 @@ class SegmentEncoder:
         except MemoryError:
             return Failure(f"{segment.input}: out of memory; try a smaller --size, or fewer --workers")
         except (McodeError, OSError) as error:
-            return Failure(str(error))
+            return _failure(error)
         except Exception as error:
             return Failure(f"{segment.input}: a fault in mcode: {type(error).__name__}: {error}", traceback.format_exc())
 
     def _part(self, segment: Segment) -> Part:
-        started = time.perf_counter()
         if self._loaded is None:
-            self._loaded = self._settings.load()
             if self._threads is not None:
                 import torch
 
+                keep_freed_memory()
                 torch.set_num_threads(self._threads)
+            self._loaded = self._settings.load()
+        started = time.perf_counter()
         model, refiner = self._loaded
         s = self._settings
         run = Encoding(
@@ -163,10 +177,14 @@ class SegmentEncoder:
         return Part(packets, run.result(to_the_end=behind is None), begins, behind, time.perf_counter() - started)
 
 
+Done = Generator[tuple[Segment, Part | Failure], None, None]
+"""Segments and what has become of them."""
+
+
 class Workers(Protocol):
     """Who encodes segments."""
 
-    def run(self, queue: deque[Segment]) -> Iterator[tuple[Segment, Part | Failure]]:
+    def run(self, queue: deque[Segment]) -> Done:
         """Takes segments from the left of the queue until it is empty, and gives each back with what became of it, in the order
         in which they are done. Between two of them the caller may take segments out of the queue or put more in."""
         ...
@@ -178,7 +196,7 @@ class Here:
     def __init__(self, settings: Settings) -> None:
         self._encoder = SegmentEncoder(settings)
 
-    def run(self, queue: deque[Segment]) -> Iterator[tuple[Segment, Part | Failure]]:
+    def run(self, queue: deque[Segment]) -> Done:
         while queue:
             segment = queue.popleft()
             yield segment, self._encoder.encode(segment)
@@ -237,7 +255,7 @@ def encode_files(
     reports: dict[Path, FileReport] = {}
 
     def done(report: FileReport) -> None:
-        reports[report.input] = report
+        reports[report.output] = report
         if tell:
             tell(report)
 
@@ -252,40 +270,39 @@ def encode_files(
         try:
             queue += file.plan(segment_s, settings.audio)
         except (McodeError, OSError) as error:
-            done(file.failed(Failure(str(error))))
+            done(file.failed(_failure(error)))
             continue
-        open_files[file.input] = file
+        open_files[file.output] = file
         unknown, total = unknown or file.expected is None, total + (file.expected or 0)
     try:
-        for segment, part in workers.run(queue):
-            current = open_files.get(segment.input)
-            if current is None or segment not in current.segments:
-                continue  # of a file that has failed, or has been begun anew
-            try:
-                if isinstance(part, Part):
-                    frames += part.encoded.frames
-                    current.add(segment, part)
-                    if current.mismatch:  # what the segments show is not what the whole does
-                        frames -= current.encode_in_one_piece()
-                        _drop(queue, segment.input)
-                        queue.appendleft(current.segments[0])
-                    elif current.is_whole:
-                        report = current.close(model)
-                        del open_files[segment.input]
-                        done(FileReport(current.input, current.output, "encoded", report=report))
-            except (McodeError, OSError) as error:
-                part = Failure(str(error))
-            if isinstance(part, Failure):
-                current.abort()
-                del open_files[segment.input]
-                _drop(queue, segment.input)
-                done(current.failed(part))
-            if progress:
-                progress(frames, None if unknown else max(total, frames))
+        with closing(workers.run(queue)) as parts:
+            for segment, part in parts:
+                current = open_files.get(segment.output)
+                if current is None or segment not in current.segments:
+                    continue  # of a file that has failed, or has been begun anew
+                try:
+                    if isinstance(part, Failure):
+                        report = current.failed(part)
+                    else:
+                        frames += part.encoded.frames
+                        current.add(segment, part)
+                        report = current.close(model) if current.is_whole else None
+                except (McodeError, OSError) as error:
+                    report = current.failed(_failure(error))
+                if report is not None:
+                    del open_files[current.output]
+                    _drop(queue, current.output)
+                    done(report)
+                elif current.mismatch:  # what the segments show is not what the whole does
+                    frames -= current.encode_in_one_piece()
+                    _drop(queue, current.output)
+                    queue.appendleft(current.segments[0])
+                if progress:
+                    progress(frames, None if unknown else max(total, frames))
     finally:
         for file in open_files.values():
             file.abort()
-    return BatchReport(tuple(reports[file.input] for file in files), time.perf_counter() - started)
+    return BatchReport(tuple(reports[file.output] for file in files), time.perf_counter() - started)
 
 
 def outputs_of(inputs: Iterable[str | os.PathLike[str]], folder: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
@@ -327,9 +344,9 @@ def _media(root: Path) -> Iterator[Path]:
                 yield Path(path) / name
 
 
-def _drop(queue: deque[Segment], input: Path) -> None:
+def _drop(queue: deque[Segment], output: Path) -> None:
     """Takes the segments of a file out of the queue."""
-    kept = [segment for segment in queue if segment.input != input]
+    kept = [segment for segment in queue if segment.output != output]
     queue.clear()
     queue.extend(kept)
 
@@ -366,7 +383,7 @@ class _File:
         count = math.ceil(length_s / segment_s) if length_s > segment_s and reader.is_seekable() else 1
         firsts = [round(segment_s * TICKS_PER_S * number) for number in range(count)]
         ends = [*firsts[1:], None]
-        self.segments = [Segment(self.input, i, *ticks) for i, ticks in enumerate(zip(firsts, ends, strict=True))]
+        self.segments = [Segment(self.input, self.output, i, *ticks) for i, ticks in enumerate(zip(firsts, ends, strict=True))]
         return self.segments
 
     def add(self, segment: Segment, part: Part) -> None:
@@ -394,30 +411,33 @@ class _File:
         in_vain = self._frames
         self.abort()
         self._begin()
-        self.segments = [Segment(self.input, 0, 0, None)]
+        self.segments = [Segment(self.input, self.output, 0, 0, None)]
         return in_vain
 
     @property
     def is_whole(self) -> bool:
         return self._next == len(self.segments)
 
-    def close(self, model: Manifold) -> EncodeReport:
+    def close(self, model: Manifold) -> FileReport:
         assert self._writer is not None and self._encoded is not None
         if not self._encoded.frames:
             raise InputError(f"{self.input}: no frames in it")
         self._writer.close(self._encoded.last_ticks)
-        return report_of(self._encoded, self.input, model, self._writer, self._seconds)
+        report = report_of(self._encoded, self.input, model, self._writer, self._seconds)
+        return FileReport(self.input, self.output, "encoded", report=report)
 
     def abort(self) -> None:
         if self._writer is not None:
             self._writer.abort()
 
     def failed(self, failure: Failure) -> FileReport:
+        self.abort()
         return FileReport(self.input, self.output, "failed", error=failure.reason, trace=failure.trace)
 
 
 class RayWorkers:
     """Workers: processes of Ray, on this machine or a cluster, started with the first segment and stopped with the context.
+    In it standard output is standard error.
 
     count: processes; None for one per GPU where the networks run on CUDA, else one per processor core. cluster: the address of
     a Ray that runs, else one is started here and stopped again, which nothing but this process can use. On a cluster MCode,
@@ -448,6 +468,7 @@ class RayWorkers:
         self._processes = 0
 
     def __enter__(self) -> Self:
+        self._stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints there that a process has died
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
@@ -474,23 +495,29 @@ class RayWorkers:
         self._make(device, count, gpus, max(1, torch.get_num_threads() // count))
 
     def _join(self, address: str) -> None:
-        self._stack.callback(self._ray.shutdown)
+        reason = "no Ray runs on this machine" if address == "auto" else "no Ray answers there"
+        host, _, port = address.rpartition(":")
         try:
+            if address != "auto":  # asked first, as Ray itself waits for minutes
+                socket.create_connection((host, int(port)), _LONGEST_KNOCK_S).close()
+            self._stack.callback(self._ray.shutdown)
             self._init(address=address)
-        except (OSError, RuntimeError, ValueError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(
-                f"--cluster {address}: {reason or 'no Ray answers there'}; give HOST:PORT of its head, or auto"
-            ) from error
+        except (OSError, RuntimeError, ValueError, OverflowError) as error:
+            raise InputError(f"--cluster {address}: {reason}; give HOST:PORT of the head, as 10.0.0.1:6379, or auto") from error
         has = self._ray.cluster_resources()
         gpus = int(has.get("GPU", 0)) if self._settings.device in ("auto", "cuda") else 0
         self._make(self._settings.device, self._count or gpus or max(1, int(has.get("CPU", 1))), gpus, 1)
 
     def _init(self, **options: Any) -> None:
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        for number, handler in handlers.items():  # Ray has put its own in their place
-            signal.signal(number, handler)
+        in_main = threading.current_thread() is threading.main_thread()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if in_main}
+        try:
+            self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except SystemExit as end:  # by Ray's handler of SIGTERM
+            sys.exit(128 + signal.SIGTERM if end.code == signal.SIGTERM else end.code)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def _make(self, device: str, count: int, gpus: int, threads: int) -> None:
         share = 1 / math.ceil(count / gpus) if gpus else 0
@@ -499,18 +526,19 @@ class RayWorkers:
         self._processes = count
         self._new = lambda: actor.remote(settings, threads)
 
-    def run(self, queue: deque[Segment]) -> Iterator[tuple[Segment, Part | Failure]]:
+    def run(self, queue: deque[Segment]) -> Done:
         if not queue:
             return
         if self._new is None:
             self._start() if self._cluster is None else self._join(self._cluster)
-        at_work: dict[Any, tuple[Any, Segment, int]] = {}  # by what its result is asked for with; how often it has been tried
+        # With futures Python itself waits: signals that come while Ray does lose their exit status.
+        at_work: dict[Future[Part | Failure], tuple[Any, Segment, int]] = {}  # how often it has been tried
         idle: list[Any] = []
         try:
             while queue or at_work:
                 while queue and len(at_work) < self._processes:
                     self._begin(queue.popleft(), 0, idle, at_work)
-                for done in self._ray.wait(list(at_work))[0]:
+                for done in wait(at_work, return_when=FIRST_COMPLETED).done:
                     actor, segment, tried = at_work.pop(done)
                     part = self._result(done, segment)
                     if part is not None:
@@ -526,12 +554,12 @@ class RayWorkers:
     def _begin(self, segment: Segment, tried: int, idle: list[Any], at_work: dict[Any, tuple[Any, Segment, int]]) -> None:
         assert self._new is not None
         actor = idle.pop() if idle else self._new()
-        at_work[actor.encode.remote(segment)] = actor, segment, tried
+        at_work[actor.encode.remote(segment).future()] = actor, segment, tried
 
-    def _result(self, done: Any, segment: Segment) -> Part | Failure | None:
+    def _result(self, done: Future[Part | Failure], segment: Segment) -> Part | Failure | None:
         """None where the process has died."""
         try:
-            return self._ray.get(done)
+            return done.result()
         except self._ray.exceptions.RayTaskError as error:  # not of `encode`, but of what brings its result
             return Failure(f"{segment.input}: a fault in mcode: {type(error).__name__}", str(error))
         except self._ray.exceptions.RayError:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy as np
 import pytest
 
 from mcode import batch, cli, manifold
-from mcode.batch import BatchReport, Failure, Here, Part, Segment, SegmentEncoder, Settings, encode_files, outputs_of
+from mcode.batch import BatchReport, Done, Failure, Here, Part, Segment, SegmentEncoder, Settings, encode_files, outputs_of
 from mcode.codec import Decoder
 from mcode.container import McodeReader
 from mcode.errors import InputError, ManifoldError
@@ -71,6 +73,8 @@ def test_a_tree_of_videos_becomes_the_same_tree(tmp_path):
     expected = [(lib / "a.png", out / "a.mcode"), (lib / "b/c.MP4", out / "b/c.mcode"), (odd, out / "odd.mcode")]
     assert outputs_of([lib, odd], out) == expected
     assert outputs_of([lib / "b", lib / "b/c.MP4"], out) == [(lib / "b/c.MP4", out / "c.mcode")]  # one file, given twice
+    expected = [(lib / "b/c.MP4", out / "b/c.mcode"), (lib / "b/c.MP4", out / "c.mcode")]
+    assert outputs_of([lib, lib / "b"], out)[1:] == expected
 
 
 def test_two_inputs_of_one_output_are_refused_before_anything_is_done(settings, clip, tmp_path):
@@ -168,7 +172,7 @@ def test_the_measures_of_segments_are_those_of_the_file(settings, clip, tmp_path
 class Shuffled(Here):
     """Gives everything back in another order than it was asked for, as processes of different speed do."""
 
-    def run(self, queue: deque[Segment]) -> Iterator[tuple[Segment, Part | Failure]]:
+    def run(self, queue: deque[Segment]) -> Done:
         while queue:
             done = list(super().run(deque(queue.popleft() for _ in range(len(queue)))))
             random.Random(5).shuffle(done)
@@ -264,6 +268,14 @@ def test_one_bad_input_does_not_stop_the_others(settings, clip, tmp_path):
     assert [report.count(state) for state in ("encoded", "skipped", "failed")] == [2, 0, 2]
 
 
+def test_one_input_may_have_two_outputs(settings, clip, tmp_path):
+    (tmp_path / "lib/b").mkdir(parents=True)
+    shutil.copy(clip, tmp_path / "lib/b/a.mp4")
+    report = encode_files([tmp_path / "lib", tmp_path / "lib/b"], tmp_path / "out", settings, Here(settings), segment_s=1)
+    assert [file.state for file in report.files] == ["encoded", "encoded"]
+    assert (tmp_path / "out/a.mcode").read_bytes() == (tmp_path / "out/b/a.mcode").read_bytes()
+
+
 def test_outputs_that_exist_are_left_alone_unless_forced(settings, clip, tmp_path):
     (tmp_path / "clip.mcode").write_text("mine")
     (file,) = encode_files([clip], tmp_path, settings, Here(settings)).files
@@ -275,6 +287,25 @@ def test_outputs_that_exist_are_left_alone_unless_forced(settings, clip, tmp_pat
     assert file.state == "failed" and "clip.mcode is a folder" in file.error
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to_is_refused_at_once(settings, clip, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o555)
+    with pytest.raises(InputError, match="out: not allowed to write into this folder"):
+        encode_files([clip], tmp_path / "out", settings, Here(settings))
+
+
+def test_an_output_that_cannot_be_written_fails_its_file_alone(settings, clip, tmp_path):
+    (tmp_path / "lib/sub").mkdir(parents=True)
+    for name in ("lib/a.mp4", "lib/sub/b.mp4"):
+        shutil.copy(clip, tmp_path / name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").write_text("a file where a folder must be")
+    report = encode_files([tmp_path / "lib"], tmp_path / "out", settings, Here(settings))
+    assert [file.state for file in report.files] == ["encoded", "failed"]
+    assert report.files[1].error == f"{tmp_path}/out/sub: File exists"
+    assert leftovers(tmp_path / "out") == ["a.mcode", "sub"]
+
+
 class FailsAt(Here):
     """A segment that does not become a part. number: which."""
 
@@ -282,7 +313,7 @@ class FailsAt(Here):
         super().__init__(settings)
         self._number, self.asked = number, []
 
-    def run(self, queue: deque[Segment]) -> Iterator[tuple[Segment, Part | Failure]]:
+    def run(self, queue: deque[Segment]) -> Done:
         for segment, part in super().run(queue):
             self.asked.append((segment.input.name, segment.number))
             bad = segment.input.name == "a.mp4" and segment.number == self._number
@@ -301,7 +332,7 @@ def test_a_segment_that_fails_fails_its_file_alone_and_the_rest_of_it_is_not_enc
 
 def test_what_stops_the_run_leaves_nothing_half_written(settings, clip, tmp_path):
     class Stopped(Here):
-        def run(self, queue: deque[Segment]) -> Iterator[tuple[Segment, Part | Failure]]:
+        def run(self, queue: deque[Segment]) -> Done:
             yield next(super().run(queue))
             assert leftovers(tmp_path / "out") != []
             raise KeyboardInterrupt
@@ -391,9 +422,15 @@ def test_every_option_arrives(monkeypatch, capsys, tmp_path):
 # Ray
 
 
+def mcode_batch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mcode", "batch", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
 @pytest.fixture(scope="module")
-def ray(settings):
-    """Workers in three processes, which die of an input named `always`, and of one named `once` at the first time."""
+def by_ray(settings, tmp_path_factory):
+    """A folder `lib`, encoded by three processes of a Ray that runs on: the folder with it and `out`, and the report by name.
+    The processes die of an input named `always`, and of one named `once` at the first time."""
     pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
 
     class Mortal(SegmentEncoder):
@@ -405,53 +442,54 @@ def ray(settings):
                 os._exit(1)
             return super().encode(segment)
 
-    with batch.RayWorkers(settings, count=3, encoder=Mortal) as workers:
-        yield workers
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "lib").mkdir()
+    for number, name in enumerate(("a.mp4", "b.ts", "c.mkv", "always.mp4", "once.mp4")):
+        make_clip(folder / "lib" / name, frames=60 + 15 * number, options={"g": "30"}, audio="aac")
+    (folder / "lib/bad.mp4").write_text("no video")
+    printed = io.StringIO()
+    with redirect_stdout(printed), batch.RayWorkers(settings, count=3, encoder=Mortal) as workers:
+        report = encode_files([folder / "lib"], folder / "out", settings, workers, segment_s=1)
+        assert printed.getvalue() == ""  # which is where Ray tells of deaths
+        yield folder, {file.input.stem: file for file in report.files}
 
 
-def mcode_batch(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mcode", "batch", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+def test_three_processes_and_one_and_another_program_write_the_same_bytes(settings, by_ray, tmp_path):
+    import ray
 
-
-def test_three_processes_and_one_write_the_same_bytes(settings, ray, tmp_path):
-    import ray as library
-
-    lib = tmp_path / "lib"
-    lib.mkdir()
-    for number, name in enumerate(("a.mp4", "b.ts", "c.mkv")):
-        make_clip(lib / name, frames=60 + 25 * number, options={"g": "30"}, audio="aac")
-    (lib / "d.mp4").write_text("no video")
-    report = encode_files([lib], tmp_path / "three", settings, ray, segment_s=1)
-    assert [file.state for file in report.files] == ["encoded"] * 3 + ["failed"]
-    encode_files([lib], tmp_path / "here", settings, Here(settings), segment_s=1)
-    # another program joins the Ray that runs here, with one worker
-    head = library.get_runtime_context().gcs_address
+    folder, files = by_ray
+    sources = [folder / "lib" / name for name in ("a.mp4", "b.ts", "c.mkv", "bad.mp4")]
+    assert [files[source.stem].state for source in sources] == ["encoded"] * 3 + ["failed"]
+    encode_files(sources, tmp_path / "here", settings, Here(settings), segment_s=1)
+    head = ray.get_runtime_context().gcs_address
     options = ["-m", settings.manifold, "--device", "cpu", "--segment", 1, "--workers", 1, "--cluster", head]
-    joined = mcode_batch(lib, "-o", tmp_path / "one", *options)
-    assert (joined.returncode, joined.stderr.count("mcode: error: ")) == (2, 1), joined.stderr
-    for name in ("a", "b", "c"):
-        contents = {(tmp_path / place / f"{name}.mcode").read_bytes() for place in ("three", "here", "one")}
+    joined = mcode_batch(*sources, "-o", tmp_path / "one", *options)
+    errors = [line for line in joined.stderr.splitlines() if not line.startswith("mcode: warning: ")]
+    assert (joined.returncode, errors) == (2, [f"mcode: error: {folder}/lib/bad.mp4 is not a video or image"])
+    for name in ("a.mcode", "b.mcode", "c.mcode"):
+        contents = {(place / name).read_bytes() for place in (folder / "out", tmp_path / "here", tmp_path / "one")}
         assert len(contents) == 1, name
 
 
-def test_a_worker_that_dies_is_replaced_and_its_segment_tried_once_more(settings, ray, tmp_path):
-    for name in ("always.mp4", "once.mp4", "well.mp4"):
-        make_clip(tmp_path / name, frames=60)
-    report = encode_files(
-        [tmp_path / name for name in ("always.mp4", "once.mp4", "well.mp4")], tmp_path / "out", settings, ray, segment_s=1
-    )
-    assert [file.state for file in report.files] == ["failed", "encoded", "encoded"]
-    assert report.files[0].error.startswith(f"{tmp_path}/always.mp4: its worker process died, twice")
-    assert (tmp_path / "out/once.mcode").read_bytes() == (tmp_path / "out/well.mcode").read_bytes()
-    assert leftovers(tmp_path / "out") == ["once.mcode", "well.mcode"]
+def test_a_worker_that_dies_is_replaced_and_its_segment_tried_once_more(settings, by_ray, tmp_path):
+    folder, files = by_ray
+    assert (files["always"].state, files["once"].state) == ("failed", "encoded")
+    assert files["always"].error == f"{folder}/lib/always.mp4: its worker process died, twice; try fewer --workers"
+    encode_files([folder / "lib/once.mp4"], tmp_path, settings, Here(settings), segment_s=1)
+    assert (folder / "out/once.mcode").read_bytes() == (tmp_path / "once.mcode").read_bytes()
+    assert leftovers(folder / "out") == ["a.mcode", "b.mcode", "c.mcode", "once.mcode"]
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(settings, clip, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
-    found = mcode_batch(clip, "-o", tmp_path, "-m", settings.manifold, "--cluster", "nowhere")
-    assert found.returncode == 2 and found.stderr.startswith("mcode: error: --cluster nowhere: ")
-    assert found.stderr.count("\n") == 1 and leftovers(tmp_path) == []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for wrong in ("nowhere", "ray://127.0.0.1:10001", address):
+        message = f"--cluster {wrong}: no Ray answers there; give HOST:PORT of the head"
+        with batch.RayWorkers(settings, cluster=wrong) as workers, pytest.raises(InputError, match=message):
+            encode_files([clip], tmp_path, settings, workers)
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

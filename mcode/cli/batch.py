@@ -83,8 +83,8 @@ def batch(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="HOST:PORT of a Ray cluster's head, or auto. MCode, the manifold and all files must lie at the same paths on "
-            "its machines. Ray is started on this machine alone if left out.",
+            help="HOST:PORT of a Ray cluster's head, or auto. This machine must be one of it; MCode, the "
+            "manifold and all files must lie at the same paths on all. Ray is started for this machine alone if left out.",
             show_default=False,
         ),
     ] = None,
