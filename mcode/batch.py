@@ -263,6 +263,7 @@ def encode_files(
     open_files: dict[Path, _File] = {}
     frames = total = 0
     unknown = False
+    report: FileReport | None
     for file in files:
         if file.output.is_file() and not force:
             done(FileReport(file.input, file.output, "skipped"))
