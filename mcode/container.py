@@ -59,6 +59,7 @@ class McodeWriter:
         metadata: Mapping[str, str] | None = None,
         force: bool = False,
     ) -> None:
+        self.path = Path(path)
         self.payload_bytes = 0
         self.keyframes = 0
         self.warnings: list[str] = []

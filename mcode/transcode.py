@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from .frame import TICKS_PER_S, Frame
 from .jobs import MOST_AHEAD, Jobs
 from .manifold import Manifold, find_id, load
 from .packet import Packet
-from .video import FrameReader, FrameWriter, read_picture, resize
+from .video import FrameReader, FrameWriter, VideoInfo, read_picture, resize
 
 Progress = Callable[[int, int | None], None]
 """Called with the frames done and the frames in all, where known."""
@@ -30,10 +30,12 @@ FIT_THRESHOLD = 0.9
 """Below this `fit` a warning says that the manifold does not suit the footage. Measured on the project's data: footage of a
 manifold's own scene reaches 0.97 and more, footage of another 0.2 to 0.85."""
 
-_FOREIGN = {
+MEDIA = {
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".ogv", ".wmv", ".y4m", ".h264", ".ivf"),
+    *(".mts", ".m2ts", ".vob", ".flv", ".3gp", ".mxf", ".h265", ".hevc", ".obu", ".mjpeg"),
     *(".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"),
 }
+"""Suffixes of videos and pictures."""
 _MOST_HELD = 32
 _EVEN_TICKS = TICKS_PER_S // 1000 + 1
 
@@ -106,66 +108,172 @@ def encode_file(
     refuse_same(input, output)
     _refuse_foreign_name(output)
     model = manifold if isinstance(manifold, Manifold) else load(manifold, device)
-    reader = FrameReader(input, start_s=start_s, duration_s=duration_s)
-    if reader.info.is_image:
-        n = 1
-    coded, display, aspect = geometry((reader.width, reader.height), size, model.frame_size)
-    reader = FrameReader(input, start_s=start_s, duration_s=duration_s, size=coded, crop_to=aspect)
-    encoder = Encoder(model, *coded, n=n, coder=coder, quality=quality, refresh_s=refresh_s, display=display, refine=refine)
-    alone = reader.info.is_image or refine is not None  # refining needs all threads itself
-    jobs: Jobs[Measured] = Jobs(0) if alone else Jobs.on(model.device)
-    meter = Meter(model, jobs)
-    total = _expected_frames(reader, duration_s, start_s)
-    frames, gap, last_pts = 0, TICKS_PER_S // 25, 0
+    run = Encoding(
+        input,
+        model,
+        n=n,
+        coder=coder,
+        quality=quality,
+        refresh_s=refresh_s,
+        size=size,
+        refine=refine,
+        start_s=start_s,
+        duration_s=duration_s,
+    )
+    total = expected_frames(run.reader.info, duration_s, start_s)
     started = time.perf_counter()
-    sound = input if audio == "copy" and reader.info.audio_codec else None
-    with jobs, McodeWriter(output, audio_from=sound, start_s=start_s, duration_s=duration_s, force=force) as writer:
-        for frame in reader:
-            meter.hold(frame)
-            for packet in encoder.push(frame):
-                writer.write(packet, n)
-                meter.measure(packet)
-            gap, last_pts = (frame.pts - last_pts or gap), frame.pts
-            frames += 1
-            if progress:
-                progress(frames, total)
-        for packet in encoder.flush():
-            writer.write(packet, n)
-            meter.measure(packet)
-        meter.finish()
-        if frames == 0:
+    sound = input if audio == "copy" and run.reader.info.audio_codec else None
+    tell = None if progress is None else lambda done: progress(done, total)
+    with run.jobs, McodeWriter(output, audio_from=sound, start_s=start_s, duration_s=duration_s, force=force) as writer:
+        for packet in run.packets(run.reader, tell):
+            writer.write(packet, run.n)
+        if run.frames == 0:
             raise InputError(f"{input}: no frames from {start_s:g} s on; choose an earlier --start")
-        last_ticks = reader.last_duration_ticks or gap
-        writer.close(last_ticks)
-    seconds = time.perf_counter() - started
-    length_s = (last_pts + last_ticks) / TICKS_PER_S
+        encoded = run.result()
+        writer.close(encoded.last_ticks)
+    return report_of(encoded, input, model, writer, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of frames in a row, but for their packets. The sum of two: of frames that follow each other.
+
+    last_pts: of the last frame; gap: between the last two, None for one alone; shown: how long the source says that the last
+    one is shown, None where it does not: all in ticks. truncated: see FrameReader. width, height: as coded.
+    """
+
+    frames: int
+    last_pts: int
+    gap: int | None
+    shown: int | None
+    measures: Measures
+    truncated: str | None
+    is_image: bool
+    n: int
+    coder: str
+    quality: int
+    width: int
+    height: int
+
+    @property
+    def last_ticks(self) -> int:
+        """How long the last frame is shown: as the source says, else as long as the one before."""
+        return self.shown or self.gap or TICKS_PER_S // 25
+
+    def __add__(self, later: Encoded) -> Encoded:
+        if not (self.frames and later.frames):
+            return self if self.frames else later
+        return replace(
+            later,
+            frames=self.frames + later.frames,
+            gap=later.last_pts - self.last_pts if later.gap is None else later.gap,
+            measures=self.measures + later.measures,
+        )
+
+
+class Encoding:
+    """A video, or a part of it, on its way into packets: read at the size at which the manifold sees it, encoded and measured.
+
+    reader: of the frames; frames: how many have been encoded; n: 1 for pictures. jobs: a context around all.
+    """
+
+    def __init__(
+        self,
+        input: str | os.PathLike[str],
+        model: Manifold,
+        *,
+        n: int,
+        coder: str,
+        quality: int | None,
+        refresh_s: float,
+        size: tuple[int, int] | None,
+        refine: Refine | None,
+        start_s: float = 0.0,
+        duration_s: float | None = None,
+    ) -> None:
+        source = FrameReader(input, start_s=start_s, duration_s=duration_s)
+        is_image = source.info.is_image
+        self.n = 1 if is_image else n
+        coded, display, aspect = geometry((source.width, source.height), size, model.frame_size)
+        self.reader = FrameReader(input, start_s=start_s, duration_s=duration_s, size=coded, crop_to=aspect)
+        self._encoder = Encoder(
+            model, *coded, n=self.n, coder=coder, quality=quality, refresh_s=refresh_s, display=display, refine=refine
+        )
+        alone = is_image or refine is not None  # refining needs all threads itself
+        self.jobs: Jobs[Measured] = Jobs(0) if alone else Jobs.on(model.device)
+        self._meter = Meter(model, self.jobs)
+        self.frames = self._last_pts = 0
+        self._gap: int | None = None
+
+    def packets(self, frames: Iterable[Frame], progress: Callable[[int], None] | None = None) -> Iterator[Packet]:
+        """frames: of the reader, once. progress is called with the frames done."""
+        for frame in frames:
+            self._meter.hold(frame)
+            for packet in self._encoder.push(frame):
+                yield packet
+                self._meter.measure(packet)
+            self._gap = frame.pts - self._last_pts if self.frames else None
+            self._last_pts = frame.pts
+            self.frames += 1
+            if progress:
+                progress(self.frames)
+        for packet in self._encoder.flush():
+            yield packet
+            self._meter.measure(packet)
+        self._meter.finish()
+
+    def result(self, *, to_the_end: bool = True) -> Encoded:
+        """After the last packet. to_the_end: the frames were taken until the reader had no more."""
+        header = self._encoder.header
+        return Encoded(
+            frames=self.frames,
+            last_pts=self._last_pts,
+            gap=self._gap,
+            shown=self.reader.last_duration_ticks if to_the_end else None,
+            measures=self._meter.measures,
+            truncated=self.reader.truncated if to_the_end else None,
+            is_image=self.reader.info.is_image,
+            n=self.n,
+            coder=header.coder,
+            quality=header.quality,
+            width=header.width,
+            height=header.height,
+        )
+
+
+def report_of(
+    encoded: Encoded, input: str | os.PathLike[str], model: Manifold, writer: McodeWriter, seconds: float
+) -> EncodeReport:
+    """The report and its warnings. writer: closed, it has written all packets of `encoded`. seconds: that it took."""
+    output, measures = writer.path, encoded.measures
+    length_s = (encoded.last_pts + encoded.last_ticks) / TICKS_PER_S
     warnings = list(writer.warnings)
-    if Path(output).suffix.lower() != ".mcode" and Path(output).is_file():
-        warnings.append(f"{os.fspath(output)} is an .mcode file, whatever its name")
-    if reader.truncated:
-        warnings.append(f"{input} is cut off: encoded {reader.truncated}")
-    elif frames == 1 and not _whole(input):
+    if output.suffix.lower() != ".mcode" and output.is_file():
+        warnings.append(f"{output} is an .mcode file, whatever its name")
+    if encoded.truncated:
+        warnings.append(f"{input} is cut off: encoded {encoded.truncated}")
+    elif encoded.frames == 1 and not _whole(input):
         warnings.append(f"{input} is cut off or damaged: a part of its picture is only filled in")
-    if meter.fit < FIT_THRESHOLD:
-        warnings.append(_misfit(model, meter, reader, n, encoder.header.quality))
+    if measures.fit < FIT_THRESHOLD:
+        warnings.append(_misfit(model, encoded, input))
     return EncodeReport(
-        frames=frames,
+        frames=encoded.frames,
         keyframes=writer.keyframes,
         duration_s=round(length_s, 6),
         payload_bytes=writer.payload_bytes,
-        file_bytes=Path(output).stat().st_size,
+        file_bytes=output.stat().st_size,
         rate_kbps=writer.payload_bytes * 8 / 1000 / length_s,
-        bits_per_pixel=writer.payload_bytes * 8 / (coded[0] * coded[1] * frames),
-        psnr_db=meter.psnr_db,
-        encode_fps=frames / seconds,
+        bits_per_pixel=writer.payload_bytes * 8 / (encoded.width * encoded.height * encoded.frames),
+        psnr_db=measures.psnr_db,
+        encode_fps=encoded.frames / seconds,
         manifold=model.name,
         manifold_id=model.id,
-        coder=coder,
-        n=n,
-        fit=meter.fit,
-        quality=encoder.header.quality,
-        width=coded[0],
-        height=coded[1],
+        coder=encoded.coder,
+        n=encoded.n,
+        fit=measures.fit,
+        quality=encoded.quality,
+        width=encoded.width,
+        height=encoded.height,
         warnings=tuple(warnings),
     )
 
@@ -333,16 +441,44 @@ Measured = list[tuple[float, float]]
 """Mean squared error of pixels 0..255, and mean variance of the picture's channels, for each frame that was compared."""
 
 
+@dataclass(frozen=True)
+class Measures:
+    """Sums over the frames that were compared; those of parts add up. frames: how many; the others: see Measured."""
+
+    psnr_sum: float = 0.0
+    error: float = 0.0
+    variance: float = 0.0
+    frames: int = 0
+
+    def __add__(self, other: Measures) -> Measures:
+        return Measures(
+            self.psnr_sum + other.psnr_sum,
+            self.error + other.error,
+            self.variance + other.variance,
+            self.frames + other.frames,
+        )
+
+    @property
+    def psnr_db(self) -> float:
+        """Mean of the frames' PSNR; an exact frame counts as 100 dB."""
+        return self.psnr_sum / max(1, self.frames)
+
+    @property
+    def fit(self) -> float:
+        """1 - error / variance, 0 to 1. Pictures without contrast count as if they had a deviation of 16 grey levels."""
+        return max(0.0, 1 - self.error / max(self.variance, 256.0 * max(1, self.frames)))
+
+
 class Meter:
     """Decodes what was encoded and compares it with what was fed: PSNR and fit. Holds the frames of a gap, at most 32:
-    of longer gaps it measures every second, fourth ... frame. `finish` before the results are read.
+    of longer gaps it measures every second, fourth ... frame. `finish` before `measures` is read.
     """
 
     def __init__(self, model: Manifold, jobs: Jobs[Measured]) -> None:
         self._decoder, self._jobs = Decoder(model), jobs
         self._held: dict[int, np.ndarray] = {}
         self._count, self._stride = 0, 1
-        self._psnr_sum, self._error, self._variance, self._measured = 0.0, 0.0, 0.0, 0
+        self.measures = Measures()
 
     def hold(self, frame: Frame) -> None:
         if self._count % self._stride == 0:
@@ -370,20 +506,8 @@ class Meter:
 
     def _add(self, measured: list[Measured]) -> None:
         for error, variance in (frame for gap in measured for frame in gap):
-            self._psnr_sum += 10 * math.log10(255**2 / error) if error > 0 else 100.0
-            self._error += error
-            self._variance += variance
-            self._measured += 1
-
-    @property
-    def psnr_db(self) -> float:
-        """Mean of the frames' PSNR; an exact frame counts as 100 dB."""
-        return self._psnr_sum / max(1, self._measured)
-
-    @property
-    def fit(self) -> float:
-        """1 - error / variance, 0 to 1. Pictures without contrast count as if they had a deviation of 16 grey levels."""
-        return max(0.0, 1 - self._error / max(self._variance, 256.0 * max(1, self._measured)))
+            psnr_db = 10 * math.log10(255**2 / error) if error > 0 else 100.0
+            self.measures += Measures(psnr_db, error, variance, 1)
 
 
 def _compare(fed: dict[int, np.ndarray], decoded: Iterator[Frame]) -> Measured:
@@ -395,18 +519,19 @@ def _compare(fed: dict[int, np.ndarray], decoded: Iterator[Frame]) -> Measured:
     return found
 
 
-def _misfit(model: Manifold, meter: Meter, source: FrameReader, n: int, quality: int) -> str:
-    shown = "picture" if source.info.is_image else "footage"
-    words = f"fit {meter.fit:.2f} ({meter.psnr_db:.1f} dB): manifold {model.name} does not suit this {shown}"
+def _misfit(model: Manifold, encoded: Encoded, source: str | os.PathLike[str]) -> str:
+    shown, quality = "picture" if encoded.is_image else "footage", encoded.quality
+    fit = f"fit {encoded.measures.fit:.2f} ({encoded.measures.psnr_db:.1f} dB)"
+    words = f"{fit}: manifold {model.name} does not suit this {shown}"
     if model.frame_size is None:
         better = f"use --quality {min(model.qualities, quality + 2)}" if quality < model.qualities else "use another codec"
-        return f"{words}; {better}{', a smaller --n where much moves,' if n > 1 else ''} or a smaller --size"
-    learn = "" if source.info.is_image else f", or learn one from it: mcode adapt {source.path} -o my.safetensors"
+        return f"{words}; {better}{', a smaller --n where much moves,' if encoded.n > 1 else ''} or a smaller --size"
+    learn = "" if encoded.is_image else f", or learn one from it: mcode adapt {os.fspath(source)} -o my.safetensors"
     return f"{words}; use --manifold general{learn}"
 
 
-def _expected_frames(reader: FrameReader, duration_s: float | None, start_s: float) -> int | None:
-    info = reader.info
+def expected_frames(info: VideoInfo, duration_s: float | None = None, start_s: float = 0.0) -> int | None:
+    """How many frames a video, or a part of it, will have, about; None where it does not say."""
     if info.average_fps and (info.duration_s or duration_s):
         length_s = min(x for x in (duration_s, (info.duration_s or math.inf) - start_s) if x is not None)
         return max(1, round(length_s * info.average_fps)) if math.isfinite(length_s) else None
@@ -418,7 +543,7 @@ def _refuse_foreign_name(output: str | os.PathLike[str]) -> None:
     name, suffix = os.fspath(output), Path(output).suffix.lower()
     if name == "-":
         raise InputError("-o -: an .mcode file cannot be written to a pipe; name one, as out.mcode")
-    if suffix in _FOREIGN:
+    if suffix in MEDIA:
         raise InputError(f"{name}: encode writes .mcode files, no {suffix}; name it {Path(name).with_suffix('.mcode')}")
 
 

@@ -60,6 +60,8 @@ _LARGEST_SEARCHED = 1 << 28  # bytes of a file that is searched for joints befor
 _RESTART_S = Fraction(1, 2)  # a clock that falls back by more, to where it began, has been started anew
 _MOST_WAITING = 1000  # packets of sound
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
+_STEPS_BACK_S = (0, 10, 30)  # a seek that lands behind the last keyframe before its time (MPEG-TS) is tried further back
+_LONGEST_RUN_UP_S = 600  # decoding takes a twentieth of encoding's time
 _PILLOWS_LIMIT = threading.Lock()
 
 
@@ -159,51 +161,93 @@ class FrameReader:
         self._began = Fraction(0)  # on the file's clock
 
     def __iter__(self) -> Iterator[Frame]:
+        return self._read(None)
+
+    def since(self, first: int) -> Iterator[Frame]:
+        """The frames of the whole video from pts `first` on (ticks), at their times there; none where it ends before.
+
+        Exact where the file's times rise and its seeks land on pictures that decode alone, which most do: who joins parts
+        should compare the frames at the seams. Of a reader without start_s and duration_s.
+        """
+        if self.start_s or self.duration_s is not None:
+            raise ValueError("since() reads parts of the whole video: leave out start_s and duration_s")
+        return self._read(first if first > 0 else None)
+
+    def is_seekable(self) -> bool:
+        """Whether since() reads parts of this file without decoding much that is before them: at most ten minutes. Never of
+        pictures, raw streams without times, files joined end to end, those that do not tell how long they are, AVI and MPEG-PS:
+        these two leave the times of some pictures to be counted from those before."""
+        length_s = self.info.duration_s
+        if self.info.is_image or not length_s or self._zero() is None or _is_joined(self.path):
+            return False
+        with _open(self.path) as container:
+            stream = _picture_stream(container, self.path)
+            counted = container.format.name in ("avi", "mpeg")
+            middle = _start(stream) + Fraction(length_s) / 2
+            if counted or not _seek(container, stream, middle):
+                return False
+            with suppress(av.error.FFmpegError):
+                landed = next((p for p in container.demux(stream) if p.pts is not None), None)
+                return landed is not None and middle - due_s(landed) < _LONGEST_RUN_UP_S
+        return False
+
+    def _zero(self) -> Fraction | None:
+        """When the first picture is due, on the file's own clock; None where it does not say."""
+        return next(self._from_start(_Damage(), Fraction(0)), (None, None))[1]
+
+    def _read(self, first: int | None) -> Iterator[Frame]:
+        """first: leaves out the frames of a lower pts; None: they start at pts 0, with the first one at or after start_s."""
         self.truncated, self.damaged, self.last_duration_ticks = None, 0, None
         damage = _Damage()
-        last: Frame | None = None
+        last: int | None = None  # pts
         end: Fraction | None = None  # of the last frame, from the start of the video
-        zero: Fraction | None = None
+        zero = None if first is None else self._zero()
+        start_s = Fraction(self.start_s)
+        if first is not None and zero is not None:
+            start_s = zero - self._began + first * TICK
         least = 1
         alpha = _separate_alpha(self.path) if self.info.is_image else None
         limit = None if self.duration_s is None else round(Fraction(self.duration_s) * TICKS_PER_S)
-        for picture, time_s in self._from_start(damage):
+        for picture, time_s in self._from_start(damage, start_s):
             zero = time_s if zero is None and time_s is not None else zero
             pts = None if zero is None or time_s is None else round((time_s - zero) * TICKS_PER_S)
             if last is None:
-                pts = 0
+                pts = pts or 0
             elif pts is None:
-                pts = last.pts + self._period_ticks()
-            elif pts <= last.pts:
-                pts = last.pts + 1
+                pts = last + self._period_ticks()
+            elif pts <= last:
+                pts = last + 1
             if limit is not None and pts >= limit:
                 if last is not None and not self.info.is_image:
-                    self.last_duration_ticks = max(limit - last.pts, least)
+                    self.last_duration_ticks = max(limit - last, least)
                 return
-            least = min(pts - last.pts, TICKS_PER_S // 10) if last else 1  # where a cut falls just behind a picture
+            least = 1 if last is None else min(pts - last, TICKS_PER_S // 10)  # where a cut falls just behind a picture
             self.last_duration_ticks = self._shown_ticks(picture, limit and max(limit - pts, least))
-            last = Frame(self._fitted(_to_rgb(picture, self.path, alpha)), pts)
+            last = pts
             end = self._end(pts, zero, picture)
             self.damaged = damage.packets
-            yield last
+            if first is None or pts >= first:
+                yield Frame(self._fitted(_to_rgb(picture, self.path, alpha)), pts)
         self.damaged = damage.packets
         if last is None and self.start_s > 0:
             raise InputError(f"{self.path}: nothing to show from {self.start_s:g} s on, the video ends before")
         if not self.info.is_image:
             self.truncated = self._shortfall(damage, end)
 
-    def _from_start(self, damage: _Damage) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+    def _from_start(self, damage: _Damage, start_s: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
         """Decoded pictures at or after start_s, with their times in seconds on the file's own clock."""
-        for seeking in (True, False) if self.start_s > 0 and not _is_joined(self.path) else (False,):
+        tries = [back_s for back_s in _STEPS_BACK_S if back_s < start_s] if start_s > 0 and not _is_joined(self.path) else []
+        for back_s in (*tries, None):
+            seeking = back_s is not None
             with _open(self.path) as container:
                 stream = _picture_stream(container, self.path)
                 self._began = _start(stream)
-                start = self._began + Fraction(self.start_s) if self.start_s > 0 else None
-                if seeking and start is not None and not _seek(container, stream, start):
+                start = self._began + start_s if start_s > 0 else None
+                if back_s is not None and start is not None and not _seek(container, stream, start - back_s):
                     continue
                 landed_early = not seeking
                 clock, counted_s = _Clock(), self._began
-                for picture in _decoded(container, stream, damage):
+                for picture in _decoded(container, stream, damage, from_keyframe=seeking):
                     # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
                     stamp = picture.dts if container.format.name == "avi" else picture.pts
                     time_s = None
@@ -221,7 +265,7 @@ class FrameReader:
                             landed_early = True
                             continue
                         if not landed_early and due - start > TICK:
-                            break  # the seek overshot, as it may in MPEG-PS: read from the beginning instead
+                            break  # the seek overshot, as it may in MPEG-PS: try one from earlier on, at last the beginning
                     landed_early = True
                     yield picture, time_s
                 if landed_early:
@@ -496,12 +540,20 @@ def _films(container: av.container.InputContainer) -> list[av.VideoStream]:
     return sorted(films, key=rank)
 
 
-def _decoded(container: av.container.InputContainer, stream: av.VideoStream, damage: _Damage) -> Iterator[av.VideoFrame]:
-    """Every picture that decodes. Damaged packets are skipped and counted; a broken file ends the pictures."""
+def _decoded(
+    container: av.container.InputContainer, stream: av.VideoStream, damage: _Damage, *, from_keyframe: bool = False
+) -> Iterator[av.VideoFrame]:
+    """Every picture that decodes. Damaged packets are skipped and counted; a broken file ends the pictures.
+
+    from_keyframe: where a seek lands between keyframes, as in MPEG-TS, decoders make grey pictures of what comes first.
+    """
     damage.promise_is_of_pictures = _stream_duration(container, stream) is not None or not container.streams.audio
     size = container.size
     try:
         for packet in container.demux(stream):
+            if from_keyframe and not packet.is_keyframe and packet.size:
+                continue
+            from_keyframe = False
             if packet.is_corrupt and packet.pos is not None and packet.pos + packet.size >= size:
                 damage.packets, damage.cut_off = damage.packets + 1, True  # the file ends inside this packet
                 continue

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
-make_environment player,live,dev
+make_environment player,live,cluster,dev
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" QT_QPA_PLATFORM="${QT_QPA_PLATFORM:-offscreen}"
 if [ "$#" -eq 0 ]; then set -- -m "not slow"; fi
 exec .venv/bin/python -m pytest "$@"

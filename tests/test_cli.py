@@ -116,6 +116,7 @@ TREE = dict(walk(typer.main.get_command(cli.app)))
 def test_the_commands_are_those_of_the_readme():
     assert {" ".join(path) for path, command in TREE.items() if path and not hasattr(command, "commands")} == {
         "encode",
+        "batch",
         "decode",
         "info",
         "adapt",
@@ -195,6 +196,10 @@ def test_every_command_that_reports_has_json():
         ("encode a -o b --coder hufman", "--coder hufman: choose huffman, fixed or range (did you mean huffman?)"),
         ("encode a -o b --device gpu", "--device gpu: choose auto, cpu, cuda or mps"),
         ("encode a -o b --audio mp3", "--audio mp3: choose copy or none"),
+        ("batch a -o b --segment 0.5", "--segment 0.5: the length of a segment is 1 second or more, as 60 or 1:30"),
+        ("batch a -o b --segment long", "--segment long: the length of a segment is more than 0 seconds, as 90 or 1:30"),
+        ("batch a -o b --workers 0", "--workers 0: the number of processes is a whole number from 1 to 4096"),
+        ("batch a -o b --workers many", "--workers many: the number of processes is a whole number from 1 to 4096"),
         ("adapt a -o b.safetensors --m 0", "--m 0: the number of coordinates is a whole number from 1 to 4096"),
         ("adapt a -o b.safetensors --kind ncode", "--kind ncode: choose linear"),
         (
@@ -1243,6 +1248,7 @@ def test_play_on_a_display_that_does_not_answer_is_one_line(mcode, monkeypatch):
         ("play --demo", "PyQt6", "player"),
         ("play --demo", "reedsolo", "player"),
         ("receive rtp://127.0.0.1:5004 -o a.mp4", "reedsolo", "live"),
+        ("batch a.mp4 -o b", "ray", "cluster"),
     ],
 )
 def test_a_missing_extra_is_named_with_how_to_get_it(command, package, extra):

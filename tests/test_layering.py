@@ -45,6 +45,7 @@ FLOORS = {
     "fetch": 2,
     "importing": 3,
     "refine": 3,
+    "batch": 3,
     "training": 3,
     "evaluation": 3,
     "cli": 4,

@@ -113,7 +113,7 @@ def test_a_flat_picture_one_level_off_fits_though_it_has_no_contrast():
     for packet in Encoder(model, 16, 8, n=1).push(flat):
         meter.measure(packet)
     meter.finish()
-    assert FIT_THRESHOLD < 0.99 < meter.fit < 1
+    assert FIT_THRESHOLD < 0.99 < meter.measures.fit < 1
 
 
 def test_the_frame_behind_a_cut_is_measured_with_its_own_keyframe():
@@ -124,7 +124,7 @@ def test_the_frame_behind_a_cut_is_measured_with_its_own_keyframe():
         for packet in encoder.push(frame):
             meter.measure(packet)
     meter.finish()
-    assert meter.psnr_db == pytest.approx((3 * 100 + 20 * np.log10(255)) / 4)
+    assert meter.measures.psnr_db == pytest.approx((3 * 100 + 20 * np.log10(255)) / 4)
 
 
 def test_an_image_is_one_refresh_keyframe(clip, model, tmp_path):

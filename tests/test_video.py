@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import resource
 import struct
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,8 @@ import av
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, features
 
 from mcode import video
@@ -410,7 +414,7 @@ def test_missing_and_backward_times_are_repaired(tmp_path: Path, monkeypatch: py
     reader = FrameReader(make_clip(tmp_path / "a.mp4", frames=6))
     times = [Fraction(t) if t is not None else None for t in (1, 2, None, 2, 4, 4)]
 
-    def scrambled(self: FrameReader, damage: object) -> object:
+    def scrambled(self: FrameReader, damage: object, start_s: Fraction) -> object:
         frames = [av.VideoFrame.from_ndarray(picture(0), "rgb24") for _ in times]
         return iter(zip(frames, times, strict=True))
 
@@ -436,6 +440,64 @@ def test_start_and_duration_cut_by_time(tmp_path: Path, suffix: str) -> None:
     assert reader.truncated is None
     for frame, same in zip(frames, everything[50:60], strict=True):
         assert np.array_equal(frame.rgb, same.rgb)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_start_far_from_the_last_keyframe_of_a_transport_stream_shows_no_grey(tmp_path: Path, codec: str) -> None:
+    path = make_clip(tmp_path / "a.ts", frames=100, codec=codec, options={"g": "90", "bf": "0", "b": "2000000"})
+    everything = list(FrameReader(path))
+    frames = list(FrameReader(path, start_s=2.0))
+    assert len(frames) == 50
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, everything[50:], strict=True))
+
+
+SEEKABLE = [
+    ("a.mp4", "libx264", {"g": "250"}),
+    ("a.mov", "libx264", {"g": "25", "x264-params": "open-gop=1"}),
+    ("a.mkv", "libx264", {"g": "40"}),
+    ("a.webm", "libvpx", {"g": "40", "b": "2000000"}),
+    ("a.ts", "libx264", {"g": "12"}),
+    ("b.ts", "libx264", {"g": "90", "bf": "0"}),
+    ("c.ts", "mpeg2video", {"g": "15", "bf": "2", "b": "2000000"}),
+    ("late.ts", "libx264", {"g": "25"}),
+]
+
+
+@settings(max_examples=12)
+@given(source=st.sampled_from(SEEKABLE), even=st.booleans(), data=st.data())
+def test_parts_together_are_the_whole(tmp_path_factory: pytest.TempPathFactory, source: tuple, even: bool, data) -> None:
+    name, codec, options = source
+    path = tmp_path_factory.getbasetemp() / f"parts-{'even' if even else 'uneven'}-{name}"
+    if not path.exists():
+        gaps = [1500, 3000, 3600, 3600, 7200, 45_000]
+        ticks = None if even or codec != "libx264" else list(accumulate(gaps[i * i % 6] for i in range(100)))
+        start = {"output_ts_offset": "9000"} if name == "late.ts" else {}
+        make_clip(path, frames=100, codec=codec, options=options, ticks=ticks, container_options=start)
+    reader = FrameReader(path)
+    whole = list(reader)
+    ends, last_ticks = reader.truncated, reader.last_duration_ticks
+    assert reader.is_seekable()
+    cuts = data.draw(st.sets(st.integers(1, whole[-1].pts + 90_000), max_size=4).map(sorted))
+    parts = []
+    for first, end in pairwise([0, *cuts, math.inf]):
+        parts += list(takewhile(lambda frame, end=end: frame.pts < end, reader.since(int(first))))
+    assert [f.pts for f in parts] == [f.pts for f in whole]
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(parts, whole, strict=True))
+    if not cuts or cuts[-1] <= whole[-1].pts:
+        assert (reader.truncated, reader.last_duration_ticks) == (ends, last_ticks)
+
+
+def test_what_has_no_times_or_no_length_is_read_in_one_piece(tmp_path: Path) -> None:
+    sources = [("a.h264", "libx264"), ("a.png", "png"), ("a.avi", "mpeg4"), ("a.mpg", "mpeg2video")]
+    for name, codec in sources:
+        frames, kind = (1, "rgb24") if codec == "png" else (30, "yuv420p")
+        path = make_clip(tmp_path / name, frames=frames, codec=codec, pixel_format=kind)
+        assert not FrameReader(path).is_seekable(), name
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(2 * make_clip(tmp_path / "a.ts", frames=50).read_bytes())
+    assert not FrameReader(joined).is_seekable()
+    with pytest.raises(ValueError, match="leave out start_s"):
+        FrameReader(joined, start_s=1).since(90_000)
 
 
 def test_pictures_without_times_are_counted_to_the_start(tmp_path: Path) -> None:

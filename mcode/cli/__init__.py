@@ -61,7 +61,7 @@ def _top(
 
 
 # In the order of the help.
-for _commands in ("coding", "training", "measuring", "paper", "images", "ablation", "bench", "study", "live"):
+for _commands in ("coding", "batch", "training", "measuring", "paper", "images", "ablation", "bench", "study", "live"):
     importlib.import_module(f"mcode.cli.{_commands}")
 
 

@@ -24,11 +24,11 @@ from mcode.cli.options import (
     Refine,
     RefineBy,
     RefineWeights,
+    Refresh,
     Size,
     Start,
     Video,
     output_option,
-    seconds_of,
     size_of,
 )
 from mcode.cli.output import (
@@ -57,14 +57,7 @@ def encode(
     manifold: Manifold = "general",
     coder: Coder = "huffman",
     quality: Quality = None,
-    refresh: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS",
-            parser=seconds_of("--refresh", "the time between refreshes"),
-            help="A keyframe is sent whole this often: there a player can join or seek.",
-        ),
-    ] = 10,
+    refresh: Refresh = 10,
     device: Device = "auto",
     size: CodedSize = None,
     start: Start = 0,

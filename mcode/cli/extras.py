@@ -12,7 +12,7 @@ from typing import Any
 
 from mcode.errors import InputError
 
-EXTRAS = {"PyQt6": "player", "pyqtgraph": "player", "reedsolo": "live"}
+EXTRAS = {"PyQt6": "player", "pyqtgraph": "player", "reedsolo": "live", "ray": "cluster"}
 """Packages that MCode installed without extras leaves out, and the smallest extra that brings each; `player` brings all."""
 
 

@@ -231,6 +231,14 @@ CodedSize = Annotated[
         show_default=False,
     ),
 ]
+Refresh = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        parser=seconds_of("--refresh", "the time between refreshes"),
+        help="A keyframe is sent whole this often: there a player can join or seek.",
+    ),
+]
 Start = Annotated[
     float,
     typer.Option(
