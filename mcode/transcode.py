@@ -47,7 +47,7 @@ class EncodeReport:
     payload_bytes: of all samples in the data track; file_bytes: of the file, sound included; rate_kbps: payload over
     duration; bits_per_pixel: payload over the pixels of all frames at the coded size; psnr_db: mean over the frames of the
     decoded picture's PSNR against what the encoder was fed, at the coded size; fit: 1 - error / variance of the picture,
-    0 to 1.
+    0 to 1. Of long videos both are over a sample of the frames, see Meter.
     """
 
     frames: int
@@ -200,7 +200,7 @@ class Encoding:
             model, *coded, n=self.n, coder=coder, quality=quality, refresh_s=refresh_s, display=display, refine=refine
         )
         alone = is_image or refine is not None  # refining needs all threads itself
-        self.jobs: Jobs[Measured] = Jobs(0) if alone else Jobs.on(model.device)
+        self.jobs: Jobs[Measures] = Jobs(0) if alone else Jobs.on(model.device)
         self._meter = Meter(model, self.jobs)
         self.frames = self._last_pts = 0
         self._gap: int | None = None
@@ -437,13 +437,12 @@ def _resized(frames: Iterator[Frame], width: int, height: int) -> Iterator[Frame
     return (Frame(resize(frame.rgb, width, height), frame.pts) for frame in frames)
 
 
-Measured = list[tuple[float, float]]
-"""Mean squared error of pixels 0..255, and mean variance of the picture's channels, for each frame that was compared."""
-
-
 @dataclass(frozen=True)
 class Measures:
-    """Sums over the frames that were compared; those of parts add up. frames: how many; the others: see Measured."""
+    """Sums over frames; those of parts add up. A frame that stands for others (see Meter) counts as often as they are.
+
+    error: mean squared error of pixels 0..255; variance: mean of the picture's channels; frames: how many.
+    """
 
     psnr_sum: float = 0.0
     error: float = 0.0
@@ -470,14 +469,19 @@ class Measures:
 
 
 class Meter:
-    """Decodes what was encoded and compares it with what was fed: PSNR and fit. Holds the frames of a gap, at most 32:
-    of longer gaps it measures every second, fourth ... frame. `finish` before `measures` is read.
+    """Decodes what was encoded and compares it with what was fed: PSNR and fit. `finish` before `measures` is read.
+
+    The first ALL_GAPS gaps between keyframes are measured; of later ones each SAMPLED-th, which stands for as many: decoding
+    all would take two thirds of an encoder's time. Holds the frames of a gap, at most 32: of longer gaps it measures every
+    second, fourth ... frame.
     """
 
-    def __init__(self, model: Manifold, jobs: Jobs[Measured]) -> None:
+    ALL_GAPS, SAMPLED = 64, 4
+
+    def __init__(self, model: Manifold, jobs: Jobs[Measures]) -> None:
         self._decoder, self._jobs = Decoder(model), jobs
         self._held: dict[int, np.ndarray] = {}
-        self._count, self._stride = 0, 1
+        self._count, self._stride, self._gaps = 0, 1, 0
         self.measures = Measures()
 
     def hold(self, frame: Frame) -> None:
@@ -490,8 +494,12 @@ class Meter:
 
     def measure(self, packet: Packet) -> None:
         fed = {i: rgb for i, rgb in self._held.items() if i < packet.steps}
-        job = partial(_compare, fed, self._decoder.push(packet))
-        if sum(rgb.nbytes for rgb in fed.values()) > MOST_AHEAD:
+        later = self._gaps - self.ALL_GAPS
+        job = partial(_compare, fed, self._decoder.push(packet), 1 if later < 0 else self.SAMPLED)
+        self._gaps += 1
+        if later > 0 and later % self.SAMPLED:
+            pass  # another gap stands for it; the decoder knows its symbols
+        elif sum(rgb.nbytes for rgb in fed.values()) > MOST_AHEAD:
             self._add([*self._jobs.rest(), job()])
         else:
             self._add(self._jobs.run(job))
@@ -504,18 +512,18 @@ class Meter:
         """Waits for what is still being measured."""
         self._add(self._jobs.rest())
 
-    def _add(self, measured: list[Measured]) -> None:
-        for error, variance in (frame for gap in measured for frame in gap):
-            psnr_db = 10 * math.log10(255**2 / error) if error > 0 else 100.0
-            self.measures += Measures(psnr_db, error, variance, 1)
+    def _add(self, measured: list[Measures]) -> None:
+        self.measures = sum(measured, self.measures)
 
 
-def _compare(fed: dict[int, np.ndarray], decoded: Iterator[Frame]) -> Measured:
-    found = []
+def _compare(fed: dict[int, np.ndarray], decoded: Iterator[Frame], weight: int) -> Measures:
+    found = Measures()
     for index, frame in enumerate(decoded):
         if (rgb := fed.get(index)) is not None:
+            error = cv2.norm(rgb, frame.rgb, cv2.NORM_L2SQR) / rgb.size
+            psnr_db = 10 * math.log10(255**2 / error) if error > 0 else 100.0
             _, deviation = cv2.meanStdDev(rgb)
-            found.append((cv2.norm(rgb, frame.rgb, cv2.NORM_L2SQR) / rgb.size, float((deviation**2).mean())))
+            found += Measures(weight * psnr_db, weight * error, weight * float((deviation**2).mean()), weight)
     return found
 
 

@@ -127,6 +127,24 @@ def test_the_frame_behind_a_cut_is_measured_with_its_own_keyframe():
     assert meter.measures.psnr_db == pytest.approx((3 * 100 + 20 * np.log10(255)) / 4)
 
 
+def test_of_a_long_video_later_gaps_are_sampled_and_count_as_often(monkeypatch):
+    model, made = BlockMeans(), []
+    synthesise = model.synthesise
+    monkeypatch.setattr(model, "synthesise", lambda *given: made.append(len(given[0])) or synthesise(*given))
+    meter, encoder = Meter(model, Jobs(0)), Encoder(model, 16, 8, n=1)
+    for i in range(Meter.ALL_GAPS + 9):
+        late = i - Meter.ALL_GAPS
+        meter.hold(frame := grey(221 if late >= 0 and late % Meter.SAMPLED == 0 else 20, i))  # 221 is one level off, 20 exact
+        for packet in encoder.push(frame):
+            meter.measure(packet)
+    meter.finish()
+    sampled = 3
+    assert sum(made) == Meter.ALL_GAPS + sampled
+    assert meter.measures.frames == Meter.ALL_GAPS + sampled * Meter.SAMPLED
+    total = Meter.ALL_GAPS * 100 + sampled * Meter.SAMPLED * 20 * np.log10(255)
+    assert meter.measures.psnr_db == pytest.approx(total / meter.measures.frames)
+
+
 def test_an_image_is_one_refresh_keyframe(clip, model, tmp_path):
     picture = tmp_path / "one.png"
     first = next(iter(FrameReader(clip)))
