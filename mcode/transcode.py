@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -471,12 +472,12 @@ class Measures:
 class Meter:
     """Decodes what was encoded and compares it with what was fed: PSNR and fit. `finish` before `measures` is read.
 
-    The first ALL_GAPS gaps between keyframes are measured; of later ones each SAMPLED-th, which stands for as many: decoding
-    all would take two thirds of an encoder's time. Holds the frames of a gap, at most 32: of longer gaps it measures every
-    second, fourth ... frame.
+    Of the first ALL_GAPS gaps between keyframes every frame is measured, of later ones the keyframe and one in between, another
+    each time, which stands for all in between: decoding them all would take two thirds of an encoder's time. Holds the frames
+    of a gap, at most 32: of longer gaps it measures every second, fourth ... frame.
     """
 
-    ALL_GAPS, SAMPLED = 64, 4
+    ALL_GAPS = 64
 
     def __init__(self, model: Manifold, jobs: Jobs[Measures]) -> None:
         self._decoder, self._jobs = Decoder(model), jobs
@@ -493,13 +494,19 @@ class Meter:
         self._count += 1
 
     def measure(self, packet: Packet) -> None:
-        fed = {i: rgb for i, rgb in self._held.items() if i < packet.steps}
-        later = self._gaps - self.ALL_GAPS
-        job = partial(_compare, fed, self._decoder.push(packet), 1 if later < 0 else self.SAMPLED)
+        last = packet.steps - 1
+        fed = {i: rgb for i, rgb in self._held.items() if i <= last}
+        weights = dict.fromkeys(fed, 1)
+        between = [i for i in fed if i < last]
+        if self._gaps >= self.ALL_GAPS and len(between) > 1:
+            chosen = between[self._gaps % len(between)]
+            weights = {i: len(between) if i == chosen else 1 for i in fed if i in (chosen, last)}
         self._gaps += 1
-        if later > 0 and later % self.SAMPLED:
-            pass  # another gap stands for it; the decoder knows its symbols
-        elif sum(rgb.nbytes for rgb in fed.values()) > MOST_AHEAD:
+        asked = count()  # the decoder asks for each frame but the last, in order
+        decoded = self._decoder.push(packet, wanted=lambda _: next(asked) in weights)
+        shown = sorted({*weights, last})
+        job = partial(_compare, [(fed.get(i), weights.get(i, 0)) for i in shown], decoded)
+        if sum(rgb.nbytes for rgb in fed.values()) > MOST_AHEAD:
             self._add([*self._jobs.rest(), job()])
         else:
             self._add(self._jobs.run(job))
@@ -516,10 +523,11 @@ class Meter:
         self.measures = sum(measured, self.measures)
 
 
-def _compare(fed: dict[int, np.ndarray], decoded: Iterator[Frame], weight: int) -> Measures:
+def _compare(fed: Sequence[tuple[np.ndarray | None, int]], decoded: Iterator[Frame]) -> Measures:
+    """fed: for each decoded frame what it should be, where that was kept, and how many it stands for."""
     found = Measures()
-    for index, frame in enumerate(decoded):
-        if (rgb := fed.get(index)) is not None:
+    for (rgb, weight), frame in zip(fed, decoded, strict=True):
+        if rgb is not None:
             error = cv2.norm(rgb, frame.rgb, cv2.NORM_L2SQR) / rgb.size
             psnr_db = 10 * math.log10(255**2 / error) if error > 0 else 100.0
             _, deviation = cv2.meanStdDev(rgb)

@@ -127,22 +127,23 @@ def test_the_frame_behind_a_cut_is_measured_with_its_own_keyframe():
     assert meter.measures.psnr_db == pytest.approx((3 * 100 + 20 * np.log10(255)) / 4)
 
 
-def test_of_a_long_video_later_gaps_are_sampled_and_count_as_often(monkeypatch):
+def test_of_later_gaps_one_frame_in_between_stands_for_all_of_them(monkeypatch):
     model, made = BlockMeans(), []
     synthesise = model.synthesise
     monkeypatch.setattr(model, "synthesise", lambda *given: made.append(len(given[0])) or synthesise(*given))
-    meter, encoder = Meter(model, Jobs(0)), Encoder(model, 16, 8, n=1)
-    for i in range(Meter.ALL_GAPS + 9):
-        late = i - Meter.ALL_GAPS
-        meter.hold(frame := grey(221 if late >= 0 and late % Meter.SAMPLED == 0 else 20, i))  # 221 is one level off, 20 exact
+    monkeypatch.setattr(Meter, "ALL_GAPS", 1)
+    meter, encoder = Meter(model, Jobs(0)), Encoder(model, 16, 8, n=4, cuts=False)
+    levels = [20, *[20] * 4, *[20, 20, 221, 20] * 3]  # 221 alone in each gap is far off what lies between two keyframes of 20
+    for i, level in enumerate(levels):
+        meter.hold(frame := grey(level, i))
         for packet in encoder.push(frame):
             meter.measure(packet)
     meter.finish()
-    sampled = 3
-    assert sum(made) == Meter.ALL_GAPS + sampled
-    assert meter.measures.frames == Meter.ALL_GAPS + sampled * Meter.SAMPLED
-    total = Meter.ALL_GAPS * 100 + sampled * Meter.SAMPLED * 20 * np.log10(255)
-    assert meter.measures.psnr_db == pytest.approx(total / meter.measures.frames)
+    assert made == [1, *[2] * 4], "the keyframe and one in between"
+    assert meter.measures.frames == len(levels)
+    wrong = 3  # in one gap of the three in which it comes it is that frame's turn
+    far_db = 20 * np.log10(255 / 201)
+    assert meter.measures.psnr_db == pytest.approx((100 * (len(levels) - wrong) + wrong * far_db) / len(levels))
 
 
 def test_an_image_is_one_refresh_keyframe(clip, model, tmp_path):
