@@ -21,10 +21,10 @@ import torch
 
 from .coders import CodeTables, fixed, huffman, slices
 from .coders import range as ranges
-from .errors import InputError, ManifoldError, WireError
+from .errors import ArgumentError, InputError, ManifoldError, WireError
 from .frame import TICKS_PER_S, Frame
 from .latents import dequantise, hold, interpolate, quantise
-from .packet import LARGEST_PICTURE, Packet, StreamHeader, too_large
+from .packet import LARGEST_PICTURE, MOST_QUALITIES, Packet, StreamHeader, too_large
 from .packet import OFFERED as CODERS
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ class Encoder:
     a decoder shows, when another. cuts: look for cuts. dead_zone: see DEAD_ZONE; of deltas. refine: gives better symbols for
     a keyframe, at leisure (`mcode.refine.Refiner`).
 
-    Raises ValueError for values outside these, TypeError for a model that is none, ManifoldError for a size or quality that
-    the model has not, InputError for `range` without a hyperprior.
+    Raises ArgumentError (a ValueError) for values outside these, TypeError for a model that is none, ManifoldError for a size
+    or quality that the model has not, InputError for `range` without a hyperprior.
     """
 
     def __init__(
@@ -139,20 +139,17 @@ class Encoder:
         refine: Refine | None = None,
     ) -> None:
         manifold_id = _checked_id(model)
-        n, slices, width, height = (
-            _integer(name, value) for name, value in (("n", n), ("slices", slices), ("width", width), ("height", height))
-        )
-        shown = [_integer("display", side) for side in display or (width, height)]
-        if not 1 <= n <= 65_535:
-            raise ValueError(f"n is {n}; the keyframe interval is 1 to 65535 frames")
+        n, slices = _integer("n", n, 65_535), _integer("slices", slices, 255)
+        width, height = _integer("width", width, 65_535), _integer("height", height, 65_535)
+        shown = [_integer("display", side, 65_535) for side in display or (width, height)]
         if not refresh_s >= 0:
-            raise ValueError(f"refresh_s is {refresh_s}; the time between refreshes is 0 s or more")
+            raise ArgumentError(f"refresh_s is {refresh_s}; the time between refreshes is 0 s or more")
         if coder not in CODERS:
-            raise ValueError(f"coder {coder!r} is not one of {', '.join(CODERS)}")
+            raise ArgumentError(f"coder {coder!r} is not one of {', '.join(CODERS)}")
         if coder == "range" and model.hyper is None:
             name = getattr(model, "name", model.id)
             raise InputError(f"--coder range: manifold {name} has no hyperprior; its coders are huffman and fixed")
-        quality = model.default_quality if quality is None else _integer("quality", quality)
+        quality = model.default_quality if quality is None else _integer("quality", quality, MOST_QUALITIES)
         self.model, self.width, self.height = model, width, height
         self.tables = model.tables(quality)
         self.cuts, self.dead_zone, self.refine = cuts, dead_zone, refine
@@ -447,11 +444,14 @@ def _checked_id(model: Model) -> bytes:
     return bytes.fromhex(found)
 
 
-def _integer(name: str, value: int) -> int:
+def _integer(name: str, value: int, most: int) -> int:
+    """Raises ArgumentError for what is no whole number from 1 to most."""
     try:
-        return operator.index(value)
+        if 1 <= (found := operator.index(value)) <= most:
+            return found
     except TypeError:
-        raise ValueError(f"{name} is {value!r}; it is a whole number") from None
+        pass
+    raise ArgumentError(f"{name} is {value!r}; it is a whole number from 1 to {most}")
 
 
 def frames_at_once(width: int, height: int) -> int:
