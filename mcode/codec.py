@@ -9,6 +9,8 @@ test can put one in its place which a reader computes by hand.
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -19,10 +21,10 @@ import torch
 
 from .coders import CodeTables, fixed, huffman, slices
 from .coders import range as ranges
-from .errors import InputError, ManifoldError, WireError
+from .errors import ArgumentError, InputError, ManifoldError, WireError
 from .frame import TICKS_PER_S, Frame
 from .latents import dequantise, hold, interpolate, quantise
-from .packet import LARGEST_PICTURE, Packet, StreamHeader, too_large
+from .packet import LARGEST_PICTURE, MOST_QUALITIES, Packet, StreamHeader, too_large
 from .packet import OFFERED as CODERS
 
 if TYPE_CHECKING:
@@ -41,22 +43,61 @@ _EVEN_TOLERANCE = TICKS_PER_S // 1000
 _LEAST_TICKS = TICKS_PER_S // 1000
 _MOST_AT_ONCE = 64
 _GREY_TOLERANCE = 1
+_NEVER_S = 1e9  # as good as infinity, and a number of ticks
 
 
 class Model(Protocol):
-    """What the codec needs of a manifold; `mcode.manifold.Manifold` is one."""
+    """What the codec needs of a manifold; `mcode.manifold.Manifold` is one.
 
-    id: str
-    default_quality: int
-    hyper: ranges.RangeModel | None
+    Messages call it by its `name`, and files and live sources are cropped to its `frame_size`, (width, height), where it
+    has these, too.
+    """
 
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]: ...
-    def analyse(self, rgb: np.ndarray) -> Tensor: ...
-    def synthesise(self, latents: Tensor, width: int, height: int) -> Iterable[np.ndarray]: ...
-    def gain(self, quality: int) -> Tensor: ...
-    def inverse(self, quality: int) -> Tensor: ...
-    def zero_margin(self, quality: int) -> Tensor | None: ...
-    def tables(self, quality: int) -> CodeTables: ...
+    @property
+    def id(self) -> str:
+        """16 hex digits, 0-9 and a-f, that stand in every stream: another model, another id."""
+        ...
+
+    @property
+    def default_quality(self) -> int:
+        """Taken where none is asked for: 1 to 15."""
+        ...
+
+    @property
+    def hyper(self) -> ranges.RangeModel | None:
+        """What the coder `range` needs; None: it cannot be used."""
+        ...
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of a picture's latent. Raises ManifoldError for a size it cannot take."""
+        ...
+
+    def analyse(self, rgb: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) to latents, float32 (B, C, h, w)."""
+        ...
+
+    def synthesise(self, latents: Tensor, width: int, height: int) -> Iterable[np.ndarray]:
+        """Latents (B, C, h, w) to pictures, uint8 (height, width, 3) each, in that order."""
+        ...
+
+    def gain(self, quality: int) -> Tensor:
+        """Quantiser steps per unit of latent, (C,), above 0: a symbol is latent * gain, rounded. Raises ManifoldError for
+        a quality it has not."""
+        ...
+
+    def inverse(self, quality: int) -> Tensor:
+        """Latent per quantiser step, (C,), on the device of the latents that `synthesise` takes: 1 / gain, or a little less,
+        as most latents lie nearer to zero."""
+        ...
+
+    def zero_margin(self, quality: int) -> Tensor | None:
+        """How far beyond half a step from zero the encoder still takes a latent for zero, in steps (C,); None: no farther."""
+        ...
+
+    def tables(self, quality: int) -> CodeTables:
+        """The code tables for symbols of this quality, the same at both ends: made once, by `mcode.coders.CodeTables.fit` of
+        symbols and deltas as the model gives them, and kept as bytes. Raises ManifoldError for a quality it has not."""
+        ...
 
 
 Refine = Callable[[np.ndarray, "Tensor", np.ndarray, "np.ndarray | None", int], np.ndarray]
@@ -70,9 +111,15 @@ class Encoder:
     since nothing lies between two scenes. n = 1 is the image codec. Frames whose three colours are alike from a refresh or a
     cut on are sent as grey ones; the first with colour is sent whole.
 
-    width, height: of the frames pushed. display: the size a decoder shows, when another. refresh_s: a keyframe is sent
-    whole at least this often. slices: parts of a keyframe that decode alone. dead_zone: see DEAD_ZONE; of deltas.
-    refine: gives better symbols for a keyframe, at leisure (`mcode.refine.Refiner`).
+    width, height: of the frames pushed. n: keyframe interval, 1..65535. coder: "huffman"; "fixed", which bears bit errors;
+    "range", which takes the fewest bits, of models with a hyperprior. quality: 1 to as many as the model has, at most 15; None
+    for its own default. refresh_s: the first keyframe after this time is sent whole, so that decoding can start there; 0:
+    every one, infinity: the first alone. slices: parts of a keyframe that decode alone, 1..255. display: (width, height) that
+    a decoder shows, when another. cuts: look for cuts. dead_zone: see DEAD_ZONE; of deltas. refine: gives better symbols for
+    a keyframe, at leisure (`mcode.refine.Refiner`).
+
+    Raises ArgumentError (a ValueError) for values outside these, TypeError for a model that is none, ManifoldError for a size
+    or quality that the model has not, InputError for `range` without a hyperprior.
     """
 
     def __init__(
@@ -91,30 +138,34 @@ class Encoder:
         dead_zone: float = DEAD_ZONE,
         refine: Refine | None = None,
     ) -> None:
-        if not 1 <= n <= 65_535:
-            raise ValueError(f"n is {n}; the keyframe interval is 1 to 65535 frames")
+        manifold_id = _checked_id(model)
+        n, slices = _integer("n", n, 65_535), _integer("slices", slices, 255)
+        width, height = _integer("width", width, 65_535), _integer("height", height, 65_535)
+        shown = [_integer("display", side, 65_535) for side in display or (width, height)]
+        if not refresh_s >= 0:
+            raise ArgumentError(f"refresh_s is {refresh_s}; the time between refreshes is 0 s or more")
         if coder not in CODERS:
-            raise ValueError(f"coder {coder!r} is not one of {', '.join(CODERS)}")
+            raise ArgumentError(f"coder {coder!r} is not one of {', '.join(CODERS)}")
         if coder == "range" and model.hyper is None:
             name = getattr(model, "name", model.id)
             raise InputError(f"--coder range: manifold {name} has no hyperprior; its coders are huffman and fixed")
-        quality = model.default_quality if quality is None else quality
+        quality = model.default_quality if quality is None else _integer("quality", quality, MOST_QUALITIES)
         self.model, self.width, self.height = model, width, height
-        self.shape = model.latent_shape(width, height)
         self.tables = model.tables(quality)
         self.cuts, self.dead_zone, self.refine = cuts, dead_zone, refine
-        self.refresh_ticks = round(refresh_s * TICKS_PER_S)
+        self.refresh_ticks = round(min(refresh_s, _NEVER_S) * TICKS_PER_S)
         self.header = StreamHeader(
-            manifold_id=bytes.fromhex(model.id),
+            manifold_id=manifold_id,
             width=width,
             height=height,
-            display_width=(display or (width, height))[0],
-            display_height=(display or (width, height))[1],
+            display_width=shown[0],
+            display_height=shown[1],
             n=n,
             coder=coder,
             quality=quality,
             slices=slices,
         )
+        self.shape = model.latent_shape(width, height)
         self._symbols: np.ndarray | None = None
         self._waiting: list[int] = []  # pts of the frames since the last keyframe
         self._newest: Frame | None = None  # the last of them
@@ -128,9 +179,13 @@ class Encoder:
         self._want_refresh = True
 
     def push(self, frame: Frame) -> list[Packet]:
-        """The packets this frame completes: none, one, or two at a cut. Times must rise."""
+        """The packets this frame completes: none, one, or two at a cut. Raises ValueError for a frame of another size, and for
+        one whose time is not after the last one's."""
         if (frame.width, frame.height) != (self.width, self.height):
             raise ValueError(f"{frame} pushed to an encoder of {self.width}x{self.height}")
+        before = self._waiting[-1] if self._waiting else self._last_pts
+        if self._symbols is not None and frame.pts <= before:
+            raise ValueError(f"pts is {frame.pts}; times rise, and the frame before is at {before}")
         cut = self._is_cut(frame)
         packets = self.flush() if cut else []
         self._waiting.append(frame.pts)
@@ -138,7 +193,7 @@ class Encoder:
         if cut or self._symbols is None or len(self._waiting) == self.header.n:
             packets.append(self._keyframe(frame, cut))
         else:
-            self._newest = frame
+            self._newest = Frame(frame.rgb.copy(), frame.pts)  # its buffer may be used again before it is encoded
         return packets
 
     def flush(self) -> list[Packet]:
@@ -208,12 +263,14 @@ class Encoder:
 class Decoder:
     """Packets to frames. What is damaged or missing costs picture quality, never the stream.
 
-    model: the manifold the stream names (`ManifoldError` otherwise). Counters: damaged_slices (known only of `range`),
+    model: the manifold the stream names (`ManifoldError` otherwise; TypeError for what is none). header: of the stream, where
+    it is known beforehand. Counters: damaged_slices (known only of `range`),
     missing_slices and broken_deltas (deltas that came without the keyframe they refer to). most_gap_pixels: one packet makes
     no more frames than these (and those lost before it as many again); None: as many as it says.
     """
 
     def __init__(self, model: Model, header: StreamHeader | None = None, *, most_gap_pixels: int | None = None) -> None:
+        _checked_id(model)
         self.model, self._most_gap_pixels = model, most_gap_pixels
         self.header: StreamHeader | None = None
         self.damaged_slices = self.missing_slices = self.broken_deltas = 0
@@ -375,6 +432,26 @@ class Decoder:
             latents = interpolate(a, b, positions[chosen])
             for rgb, i in zip(self.model.synthesise(latents, width, height), chosen, strict=True):
                 yield Frame(_without_colour(rgb) if header.grey else rgb, times[i])
+
+
+def _checked_id(model: Model) -> bytes:
+    """The model's id. Raises TypeError for what is no model, ValueError for an id that streams cannot bear."""
+    found = getattr(model, "id", None)
+    if found is None:
+        raise TypeError(f"{model!r} is no model; load a manifold by its name or file first, as mcode.load('general')")
+    if not re.fullmatch("[0-9a-f]{16}", str(found)):
+        raise ValueError(f"a model's id is 16 hex digits (0-9, a-f), not {found!r}")
+    return bytes.fromhex(found)
+
+
+def _integer(name: str, value: int, most: int) -> int:
+    """Raises ArgumentError for what is no whole number from 1 to most."""
+    try:
+        if 1 <= (found := operator.index(value)) <= most:
+            return found
+    except TypeError:
+        pass
+    raise ArgumentError(f"{name} is {value!r}; it is a whole number from 1 to {most}")
 
 
 def frames_at_once(width: int, height: int) -> int:

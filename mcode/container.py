@@ -248,7 +248,10 @@ class McodeReader:
         return [self._pts[i] / TICKS_PER_S for i in self._refreshes]
 
     def seek(self, seconds: float) -> float:
-        """Let the next iteration start at the last refresh at or before `seconds`; returns its time in seconds."""
+        """Let the next iteration start at the last refresh at or before `seconds`; returns its time in seconds.
+
+        Decode from there with a new Decoder: one that has decoded other packets takes the leap for a gap, and fills it.
+        """
         ticks = round(seconds * TICKS_PER_S)
         self._first = max((i for i in self._refreshes if self._pts[i] <= ticks), default=self._refreshes[0])
         return self._pts[self._first] / TICKS_PER_S

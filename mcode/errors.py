@@ -9,6 +9,10 @@ class InputError(McodeError):
     """A file, option or argument that cannot be used."""
 
 
+class ArgumentError(InputError, ValueError):
+    """A number or word that is outside its range: a command's user can mend it, and so can a program."""
+
+
 class FormatError(McodeError):
     """A .mcode file or manifold that is damaged beyond use, of a newer format, or no such file at all."""
 

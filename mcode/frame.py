@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,12 @@ TICKS_PER_S = 90_000
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """rgb: uint8 (H, W, 3), contiguous. pts: presentation time in ticks of 1/90,000 s from the start of the video."""
+    """rgb: uint8 (H, W, 3). pts: presentation time in whole ticks of 1/90,000 s from the start of the video.
+
+    The array is not copied: whoever makes a frame must not change it while others hold the frame. `Encoder.push` holds none
+    once it returns, so a buffer may be used again then; frames that a decoder gives are the caller's own. Raises ValueError
+    for another shape or type of array, TypeError for a time that is no whole number.
+    """
 
     rgb: np.ndarray
     pts: int
@@ -20,6 +26,10 @@ class Frame:
     def __post_init__(self) -> None:
         if self.rgb.dtype != np.uint8 or self.rgb.ndim != 3 or self.rgb.shape[2] != 3:
             raise ValueError(f"a frame is uint8 (H, W, 3), not {self.rgb.dtype} {self.rgb.shape}")
+        try:
+            object.__setattr__(self, "pts", operator.index(self.pts))  # numpy's integers overflow
+        except TypeError:
+            raise TypeError(f"pts is {self.pts!r}; a time is whole ticks: round(seconds * {TICKS_PER_S})") from None
 
     @property
     def pts_s(self) -> float:

@@ -5,6 +5,7 @@ Threads that share one convolution of a small picture wait for each other at its
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,21 @@ MOST_THREADS = 4
 """Jobs at once: each needs the memory of a batch of pictures."""
 MOST_AHEAD = 64 << 20
 """Bytes of pictures that a job may hold; what is larger should be done at once, after `rest`."""
+
+
+_SETTING = threading.Lock()
+
+
+def _work_with(threads: int) -> None:
+    """Lets torch work with so many threads for this thread, and for no other."""
+    import torch
+
+    # A thread that uses torch for the first time takes the number that any thread set last, so another sets it back.
+    with _SETTING, ThreadPoolExecutor(1) as other:
+        torch.get_num_threads()
+        before = other.submit(torch.get_num_threads).result()
+        torch.set_num_threads(threads)
+        other.submit(torch.set_num_threads, before).result()
 
 
 class Jobs(Generic[T]):
@@ -38,7 +54,8 @@ class Jobs(Generic[T]):
         """For a model on that torch.device: processors alone, since other devices work one job after the other."""
         import torch
 
-        return cls(min(MOST_THREADS, torch.get_num_threads()) if device.type == "cpu" else 0)
+        with _SETTING:
+            return cls(min(MOST_THREADS, torch.get_num_threads()) if device.type == "cpu" else 0)
 
     def run(self, job: Callable[[], T]) -> list[T]:
         """Takes one more job; the results that are due, in order."""
@@ -64,17 +81,16 @@ class Jobs(Generic[T]):
         import torch
 
         self._before = torch.get_num_threads()
-        torch.set_num_threads(max(1, self._before // self._threads))
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="mcode-job")
+        each = max(1, self._before // self._threads)
+        _work_with(each)
+        return ThreadPoolExecutor(self._threads, "mcode-job", initializer=_work_with, initargs=(each,))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
         if self._pool is not None:
-            import torch
-
             self._pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(self._before)
+            _work_with(self._before)
             self._pool = None
             self._pending.clear()

@@ -56,8 +56,10 @@ def interpolate(a: Tensor, b: Tensor, positions: Tensor) -> Tensor:
     return torch.lerp(a.unsqueeze(0), b.unsqueeze(0), at)
 
 
-def choose_device(name: str) -> torch.device:
-    """ "auto" is cuda where there is one, else mps, else cpu. Raises InputError for a device this machine lacks."""
+def choose_device(device: str | torch.device) -> torch.device:
+    """ "auto" is cuda where there is one, else mps, else cpu; or a torch.device of these. Raises InputError for a device this
+    machine lacks."""
+    name = device.type if isinstance(device, torch.device) else device
     if name not in DEVICES:
         raise InputError(f"device {name!r} is not known; use one of {', '.join(DEVICES)}")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -65,7 +67,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if available["cuda"] else "mps" if available["mps"] else "cpu")
     if not available[name]:
         raise InputError(f"device {name} is not available on this machine; use --device cpu or auto")
-    return torch.device(name)
+    return torch.device(device)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

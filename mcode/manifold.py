@@ -16,13 +16,13 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .errors import ConfigError, FormatError, ManifoldError
+from .errors import ConfigError, FormatError, InputError, ManifoldError
 from .header import FORMAT, parse, read_header
 from .packet import LARGEST_PICTURE, OFFERED, too_large
 from .whole import whole
@@ -49,6 +49,7 @@ PRICES = "prices"
 """Entry of a card: what its training paid, see `refine.Prices`."""
 PRECISION = "precision"
 """Entry of a card: "float32" where the networks are to be computed so, on machines that have something faster, too."""
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
@@ -299,13 +300,18 @@ def _write(
     return manifold_id
 
 
-def load(name_or_path: str | os.PathLike[str], device: str = "auto", *, precision: str = "auto") -> Manifold:
-    """A manifold ready to use. precision: "auto" (what the manifold's card asks for, else the fastest here), "float32",
-    "bfloat16", or "int8": as the fastest, with the synthesis' residual blocks in integers. Raises ManifoldError, also for
-    integers that this manifold or machine has not.
+def load(name_or_path: str | os.PathLike[str], device: str | torch.device = "auto", *, precision: str = "auto") -> Manifold:
+    """A manifold ready to use, by its name, id or file.
+
+    device: "cpu", "cuda", "mps", "auto" for the fastest that is there, or a torch.device. precision: "auto" (what the
+    manifold's card asks for, else the fastest here), "float32", "bfloat16", or "int8": as the fastest, with the synthesis'
+    residual blocks in integers. Raises ManifoldError for a manifold that is missing or damaged, and for integers that it or
+    this machine has not, InputError for a device that this machine lacks or another precision.
     """
     from .latents import choose_device
 
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is not known; use one of {', '.join(PRECISIONS)}")
     path = find(name_or_path)
     info = read_info(path)
     metadata = read_header(path).metadata
@@ -316,8 +322,29 @@ def load(name_or_path: str | os.PathLike[str], device: str = "auto", *, precisio
     return Manifold(info, metadata["tables"], tensors, choose_device(device), precision)
 
 
+def _again(path: str, manifold_id: str, device: torch.device, precision: str, form: str | None) -> Manifold:
+    """A manifold that was pickled or copied: it is loaded from its file."""
+    model = load(path, device, precision=precision)
+    if model.id != manifold_id:
+        raise ManifoldError(f"{path}: it is {model.id} now, and the manifold that was copied was {manifold_id}")
+    return getattr(model, form)() if form else model
+
+
+@cache
+def _survive_forks() -> None:
+    """Processes forked from here compute in one thread, until they ask for more: OpenMP's other threads do not come with them,
+    and they would wait for those for ever."""
+    import torch
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
 class Manifold:
     """A loaded manifold: pixels to latents and back, and the numbers which the coders need.
+
+    Threads may share one. Pickled and copied deeply it is loaded from its file anew, wherever that happens. Processes
+    forked after it was loaded compute in one thread.
 
     The codec uses only `latent_shape`, `analyse`, `synthesise`, `gain`, `inverse`, `zero_margin`, `tables`, `hyper` and `id`.
     hyper: what the coder `range` needs, None where the manifold has none.
@@ -331,7 +358,9 @@ class Manifold:
         from .latents import fast_dtype
         from .nets.build import build
 
+        _survive_forks()
         self.info, self.device = info, device
+        self._asked, self._form = precision, ""
         self.name, self.id, self.kind = info.name, info.id, info.kind
         self.frame_size, self.stride, self.qualities = info.frame_size, info.stride, info.qualities
         self.default_quality = min(info.config.get("default_quality", (info.qualities + 1) // 2), info.qualities)
@@ -389,6 +418,14 @@ class Manifold:
     def __repr__(self) -> str:
         return f"Manifold({self.name} {self.id}, {self.kind}, {self.device.type} {self.precision})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (os.path.abspath(self.info.path), self.id, self.device, self._asked, self._form)
+
+    def __copy__(self) -> Manifold:
+        twin = object.__new__(type(self))
+        twin.__dict__ |= self.__dict__
+        return twin
+
     @property
     def precision(self) -> str:
         """Of the fastest part: "float32", "bfloat16" or "int8"."""
@@ -398,6 +435,7 @@ class Manifold:
         """The same manifold, sharing its weights, that computes nothing in integers."""
         plain = copy.copy(self)
         plain._int8 = plain._int8_analysis = None
+        plain._form = "in_floats"
         return plain
 
     def in_integers(self) -> Manifold:
@@ -412,6 +450,7 @@ class Manifold:
             return self
         quick = copy.copy(self)
         quick._int8_analysis = self._integers(int8.ANALYSIS, ranges).analysis
+        quick._form = "in_integers"
         return quick
 
     def _quantised(self, precision: str) -> Callable[[Tensor], Tensor] | None:
@@ -486,10 +525,13 @@ class Manifold:
         """uint8 (B, H, W, 3) to latents, float32 (B, C, h, w) on the device. Edges are repeated up to the stride; they are
         reflected where latents are around a mean (see nets.paper.MeanHific).
 
-        Large pictures are computed in parts that overlap (see nets.tiled): memory stays bounded.
+        Large pictures are computed in parts that overlap (see nets.tiled): memory stays bounded. Raises ValueError for an array
+        of another shape or type, or an empty one, ManifoldError for a size that the manifold has not.
         """
         import torch
 
+        if rgb.dtype != np.uint8 or rgb.ndim != 4 or rgb.shape[3] != 3 or not rgb.size:
+            raise ValueError(f"pictures are uint8 (B, H, W, 3), not {rgb.dtype} {rgb.shape}")
         _, height, width, _ = rgb.shape
         _, h, w = self.latent_shape(width, height)
         if not self._around_mean:
@@ -520,7 +562,7 @@ class Manifold:
 
         _, height, width, _ = rgb.shape
         with torch.inference_mode(), self._autocast():
-            x = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).permute(0, 3, 1, 2)
+            x = torch.from_numpy(np.require(rgb, requirements=["C", "W"])).to(self.device).permute(0, 3, 1, 2)
             x = x.float().div_(127.5).sub_(1)
             if self.stride and self._around_mean:
                 from .nets.paper import reflected
@@ -531,7 +573,11 @@ class Manifold:
             return self._half("analysis", x, x.shape[0] * x.shape[2] * x.shape[3]).float()
 
     def synthesise(self, latents: Tensor, width: int, height: int) -> np.ndarray:
-        """Latents (B, C, h, w) to pictures, uint8 (B, H, W, 3). Large ones in parts, as in `analyse`."""
+        """Latents (B, C, h, w) to pictures, uint8 (B, H, W, 3). Large ones in parts, as in `analyse`. Raises ValueError for
+        latents of another size, ManifoldError for a size that the manifold has not."""
+        shape = self.latent_shape(width, height)
+        if tuple(latents.shape[1:]) != shape:
+            raise ValueError(f"latents are {tuple(latents.shape)}, and of {width}x{height} (B, {', '.join(map(str, shape))})")
         if self._around_mean:
             import torch
 

@@ -177,7 +177,14 @@ class _Task:
         self.refiner, self.model = refiner, refiner.model
         device = self.model.device
         self.height, self.width = rgb.shape[:2]
-        x = torch.from_numpy(np.ascontiguousarray(rgb)).to(device).permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+        x = (
+            torch.from_numpy(np.require(rgb, requirements=["C", "W"]))
+            .to(device)
+            .permute(2, 0, 1)[None]
+            .float()
+            .div_(127.5)
+            .sub_(1)
+        )
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.inverse = self.model.inverse(quality).view(-1, 1, 1)
         self.price = _SHARE * refiner.prices.lambdas[quality - 1]

@@ -11,6 +11,7 @@ from fractions import Fraction
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -22,7 +23,10 @@ from .frame import TICKS_PER_S, Frame
 from .jobs import MOST_AHEAD, Jobs
 from .manifold import Manifold, find_id, load
 from .packet import Packet
-from .video import FrameReader, FrameWriter, VideoInfo, read_picture, resize
+from .video import FrameReader, FrameWriter, VideoInfo, check_size, read_picture, resize
+
+if TYPE_CHECKING:
+    import torch
 
 Progress = Callable[[int, int | None], None]
 """Called with the frames done and the frames in all, where known."""
@@ -91,21 +95,28 @@ def encode_file(
     coder: str = "huffman",
     quality: int | None = None,
     refresh_s: float = 10.0,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     size: tuple[int, int] | None = None,
     start_s: float = 0.0,
     duration_s: float | None = None,
-    audio: str = "copy",
+    audio: str | bool = "copy",
     refine: Refine | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Encodes a video (or an image, then n is 1) into an .mcode file.
 
-    size: (width, height) to encode and show; None keeps the source's. A manifold of one fixed size gets the centred part
-    of its aspect, scaled to it, and the decoder scales back. refine: see `Encoder`; of the same manifold, loaded.
-    Raises InputError, ManifoldError.
+    manifold: a name, an id, a file, or one that is loaded. n, coder, quality, refresh_s, refine: see `Encoder`; what refines
+    is of the same manifold, loaded. device: see `load`; of a manifold that is loaded here. size: (width, height) to encode
+    and show; None keeps the source's. A manifold of one fixed size gets the centred part of its aspect, scaled to it, and the
+    decoder scales back. start_s, duration_s: the part to encode, in seconds; None: to the end. audio: "copy" or True keeps the
+    sound, "none" or False leaves it out. force: overwrite the output. progress: called with the frames done and the frames in
+    all, None where the source does not tell; what it raises ends the encode, without an output.
+
+    Raises InputError for a source, an output, an option or a number that cannot be used, ManifoldError for a manifold that is
+    missing or damaged, or has not that size or quality.
     """
+    with_sound = keeps_sound(audio)
     refuse_same(input, output)
     _refuse_foreign_name(output)
     model = manifold if isinstance(manifold, Manifold) else load(manifold, device)
@@ -123,7 +134,7 @@ def encode_file(
     )
     total = expected_frames(run.reader.info, duration_s, start_s)
     started = time.perf_counter()
-    sound = input if audio == "copy" and run.reader.info.audio_codec else None
+    sound = input if with_sound and run.reader.info.audio_codec else None
     tell = None if progress is None else lambda done: progress(done, total)
     with run.jobs, McodeWriter(output, audio_from=sound, start_s=start_s, duration_s=duration_s, force=force) as writer:
         for packet in run.packets(run.reader, tell):
@@ -192,6 +203,7 @@ class Encoding:
         start_s: float = 0.0,
         duration_s: float | None = None,
     ) -> None:
+        check_size(size)
         source = FrameReader(input, start_s=start_s, duration_s=duration_s)
         is_image = source.info.is_image
         self.n = 1 if is_image else n
@@ -293,18 +305,21 @@ def decode_file(
     output: str | os.PathLike[str],
     *,
     manifold: str | os.PathLike[str] | Manifold | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     force: bool = False,
-    audio: bool = True,
+    audio: str | bool = True,
     size: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> DecodeReport:
     """Decodes an .mcode file into a video or pictures, by the output's name (see FrameWriter).
 
-    manifold: None takes the installed one that the stream names. size: (width, height), else the source's. A cut-off or
-    damaged file gives what is whole, and a warning. Raises FormatError, also where no keyframe can be decoded, ManifoldError
-    and InputError.
+    manifold: None takes the installed one that the stream names. size: (width, height), else the source's. device, audio,
+    force, progress: as in `encode_file`; how many frames there are in all is not told. A cut-off or damaged file gives what is
+    whole, and a warning. Raises FormatError for what is no .mcode file or has no keyframe that can be decoded, ManifoldError
+    for a manifold that is missing or another, InputError for an output, a size or a word that cannot be used.
     """
+    with_sound = keeps_sound(audio)
+    check_size(size)
     if os.fspath(output) != "-":
         refuse_same(input, output)
     reader = McodeReader(input)
@@ -321,7 +336,7 @@ def decode_file(
     wrong: Exception | None = None
     last_pts: float = -math.inf
     started = time.perf_counter()
-    sound = input if audio else None
+    sound = input if with_sound else None
     jobs: Jobs[list[Frame]] = Jobs.on(model.device)
     fps = even_rate(reader)
     with jobs, FrameWriter(output, width=width, height=height, fps=fps, audio_from=sound, force=force) as writer:
@@ -392,6 +407,15 @@ def decode_file(
         height=height,
         warnings=tuple(warnings) + tuple(writer.warnings),
     )
+
+
+def keeps_sound(audio: str | bool) -> bool:
+    """Of "copy", "none", True and False. Raises InputError for anything else."""
+    if isinstance(audio, bool):
+        return audio
+    if audio not in ("copy", "none"):
+        raise InputError(f'audio is {audio!r}; it is "copy" or "none"')
+    return audio == "copy"
 
 
 def geometry(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import io
+import math
+import operator
 import os
 import re
 import shutil
@@ -62,6 +64,7 @@ _MOST_WAITING = 1000  # packets of sound
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _STEPS_BACK_S = (0, 10, 30)  # a seek that lands behind the last keyframe before its time (MPEG-TS) is tried further back
 _LONGEST_RUN_UP_S = 600  # decoding takes a twentieth of encoding's time
+_LONGEST_SIDE = 65_535  # as streams and commands have it
 _PILLOWS_LIMIT = threading.Lock()
 
 
@@ -117,6 +120,18 @@ def probe(path: StrPath) -> VideoInfo:
         )
 
 
+def check_size(size: tuple[int, int] | None, name: str = "size") -> None:
+    """Raises InputError for what is neither None nor (width, height)."""
+    if size is None:
+        return
+    try:
+        width, height = map(operator.index, size)
+    except (TypeError, ValueError):
+        width = height = 0
+    if not (1 <= width <= _LONGEST_SIDE and 1 <= height <= _LONGEST_SIDE):
+        raise InputError(f"the {name} must be (width, height), whole numbers from 1 to {_LONGEST_SIDE}, not {size!r}")
+
+
 class FrameReader:
     """The frames of a video or image file, in order of time, each exactly once. Iterating again reads again.
 
@@ -143,13 +158,12 @@ class FrameReader:
         size: tuple[int, int] | None = None,
         crop_to: tuple[int, int] | None = None,
     ) -> None:
-        if start_s < 0:
+        if not 0 <= start_s < math.inf:
             raise InputError(f"the start must be 0 s or later, not {start_s:g} s")
-        if duration_s is not None and duration_s <= 0:
-            raise InputError(f"the duration must be longer than 0 s, not {duration_s:g} s")
+        if duration_s is not None and not 0 < duration_s < math.inf:
+            raise InputError(f"the duration must be longer than 0 s and finite, not {duration_s:g} s; leave it out for all")
         for name, pair in (("size", size), ("crop", crop_to)):
-            if pair is not None and min(pair) < 1:
-                raise InputError(f"the {name} must be at least 1x1, not {pair[0]}x{pair[1]}")
+            check_size(pair, name)
         self.path = Path(path)
         self.info = probe(path)
         self.start_s, self.duration_s = start_s, duration_s

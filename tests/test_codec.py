@@ -406,3 +406,81 @@ def test_a_batch_is_64_frames_at_most_however_small_they_are():
     decoder = Decoder(model)
     assert sum(1 for packet in packets for _ in decoder.push(packet)) == 201
     assert max(model.batches) == 64
+
+
+def reusing(frames):
+    """The same frames, all in one array."""
+    buffer = np.empty_like(frames[0].rgb)
+    for frame in frames:
+        buffer[:] = frame.rgb
+        yield Frame(buffer, frame.pts)
+    buffer[:] = 0
+
+
+@pytest.mark.parametrize("frames", [ramp(10), [grey(20, i) for i in range(6)] + [grey(220, i) for i in range(6, 12)]])
+def test_an_array_may_be_used_again_once_it_is_pushed(frames):
+    assert encode(reusing(frames), n=4) == encode(frames, n=4)
+
+
+def test_frames_of_n_1_are_not_copied():
+    class Noting(BlockMeans):
+        def analyse(self, rgb):
+            seen.append(rgb)
+            return super().analyse(rgb)
+
+    seen, frame = [], grey(90, 0)
+    Encoder(Noting(), 16, 8, n=1).push(frame)
+    assert np.shares_memory(seen[0], frame.rgb)
+
+
+def test_times_are_whole_ticks():
+    rgb = grey(1, 0).rgb
+    assert type(Frame(rgb, np.int32(5)).pts) is int
+    for wrong in (2.0, None, "3"):
+        with pytest.raises(TypeError, match=rf"pts is {wrong!r}; .*round\(seconds \* 90000\)"):
+            Frame(rgb, wrong)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("pts", [0, 1, 2])
+def test_a_time_that_does_not_rise_is_refused_and_changes_nothing(n, pts):
+    encoder, frames = Encoder(MODEL, 16, 8, n=n), ramp(6)
+    packets = []
+    for i, frame in enumerate(frames):
+        if i == 3:
+            with pytest.raises(ValueError, match=rf"pts is {pts * TICKS}; .*at {2 * TICKS}"):
+                encoder.push(Frame(grey(250, 0).rgb, pts * TICKS))
+        packets += encoder.push(frame)
+    assert packets + encoder.flush() == encode(frames, n=n)
+
+
+def test_a_stream_may_start_at_any_time():
+    frames = [grey(100, i - 3) for i in range(5)]
+    assert [f.pts for f in decode(encode(frames, n=2))] == [f.pts for f in frames]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"n": 2.5}, {"quality": 1.0}, {"quality": "1"}, {"slices": 0}, {"slices": 1.5}, {"display": (0, 5)}),
+        *({"display": (5.5, 5)}, {"refresh_s": -1}, {"refresh_s": float("nan")}, {"width": 0}, {"height": -5}, {"width": 96.0}),
+    ],
+)
+def test_numbers_out_of_range_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Encoder(MODEL, **({"width": 16, "height": 8} | options))
+
+
+def test_a_refresh_of_infinity_is_the_first_keyframe_alone():
+    assert [bool(p.header) for p in encode(ramp(76, step=1), n=5, refresh_s=float("inf"))] == [True] + [False] * 15
+
+
+@pytest.mark.parametrize("make", [lambda model: Encoder(model, 16, 8), Decoder])
+def test_what_is_no_model_is_refused_at_once(make):
+    with pytest.raises(TypeError, match=r"'general' is no model; .*mcode\.load"):
+        make("general")
+    for wrong in ("my-model", "0011", "00112233445566FF", "00 11 22 33 44 55 66"):
+        model = BlockMeans()
+        model.id = wrong
+        with pytest.raises(ValueError, match=rf"16 hex digits.* not '{wrong}'"):
+            make(model)

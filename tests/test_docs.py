@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import typer.main
 from mcode import fec, packet
 from mcode.cli import app
 from mcode.rtp import payload
+from mcode.video import FrameReader, probe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,6 +65,18 @@ def test_options_in_the_readme_exist():
         words = line.split("#")[0].split()
         for option in (word for word in words if word.startswith("--")):
             assert option in helps[words[0]], f"mcode {words[0]} has no {option}"
+
+
+def test_the_programs_in_the_readme_run(clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(clip, "clip.mp4")
+    lines = README.partition("In Python:\n")[2].partition("\nErrors")[0]
+    shown, frames = [], list(FrameReader(clip, duration_s=0.4))
+    names = {"frames": frames, "show": shown.append}
+    exec(textwrap.dedent(lines).replace("width=640, height=360", "width=96, height=64"), names)
+    assert len(shown) == 9 and [p.pts for p in names["packets"]] == [frames[-1].pts]
+    assert names["picture"].pts == 0 and [f.pts for f in names["pictures"]] == [f.pts for f in frames]
+    assert names["report"].frames == 50 and probe("back.mp4").audio_codec
 
 
 def test_no_page_has_a_place_holder_left():

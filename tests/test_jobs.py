@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -54,6 +55,36 @@ def test_threads_are_shared_among_jobs_and_given_back():
                 assert [*jobs.run(torch.get_num_threads)] == [4]
                 assert {*jobs.run(torch.get_num_threads), *jobs.rest()} == {each}
             assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_other_threads_keep_theirs():
+    """Those that use torch for the first time meanwhile, and those of two at once."""
+
+    def seen() -> int:
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(torch.get_num_threads).result()
+
+    def use(_: int) -> tuple[int, int]:
+        torch.get_num_threads()
+        with Jobs[int](2) as jobs:
+            jobs.run(lambda: 0)
+            jobs.run(lambda: meeting.wait())
+            jobs.run(lambda: meeting.wait())
+            jobs.rest()
+        return torch.get_num_threads(), seen()
+
+    before, meeting = torch.get_num_threads(), threading.Barrier(4, timeout=30)
+    try:
+        torch.set_num_threads(4)
+        with Jobs[int](4) as jobs, ThreadPoolExecutor(1) as late:
+            found = [*jobs.run(torch.get_num_threads), *jobs.run(torch.get_num_threads), *jobs.rest()]
+            assert found == [4, 1] and torch.get_num_threads() == 1
+            assert late.submit(torch.get_num_threads).result() == seen() == 4
+        with ThreadPoolExecutor(2) as two:
+            assert list(two.map(use, range(2))) == [(4, 4)] * 2
+        assert torch.get_num_threads() == seen() == 4
     finally:
         torch.set_num_threads(before)
 

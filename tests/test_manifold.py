@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
+import pickle
+import re
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from mcode import manifold
 from mcode.coders import CodeTables
-from mcode.errors import ManifoldError
+from mcode.errors import InputError, ManifoldError
 
 M, WIDTH, HEIGHT = 3, 8, 4
 TABLES = [CodeTables.fit([np.arange(-6, 6, dtype=np.int16).reshape(M, 2, 2)])] * 2
@@ -153,9 +160,112 @@ def test_fixed_sizes_are_checked(file):
 
 
 def test_linear_analysis_gives_the_coordinates_that_synthesis_needs(file):
-    import torch
-
     model = manifold.load(file, "cpu", precision="float32")
     y = torch.tensor([900.0, -400.0, 250.0]).view(1, M, 1, 1)
     x = model.net.synthesis(y)
     assert torch.allclose(model.net.analysis(x), y, atol=0.5)
+
+
+def test_precisions_and_devices_are_named(file):
+    for wrong in ("foo", "bf16", "float64", "float16"):
+        with pytest.raises(InputError, match=f"precision '{wrong}' is not known; use one of auto, float32, bfloat16, int8"):
+            manifold.load(file, "cpu", precision=wrong)
+    assert manifold.load(file, torch.device("cpu")).device == torch.device("cpu")
+    with pytest.raises(InputError, match="device 'meta' is not known"):
+        manifold.load(file, torch.device("meta"))
+
+
+@pytest.fixture(scope="module")
+def general():
+    return manifold.load("general", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("form", "copied"),
+    [
+        *(("", copy.deepcopy), ("in_floats", copy.deepcopy)),
+        ("in_integers", lambda model: pickle.loads(pickle.dumps(model))),
+    ],
+)
+def test_a_manifold_can_be_copied_and_pickled_in_every_form(general, form, copied):
+    model = getattr(general, form)() if form else general
+    rgb = np.random.default_rng(0).integers(0, 255, (1, 32, 48, 3), np.uint8)
+    twin = copied(model)
+    assert twin is not model and repr(twin) == repr(model)
+    assert torch.equal(twin.analyse(rgb), model.analyse(rgb))
+    latents = model.analyse(rgb)
+    assert np.array_equal(twin.synthesise(latents, 48, 32), model.synthesise(latents, 48, 32))
+
+
+def test_a_pickled_manifold_keeps_its_precision_and_names_a_file_that_is_gone_or_another(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    model = manifold.load(file.name, "cpu", precision="float32")
+    pickled = pickle.dumps(model)
+    monkeypatch.chdir("/")
+    assert pickle.loads(pickled).precision == "float32" and copy.copy(model).net is model.net
+    other = save(file, tensors=tensors() | {"step": np.array([4, 3], np.float32)})
+    with pytest.raises(ManifoldError, match=rf"{file}: it is {other} now, .* was {model.id}"):
+        pickle.loads(pickled)
+    file.unlink()
+    with pytest.raises(ManifoldError, match=rf"{file}: no such manifold file"):
+        pickle.loads(pickled)
+
+
+FORKING = """
+import os, sys
+import numpy as np
+import mcode
+model = mcode.load("general", "cpu")
+rgb = np.full((1, 256, 256, 3), 90, np.uint8)
+model.synthesise(model.analyse(rgb), 256, 256)
+if (child := os.fork()) == 0:
+    for own in (model, mcode.load("general", "cpu")):
+        own.synthesise(own.analyse(rgb), 256, 256)
+    os._exit(7)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_computes():
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", FORKING], env=environment, start_new_session=True) as program:
+        try:
+            assert program.wait(60) == 7
+        finally:
+            if program.returncode is None:
+                os.killpg(program.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "rgb",
+    [
+        *(np.zeros((1, HEIGHT, WIDTH, 3)), np.zeros((1, HEIGHT, WIDTH, 3), int), np.zeros((HEIGHT, WIDTH, 3), np.uint8)),
+        *(np.zeros((1, HEIGHT, WIDTH, 4), np.uint8), np.zeros((0, HEIGHT, WIDTH, 3), np.uint8)),
+        np.zeros((1, 3, HEIGHT, WIDTH), np.uint8),
+    ],
+    ids=lambda rgb: f"{rgb.dtype} {rgb.shape}",
+)
+def test_what_is_no_batch_of_pictures_is_refused(file, rgb):
+    with pytest.raises(ValueError, match=re.escape(f"pictures are uint8 (B, H, W, 3), not {rgb.dtype} {rgb.shape}")):
+        manifold.load(file, "cpu").analyse(rgb)
+
+
+def test_latents_of_another_size_are_refused(general):
+    model = general
+    latents = model.analyse(np.zeros((2, 64, 96, 3), np.uint8))
+    channels, h, w = model.latent_shape(200, 200)
+    for wrong, size in ((latents, (200, 200)), (latents[0], (96, 64)), (latents[:, :-1], (96, 64))):
+        with pytest.raises(ValueError, match=re.escape(f"latents are {tuple(wrong.shape)}")):
+            model.synthesise(wrong, *size)
+    with pytest.raises(ValueError, match=re.escape(f"of 200x200 (B, {channels}, {h}, {w})")):
+        model.synthesise(latents, 200, 200)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_that_cannot_be_written_and_views_are_taken_without_a_warning(file):
+    rgb = np.random.default_rng(0).integers(0, 255, (1, HEIGHT, WIDTH, 3), np.uint8)
+    model = manifold.load(file, "cpu")
+    fixed = np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.shape)
+    assert torch.equal(model.analyse(fixed), model.analyse(rgb))
+    assert torch.equal(model.analyse(rgb[:, :, ::-1][:, :, ::-1]), model.analyse(rgb))

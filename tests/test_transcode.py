@@ -20,7 +20,7 @@ from mcode.jobs import Jobs
 from mcode.packet import Packet
 from mcode.training.adapt import adapt_linear
 from mcode.transcode import FIT_THRESHOLD, Meter, decode_file, encode_file, even_rate, geometry
-from mcode.video import FrameReader, FrameWriter, audio_packets
+from mcode.video import FrameReader, FrameWriter, audio_packets, probe_audio
 
 from .block_means import BlockMeans, grey
 
@@ -398,3 +398,46 @@ def test_frames_whose_time_does_not_rise_are_left_out_and_counted(coded, model, 
     times = [f.pts for f in FrameReader(tmp_path / "back.mp4")]
     assert report.frames == len(times) and times == sorted(set(times))
     assert "2 frames are left out" in report.warnings[0]  # that keyframe, and one on the way from it
+
+
+@pytest.mark.parametrize(("audio", "kept"), [("copy", True), (True, True), ("none", False), (False, False)])
+def test_sound_is_kept_or_left_out_by_word_or_truth(clip, model, tmp_path, audio, kept):
+    out, back = tmp_path / "a.mcode", tmp_path / "a.mp4"
+    encode_file(clip, out, manifold=model, n=8, duration_s=0.3, audio=audio)
+    assert bool(probe_audio(out)) == kept
+    encode_file(clip, out, manifold=model, n=8, duration_s=0.3, force=True)
+    decode_file(out, back, manifold=model, audio=audio)
+    assert bool(probe_audio(back)) == kept
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"n": 0}, {"n": 2.5}, {"coder": "x"}, {"refresh_s": -1}, {"refresh_s": NAN}, {"audio": "aac"}, {"audio": None}),
+        *(
+            {"size": (0, 0)},
+            {"size": (-4, 10)},
+            {"size": (64.0, 64)},
+            {"size": "64x64"},
+            {"size": (1, 70_000)},
+            {"size": (64,)},
+        ),
+        *({"duration_s": INF}, {"duration_s": 0}, {"duration_s": NAN}, {"start_s": NAN}, {"start_s": INF}, {"start_s": -1}),
+    ],
+)
+def test_options_out_of_range_are_refused_in_one_line_and_nothing_is_written(clip, model, tmp_path, options):
+    with pytest.raises(InputError) as error:
+        encode_file(clip, tmp_path / "a.mcode", manifold=model, **options)
+    assert "\n" not in str(error.value) and next(iter(options)).partition("_")[0] in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"size": (0, 0)}, {"size": (-2, 4)}, {"size": (64.5, 64)}, {"audio": "aac"}])
+def test_decode_refuses_what_encode_does(clip, model, tmp_path, options):
+    encode_file(clip, tmp_path / "a.mcode", manifold=model, duration_s=0.2)
+    with pytest.raises(InputError, match=next(iter(options))):
+        decode_file(tmp_path / "a.mcode", tmp_path / "a.mp4", manifold=model, **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mcode"]
