@@ -77,8 +77,8 @@ def adapt_linear(
     width, height = size
     needed = (m + SPARE) * 12 * width * height
     if needed > LARGEST_ROWS:
-        scale = math.sqrt(LARGEST_ROWS / needed)
-        less = f"{max(1, int(width * scale))}x{max(1, int(height * scale))}"
+        fitting = math.sqrt(LARGEST_ROWS / needed)
+        less = f"{max(1, int(width * fitting))}x{max(1, int(height * fitting))}"
         raise InputError(
             f"--size {width}x{height}: {m} coordinates of so large frames need {needed / 2**30:,.0f} GiB of memory for their "
             f"components, {LARGEST_ROWS >> 30} are the most; use --size {less} or smaller"
