@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import numpy as np
 from .errors import ConfigError, FormatError, ManifoldError
 from .header import FORMAT, parse, read_header
 from .packet import LARGEST_PICTURE, OFFERED, too_large
-from .whole import whole
+from .whole import whole_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -267,7 +266,6 @@ def _write(
     tensors: Mapping[str, np.ndarray],
     card: Mapping[str, Any],
 ) -> str:
-    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     config_text = json.dumps(config, sort_keys=True)
@@ -286,16 +284,8 @@ def _write(
         name.encode()
     except ValueError as error:
         raise ManifoldError(f"{os.fspath(path)}: not written, since no reader would take this header ({error})") from error
-    try:
-        with whole(path) as part:
-            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part, metadata)
-            part.chmod(0o644)  # safetensors makes it private
-    except (SafetensorError, OSError) as error:
-        number = re.search(r"os error (\d+)", str(error))  # as safetensors tells a full disk
-        code = int(number[1]) if number else getattr(error, "errno", None)
-        if code is None:
-            raise
-        raise OSError(code, os.strerror(code), os.fspath(path)) from error
+    with whole_tensors(path) as part:
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part, metadata)
     return manifold_id
 
 

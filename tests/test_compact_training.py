@@ -474,7 +474,7 @@ def test_training_sees_what_the_codec_sees(tmp_path):
     assert np.abs(first.astype(int) - np.rot90(rgb, -1)).mean() < 3
     (still,) = load_pictures([tmp_path], longest=1280, frames_per_video=1)
     ((moving, _),) = frame_runs(tmp_path / "untagged.mp4", 1, 2)
-    assert np.array_equal(still, first) and np.array_equal(moving, list(FrameReader(tmp_path / "untagged.mp4"))[0].rgb)
+    assert np.array_equal(still, first) and np.array_equal(moving, first)
 
 
 def test_transparent_pictures_lie_on_white_for_training(tmp_path):

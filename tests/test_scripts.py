@@ -46,9 +46,9 @@ def tiny(tmp_path_factory) -> Path:
         ("build_manifolds", "paper --trained gone", "--trained gone: no such folder"),
         ("build_manifolds", "general --data empty --checkpoint gone --output out", "gone: no readable checkpoint"),
         ("drop_dead_blocks", "gone.safetensors --data empty --output out", "gone.safetensors: no such manifold file"),
-        ("drop_dead_blocks", "tiny.safetensors --data gone --output out", "gone/stills/train: no such folder of pictures"),
+        ("drop_dead_blocks", "tiny.safetensors --data gone --output out", "gone/stills/train: no such folder"),
         ("fit_tables", "gone.safetensors --data empty --output out", "gone.safetensors: no such manifold file"),
-        ("fit_tables", "tiny.safetensors --data empty --output out", "empty/stills/train: no such folder of pictures"),
+        ("fit_tables", "tiny.safetensors --data empty --output out", "empty/stills/train: no such folder"),
         ("measure_talking_head", "--data gone -o out", "gone/grid_s1/dev: no clips"),
         ("measure_talking_head", "--data empty --codecs vp9 -o out", "invalid choice: 'vp9'"),
         (
@@ -64,17 +64,17 @@ def tiny(tmp_path_factory) -> Path:
         (
             "mix_synthesis",
             "tiny.safetensors tiny.safetensors --share 1 --data empty --output out",
-            "empty/stills/train: no such folder of pictures",
+            "empty/stills/train: no such folder",
         ),
         ("soak", "gone.mp4 -o out", "gone.mp4: no such file"),
         ("soak", "testsrc --manifold gone.safetensors -o out", "gone.safetensors: no such manifold file"),
         ("train_eye", "--manifold gone.safetensors --data empty --output out", "gone.safetensors: no such manifold file"),
-        ("train_eye", "--manifold tiny.safetensors --data empty --output out", "empty/stills/train: no such folder of pictures"),
+        ("train_eye", "--manifold tiny.safetensors --data empty --output out", "empty/stills/train: no such folder"),
         ("train_eye", "--data empty --beside other --output out", "other: cannot be read as networks"),
         ("train_eye", "--data empty --shares a,b --output out", "--shares: invalid"),
         ("train_hyper", "gone.safetensors --data empty --output out", "gone.safetensors: no such manifold file"),
         ("train_hyper", "tiny.safetensors --data empty --start other --output out", "other: no readable checkpoint"),
-        ("train_hyper", "tiny.safetensors --data empty --output out", "empty/stills/train: no such folder of pictures"),
+        ("train_hyper", "tiny.safetensors --data empty --output out", "empty/stills/train: no such folder"),
     ],
 )
 def test_wrong_input_is_one_line(tiny, monkeypatch, capsys, script, arguments, message):

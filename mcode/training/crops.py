@@ -80,11 +80,10 @@ def read_picture(file: Path | bytes) -> np.ndarray | None:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
         if bgr is None:
             return None
-        if not file.startswith(_JPEG):
-            clear = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-            if clear is not None and clear.dtype == np.uint8 and clear.ndim == 3 and clear.shape[2] == 4 and clear.shape[:2] == bgr.shape[:2]:
-                opacity = clear[..., 3:].astype(np.uint16)
-                bgr = ((bgr * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+        clear = None if file.startswith(_JPEG) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if clear is not None and clear.dtype == np.uint8 and clear.shape == (*bgr.shape[:2], 4):
+            opacity = clear[..., 3:].astype(np.uint16)
+            bgr = ((bgr * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
     except cv2.error:
         return None
     return np.ascontiguousarray(bgr[..., ::-1])
