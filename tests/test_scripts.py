@@ -146,3 +146,13 @@ def test_reproduce_takes_folders_from_where_it_is_called(sources, tmp_path):
     assert len(trained) == 2 and all(f"--data {tmp_path}/data --out {tmp_path}/out/manifolds/" in line for line in trained)
     assert f"--data {tmp_path}/data --manifolds {tmp_path}/out/manifolds -o {tmp_path}/out" in measured
     assert asked(sources, "sources/scripts/reproduce.sh", "data")[-1].endswith("-o results")
+
+
+def test_a_try_of_reproduce_leaves_the_real_run_its_manifolds_to_train(sources, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    made(sources, "evaluate")
+    for share, folder in (("0.5", "out/share-0.5"), ("1.0", "out")):
+        monkeypatch.setenv("SHARE", share)
+        *trained, measured = asked(sources, "sources/scripts/reproduce.sh", "data", "out")
+        assert len(trained) == 2 and all(f"--out {tmp_path}/{folder}/manifolds/" in line for line in trained)
+        assert f"--manifolds {tmp_path}/{folder}/manifolds -o {tmp_path}/{folder}" in measured
