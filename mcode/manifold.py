@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .errors import ConfigError, FormatError, ManifoldError
+from .errors import ConfigError, FormatError, InputError, ManifoldError
 from .header import FORMAT, parse, read_header
 from .packet import LARGEST_PICTURE, OFFERED, too_large
 from .whole import whole_tensors
@@ -217,6 +217,16 @@ def save(
     """Writes a manifold file, whole or not at all; returns its id. tables: one for each quality. Raises ManifoldError where
     `load` would refuse its header."""
     return _write(path, kind, name, config, _tables_text(tables), tensors, card)
+
+
+def check_new(path: Path) -> None:
+    """Before the work that makes it: raises InputError where no new manifold can be written to `path`."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: a manifold's file name ends in .safetensors")
+    if path.exists():
+        raise InputError(f"{path} exists; name another file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder; make it first, or name another file")
 
 
 def _tables_text(tables: Sequence[CodeTables]) -> str:

@@ -39,8 +39,8 @@ def train(
     data: the folder which the configuration's `data.folders` are relative to. resume: go on from the checkpoint in
     `out`, exactly. perceptual: file of the feature network's weights, or a folder of such files, in place of the
     configuration's and $MCODE_PERCEPTUAL; for ncode's dcgan also a network of torch.export (.pt2). report: called with each
-    row of OUT/log.jsonl. Under torchrun all processes train together and the first one writes. Raises ConfigError, InputError for data or checkpoints that cannot be used,
-    McodeError when the loss is not finite.
+    row of OUT/log.jsonl. Under torchrun all processes train together and the first one writes. Raises ConfigError, InputError
+    for data or checkpoints that cannot be used, McodeError when the loss is not finite.
     """
     config = read_config(config_path)
     if perceptual is not None:
