@@ -29,7 +29,7 @@ from mcode.nets.paper import Hific, MeanHific, PaperConfig
 from mcode.testclip import render_frames
 from mcode.text import is_name, shown_name
 from mcode.training import hyper
-from mcode.training.crops import VIDEOS, load_pictures
+from mcode.training.crops import load_pictures
 from mcode.training.deltas import RUN
 from mcode.training.paper import fit_tables, save
 from mcode.whole import whole
@@ -136,7 +136,8 @@ def _add_range(
 ) -> str:
     """Trains the hyperprior of the coder `range` on the manifold's symbols and puts it into the file; returns the new id.
 
-    Deltas are those of the folder's videos; where it has none, and without a folder, of scenes that MCode renders.
+    Deltas are those of the folder's videos; where it has none that are long enough, and without a folder, of scenes that MCode
+    renders.
     """
 
     def report(numbers: Mapping[str, Any]) -> None:
@@ -146,9 +147,9 @@ def _add_range(
     model = manifold.load(draft, device)
     gain = torch.stack([model.gain(q).float().cpu() for q in range(1, model.qualities + 1)])
     folder = None if data is None else Path(data)
-    if folder is not None and any(path.suffix.lower() in VIDEOS for path in folder.rglob("*")):
-        moves = hyper.draw_moves(model, [folder], size=_RANGE_SIZE)
-    else:
+    try:
+        moves = _rendered_moves(model) if folder is None else hyper.draw_moves(model, [folder], size=_RANGE_SIZE)
+    except InputError:
         moves = _rendered_moves(model)
     if folder is None:
         latents, source = moves[:, ::2].reshape(-1, *moves.shape[2:]), "scenes rendered by MCode"
@@ -241,12 +242,15 @@ def _load(path: Path) -> Any:
 
 def _check_archive(path: Path) -> None:
     """PyTorch stores everything as it is: what is packed, or a pickle far larger than names and shapes, may fill the memory.
-    Raises InputError."""
+    And it does not look at the checksums. Raises InputError."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             pickled = member.filename.endswith(".pkl")
             if member.compress_type != zipfile.ZIP_STORED or (pickled and member.file_size > _LARGEST_PICKLE):
                 raise InputError(f"{path}: refused, since its {member.filename!r:.80} is packed or too large for a checkpoint")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise InputError(f"{path}: damaged: the checksum of its {damaged!r:.80} is another; fetch it again")
 
 
 def _check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -342,7 +346,10 @@ def _pictures(data: str | os.PathLike[str] | None) -> list[np.ndarray]:
         return []
     if not Path(data).is_dir():
         raise InputError(f"--data {data}: no such folder of pictures")
-    found = load_pictures([Path(data)], longest=LONGEST, frames_per_video=4)
+    try:
+        found = load_pictures([Path(data)], longest=LONGEST, frames_per_video=4)
+    except InputError as error:
+        raise InputError(f"--data {error}") from error
     if not found:
         raise InputError(f"--data {data}: no pictures or videos of at least 64x64 in it")
     return found[:: max(1, len(found) // MOST_PICTURES)][:MOST_PICTURES]

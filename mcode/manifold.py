@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import numpy as np
 from .errors import ConfigError, FormatError, InputError, ManifoldError
 from .header import FORMAT, parse, read_header
 from .packet import LARGEST_PICTURE, OFFERED, too_large
-from .whole import whole
+from .whole import whole_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -221,6 +220,16 @@ def save(
     return _write(path, kind, name, config, _tables_text(tables), tensors, card)
 
 
+def check_new(path: Path) -> None:
+    """Before the work that makes it: raises InputError where no new manifold can be written to `path`."""
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: a manifold's file name ends in .safetensors")
+    if path.exists():
+        raise InputError(f"{path} exists; name another file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder; make it first, or name another file")
+
+
 def _tables_text(tables: Sequence[CodeTables]) -> str:
     return json.dumps([base64.b64encode(t.to_bytes()).decode() for t in tables])
 
@@ -268,7 +277,6 @@ def _write(
     tensors: Mapping[str, np.ndarray],
     card: Mapping[str, Any],
 ) -> str:
-    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     config_text = json.dumps(config, sort_keys=True)
@@ -287,16 +295,8 @@ def _write(
         name.encode()
     except ValueError as error:
         raise ManifoldError(f"{os.fspath(path)}: not written, since no reader would take this header ({error})") from error
-    try:
-        with whole(path) as part:
-            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part, metadata)
-            part.chmod(0o644)  # safetensors makes it private
-    except (SafetensorError, OSError) as error:
-        number = re.search(r"os error (\d+)", str(error))  # as safetensors tells a full disk
-        code = int(number[1]) if number else getattr(error, "errno", None)
-        if code is None:
-            raise
-        raise OSError(code, os.strerror(code), os.fspath(path)) from error
+    with whole_tensors(path) as part:
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part, metadata)
     return manifold_id
 
 

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -311,6 +311,19 @@ class FrameReader:
         if not (short or damage.cut_off):
             return None
         return f"{have:.1f} of {promised:.1f} s" if promised and promised >= have else f"{have:.1f} s, then it breaks off"
+
+
+def frames_at(path: StrPath, wanted: Collection[int]) -> Iterator[np.ndarray]:
+    """The frames of these numbers, from 0 on and in their order, with FrameReader's very pixels; the others are not made RGB.
+    As far as the file can be decoded: what comes behind damage is left out. Raises InputError as probe does."""
+    last, damage = max(wanted, default=-1), _Damage()
+    with _open(path) as container:
+        pictures = _decoded(container, _picture_stream(container, path), damage)
+        for index, picture in enumerate(pictures):
+            if damage.packets or index > last:
+                return
+            if index in wanted:
+                yield _to_rgb(picture, path)
 
 
 def read_picture(path: StrPath) -> np.ndarray:

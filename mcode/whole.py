@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,26 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_tensors(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`whole` for safetensors' save_file, which makes files private and has errors of its own: what is written is as readable
+    as any new file, and a full disk is an OSError with its number and `path`."""
+    from safetensors import SafetensorError
+
+    try:
+        with whole(path) as part:
+            part.touch()
+            mode = part.stat().st_mode & 0o777  # as the umask has it
+            yield part
+            part.chmod(mode)
+    except (SafetensorError, OSError) as error:
+        number = re.search(r"os error (\d+)", str(error))  # as safetensors tells a full disk
+        code = int(number[1]) if number else getattr(error, "errno", None)
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), os.fspath(path)) from error
 
 
 def partial_name(name: str, suffix: str = "") -> str:

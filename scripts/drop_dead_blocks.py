@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from mcode import manifold
+from mcode.cli.options import whole
 from mcode.errors import InputError, McodeError
 from mcode.nets.layers import Down, watched
 from mcode.training.crops import load_pictures
@@ -69,12 +70,11 @@ def main() -> None:
     parser.add_argument("manifold")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--folders", nargs="+", default=["stills/train"])
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--pictures", type=whole("--pictures", "the number of pictures", 1, 1_000_000), default=64)
     parser.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args()
-    if given.output.exists():
-        parser.error(f"{given.output} exists; name another file")
     try:
+        given = parser.parse_args()
+        manifold.check_new(given.output)
         drop(given)
     except McodeError as error:
         parser.error(str(error))

@@ -23,10 +23,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--folders", nargs="+", default=["stills/train", "video/train"])
-    given = parser.parse_args()
-    if given.output.exists():
-        parser.error(f"{given.output} exists; name another file")
     try:
+        given = parser.parse_args()
+        manifold.check_new(given.output)
         fit(given)
     except McodeError as error:
         parser.error(str(error))

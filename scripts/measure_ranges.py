@@ -29,10 +29,9 @@ def main() -> None:
     parser.add_argument("manifold")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args()
-    if given.output.exists():
-        parser.error(f"{given.output} exists; name another file")
     try:
+        given = parser.parse_args()
+        manifold.check_new(given.output)
         measure(given)
     except McodeError as error:
         parser.error(str(error))

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mcode import manifold
+from mcode.cli.options import whole
 from mcode.errors import InputError, McodeError
 from mcode.nets.int8 import RANGES
 from mcode.training.crops import load_pictures
@@ -46,14 +47,13 @@ def main() -> None:
     parser.add_argument("--share", type=float, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--folders", nargs="+", default=["stills/train"])
-    parser.add_argument("--pictures", type=int, default=128)
+    parser.add_argument("--pictures", type=whole("--pictures", "the number of pictures", 1, 1_000_000), default=128)
     parser.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args()
-    if given.output.exists():
-        parser.error(f"{given.output} exists; name another file")
-    if not 0 <= given.share <= 1:
-        parser.error(f"--share {given.share:g}: a share is from 0 to 1")
     try:
+        given = parser.parse_args()
+        manifold.check_new(given.output)
+        if not 0 <= given.share <= 1:
+            raise InputError(f"--share {given.share:g}: a share is from 0 to 1")
         mix(given)
     except McodeError as error:
         parser.error(str(error))

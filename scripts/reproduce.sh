@@ -3,8 +3,8 @@
 #   scripts/reproduce.sh DATA [OUT]     DATA: the folder with small/, kth/, grid_s1/ (and perceptual/); OUT: results,
 #   beside the scripts
 # Trained manifolds stay in OUT/manifolds; a run that was stopped goes on where it was.
-# To try it: SHARE=0.001 trains that share of each configuration's steps, PICTURES=20 measures on so many test pictures,
-# ONLY=figure7 makes these parts alone.
+# To try it: SHARE=0.001 trains that share of each configuration's steps, into OUT/share-0.001 with all its results,
+# PICTURES=20 measures on so many test pictures, ONLY=figure7 makes these parts alone.
 set -euo pipefail
 here=$(pwd)
 if [ "$#" -lt 1 ] || [ ! -d "$1" ]; then
@@ -21,6 +21,9 @@ share="${SHARE:-1}"
 if ! awk -v s="$share" 'BEGIN { exit !(s + 0 > 0 && s + 0 <= 1) }'; then
     echo "reproduce.sh: SHARE=$share is not above 0 and at most 1" >&2
     exit 2
+fi
+if ! awk -v s="$share" 'BEGIN { exit !(s + 0 == 1) }'; then
+    out=$out/share-$share  # a try's manifolds are not to be taken for whole ones
 fi
 . scripts/environment.sh
 make_environment evaluate

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from mcode import manifold
+from mcode.cli.options import seconds_of, whole
 from mcode.errors import InputError, McodeError
 from mcode.nets.eye import read
 from mcode.training.eye import EyeTraining, save, train
@@ -31,19 +32,18 @@ def main() -> None:
     parser.add_argument("--manifold", default="general", help="whose reconstructions it learns on")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=EyeTraining.steps)
-    parser.add_argument("--seconds", type=float, help="end by the clock")
+    parser.add_argument("--steps", type=whole("--steps", "the number of steps", 1, 10_000_000), default=EyeTraining.steps)
+    parser.add_argument("--seconds", type=seconds_of("--seconds", "the training's length"), help="end by the clock")
     parser.add_argument("--start", type=Path, help="a file of this script to go on from")
     parser.add_argument("--seed", type=int, default=EyeTraining.seed, help="another one where it goes on, for other crops")
     parser.add_argument("--beside", type=Path, help="a file of this script whose networks are written before the new one")
     parser.add_argument(
         "--shares", type=numbers, help="by what to multiply each network's distance, the new one's last: 0.6,0.8"
     )
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    if given.output.exists():
-        parser.error(f"{given.output} exists; name another file")
+    parser.add_argument("--threads", type=whole("--threads", "the number of threads", 1, 1024), default=2)
     try:
+        given = parser.parse_args()
+        manifold.check_new(given.output)
         make(given)
     except McodeError as error:
         parser.error(str(error))

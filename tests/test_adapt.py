@@ -10,6 +10,7 @@ import torch
 
 from mcode import manifold
 from mcode.errors import InputError, ManifoldError
+from mcode.training import adapt
 from mcode.training.adapt import adapt_linear, principal_components
 from mcode.transcode import encode_file
 from mcode.video import FrameReader, FrameWriter
@@ -101,3 +102,28 @@ def test_unusable_requests_are_refused_before_anything_is_written(clip, tmp_path
     with pytest.raises(InputError, match="too few for 60"):
         adapt_linear([clip], tmp_path / "many.safetensors", m=60, size=(16, 16))
     assert kept.read_bytes() == b"mine" and [p.name for p in tmp_path.iterdir()] == ["kept.safetensors"]
+
+
+def test_blocks_of_large_frames_are_fewer_frames_and_give_the_same_manifold(clip, tmp_path, monkeypatch):
+    whole = adapt_linear([clip], tmp_path / "whole.safetensors", m=6, size=(48, 32))
+    lengths = []
+    decompose = adapt.principal_components
+    monkeypatch.setattr(adapt, "BLOCK_BYTES", 7 * 48 * 32 * 3 * 4, raising=False)
+    monkeypatch.setattr(
+        adapt, "principal_components", lambda blocks, m: decompose((lengths.append(len(b)) or b for b in blocks), m)
+    )
+    parts = adapt_linear([clip], tmp_path / "parts.safetensors", m=6, size=(48, 32))
+    assert lengths == [7] * 7 + [1]
+    assert abs(parts.psnr_db - whole.psnr_db) < 0.01
+
+
+def test_a_size_whose_components_fill_the_memory_is_refused_before_reading(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapt, "FrameReader", None)
+    with pytest.raises(InputError, match=r"^--size 4096x4096: 50 coordinates of .* need 18 GiB .*; use --size 1655x1655 or"):
+        adapt_linear([clip], tmp_path / "me.safetensors", m=50, size=(4096, 4096))
+
+
+def test_too_few_frames_are_told_before_their_components_are_filled_up(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "zeros", lambda *size, **_: pytest.fail(f"allocates {size}") if size[0] else torch.empty(0))
+    with pytest.raises(InputError, match="^50 frames are too few for 4096 coordinates; use --m 25 or more footage$"):
+        adapt_linear([clip], tmp_path / "me.safetensors", m=4096, size=(16, 16))

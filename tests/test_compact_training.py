@@ -38,11 +38,13 @@ from mcode.training.compact import (
     lambdas,
     train,
 )
-from mcode.training.crops import CropStream, frame_runs, load_pictures
+from mcode.training.crops import CropStream, frame_runs, load_pictures, read_picture
 from mcode.training.export import export_compact
 from mcode.training.graphics import draw_graphic
+from mcode.video import FrameReader
 
 from .small_hific import small_manifolds
+from .test_video import rotate_mp4
 
 SMALL = {
     "kind": "hific",
@@ -456,6 +458,40 @@ def test_damaged_videos_and_pictures_are_passed_over(tmp_path, data):
         container.mux(stream.encode(None))
     assert len(load_pictures([tmp_path], longest=96, frames_per_video=2)) == 1
     assert not [run for name in ("damaged", "sound") for run in frame_runs(tmp_path / f"{name}.mp4", 1, 1)]
+
+
+def test_training_sees_what_the_codec_sees(tmp_path):
+    rgb = np.zeros((720, 1280, 3), np.uint8)
+    rgb[:, :640], rgb[:, 640:] = (0, 200, 60), (200, 40, 40)
+    with av.open(str(tmp_path / "untagged.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, width=1280, height=720, pix_fmt="yuv420p")
+        stream.options = {"crf": "10", "preset": "ultrafast"}
+        for frame in [av.VideoFrame.from_ndarray(rgb).reformat(format="yuv420p", dst_colorspace="ITU709")] * 3:
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    rotate_mp4(tmp_path / "untagged.mp4", (0, 1, -1, 0))
+    first = next(iter(FrameReader(tmp_path / "untagged.mp4"))).rgb
+    assert np.abs(first.astype(int) - np.rot90(rgb, -1)).mean() < 3
+    (still,) = load_pictures([tmp_path], longest=1280, frames_per_video=1)
+    ((moving, _),) = frame_runs(tmp_path / "untagged.mp4", 1, 2)
+    assert np.array_equal(still, first) and np.array_equal(moving, first)
+
+
+def test_transparent_pictures_lie_on_white_for_training(tmp_path):
+    clear = np.zeros((64, 64, 4), np.uint8)
+    clear[0, 0] = (30, 20, 10, 255)  # BGRA
+    cv2.imwrite(str(tmp_path / "clear.png"), clear)
+    (loaded,) = load_pictures([tmp_path], longest=64, frames_per_video=0)
+    for rgb in (loaded, read_picture((tmp_path / "clear.png").read_bytes())):
+        assert rgb[0, 0].tolist() == [10, 20, 30] and (rgb.reshape(-1, 3)[1:] == 255).all()
+
+
+def test_a_folder_that_is_missing_or_holds_nothing_is_no_silent_omission(tmp_path, data):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="picture: no such folder of pictures or videos$"):
+        load_pictures([data / "pictures", data / "picture"], longest=96, frames_per_video=0)
+    with pytest.raises(InputError, match="empty: no pictures or videos there$"):
+        load_pictures([data / "pictures", tmp_path / "empty"], longest=96, frames_per_video=0)
 
 
 def test_crops_depend_on_seed_and_number_alone(data):

@@ -21,6 +21,7 @@ from mcode.errors import InputError, McodeError
 from mcode.frame import Frame
 from mcode.importing import import_hific_pytorch, read_hific_pytorch
 from mcode.nets import paper
+from mcode.testclip import write_clip
 from mcode.training import paper as fitting
 
 TINY = paper.PaperConfig(channels=6, width=2, blocks=2, hyper=4)
@@ -198,6 +199,22 @@ def test_range_is_trained_for_an_imported_manifold_and_codes_the_same_picture(ti
     assert told[-1] == 200
     assert sizes["huffman", 5] == sizes["huffman", 200]
     assert sizes["range", 200] < 0.9 * sizes["range", 5]  # it learns what these symbols are like
+
+
+def test_range_of_short_videos_learns_deltas_of_rendered_scenes(tiny, tmp_path, one_thread):
+    (tmp_path / "videos").mkdir()
+    write_clip(tmp_path / "videos" / "a.mp4", scene="arms", seconds=0.5, size=(64, 64))
+    options = {"data": tmp_path / "videos", "range_steps": 5}
+    made = import_hific_pytorch(save(tmp_path / "a.pt", tiny[1]), tmp_path / "b.safetensors", **options)
+    assert "range" in made.coders
+
+
+def test_a_checkpoint_whose_bytes_have_changed_is_refused(tiny, tmp_path):
+    path = save(tmp_path / "a.pt", tiny[1])
+    data = bytearray(path.read_bytes())
+    data[data.index(tiny[1]["Generator.resblock_0.conv1.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    refused(path, "damaged: the checksum of its .* is another; fetch it again")
 
 
 def test_a_training_that_fails_leaves_no_manifold(tiny, tmp_path, monkeypatch):

@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mcode.coders.range import HyperConfig
+from mcode.nets.hyper import Hyper
+from mcode.training.hyper import passes
+
 from .small_hific import small_manifolds
 
 ROOT = Path(__file__).parent.parent
@@ -45,36 +49,77 @@ def tiny(tmp_path_factory) -> Path:
         ("build_manifolds", "paper", "paper needs --trained"),
         ("build_manifolds", "paper --trained gone", "--trained gone: no such folder"),
         ("build_manifolds", "general --data empty --checkpoint gone --output out", "gone: no readable checkpoint"),
-        ("drop_dead_blocks", "gone.safetensors --data empty --output out", "gone.safetensors: no such manifold file"),
-        ("drop_dead_blocks", "tiny.safetensors --data gone --output out", "gone: no pictures or videos"),
-        ("fit_tables", "gone.safetensors --data empty --output out", "gone.safetensors: no such manifold file"),
-        ("fit_tables", "tiny.safetensors --data empty --output out", "empty: no pictures or videos"),
+        (
+            "drop_dead_blocks",
+            "gone.safetensors --data empty --output out.safetensors",
+            "gone.safetensors: no such manifold file",
+        ),
+        ("drop_dead_blocks", "tiny.safetensors --data gone --output out.safetensors", "gone/stills/train: no such folder"),
+        ("fit_tables", "gone.safetensors --data empty --output out.safetensors", "gone.safetensors: no such manifold file"),
+        ("fit_tables", "tiny.safetensors --data empty --output out.safetensors", "empty/stills/train: no such folder"),
         ("measure_talking_head", "--data gone -o out", "gone/grid_s1/dev: no clips"),
         ("measure_talking_head", "--data empty --codecs vp9 -o out", "invalid choice: 'vp9'"),
         (
             "mix_synthesis",
-            "gone.safetensors tiny.safetensors --share 0.5 --data empty --output out",
+            "gone.safetensors tiny.safetensors --share 0.5 --data empty --output out.safetensors",
             "gone.safetensors: no such",
         ),
         (
             "mix_synthesis",
-            "tiny.safetensors tiny.safetensors --share 2 --data empty --output out",
+            "tiny.safetensors tiny.safetensors --share 2 --data empty --output out.safetensors",
             "--share 2: a share is from 0",
         ),
         (
             "mix_synthesis",
-            "tiny.safetensors tiny.safetensors --share 1 --data empty --output out",
-            "empty: no pictures or videos",
+            "tiny.safetensors tiny.safetensors --share 1 --data empty --output out.safetensors",
+            "empty/stills/train: no such folder",
         ),
         ("soak", "gone.mp4 -o out", "gone.mp4: no such file"),
         ("soak", "testsrc --manifold gone.safetensors -o out", "gone.safetensors: no such manifold file"),
-        ("train_eye", "--manifold gone.safetensors --data empty --output out", "gone.safetensors: no such manifold file"),
-        ("train_eye", "--manifold tiny.safetensors --data empty --output out", "no pictures or videos that can be read in"),
-        ("train_eye", "--data empty --beside other --output out", "other: cannot be read as networks"),
-        ("train_eye", "--data empty --shares a,b --output out", "--shares: invalid"),
-        ("train_hyper", "gone.safetensors --data empty --output out", "gone.safetensors: no such manifold file"),
-        ("train_hyper", "tiny.safetensors --data empty --start other --output out", "other: no readable checkpoint"),
-        ("train_hyper", "tiny.safetensors --data empty --output out", "no pictures or videos in"),
+        (
+            "train_eye",
+            "--manifold gone.safetensors --data empty --output out.safetensors",
+            "gone.safetensors: no such manifold file",
+        ),
+        (
+            "train_eye",
+            "--manifold tiny.safetensors --data empty --output out.safetensors",
+            "empty/stills/train: no such folder",
+        ),
+        ("train_eye", "--data empty --beside other --output out.safetensors", "other: cannot be read as networks"),
+        ("train_eye", "--data empty --shares a,b --output out.safetensors", "--shares: invalid"),
+        ("train_hyper", "gone.safetensors --data empty --output out.safetensors", "gone.safetensors: no such manifold file"),
+        (
+            "train_hyper",
+            "tiny.safetensors --data empty --start other --output out.safetensors",
+            "other: no readable checkpoint",
+        ),
+        (
+            "train_hyper",
+            "tiny.safetensors --data empty --output out.foo",
+            "out.foo: a manifold's file name ends in .safetensors",
+        ),
+        ("train_hyper", "tiny.safetensors --data empty --output no/out.safetensors", "no: no such folder; make it first"),
+        ("train_hyper", "tiny.safetensors --data empty --output tiny.safetensors", "tiny.safetensors exists; name another"),
+        ("train_hyper", "tiny.safetensors --data empty --output o.safetensors --levels 0", "--levels 0: the number of kinds"),
+        (
+            "train_hyper",
+            "tiny.safetensors --data empty --output o.safetensors --deltas 13",
+            "--deltas 13: the number of deltas",
+        ),
+        ("train_hyper", "tiny.safetensors --data empty --output o.safetensors --crops 0", "--crops 0: the number of crops"),
+        ("train_hyper", "tiny.safetensors --data empty --output o.safetensors --rate nan", "--rate nan: a learning rate is"),
+        ("train_eye", "--data empty --output no/out.safetensors", "no: no such folder; make it first"),
+        ("train_eye", "--data empty --output o.safetensors --seconds 0", "--seconds 0: the training's length is more than 0"),
+        ("drop_dead_blocks", "tiny.safetensors --data empty --output no/o.safetensors", "no: no such folder; make it first"),
+        (
+            "mix_synthesis",
+            "a b --share 1 --data empty --output o.safetensors --pictures 0",
+            "--pictures 0: the number of pictures",
+        ),
+        ("fit_tables", "tiny.safetensors --data empty --output no/o.safetensors", "no: no such folder; make it first"),
+        ("measure_ranges", "tiny.safetensors --data empty --output no/o.safetensors", "no: no such folder; make it first"),
+        ("train_hyper", "tiny.safetensors --data empty --output out.safetensors", "empty/stills/train: no such folder"),
     ],
 )
 def test_wrong_input_is_one_line(tiny, monkeypatch, capsys, script, arguments, message):
@@ -86,6 +131,16 @@ def test_wrong_input_is_one_line(tiny, monkeypatch, capsys, script, arguments, m
     line = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and line.startswith(f"{script}.py: error: ") and message in line
     assert sorted(tiny.iterdir()) == before
+
+
+def test_a_hyperpriors_training_goes_on_from_its_own_checkpoint(tmp_path):
+    script = load("train_hyper")
+    config = HyperConfig(8, 2, passes(8), levels=3)
+    net = Hyper(config)
+    script.keep(net, tmp_path / "a.checkpoint")
+    again = script.joint(tmp_path / "a.checkpoint", HyperConfig(8, 2, passes(8), levels=8))
+    assert again.config == config
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -146,3 +201,13 @@ def test_reproduce_takes_folders_from_where_it_is_called(sources, tmp_path):
     assert len(trained) == 2 and all(f"--data {tmp_path}/data --out {tmp_path}/out/manifolds/" in line for line in trained)
     assert f"--data {tmp_path}/data --manifolds {tmp_path}/out/manifolds -o {tmp_path}/out" in measured
     assert asked(sources, "sources/scripts/reproduce.sh", "data")[-1].endswith("-o results")
+
+
+def test_a_try_of_reproduce_leaves_the_real_run_its_manifolds_to_train(sources, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    made(sources, "evaluate")
+    for share, folder in (("0.5", "out/share-0.5"), ("1.0", "out")):
+        monkeypatch.setenv("SHARE", share)
+        *trained, measured = asked(sources, "sources/scripts/reproduce.sh", "data", "out")
+        assert len(trained) == 2 and all(f"--out {tmp_path}/{folder}/manifolds/" in line for line in trained)
+        assert f"--manifolds {tmp_path}/{folder}/manifolds -o {tmp_path}/{folder}" in measured

@@ -447,6 +447,37 @@ def test_any_exported_network_serves_as_the_perceptual_loss(tmp_path, data, monk
             train(tmp_path / "c.toml", data, tmp_path / "other", device="cpu", perceptual=path)
 
 
+def test_weights_that_a_training_cannot_use_are_refused(tmp_path, data):
+    (tmp_path / "a.pt2").write_bytes(b"")
+    (tmp_path / "weights").mkdir()
+    path = tmp_path / "c.toml"
+    for text, given, message in (
+        (HIFIC, "weights", "weights: the loss of this configuration has no feature network; leave --perceptual out"),
+        (NCODE, "weights", "weights: the loss of this configuration has no feature network; leave --perceptual out"),
+        (
+            HIFIC.replace('"none"', '"vgg19"'),
+            "a.pt2",
+            r'a\.pt2: networks of torch.export serve kind = "ncode" of family "dcgan"',
+        ),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            train(path, data, tmp_path / "out", device="cpu", perceptual=tmp_path / given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_alexnets_weights_are_found_in_a_folder_and_by_the_variable(tmp_path, monkeypatch):
+    from mcode.training import alexnet
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "nothing"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloads"))
+    (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes(b"no weights")
+    monkeypatch.setenv("MCODE_PERCEPTUAL", str(tmp_path))
+    for given in (tmp_path, None):
+        with pytest.raises(InputError, match=r"alexnet-owt-7be5be79\.pth: not readable as weights"):
+            alexnet.AlexNetConv4(given)
+
+
 def test_shipped_configurations_are_of_the_papers_size():
     small, hific, general = (read_config(CONFIGS / f"{name}.toml") for name in ("ncode", "hific", "general"))
     assert (small.network.size, small.network.m) == (64, 100)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors import SafetensorError
 
+from mcode.config import from_dict
+from mcode.nets.eye import Eye
 from mcode.send import _write_description
+from mcode.training import classes, eye, loop
+from mcode.training.compact import OptimiserConfig
+from mcode.training.squares import Squares
 from mcode.whole import partial_name, whole, write_whole
 
 
@@ -42,3 +51,53 @@ def test_a_description_goes_down_a_pipe() -> None:
     os.close(begin)
     with open(end, "rb") as file:
         assert file.read() == b"v=0"
+
+
+def save_checkpoint(path: Path) -> None:
+    loop.save_checkpoint(path, torch.nn.Linear(1, 1), {}, [], 1, from_dict({"steps": 1}, OptimiserConfig, source="test"))
+
+
+def save_eye(path: Path) -> None:
+    eye.save([(Eye(), 1.0)], path, card={})
+
+
+def save_classes(path: Path) -> None:
+    squares = Squares(np.zeros((2, 8, 8, 1), np.uint8), (1, 1), ("a", "b"))
+    classes.learn(squares, 1, path, seed=1, device=torch.device("cpu"), epochs=0)
+
+
+@pytest.mark.parametrize("save", [save_checkpoint, save_eye, save_classes])
+def test_tensors_are_as_readable_as_other_files_and_a_full_disk_is_an_os_error(tmp_path: Path, monkeypatch, save) -> None:
+    path = tmp_path / "a.safetensors"
+    before = os.umask(0o027)
+    try:
+        save(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.unlink()
+
+    def full(tensors, part, metadata=None):
+        Path(part).write_bytes(b"half")
+        raise SafetensorError(f"I/O error: No space left on device (os error {errno.ENOSPC})")
+
+    for module in (loop, eye, classes):
+        monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        save(path)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, os.fspath(path)) and not list(tmp_path.iterdir())
+
+
+def test_a_training_goes_on_without_the_board_that_cannot_be_written(tmp_path: Path) -> None:
+    class Full:
+        def add_scalar(self, *_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        add_image = add_scalar
+
+    log = loop.Log(tmp_path, 0, 0, None)
+    for show in (lambda step: log.write(step, loss=1.0), lambda step: log.picture(step, np.zeros((2, 2, 3), np.uint8))):
+        log._board = Full()
+        show(1)
+        show(2)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2

@@ -93,7 +93,8 @@ def train(
         str | None,
         typer.Option(
             metavar="FILE|DIR",
-            help="Weights of the feature network in the loss, or any network of torch.export (.pt2); else $MCODE_PERCEPTUAL.",
+            help="Weights of the feature network in the loss, or a folder of them; else $MCODE_PERCEPTUAL. For ncode's "
+            "dcgan also any network of torch.export (.pt2).",
             show_default=False,
         ),
     ] = None,

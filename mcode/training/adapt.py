@@ -26,12 +26,14 @@ QUALITIES, DEFAULT_QUALITY = 8, 5
 QUANTISER_SHARE = 0.05
 """At the default quality quantisation may add this share to the error that leaving out components makes; each quality
 step up halves it, each step down doubles it."""
-BLOCK = 256
-"""Frames per update of the components."""
+BLOCK, BLOCK_BYTES = 256, 256 << 20
+"""Most frames per update of the components, and most bytes of them: fewer frames where they are large."""
 SPARE = 48
 """Components carried beyond m while streaming, which keeps the first m close to those of one large decomposition."""
 MOST_KEPT = 40_000
 """Frames whose coordinates are kept for the tables: memory stays bounded whatever the footage's length."""
+LARGEST_ROWS = 3 << 30
+"""Most bytes of the components that are streamed. Learning takes up to three times as much memory."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def adapt_linear(
 ) -> AdaptReport:
     """Writes a linear manifold of `m` coordinates at `size` (width, height) learned from the videos' centred parts.
 
-    seconds: use at most so much of each video. The same frames give the same manifold. Raises InputError.
+    seconds: use at most so much of each video. The same frames give the same manifold. Memory grows with (m + SPARE) times
+    the size, not with the footage. Raises InputError, also where that is more than LARGEST_ROWS bytes.
     """
     output = Path(output)
     if output.suffix != ".safetensors":
@@ -72,6 +75,14 @@ def adapt_linear(
     if not videos:
         raise InputError("no video to learn from")
     width, height = size
+    needed = (m + SPARE) * 12 * width * height
+    if needed > LARGEST_ROWS:
+        fitting = math.sqrt(LARGEST_ROWS / needed)
+        less = f"{max(1, int(width * fitting))}x{max(1, int(height * fitting))}"
+        raise InputError(
+            f"--size {width}x{height}: {m} coordinates of so large frames need {needed / 2**30:,.0f} GiB of memory for their "
+            f"components, {LARGEST_ROWS >> 30} are the most; use --size {less} or smaller"
+        )
     count = 0
 
     def blocks() -> Iterator[Tensor]:
@@ -84,10 +95,6 @@ def adapt_linear(
                     progress(count, None)
 
     mean, rows, frames = principal_components(blocks(), m)
-    if frames < 2:
-        raise InputError("one frame is too few to learn from; give a video, or more pictures")
-    if frames <= m:
-        raise InputError(f"{frames} frames are too few for {m} coordinates; use --m {max(1, frames // 2)} or more footage")
     net = Linear(m, width, height, QUALITIES)
     scale = rows.abs().amax(1) / 127
     net.basis.copy_((rows / scale.unsqueeze(1)).round().to(torch.int8))
@@ -138,13 +145,15 @@ def adapt_linear(
 
 
 def _blocks(video: str | os.PathLike[str], size: tuple[int, int], seconds: float | None) -> Iterator[Tensor]:
-    """Blocks of at most BLOCK frames as float32 (frames, 3 H W) in grey levels, planes R, G, B."""
+    """Blocks of at most BLOCK frames and BLOCK_BYTES, of one frame at least, as float32 (frames, 3 H W) in grey levels, planes
+    R, G, B."""
+    most = max(1, min(BLOCK, BLOCK_BYTES // (12 * size[0] * size[1])))
     held: list[np.ndarray] = []
     for frame in FrameReader(video, duration_s=seconds, size=size, crop_to=size):
         held.append(frame.rgb.transpose(2, 0, 1).reshape(-1))
-        if len(held) == BLOCK:
-            yield torch.from_numpy(np.stack(held)).float()
-            held = []
+        if len(held) == most:
+            block, held = torch.from_numpy(np.stack(held)).float(), []
+            yield block
     if held:
         yield torch.from_numpy(np.stack(held)).float()
 
@@ -154,24 +163,27 @@ def principal_components(blocks: Iterator[Tensor], m: int) -> tuple[Tensor, Tens
 
     blocks: float32 (frames, D). Memory: m + SPARE rows and one block. The components of what came before, weighted by
     their singular values, stand for it when a block joins, with one row for the shift of the mean (Ross, Lim, Lin, Yang
-    2008, section 3.1). Each row's entry of largest magnitude is positive, so the result has no free sign.
+    2008, section 3.1). Each row's entry of largest magnitude is positive, so the result has no free sign. Raises InputError for
+    m frames or fewer.
     """
     mean, sketch, frames = torch.zeros(0), torch.zeros(0), 0
     for block in blocks:
         added, here = len(block), block.mean(0)
         if frames == 0:
-            mean, stacked = here, block - here
+            mean, sketch = here, block - here
         else:
             shift = math.sqrt(frames * added / (frames + added)) * (mean - here)
-            stacked = torch.cat([sketch, block - here, shift.unsqueeze(0)])
+            sketch = torch.cat([sketch, block - here, shift.unsqueeze(0)])
             mean = mean + (here - mean) * (added / (frames + added))
         frames += added
-        sketch = _compress(stacked, m + SPARE)
+        sketch = _compress(sketch, m + SPARE)
     if frames == 0:
         raise InputError("the footage has no frames")
+    if frames < 2:
+        raise InputError("one frame is too few to learn from; give a video, or more pictures")
+    if frames <= m:
+        raise InputError(f"{frames} frames are too few for {m} coordinates; use --m {max(1, frames // 2)} or more footage")
     rows = sketch[:m] / sketch[:m].norm(dim=1, keepdim=True).clamp_min(1e-6)
-    if len(rows) < m:
-        rows = torch.cat([rows, torch.zeros(m - len(rows), rows.shape[1])])
     signs = torch.gather(rows, 1, rows.abs().argmax(1, keepdim=True)).sign()
     return mean, rows * torch.where(signs == 0, torch.ones_like(signs), signs), frames
 
@@ -199,12 +211,13 @@ def _project(
     for video in videos:
         here = 0
         for block in _blocks(video, size, seconds):
-            x = block.view(len(block), 3, net.height, net.width) / 127.5 - 1
-            y = net.analysis(x)
-            back = (net.synthesis(y).flatten(1) + 1) * 127.5
-            rounded += float((back - block).square().sum())
-            centred = block - mean
-            exact += float(centred.square().sum() - (centred @ rows.T).square().sum())
+            y = net.analysis(block.view(len(block), 3, net.height, net.width) / 127.5 - 1)
+            missed = net.synthesis(y).flatten(1).add_(1).mul_(127.5).sub_(block)  # in place: blocks are large
+            rounded += float(missed.square_().sum())
+            del missed
+            centred = block.sub_(mean)
+            caught = (centred @ rows.T).square().sum()
+            exact += float(centred.square_().sum() - caught)
             frames += len(block)
             if kept < MOST_KEPT:
                 coordinates.append(y.flatten(1).numpy())

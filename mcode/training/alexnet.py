@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..evaluation.features import load_standard
+from ..evaluation.features import WEIGHTS_VARIABLE, load_standard, weights_path
 
 URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 """Torchvision's weights; the file name ends in the start of its SHA-256, which the download is checked against."""
@@ -18,8 +18,8 @@ URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 class AlexNetConv4(nn.Module):
     """rgb (B, 3, H, W) in [0, 1], H and W at least 32, to conv4's outputs before their ReLU (B, 256, h, w). Frozen.
 
-    weights: a file of torchvision's layout, .pth or .safetensors; without it torch.hub's cache or a download. Raises
-    InputError.
+    weights: a file of torchvision's layout, .pth or .safetensors, or a folder with it under torchvision's name; without it the
+    folder in MCODE_PERCEPTUAL, torch.hub's cache or a download, in this order. Raises InputError.
     """
 
     mean: Tensor
@@ -53,9 +53,13 @@ class AlexNetConv4(nn.Module):
 
 
 def _weights(path: str | os.PathLike[str] | None) -> dict[str, Tensor]:
+    name = PurePosixPath(URL).name
     if path is not None:
-        return load_standard(path)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(URL).name
+        return load_standard(weights_path(name, path))
+    kept = Path(os.environ.get(WEIGHTS_VARIABLE, "")) / name
+    if os.environ.get(WEIGHTS_VARIABLE) and kept.is_file():
+        return load_standard(kept)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not cached.is_file():
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)

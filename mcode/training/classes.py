@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..evaluation.features import unit_distance
 from ..nets.layers import channels_last
-from ..whole import whole
+from ..whole import whole_tensors
 from .squares import Squares
 
 FILE = "classes.safetensors"
@@ -112,7 +112,7 @@ def learn(
         torch.manual_seed(seed * 101 + k)
         _train(network, pixels, where, epochs, bfloat16)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as part:  # each process of a training learns the same and writes it
+    with whole_tensors(path) as part:  # each process of a training learns the same and writes it
         save_file({k: v.detach().cpu().contiguous() for k, v in together.state_dict().items()}, part)
     return networks
 

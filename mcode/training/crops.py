@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from .. import video
+from ..errors import InputError
 from ..nets import STRIDE
 from .graphics import draw_graphic
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 VIDEOS = {".mp4", ".mkv", ".avi", ".mpg", ".mov", ".webm"}
 SMALLEST = 64
 """Pictures with a side of fewer pixels are left out."""
+_JPEG = b"\xff\xd8\xff"  # which has no opacity
 _THREADS = min(8, os.cpu_count() or 1)
 _AHEAD = 2 * _THREADS
 """Batches that are drawn before they are asked for."""
@@ -37,35 +36,57 @@ def check_crops(folders: Sequence[str], batch: int, crop: int, longest: int) -> 
 
 
 def load_pictures(folders: list[Path], *, longest: int, frames_per_video: int) -> list[np.ndarray]:
-    """All pictures, and evenly spaced frames of all videos, under `folders`: uint8 (H, W, 3) RGB.
+    """All pictures, and evenly spaced frames of all videos, under `folders`: uint8 (H, W, 3) RGB, as the codec sees them.
 
     Pictures with a side over `longest` pixels are scaled down to it, which also removes most of their JPEG artefacts.
     Sorted by path, so that a seed means the same crops everywhere. Damaged files are passed over, videos from there on.
+    Raises InputError for a folder that is missing or has neither.
     """
 
     def read(path: Path) -> list[np.ndarray]:
         if path.suffix.lower() in PICTURES:
             rgb = read_picture(path)
-            return [] if rgb is None else [_shrink(np.ascontiguousarray(rgb), longest)]
-        if path.suffix.lower() in VIDEOS:
+            return [] if rgb is None else [_shrink(rgb, longest)]
+        with suppress(InputError):
             return [_shrink(frame, longest) for frame in _video_frames(path, frames_per_video)]
         return []
 
-    paths = [path for folder in folders for path in sorted(folder.rglob("*"))]
+    paths = [path for folder in folders for path in find_footage(folder)]
     with ThreadPoolExecutor(_THREADS) as threads:
         return [p for found in threads.map(read, paths) for p in found if min(p.shape[:2]) >= SMALLEST]
 
 
+def find_footage(folder: Path, suffixes: Collection[str] = PICTURES | VIDEOS) -> list[Path]:
+    """Files below a folder by their names' ends, sorted. Raises InputError where it is no folder or holds neither pictures nor
+    videos."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of pictures or videos")
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES | VIDEOS]
+    if not found:
+        raise InputError(f"{folder}: no pictures or videos there")
+    return [path for path in found if path.suffix.lower() in suffixes]
+
+
 def read_picture(file: Path | bytes) -> np.ndarray | None:
-    """RGB, uint8 (H, W, 3); None for what OpenCV does not read as a picture, or takes for too large a one."""
+    """RGB, uint8 (H, W, 3), as `video.read_picture` shows it; None for what is no picture, or too large a one. bytes: of an
+    image file, which is turned as its EXIF says and lies on white, too."""
+    if isinstance(file, Path):
+        try:
+            return video.read_picture(file)
+        except InputError:
+            return None
+    data = np.frombuffer(file, np.uint8)
     try:
-        if isinstance(file, Path):
-            bgr = cv2.imread(str(file), cv2.IMREAD_COLOR)
-        else:
-            bgr = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        if bgr is None:
+            return None
+        clear = None if file.startswith(_JPEG) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if clear is not None and clear.dtype == np.uint8 and clear.shape == (*bgr.shape[:2], 4):
+            opacity = clear[..., 3:].astype(np.uint16)
+            bgr = ((bgr * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
     except cv2.error:
         return None
-    return None if bgr is None else bgr[..., ::-1]
+    return np.ascontiguousarray(bgr[..., ::-1])
 
 
 def _shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
@@ -75,49 +96,31 @@ def _shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
     return cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def count_frames(container: InputContainer) -> int:
-    """Of the first video stream, as the file says or its duration tells: Matroska does not count them."""
-    stream = container.streams.video[0]
-    seconds = (container.duration or 0) / 1_000_000  # libavformat's own time base
-    return stream.frames or int(seconds * float(stream.average_rate or 0)) or 250
+def _count_frames(path: Path) -> int:
+    """As the file says or its duration tells: Matroska does not count them. Raises InputError."""
+    info = video.probe(path)
+    return info.frames or int((info.duration_s or 0) * (info.average_fps or 0)) or 250
 
 
 def _video_frames(path: Path, count: int) -> Iterator[np.ndarray]:
-    import av
-
-    if count <= 0:
-        return
-    with suppress(av.FFmpegError), av.open(f"file:{path}", metadata_errors="replace") as container:
-        if not container.streams.video:
-            return
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        total = count_frames(container)
-        wanted = set(np.linspace(0, total - 1, count).astype(int).tolist())
-        for index, frame in enumerate(container.decode(stream)):
-            if index in wanted:
-                yield frame.to_ndarray(format="rgb24")
+    if count > 0:
+        yield from video.frames_at(path, set(np.linspace(0, _count_frames(path) - 1, count).astype(int).tolist()))
 
 
-def frame_runs(video: Path, places: int, length: int) -> Iterator[list[np.ndarray]]:
-    """Runs of `length` consecutive frames at evenly spaced places of a video, as far as it can be decoded."""
-    import av
-
-    with suppress(av.FFmpegError), av.open(f"file:{video}", metadata_errors="replace") as container:
-        if not container.streams.video:
-            return
-        stream = container.streams.video[0]
-        total = count_frames(container)
-        starts = {max(0, total * (i + 1) // (places + 1) - length) for i in range(places)}
-        run: list[np.ndarray] | None = None
-        for index, frame in enumerate(container.decode(stream)):
-            if index in starts and run is None:
+def frame_runs(path: Path, places: int, length: int) -> Iterator[list[np.ndarray]]:
+    """Runs of `length` consecutive frames of one size at evenly spaced places of a video, as far as it can be decoded."""
+    with suppress(InputError):
+        total = _count_frames(path)
+        starts: list[int] = []
+        for start in sorted({max(0, total * (i + 1) // (places + 1) - length) for i in range(places)}):
+            if not starts or start >= starts[-1] + length:
+                starts.append(start)
+        run: list[np.ndarray] = []
+        for frame in video.frames_at(path, {start + i for start in starts for i in range(length)}):
+            run.append(frame if not run else video.resize(frame, *run[0].shape[1::-1]))
+            if len(run) == length:
+                yield run
                 run = []
-            if run is not None:
-                run.append(frame.to_ndarray(format="rgb24"))
-                if len(run) == length:
-                    yield run
-                    run = None
 
 
 def draw_crop(pictures: list[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:

@@ -25,6 +25,7 @@ from ..evaluation.features import VGG_LAYERS, SqueezeNetFeatures, VggFeatures, u
 from ..manifold import Manifold
 from ..nets.eye import WIDTHS, Eye, read
 from ..nets.layers import channels_last
+from ..whole import whole_tensors
 from .crops import CropStream, load_pictures
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -135,4 +136,5 @@ def save(eyes: Sequence[tuple[Eye, float]], path: Path, *, card: Mapping[str, An
         for name, tensor in net.state_dict().items()
     }
     scales = [scale for _, scale in eyes]
-    save_file(tensors, path, {"card": json.dumps({"widths": list(WIDTHS), "scales": scales} | dict(card))})
+    with whole_tensors(path) as part:
+        save_file(tensors, part, {"card": json.dumps({"widths": list(WIDTHS), "scales": scales} | dict(card))})

@@ -35,7 +35,7 @@ from ..errors import InputError, McodeError
 from ..latents import symbols as symbols_of
 from ..manifold import Manifold, rewrite
 from ..nets.hyper import SCALE_LOW, SCALE_STEP, Hyper
-from .crops import VIDEOS, draw_crop, frame_runs, load_pictures
+from .crops import VIDEOS, draw_crop, find_footage, frame_runs, load_pictures
 from .deltas import RUN, draw_pairs
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -90,7 +90,7 @@ def draw_moves(
     each of `places` places of a video."""
     rng = np.random.default_rng(seed)
     found = []
-    for path in (path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEOS):
+    for path in (path for folder in folders for path in find_footage(folder, VIDEOS)):
         for frames in frame_runs(path, places, RUN[-1] + 1):
             h, w = frames[0].shape[:2]
             for _ in range(crops):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.optim import Optimizer
 
 from ..config import to_dict
 from ..errors import InputError, McodeError
-from ..whole import whole
+from ..whole import whole_tensors
 
 Report = Callable[[dict[str, float]], None]
 CHECKPOINT = "checkpoint.safetensors"
@@ -131,7 +132,8 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self._board = SummaryWriter(str(out), purge_step=first + 1)
+        with self._shown():
+            self._board = SummaryWriter(str(out), purge_step=first + 1)
 
     def add(self, **values: float) -> None:
         for key, value in values.items():
@@ -144,9 +146,10 @@ class Log:
         row = {k: round(v / self._weights[k], 5) for k, v in self._values.items()} | {"step": step} | more
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self._board is not None:
-            for key, value in row.items():
-                self._board.add_scalar(key, value, step)
+        with self._shown():
+            if self._board is not None:
+                for key, value in row.items():
+                    self._board.add_scalar(key, value, step)
         if self._report:
             self._report(row)
 
@@ -159,8 +162,17 @@ class Log:
         folder = self._path.parent / "samples"
         folder.mkdir(exist_ok=True)
         cv2.imwrite(str(folder / f"{step:08d}.png"), rgb[..., ::-1])
-        if self._board is not None:
-            self._board.add_image("samples", rgb, step, dataformats="HWC")
+        with self._shown():
+            if self._board is not None:
+                self._board.add_image("samples", rgb, step, dataformats="HWC")
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Ends TensorBoard's part where its files cannot be written: the training goes on without."""
+        try:
+            yield
+        except OSError:
+            self._board = None
 
 
 def beside(x: Tensor, x_hat: Tensor) -> Any:
@@ -216,7 +228,7 @@ def save_checkpoint(
                 tensors[f"exp_avg.{name}"], tensors[f"exp_avg_sq.{name}"] = state["exp_avg"], state["exp_avg_sq"]
                 tensors[f"updates.{name}"] = state["step"]
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with whole(path) as part:
+    with whole_tensors(path) as part:
         save_file(plain, part, {"step": str(step), "config": json.dumps(to_dict(config))})
 
 

@@ -38,9 +38,9 @@ def train(
 
     data: the folder which the configuration's `data.folders` are relative to. resume: go on from the checkpoint in
     `out`, exactly. perceptual: file of the feature network's weights, or a folder of such files, in place of the
-    configuration's and $MCODE_PERCEPTUAL. report: called with each row of OUT/log.jsonl. Under torchrun all processes train
-    together and the first one writes. Raises ConfigError, InputError for data or checkpoints that cannot be used,
-    McodeError when the loss is not finite.
+    configuration's and $MCODE_PERCEPTUAL; for ncode's dcgan also a network of torch.export (.pt2). report: called with each
+    row of OUT/log.jsonl. Under torchrun all processes train together and the first one writes. Raises ConfigError, InputError
+    for data or checkpoints that cannot be used, McodeError when the loss is not finite.
     """
     config = read_config(config_path)
     if perceptual is not None:
@@ -67,9 +67,16 @@ def train(
 
 
 def _with_perceptual(config: Training, path: Path) -> Training:
-    """config with the weights of its feature network, or a feature network, taken from path. Raises InputError."""
+    """config with the weights of its feature network, or a feature network, taken from path. Raises InputError, also where the
+    loss has no such network."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder of a feature network")
+    if not _sees_features(config):
+        raise InputError(f"--perceptual {path}: the loss of this configuration has no feature network; leave --perceptual out")
+    if path.suffix == ".pt2" and not isinstance(config, NCodeTraining):
+        raise InputError(
+            f'--perceptual {path}: networks of torch.export serve kind = "ncode" of family "dcgan" alone; give weights'
+        )
     if isinstance(config, NCodeTraining):
         return replace(config, encoding=replace(config.encoding, perceptual_file=str(path)))
     if isinstance(config, ResidualTraining):
@@ -78,6 +85,16 @@ def _with_perceptual(config: Training, path: Path) -> Training:
 
     os.environ[WEIGHTS_VARIABLE] = str(path)
     return config
+
+
+def _sees_features(config: Training) -> bool:
+    if isinstance(config, NCodeTraining):
+        return config.encoding.perceptual != "none" and config.encoding.l2 > 0
+    if isinstance(config, ResidualTraining):
+        return config.l2 > 0
+    if isinstance(config, HificTraining):
+        return config.loss.perceptual != "none" and config.loss.k_perceptual > 0
+    return config.loss.perceptual > 0
 
 
 def export(checkpoint: str | os.PathLike[str], data: str | os.PathLike[str], output: str | os.PathLike[str]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...nets.layers import channels_last
-from ...whole import whole
+from ...whole import whole_tensors
 from .sets import CLASSES
 
 EPOCHS, BATCH, PEAK_RATE, WEIGHT_DECAY, PAD = 10, 256, 0.01, 5e-2, 4
@@ -122,7 +122,7 @@ def accuracy(net: Classifier, pixels: np.ndarray, labels: np.ndarray, device: st
 
 def save(net: Classifier, path: Path, facts: dict[str, object]) -> None:
     """Written whole or not at all."""
-    with whole(path) as part:
+    with whole_tensors(path) as part:
         save_file({k: v.contiguous() for k, v in net.state_dict().items()}, part, {"facts": json.dumps(facts)})
 
 
