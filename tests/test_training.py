@@ -232,6 +232,51 @@ def test_variants_of_ncode_train_and_make_a_manifold(tmp_path, run, options):
     assert model.synthesise(model.analyse(np.zeros((1, 32, 32, 3), np.uint8)), 32, 32).shape == (1, 32, 32, 3)
 
 
+RESIDUAL = """
+kind = "ncode"
+name = "tiny"
+steps = 1
+l3 = 1.0
+class_networks = 1
+class_epochs = 0.2
+held_out = 3
+bits = [3]
+[network]
+family = "residual"
+frame_size = [32, 32]
+m = 3
+width = 4
+blocks = 1
+encoder = true
+[data]
+folders = ["pictures", "others"]
+batch = 2
+"""
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT, RESIDUAL], ids=["ncode", "hific", "compact", "residual"])
+def test_bfloat16_is_used_where_it_is_fast_alone(tmp_path, data, monkeypatch, config, fast):
+    for name, supported in (("amx_tile", fast), ("avx512_bf16", False)):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda supported=supported: supported, raising=False)
+    for folder in ("pictures", "others"):
+        shutil.copytree(data / "pictures", tmp_path / folder)
+    (tmp_path / "c.toml").write_text(config.replace("bfloat16 = false", ""))
+    seen = set()
+
+    def note(module, given, output):
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d) and torch.is_grad_enabled():
+            seen.add(output.dtype)
+
+    monkeypatch.setattr("mcode.training.train.export", lambda *given, **more: "")
+    handle = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        train(tmp_path / "c.toml", tmp_path, tmp_path / "out", device="cpu")
+    finally:
+        handle.remove()
+    assert seen and (torch.bfloat16 in seen) == fast
+
+
 def test_augmented_pictures_are_shifted_and_keep_their_gradient():
     torch.manual_seed(0)
     x = torch.zeros(64, 3, 32, 32)

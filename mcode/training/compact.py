@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..evaluation import features
-from ..latents import fast_dtype
 from ..manifold import PRICES, ZERO_MARGIN, find, load, read_info
 from ..nets import STRIDE
 from ..nets.eye import load_eyes
@@ -176,11 +175,6 @@ class CompactTraining:
             raise ValueError("hyper needs a start, whose hyperprior counts the bits")
 
 
-def _fast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the processor computes it, float32 elsewhere, where it is many times faster than emulated bfloat16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast_dtype(device) == torch.bfloat16)
-
-
 def lambdas(config: LossConfig, qualities: int) -> Tensor:
     """(qualities,): the price of a squared error of 1 (0..255 scale) in bits per pixel."""
     if config.lambdas:
@@ -283,7 +277,7 @@ def train(
         x = torch.from_numpy(next(crops)).to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         x = x.contiguous(memory_format=torch.channels_last)
         quality = torch.randint(config.network.qualities, (len(x),)).to(device)
-        with _fast(x.device):
+        with loop.autocast(x.device):
             x_hat, bits, y_hat = model(x, quality)
         x_hat, y_hat = x_hat.float(), y_hat.detach()
         error = (x_hat - x).square().mean((1, 2, 3)) * 127.5**2
@@ -320,7 +314,7 @@ def train(
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done == config.optimiser.steps):
             rate_of_pictures = (done - first) * config.data.batch * workers / (time.monotonic() - started)
             loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config)
-            with _fast(x.device):
+            with loop.autocast(x.device):
                 shut = [share == 0 for share in _opened(model, x, quality, model.net).values()]
             dead = sum(int(each.sum()) for each in shut)
             dead_share = dead / max(1, sum(map(len, shut)))
@@ -344,14 +338,14 @@ class Judge:
     def opinion(self, x_hat: Tensor, y_hat: Tensor) -> Tensor:
         """-log D of reconstructions (B, 3, H, W) given y_hat, (B,); gradients reach x_hat alone."""
         self.d.requires_grad_(False)
-        with _fast(x_hat.device):
+        with loop.autocast(x_hat.device):
             logits = self.d(x_hat, y_hat)
         self.d.requires_grad_(True)
         return F.softplus(-logits.float()).mean((1, 2, 3))
 
     def learn(self, x: Tensor, x_hat: Tensor, y_hat: Tensor, *, step: int, workers: int) -> float:
         """One step of D; returns its loss, which is 2 log 2 where it cannot tell."""
-        with _fast(x.device):
+        with loop.autocast(x.device):
             logits = self.d(torch.cat([x, x_hat]), torch.cat([y_hat, y_hat])).float()
         on_real, on_coded = logits.chunk(2)
         loss = F.softplus(-on_real).mean() + F.softplus(on_coded).mean()
@@ -483,7 +477,7 @@ class _Features(nn.Module):
         free = x.shape[2] - side
         top, left = (step * 37) % (free + 1), (step * 53) % (free + 1)
         window = (..., slice(top, top + side), slice(left, left + side))
-        with _fast(x.device):
+        with loop.autocast(x.device):
             a, b = x[window] / 2 + 0.5, x_hat[window].clamp(-1.2, 1.2) / 2 + 0.5
             distance = _shared(self.vgg(a[:few]), self.vgg(b[:few]), self.vgg_shares.values())
             if self.squeezenet is not None:

@@ -102,6 +102,7 @@ class HificTraining:
     initial: the checkpoint of another training whose E, G and P this one starts from, relative to --out: GAN models start
     from one trained for rate and distortion alone (section 4), which several can share. D starts afresh.
     freeze: "encoder" keeps E, and P with it, as they are when the GAN sets in: what is sent stays, G and D learn (figure 9).
+    bfloat16: compute in it where it is fast.
     """
 
     kind: Literal["hific"]
@@ -214,7 +215,7 @@ def coder_loss(
     for part in (model.hific.encoder, model.hific.hyperprior):
         part.requires_grad_(not (adversarial and config.freeze == "encoder"))
     distance = disagreement = torch.zeros(())
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
+    with loop.autocast(x.device, config.bfloat16):
         x_hat, y_hat, bits = model.hific(x)
         x_hat, y_hat = x_hat.float(), y_hat.detach()
         if distance_of is not None:
@@ -231,7 +232,7 @@ def coder_loss(
 def discriminator_loss(d: Discriminator, x: Tensor, x_hat: Tensor, y_hat: Tensor, *, bfloat16: bool = False) -> Tensor:
     """Equation 4, on logits: 2 log 2 where D cannot tell. Gradients reach D alone."""
     d.requires_grad_(True)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+    with loop.autocast(x.device, bfloat16):
         judged = d(torch.cat([x, x_hat.detach()]), torch.cat([y_hat, y_hat])).float()
     on_real, on_coded = judged.chunk(2)
     return F.softplus(-on_real).mean() + F.softplus(on_coded).mean()

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from ..config import to_dict
 from ..errors import InputError, McodeError
+from ..latents import fast_dtype
 from ..whole import whole
 
 Report = Callable[[dict[str, float]], None]
@@ -56,6 +57,12 @@ def join_workers(device: str) -> tuple[int, int]:
 def leave_workers() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """bfloat16 where it is wanted and fast (`latents.fast_dtype`), else float32, which is many times faster than emulated
+    bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and fast_dtype(device) == torch.bfloat16)
 
 
 def seed_step(seed: int, step: int, worker: int) -> None:

@@ -108,7 +108,7 @@ class EncodingConfig:
 
 @dataclass(frozen=True)
 class NCodeTraining:
-    """What configs/ncode.toml holds."""
+    """What configs/ncode.toml holds. bfloat16: compute in it where it is fast."""
 
     kind: Literal["ncode"]
     name: str
@@ -239,7 +239,7 @@ class Steps:
         return self.pictures(self.squares.batch(data.batch, self.config.seed * 1000 + self.worker, index, mirror=data.mirror))
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
+        return loop.autocast(self.device, self.config.bfloat16)
 
     def adversarial_step(self, step: int) -> dict[str, float]:
         """critic_steps of d, then one of g. Non-saturating loss (Goodfellow et al. 2014) or Wasserstein."""

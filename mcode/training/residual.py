@@ -69,6 +69,8 @@ class ResidualTraining:
     bit_error_rate: of half the pictures the quantiser's bits are flipped with this probability, as the coder `fixed` would
     have them flipped. The code learns from components alone, unless there is an encoder, with which it learns from
     pictures.
+
+    bfloat16: compute in it where it is fast.
     """
 
     kind: Literal["ncode"]
@@ -167,19 +169,19 @@ def train(
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
         x, base, y = samples.batch(step, worker)
         x, base = augment(x, base, config)
-        with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
+        with loop.autocast(where, config.bfloat16):
             back = base + model.unet(base.contiguous(memory_format=torch.channels_last), y).float()
         squared = (back - x).square().mean((1, 2, 3))
         linear = _plain(model, x, base).sub(x).square().mean((1, 2, 3)).clamp_min(LEAST_ERROR)
         loss = config.l1 * (squared / linear).mean()
         losses = {"psnr": _mean_db(squared.detach()), "psnr_linear": _mean_db(linear)}
         if features is not None:
-            with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
+            with loop.autocast(where, config.bfloat16):
                 distance = features(*_same_crop(x, back, config.feature_crop)).mean()
             loss = loss + config.l2 * distance
             losses["feature"] = distance.item()
         if judged is not None:
-            with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
+            with loop.autocast(where, config.bfloat16):
                 distance = judged(x, back).mean()
             loss = loss + config.l3 * distance
             losses["classes"] = distance.item()
@@ -236,13 +238,13 @@ def _unseen(
     for name, parameter in twin.named_parameters():
         parameter.copy_(ema[f"unet.{name}"])
     x, base, y = samples.at(at, np.random.default_rng(0), mirror=False)
-    with torch.autocast(samples.device.type, torch.bfloat16, enabled=config.bfloat16):
+    with loop.autocast(samples.device, config.bfloat16):
         back = base + twin(base.contiguous(memory_format=torch.channels_last), y).float()
     scores = {}
     for key, picture in (("linear", base), ("network", back)):
         scores[f"unseen_psnr_{key}"] = round(_mean_db((picture.clamp(-1, 1) - x).square().mean((1, 2, 3))), 3)
         if features is not None:
-            with torch.autocast(samples.device.type, torch.bfloat16, enabled=config.bfloat16):
+            with loop.autocast(samples.device, config.bfloat16):
                 distances = features(*(t.expand(-1, 3, -1, -1) / 2 + 0.5 for t in (x, picture)))
             scores[f"unseen_feature_{key}"] = round(float(distances.mean()), 5)
     return scores, (x[:16], base[:16], back[:16])
@@ -338,7 +340,7 @@ class Samples:
         pixels[flips] = pixels[flips, :, ::-1]
         x = pictures(pixels, self.device)
         if self.model.encoder is not None:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16):
+            with loop.autocast(self.device, config.bfloat16):
                 y = self.model.encode(x)
             y = self._rounded(y, self.model.deviation, rng)
             return x, self.model.base(y), y / self.model.deviation
