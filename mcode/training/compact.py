@@ -34,6 +34,8 @@ from .patches import fit_patches
 
 _SMALLEST_WINDOW = 32
 """Pixels a side that SqueezeNet needs."""
+START_ID = "start_id"
+"""Entry of checkpoints and cards: the id of the manifold that `start` was."""
 _ALIVE = 0.1
 """Of pictures in which a hidden channel is to open at all; see `_revive`."""
 
@@ -220,7 +222,7 @@ def train(
     The log's `dead` counts hidden channels that are 0 all over the last batch, `dead_share` of all: they learn nothing, and a
     training that goes on from the manifold starts them afresh. With resume it goes on from the checkpoint: same crops, same
     noise, same optimiser state, as if it had not stopped.
-    Raises McodeError when the loss is not finite, naming the step.
+    Raises McodeError when the loss is not finite, naming the step, and InputError where `start` is another by then.
     """
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
@@ -231,7 +233,10 @@ def train(
     first, saved = loop.begin(out, resume, model)
     checkpoint = out / loop.CHECKPOINT
     lam = lambdas(config.loss, config.network.qualities)
-    begun = None if saved is not None or config.start is None else _start_from(model, config.start, lam)
+    begun = None
+    if saved is None and config.start is not None:
+        begun = _start_from(model, config.start, lam, as_it_is=config.part == "synthesis")
+    start_id = _start_id(config, None if saved is None else checkpoint)
     margin = _margin_of(config) if config.part == "synthesis" else None
     pictures = load_pictures(
         [data / f for f in config.data.folders], longest=config.data.longest, frames_per_video=config.data.frames_per_video
@@ -313,7 +318,7 @@ def train(
             _revive(model, _probe(config, pictures).to(device), _trained(model, config), ema, optimiser)
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done == config.optimiser.steps):
             rate_of_pictures = (done - first) * config.data.batch * workers / (time.monotonic() - started)
-            loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config)
+            loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config, **start_id)
             with loop.autocast(x.device):
                 shut = [share == 0 for share in _opened(model, x, quality, model.net).values()]
             dead = sum(int(each.sum()) for each in shut)
@@ -353,13 +358,38 @@ class Judge:
         return loss.item()
 
 
+def _start_id(config: CompactTraining, checkpoint: Path | None) -> dict[str, str]:
+    """The start's id under START_ID, as the checkpoint has it if there is one; nothing without a start. Raises InputError where
+    the start, of which the training takes something still, is another by now."""
+    known = {} if checkpoint is None else loop.read_metadata(checkpoint)
+    kept = {key: value for key, value in known.items() if key == START_ID}
+    if config.start is None or not (checkpoint is None or config.part == "synthesis" or config.loss.hyper):
+        return kept
+    check_start(config.start, kept.get(START_ID))
+    return {START_ID: read_info(config.start).id}
+
+
+def check_start(start: str, wanted: str | None) -> None:
+    """Raises InputError where the manifold `start` is not the one with this id; None: any."""
+    found = read_info(start).id
+    if wanted not in (None, found):
+        given = f"{start}: is manifold {found} now, and the training started from {wanted}"
+        raise InputError(f"{given}; put that one back, or train anew into another --out")
+
+
+def _place(step: int, free: int, of: int) -> tuple[int, int]:
+    """Row and column of a window, 0..free - 1 each: by chance, and always the same for a step and `of`, the kind of window."""
+    row, column = np.random.default_rng((step, of)).integers(free, size=2).tolist()
+    return row, column
+
+
 def _windows(step: int, size: int, *maps: Tensor) -> tuple[Tensor, ...]:
     """A window of `size` pixels, which moves from step to step by whole latents, out of pictures and what belongs to them, the
     last of them latents; all of them where size is 0."""
     if not size:
         return maps
     free = maps[-1].shape[2] - size // STRIDE + 1
-    top, left = step * 5 % free, (step * 7 + step // free) % free
+    top, left = _place(step, free, 0)
     found = []
     for part in maps:
         unit = part.shape[2] // maps[-1].shape[2]
@@ -416,10 +446,10 @@ def _initialise(
         model.rate.log_scale.copy_((model.gains.gain() * y.abs().mean((0, 2, 3))).log().unsqueeze(1) + spread)
 
 
-def _start_from(model: CompactHific, start: str, lam: Tensor) -> tuple[Tensor, Tensor]:
+def _start_from(model: CompactHific, start: str, lam: Tensor, *, as_it_is: bool = False) -> tuple[Tensor, Tensor]:
     """Loads the manifold's networks; returns the logarithms of its gains and of what reconstruction shrinks by, (qualities, C).
 
-    Both are the manifold's where its prices rise from quality to quality as `lam` does. Elsewhere its highest quality gives
+    Both are the manifold's with `as_it_is`, and where its prices rise from quality to quality as `lam` does. Elsewhere its highest quality gives
     the gains of the highest, and the others follow its line of gain over lambda: gains adapt quickly, they only must not
     start far off. Raises InputError where the networks do not fit.
     """
@@ -440,12 +470,18 @@ def _start_from(model: CompactHific, start: str, lam: Tensor) -> tuple[Tensor, T
     for name, module in model.net.named_modules():
         if isinstance(module, ResidualBlock) and f"{name}.conv2.weight" not in tensors:
             nn.init.zeros_(module.conv2.weight)
+    if as_it_is:
+        if len(gain) != len(lam):
+            given = f"network.qualities = {len(lam)}, and {path} has {len(gain)}"
+            raise InputError(f"{given}; a training of the synthesis alone keeps them: set qualities = {len(gain)}")
+        return gain.log(), shrink
     card = read_info(path).card
     paid = torch.tensor(card.get(PRICES, {}).get("lambdas", []))
     if paid.shape == lam.shape and torch.allclose(lam / paid, lam[0] / paid[0], rtol=1e-2):
         return gain.log(), shrink
     known = card.get("training_config", {}).get("loss", {})
-    spread = math.log(known.get("lambda_high", 0.0175) / known.get("lambda_low", 0.0006))
+    low, high = known.get("lambda_low", 0.0006), known.get("lambda_high", 0.0175)
+    spread = math.log(paid[-1] / paid[0] if len(paid) > 1 else high / low)
     slope = (gain[-1].log() - gain[0].log()) / spread
     log_gain = gain[-1].log() + (lam.log() - lam[-1].log()).unsqueeze(1) * slope
     return log_gain, torch.zeros_like(log_gain)
@@ -474,8 +510,7 @@ class _Features(nn.Module):
     def forward(self, x: Tensor, x_hat: Tensor, step: int) -> Tensor:
         """(B,), whose mean is the loss: what is seen of some pictures alone counts the more there."""
         side, few = self.config.perceptual_size, min(self.config.perceptual_crops, len(x))
-        free = x.shape[2] - side
-        top, left = (step * 37) % (free + 1), (step * 53) % (free + 1)
+        top, left = _place(step, x.shape[2] - side + 1, 1)
         window = (..., slice(top, top + side), slice(left, left + side))
         with loop.autocast(x.device):
             a, b = x[window] / 2 + 0.5, x_hat[window].clamp(-1.2, 1.2) / 2 + 0.5

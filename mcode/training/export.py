@@ -19,7 +19,7 @@ from ..nets import STRIDE, int8
 from ..nets.hific import Gains
 from ..nets.int8 import ANALYSIS, ANALYSIS_RANGES, RANGES
 from . import loop
-from .compact import CompactTraining, lambdas
+from .compact import START_ID, CompactTraining, check_start, lambdas
 from .crops import PICTURES, VIDEOS, frame_runs, load_pictures
 from .deltas import RUN, chained, chains
 
@@ -34,13 +34,15 @@ def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str
 
     data: the folder of the training's `data.folders`, whose pictures (at most `pictures` of them, evenly spaced) and
     videos (three places in each) the code tables are fitted to. A training of the synthesis alone keeps its start's tables,
-    gains, margin and hyperprior. Raises InputError for a file that is no checkpoint.
+    gains, margin and hyperprior. Raises InputError for a file that is no checkpoint, and where that start is another by now.
     """
     step, values, state = loop.read_checkpoint(checkpoint)
     config = from_dict(values, CompactTraining, source=str(checkpoint))
     weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     weights |= {k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")}
     network = config.network
+    if (start_id := loop.read_metadata(checkpoint).get(START_ID)) is not None:
+        card = card | {START_ID: start_id}
     if config.part == "synthesis":
         return _with_synthesis(config, weights, data, output, card | {"steps": step})
     gains = Gains(network.qualities, network.channels)
@@ -86,6 +88,7 @@ def ranges_of(model: manifold.Manifold, latents: Sequence[Tensor]) -> list[list[
 def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], data: Path, output: Path, card: dict[str, Any]) -> str:
     """The start with this synthesis: what is sent, how it is coded and what bits are worth stay to the last bit."""
     assert config.start is not None
+    check_start(config.start, card.get(START_ID))
     trained = {k.removeprefix("net."): v.half() for k, v in weights.items() if k.startswith("net.synthesis_net.")}
     card = (
         {manifold.PRICES: _prices(config)} | manifold.read_info(config.start).card | card | {"training_config": to_dict(config)}

@@ -202,20 +202,28 @@ def begin(out: Path, resume: bool, model: nn.Module) -> tuple[int, dict[str, Ten
     return step, tensors
 
 
-def read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
-    """Step, config as nested dicts, and tensors. Raises InputError."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """step, config and what else `save_checkpoint` was given. Raises InputError."""
     try:
         with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: no readable checkpoint ({error})") from error
+
+
+def read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+    """Step, config as nested dicts, and tensors. Raises InputError."""
+    metadata = read_metadata(path)
+    try:
         return int(metadata["step"]), json.loads(metadata["config"]), load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: no readable checkpoint ({error})") from error
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, ema: Mapping[str, Tensor], optimisers: Sequence[Optimizer], step: int, config: Any
+    path: Path, model: nn.Module, ema: Mapping[str, Tensor], optimisers: Sequence[Optimizer], step: int, config: Any, **more: str
 ) -> None:
-    """Written whole or not at all: a kill leaves the checkpoint before. config: a dataclass."""
+    """Written whole or not at all: a kill leaves the checkpoint before. config: a dataclass; more: of the metadata."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.items()}
     for name, parameter in model.named_parameters():
         for optimiser in optimisers:
@@ -224,7 +232,7 @@ def save_checkpoint(
                 tensors[f"updates.{name}"] = state["step"]
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with whole(path) as part:
-        save_file(plain, part, {"step": str(step), "config": json.dumps(to_dict(config))})
+        save_file(plain, part, {"step": str(step), "config": json.dumps(to_dict(config))} | more)
 
 
 def load_moments(optimisers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor] | None, step: int) -> None:
