@@ -230,7 +230,7 @@ def train(
     d = None
     if config.loss.adversarial:
         d = model.d = Discriminator(config.network.channels, norm=config.loss.norm, conditional=config.loss.conditional)
-    first, saved = loop.begin(out, resume, model)
+    first, saved = loop.begin(out, resume, model, config)
     checkpoint = out / loop.CHECKPOINT
     lam = lambdas(config.loss, config.network.qualities)
     begun = None
@@ -449,9 +449,9 @@ def _initialise(
 def _start_from(model: CompactHific, start: str, lam: Tensor, *, as_it_is: bool = False) -> tuple[Tensor, Tensor]:
     """Loads the manifold's networks; returns the logarithms of its gains and of what reconstruction shrinks by, (qualities, C).
 
-    Both are the manifold's with `as_it_is`, and where its prices rise from quality to quality as `lam` does. Elsewhere its highest quality gives
-    the gains of the highest, and the others follow its line of gain over lambda: gains adapt quickly, they only must not
-    start far off. Raises InputError where the networks do not fit.
+    Both are the manifold's with `as_it_is`, and where its prices rise from quality to quality as `lam` does. Elsewhere its
+    highest quality gives the gains of the highest, and the others follow its line of gain over lambda: gains adapt quickly,
+    they only must not start far off. Raises InputError where the networks do not fit.
     """
     from safetensors.torch import load_file
 

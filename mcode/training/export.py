@@ -29,15 +29,24 @@ LONGEST = 1024
 DEFAULT_QUALITY = 5
 
 
-def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str, Any], pictures: int = 100) -> str:
+def export_compact(
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    *,
+    card: dict[str, Any],
+    pictures: int = 100,
+    config: CompactTraining | None = None,
+) -> str:
     """Writes the manifold file; returns its id.
 
     data: the folder of the training's `data.folders`, whose pictures (at most `pictures` of them, evenly spaced) and
-    videos (three places in each) the code tables are fitted to. A training of the synthesis alone keeps its start's tables,
-    gains, margin and hyperprior. Raises InputError for a file that is no checkpoint, and where that start is another by now.
+    videos (three places in each) the code tables are fitted to. config: in place of the checkpoint's, for the name and
+    zero_margin. A training of the synthesis alone keeps its start's tables, gains, margin and hyperprior. Raises InputError
+    for a file that is no checkpoint, and where that start is another by now.
     """
     step, values, state = loop.read_checkpoint(checkpoint)
-    config = from_dict(values, CompactTraining, source=str(checkpoint))
+    config = config or from_dict(values, CompactTraining, source=str(checkpoint))
     weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     weights |= {k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")}
     network = config.network

@@ -23,6 +23,7 @@ from .crops import CropStream, check_crops, load_pictures
 from .paper import fit_tables, save
 
 EXPORT_PICTURES, EXPORT_LONGEST = 100, 1024
+STAGES = ("optimiser.steps", "optimiser.adversarial_steps")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def train(
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
     model = Networks(config)
-    first, saved = loop.begin(out, resume, model)
+    first, saved = loop.begin(out, resume, model, config, STAGES)
     if config.initial is not None and saved is None:
         _start_from(model.hific, Path(os.path.normpath(out / config.initial)))  # out may not exist yet
     distance_of = perceptual_distance(config.loss, device)
@@ -281,8 +282,17 @@ def _steps_before(initial: str | None, folder: Path) -> int | None:
     return None if before is None else step + before
 
 
-def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
+def export(
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+    config: HificTraining | None = None,
+) -> str:
     """A checkpoint as a manifold file of one quality, in half precision; returns its id. Raises InputError.
+
+    config: in place of the checkpoint's, for the name.
 
     The code tables are fitted to pictures and video frames of the training's folders, and to deltas of rendered scenes. The
     card's `steps` are those of all stages; `start_steps`, those of `initial`, is left out where its checkpoint is not there.
@@ -290,7 +300,7 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
     step, values, tensors = loop.read_checkpoint(checkpoint)
     if values.get("kind") != "hific" or values.get("network", {}).get("family") != "paper":
         raise InputError(f"{checkpoint}: not a checkpoint of the full-size hific networks")
-    config = from_dict(values, HificTraining, source=str(checkpoint))
+    config = config or from_dict(values, HificTraining, source=str(checkpoint))
     net = MeanHific(config.network).eval()
     net.load_state_dict({k.removeprefix("model.hific."): v for k, v in tensors.items() if k.startswith("model.hific.")})
     pictures = load_pictures([data / f for f in config.data.folders], longest=EXPORT_LONGEST, frames_per_video=1)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..config import to_dict
+from ..config import from_dict, to_dict
 from ..errors import InputError, McodeError
 from ..latents import fast_dtype
 from ..whole import whole
 
 Report = Callable[[dict[str, float]], None]
 CHECKPOINT = "checkpoint.safetensors"
+MAY_CHANGE = {
+    *("learning_rate", "discriminator_rate", "final_rate", "warmup", "decay_steps", "clip", "revive_every"),
+    *("checkpoint_every", "bfloat16", "perceptual_file"),
+    *("name", "zero_margin", "default_quality"),  # of what is exported
+    "easy_steps",  # which `scripts/ablation.py --steps` sets with the steps
+}
+"""Keys, of whatever table, that a training may go on with other values of."""
 
 
 def check_numbers(config: Any) -> None:
@@ -184,22 +192,49 @@ def _step_of(row: str) -> float:
         return math.inf
 
 
-def begin(out: Path, resume: bool, model: nn.Module) -> tuple[int, dict[str, Tensor] | None]:
+def begin(
+    out: Path, resume: bool, model: nn.Module, config: Any, stages: Sequence[str] = ("optimiser.steps",)
+) -> tuple[int, dict[str, Tensor] | None]:
     """(step to go on from, tensors of the checkpoint), with the model's weights loaded; (0, None) where there is none.
 
-    Raises InputError where a checkpoint stands in `out` and resume is False, and for one damaged or of another network.
+    config: a dataclass; stages: its keys of steps, in order. Raises InputError where a checkpoint stands in `out` and resume is
+    False, and for one damaged, of another network or of another configuration, but for MAY_CHANGE and the steps of a stage that
+    is not over.
     """
     path = out / CHECKPOINT
     if not path.exists():
         return 0, None
     if not resume:
         raise InputError(f"{path}: exists; go on from it with --resume or choose another --out")
-    step, _, tensors = read_checkpoint(path)
+    step, stored, tensors = read_checkpoint(path)
     try:
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     except RuntimeError as error:
         raise InputError(f"{path}: a checkpoint of other networks than this configuration's; choose another --out") from error
+    _check_same(path, step, from_dict(stored, type(config), source=str(path)), config, stages)
     return step, tensors
+
+
+def _check_same(path: Path, step: int, before: Any, now: Any, stages: Sequence[str]) -> None:
+    old, new = (dict(_keys(to_dict(each))) for each in (before, now))
+    ends = list(accumulate(old[stage] for stage in stages))
+    open_stages = [stage for stage, end in zip(stages, ends, strict=True) if step <= end]
+    for key, value in new.items():
+        if value != old[key] and key not in open_stages and key.rpartition(".")[2] not in MAY_CHANGE:
+            given = f"{path}: is of a training with {key} = {json.dumps(old[key])}, not {json.dumps(value)}"
+            raise InputError(f"{given}; set it back, or choose another --out")
+    if open_stages and (done := step - sum(old[stage] for stage in stages if stage not in open_stages)) > new[open_stages[0]]:
+        given = f"{open_stages[0]} = {new[open_stages[0]]}, and {path} has {done} of them behind it"
+        raise InputError(f"{given}; set {done} or more, or choose another --out")
+
+
+def _keys(values: Mapping[str, Any], table: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested dicts."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{table}{key}.")
+        else:
+            yield f"{table}{key}", value
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -221,7 +256,13 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, ema: Mapping[str, Tensor], optimisers: Sequence[Optimizer], step: int, config: Any, **more: str
+    path: Path,
+    model: nn.Module,
+    ema: Mapping[str, Tensor],
+    optimisers: Sequence[Optimizer],
+    step: int,
+    config: Any,
+    **more: str,
 ) -> None:
     """Written whole or not at all: a kill leaves the checkpoint before. config: a dataclass; more: of the metadata."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.items()}

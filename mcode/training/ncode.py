@@ -31,6 +31,7 @@ from .deltas import coordinate_tables, first_clips
 from .squares import Squares, load_squares
 
 DEFAULT_BITS = 5
+STAGES = ("adversarial.steps", "encoding.steps")
 STATISTICS_BATCHES = 50
 """Over which batch norm's statistics are measured for the weights that are kept."""
 _PERCEPTUAL = Literal["none", "vgg19", "alexnet"]
@@ -161,7 +162,7 @@ def train(
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
     model = Networks(config)
-    first, saved = loop.begin(out, resume, model)
+    first, saved = loop.begin(out, resume, model, config, STAGES)
     squares = _load(config, data)
     features = _feature_distance(config.encoding, torch.device(device))
     channels_last(model, device)
@@ -398,14 +399,22 @@ def load_network(path: str) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
+def export(
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+    config: NCodeTraining | None = None,
+) -> str:
     """A finished training as a manifold file; returns its id. data: the folder of the training's `data.folders`, to
-    whose latents the code tables are fitted. Raises InputError for checkpoints of other kinds or before stage 2.
+    whose latents the code tables are fitted. config: in place of the checkpoint's, for the name. Raises InputError for
+    checkpoints of other kinds or before stage 2.
     """
     step, values, tensors = loop.read_checkpoint(checkpoint)
     if values.get("kind") != "ncode":
         raise InputError(f"{checkpoint}: a checkpoint of kind {values.get('kind')}, not ncode")
-    config = from_dict(values, NCodeTraining, source=str(checkpoint))
+    config = config or from_dict(values, NCodeTraining, source=str(checkpoint))
     if step <= config.adversarial.steps:
         raise InputError(f"{checkpoint}: stopped at step {step}, before f is trained; go on from it with --resume")
     net = NCode(config.network)

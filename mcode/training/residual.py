@@ -149,7 +149,7 @@ def train(
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
     model = Residual(config.network)
-    first, saved = loop.begin(out, resume, model)
+    first, saved = loop.begin(out, resume, model, config, ("steps",))
     squares = load(config, data)
     where = torch.device(device)
     if saved is None:
@@ -508,10 +508,18 @@ def _without_network(config: ResidualConfig) -> ResidualConfig:
     return replace(config, m=config.rows, components=0, width=1, blocks=0, encoder=False, code=0, direct=False)
 
 
-def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
-    """A training's checkpoint as a manifold file; returns its id. data: as in `train`, for the code tables."""
+def export(
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+    config: ResidualTraining | None = None,
+) -> str:
+    """A training's checkpoint as a manifold file; returns its id. data: as in `train`, for the code tables. config: in place of
+    the checkpoint's, for the name and default_quality."""
     step, values, tensors = loop.read_checkpoint(checkpoint)
-    config = from_dict(values, ResidualTraining, source=str(checkpoint))
+    config = config or from_dict(values, ResidualTraining, source=str(checkpoint))
     net = Residual(config.network)
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     net.load_state_dict(state | {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
