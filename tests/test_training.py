@@ -476,6 +476,26 @@ def test_a_manifold_that_lies_in_out_is_not_replaced(tmp_path, run):
     assert (out / "renamed.safetensors").read_bytes() == b"of another training"
 
 
+@pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT, RESIDUAL], ids=["ncode", "hific", "compact", "residual"])
+def test_weights_beyond_half_precision_are_not_exported(tmp_path, data, config):
+    for folder in ("pictures", "others"):
+        shutil.copytree(data / "pictures", tmp_path / folder)
+    (tmp_path / "c.toml").write_text(config)
+    made = train(tmp_path / "c.toml", tmp_path, tmp_path / "out", device="cpu")
+    made.unlink()
+    path = tmp_path / "out" / loop.CHECKPOINT
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+    tensors = content(path)
+    for name in tensors:
+        if name.startswith(("model.", "ema.")) and name.endswith((".conv1.weight", "f.last.weight", "generator.last.weight")):
+            tensors[name] = tensors[name] * 0 + 7e4
+    save_file(tensors, path, metadata)
+    with pytest.raises(InputError, match=r"weight holds values beyond half precision \(65504\)"):
+        export(path, tmp_path, made)
+    assert not made.exists()
+
+
 def test_a_stage_1_checkpoint_is_not_exported(tmp_path, run, data):
     def keep(row: dict[str, float]) -> None:
         if row["step"] == 3:

@@ -58,7 +58,7 @@ def export_compact(
     gains.load_state_dict({k.removeprefix("gains."): v for k, v in weights.items() if k.startswith("gains.")})
     with torch.no_grad():
         gain, inverse = gains.gain(), gains.inverse()
-    tensors = {k.removeprefix("net."): v.half() for k, v in weights.items() if k.startswith("net.")}
+    tensors = loop.halved({k.removeprefix("net."): v for k, v in weights.items() if k.startswith("net.")})
     tensors |= {"gain": gain, "inverse": inverse}
     arrays = {k: v.contiguous().numpy() for k, v in tensors.items()}
     described = {
@@ -98,7 +98,7 @@ def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], data: P
     """The start with this synthesis: what is sent, how it is coded and what bits are worth stay to the last bit."""
     assert config.start is not None
     check_start(config.start, card.get(START_ID))
-    trained = {k.removeprefix("net."): v.half() for k, v in weights.items() if k.startswith("net.synthesis_net.")}
+    trained = loop.halved({k.removeprefix("net."): v for k, v in weights.items() if k.startswith("net.synthesis_net.")})
     card = (
         {manifold.PRICES: _prices(config)} | manifold.read_info(config.start).card | card | {"training_config": to_dict(config)}
     )

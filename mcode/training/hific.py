@@ -303,6 +303,7 @@ def export(
     config = config or from_dict(values, HificTraining, source=str(checkpoint))
     net = MeanHific(config.network).eval()
     net.load_state_dict({k.removeprefix("model.hific."): v for k, v in tensors.items() if k.startswith("model.hific.")})
+    halves = loop.halved(net.state_dict())
     pictures = load_pictures([data / f for f in config.data.folders], longest=EXPORT_LONGEST, frames_per_video=1)
     if not pictures:
         raise InputError(f"{data}: no pictures or videos that can be read in {', '.join(config.data.folders)}")
@@ -311,7 +312,7 @@ def export(
     return save(
         output,
         net,
-        {k: v.half() for k, v in net.state_dict().items()},
+        halves,
         fitted.tables,
         name=config.name,
         card={

@@ -276,6 +276,16 @@ def save_checkpoint(
         save_file(plain, part, {"step": str(step), "config": json.dumps(to_dict(config))} | more)
 
 
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In float16, as manifolds keep weights. Raises InputError where one holds values beyond its range, or none at all."""
+    stored = {name: tensor.half() for name, tensor in tensors.items()}
+    for name, tensor in stored.items():
+        if not tensor.isfinite().all():
+            given = f"{name} holds values beyond half precision (65504), so there is no manifold of this training"
+            raise InputError(f"{given}; train anew with a lower learning_rate")
+    return stored
+
+
 def load_moments(optimisers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor] | None, step: int) -> None:
     """Adam's state from a checkpoint's tensors, in each parameter's own device and memory format.
 

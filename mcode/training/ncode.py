@@ -421,6 +421,8 @@ def export(
     averaged = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.f.")}
     kept = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith(("model.f.", "model.g."))}
     net.load_state_dict(kept | averaged)
+    # Convolutions in half precision; batch norm's few numbers as they are, variances do not fit float16's range.
+    halves = loop.halved({k: v for k, v in net.state_dict().items() if v.dim() > 1})
     squares = _load(config, data)
     batches = (squares.batch(config.data.batch, config.seed, i, mirror=False) for i in range(STATISTICS_BATCHES))
     measure_statistics(net.f, (_tensor(pixels) for pixels in batches))
@@ -450,8 +452,7 @@ def export(
             "network": to_dict(config.network),
         },
         tables=tables,
-        # Convolutions in half precision; batch norm's few numbers as they are, variances do not fit float16's range.
-        tensors={k: (v.half() if v.dim() > 1 else v).contiguous().numpy() for k, v in state.items()},
+        tensors={k: v.contiguous().numpy() for k, v in (state | halves).items()},
         card=facts | dict(card or {}),
     )
 

@@ -545,6 +545,8 @@ def save(
         steps = [config.step * 2 ** ((DEFAULT_QUALITY - q) / 2) / 127.5 for q in range(1, QUALITIES + 1)]
         gains = [torch.full((config.network.m,), 1 / s) for s in steps]
     net.prepare()
+    exact = {"basis", "basis_scale", "deviation", "spread", "offset"}
+    halves = loop.halved({k: v for k, v in net.state_dict().items() if k not in exact})
     clips, y, squared = _encode(net, squares, gains[config.default_quality - 1])
     tables = []
     for bits, gain in enumerate(gains, start=1):
@@ -572,7 +574,7 @@ def save(
             "network": to_dict(config.network),
         },
         tables=tables,
-        tensors={k: (v if k in exact else v.half()).contiguous().numpy() for k, v in net.state_dict().items()}
+        tensors={k: v.contiguous().numpy() for k, v in (net.state_dict() | halves).items()}
         | {"gain": torch.stack(gains).numpy()},
         card=facts | dict(card or {}),
     )
