@@ -645,7 +645,34 @@ def test_batches_depend_on_seed_and_step_alone(data):
     assert not np.array_equal(squares.batch(4, 1, 5, mirror=True), squares.batch(4, 1, 6, mirror=True))
 
 
+def test_steps_seeds_and_workers_draw_numbers_of_their_own():
+    def drawn(seed: int, step: int, worker: int) -> tuple[float, ...]:
+        loop.seed_step(seed, step, worker)
+        return tuple(torch.rand(2).tolist())
+
+    assert drawn(2, 0, 0) != drawn(1, 7919, 0) and drawn(1, 0, 64) != drawn(1, 1, 0)
+    assert drawn(3, 5, 1) == drawn(3, 5, 1)
+
+
 # Several processes
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "no RANK in the environment, .* or unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE = x in the environment"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}, "no MASTER_ADDR in the environment"),
+    ],
+)
+def test_half_a_group_of_processes_is_one_line(tmp_path, run, monkeypatch, variables, message):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        run(NCODE)
+
 
 WORKER = """
 import sys, torch

@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
@@ -75,7 +76,7 @@ def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
 
 def seed_step(seed: int, step: int, worker: int) -> None:
     """Makes the random numbers of a step depend on nothing before it: what lets a run resume exactly."""
-    torch.manual_seed((seed * 7919 + step) * 64 + worker)
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, worker)).generate_state(1, np.uint64)[0]))
 
 
 def update(optimiser: Optimizer, loss: Tensor, *, step: int, workers: int, clip: float | None = None) -> float:
