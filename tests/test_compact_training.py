@@ -451,6 +451,10 @@ def test_a_loss_that_contradicts_itself_is_refused(loss):
         ("optimiser", {"checkpoint_every": 0}, "steps and checkpoint_every"),
         ("optimiser", {"learning_rate": 0.0}, "learning_rate is 0.0"),
         ("optimiser", {"discriminator_rate": -1.0}, "discriminator_rate is -1.0"),
+        ("network", {"channels": 800, "stages": [0, 4, 800]}, "network.channels = 800; .* 768 components at most"),
+        ("loss", {"adversarial_size": 16, "norm": "instance"}, 'adversarial_size = 16: norm = "instance" .* give 32 or more'),
+        ("loss", {"adversarial": -1.0}, "adversarial is -1.0; it is 0 or more"),
+        ("loss", {"perceptual": 1.0, "perceptual_size": 48, "maps": [["fire6", -0.1]]}, "share of fire6 in maps is negative"),
     ],
 )
 def test_a_configuration_that_cannot_be_trained_is_refused(table, values, message):

@@ -60,6 +60,9 @@ class PaperConfig:
         for name in ("channels", "width", "blocks", "hyper", "qualities"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} is not 1 or more")
+        for name in ("channels", "width"):
+            if getattr(self, name) < 2 and self.autoencoder == "hific" and self.norm == "channel":
+                raise ValueError(f"{name} = {getattr(self, name)} is not 2 or more: one channel cannot be normalised by itself")
         if self.autoencoder == "mean-scale" and self.norm != "channel":
             raise ValueError(f'norm = "{self.norm}": the mean-scale autoencoder has none; leave it out')
 

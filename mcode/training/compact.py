@@ -32,6 +32,7 @@ from . import loop
 from .crops import CropStream, check_crops, draw_crop, load_pictures
 from .patches import fit_patches
 
+PATCH_VALUES = 3 * STRIDE * STRIDE
 _SMALLEST_WINDOW = 32
 """Pixels a side that SqueezeNet needs."""
 START_ID = "start_id"
@@ -109,6 +110,10 @@ class LossConfig:
             raise ValueError(f"adversarial_size is {self.adversarial_size}; it is 0 or a multiple of {STRIDE}")
         if self.adversarial and self.adversarial_from < self.ramp:
             raise ValueError("adversarial_from is at least ramp: D learns for so long before")
+        weights = ("perceptual", "squeezenet", "grid", "eyes", "adversarial")
+        loop.check_not_negative(self, *weights, "perceptual_from", "adversarial_from", "ramp")
+        if negative := [name for name, share in self.maps if share < 0]:
+            raise ValueError(f"the share of {negative[0]} in maps is negative")
         for name in ("squeezenet", "maps", "eyes"):
             if getattr(self, name) and not self.perceptual:
                 raise ValueError(f"{name} is a share of perceptual, which is 0")
@@ -159,9 +164,13 @@ class CompactTraining:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        loop.check_numbers(self)
+        loop.check_not_negative(self, "zero_margin")
         if self.part != "all" and self.start is None:
             raise ValueError('part = "synthesis" needs a start, whose analysis it keeps')
         stages, channels = self.network.stages, self.network.channels
+        if channels > PATCH_VALUES:
+            raise ValueError(f"network.channels = {channels}; a patch of 16x16 pixels has {PATCH_VALUES} components at most")
         if stages[:1] != (0,) or stages[-1] != channels or any(a >= b for a, b in pairwise(stages)):
             given = f"network.stages = {list(stages)}"
             raise ValueError(f"{given}; they rise from 0 to network.channels = {channels}")
@@ -169,6 +178,9 @@ class CompactTraining:
             if used and getattr(self.loss, name) > self.data.crop:
                 given = f"{name} = {getattr(self.loss, name)}"
                 raise ValueError(f"{given} is a window of the crop, at most data.crop = {self.data.crop}")
+        if self.loss.adversarial and self.loss.norm == "instance" and self.loss.adversarial_size == STRIDE:
+            given = f'adversarial_size = {STRIDE}: norm = "instance" would see a single place'
+            raise ValueError(f"{given}; give {2 * STRIDE} or more")
         for name in ("lambdas", "emphasis"):
             values = getattr(self.loss, name)
             if values and (len(values) != self.network.qualities or min(values) <= 0):

@@ -66,6 +66,7 @@ class HificLoss:
     def __post_init__(self) -> None:
         if self.rate_target <= 0 or self.lambda_a < self.lambda_b:
             raise ValueError("rate_target is above 0, and lambda_a at least lambda_b")
+        loop.check_not_negative(self, "lambda_b", "k_mse", "k_perceptual", "beta", "easy_steps")
 
     def rate_weight(self, bpp: float, step: int) -> float:
         """lambda' (section 3.2). bpp: of rounded latents; with noise a picture that needs no bits is near the target."""
@@ -118,6 +119,10 @@ class HificTraining:
     freeze: Literal["encoder"] | None = None
 
     def __post_init__(self) -> None:
+        loop.check_numbers(self)
+        if self.initial is not None and os.path.normpath(self.initial) == loop.CHECKPOINT:
+            given = f'initial = "{self.initial}" is its own checkpoint'
+            raise ValueError(f"{given}; name that of another training, as ../mse/{loop.CHECKPOINT}")
         if self.network.qualities != 1:
             given = f'network.qualities = {self.network.qualities}: family = "paper" learns one rate, with qualities = 1'
             raise ValueError(f'{given}; for several train family = "compact", as configs/general.toml does')
@@ -270,15 +275,16 @@ def _start_from(net: Hific, path: Path) -> None:
         raise InputError(f"initial: {path} is of other networks than this configuration's") from error
 
 
-def _steps_before(initial: str | None, folder: Path) -> int | None:
-    """Of what a training in `folder` starts from, and of what that starts from; None where its checkpoint is not there."""
+def _steps_before(initial: str | None, folder: Path, behind: tuple[Path, ...] = ()) -> int | None:
+    """Of what a training in `folder` starts from, and of what that starts from; None where its checkpoint is not there, or
+    where they start from each other, as after one was trained anew."""
     if initial is None:
         return 0
     path = Path(os.path.normpath(folder / initial))
-    if not path.is_file():
+    if not path.is_file() or path in behind:
         return None
     step, values, _ = loop.read_checkpoint(path)
-    before = _steps_before(values.get("initial"), path.parent)
+    before = _steps_before(values.get("initial"), path.parent, (*behind, path))
     return None if before is None else step + before
 
 

@@ -29,6 +29,7 @@ from ..whole import whole
 
 Report = Callable[[dict[str, float]], None]
 CHECKPOINT = "checkpoint.safetensors"
+LARGEST_SEED = 2**32 - 1
 MAY_CHANGE = {
     *("learning_rate", "discriminator_rate", "final_rate", "warmup", "decay_steps", "clip", "revive_every"),
     *("checkpoint_every", "bfloat16", "perceptual_file"),
@@ -38,12 +39,22 @@ MAY_CHANGE = {
 """Keys, of whatever table, that a training may go on with other values of."""
 
 
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raises ValueError for the first of these fields, of those there are, that is below 0."""
+    for name in names:
+        if getattr(config, name, 0) < 0:
+            raise ValueError(f"{name} is {getattr(config, name)}; it is 0 or more")
+
+
 def check_numbers(config: Any) -> None:
-    """Raises ValueError where a number that configurations of optimisers share by name cannot be used."""
+    """Raises ValueError where a number that configurations share by name cannot be used."""
+    if not 0 <= getattr(config, "seed", 0) <= LARGEST_SEED:
+        raise ValueError(f"seed is {config.seed}; it is 0 to {LARGEST_SEED}")
     for name in ("learning_rate", "discriminator_rate", "clip"):
         value = getattr(config, name, None)
         if value is not None and value <= 0:
             raise ValueError(f"{name} is {value}; it is above 0")
+    check_not_negative(config, "final_rate", "warmup", "decay_steps")
     momentum, ema = getattr(config, "momentum", 0.0), getattr(config, "ema", 0.0)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; it is 0 or more, and below 1")
@@ -52,15 +63,28 @@ def check_numbers(config: Any) -> None:
 
 
 def join_workers(device: str) -> tuple[int, int]:
-    """(number of processes, this one's rank); joins the group that torchrun describes in the environment."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    """(number of processes, this one's rank); joins the group that torchrun describes in the environment. Raises InputError
+    where some of it is missing."""
+    if _number_of("WORLD_SIZE", "1") <= 1:
         return 1, 0
+    for name in ("RANK", "MASTER_PORT"):
+        _number_of(name)
+    if not os.environ.get("MASTER_ADDR"):
+        raise InputError("no MASTER_ADDR in the environment, where torchrun sets it; start with torchrun, or unset WORLD_SIZE")
     on_cuda = torch.device(device).type == "cuda"
     if on_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_number_of("LOCAL_RANK", "0"))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_cuda else "gloo")
     return dist.get_world_size(), dist.get_rank()
+
+
+def _number_of(variable: str, default: str = "") -> int:
+    text = os.environ.get(variable, default)
+    if not text.isdecimal():
+        given = f"{variable} = {text}" if text else f"no {variable}"
+        raise InputError(f"{given} in the environment, where torchrun sets a number; start with torchrun, or unset WORLD_SIZE")
+    return int(text)
 
 
 def leave_workers() -> None:

@@ -103,6 +103,7 @@ class EncodingConfig:
         if self.steps < 1:
             raise ValueError("steps is 1 or more")
         loop.check_numbers(self)
+        loop.check_not_negative(self, "l1", "l2")
         if not set(self.aware_bits) <= set(BITS):
             raise ValueError(f"aware_bits are of {BITS[0]}..{BITS[-1]}")
 
@@ -124,6 +125,7 @@ class NCodeTraining:
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             raise ValueError("checkpoint_every is 1 or more")
+        loop.check_numbers(self)
 
 
 class Networks(nn.Module):

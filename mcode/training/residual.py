@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import manifold
 from ..config import from_dict, to_dict
 from ..errors import InputError
+from ..evaluation.features import VGG_MAPS
 from ..nets.int8 import RANGES, ranges_of
 from ..nets.layers import channels_last
 from ..nets.residual import Residual, ResidualConfig
@@ -108,6 +109,13 @@ class ResidualTraining:
         if min(self.steps, self.folds, self.checkpoint_every, *(self.intervals or (0,))) < 1:
             raise ValueError("steps, folds, checkpoint_every and intervals are 1 or more")
         loop.check_numbers(self)
+        loop.check_not_negative(self, "l1", "l2", "l3", "colour", "crop")
+        if (network := self.network).rows > network.pixels:
+            name = "components" if network.components else "m"
+            given = f"{name} = {network.rows} of frame_size = {list(network.frame_size)}"
+            raise ValueError(f"{given}: a picture has {network.pixels} values, and no more components than those")
+        if not self.vgg_layers or not set(self.vgg_layers) <= set(VGG_MAPS):
+            raise ValueError(f"vgg_layers = {list(self.vgg_layers)} are some of {', '.join(VGG_MAPS)}")
         if self.step <= 0:
             raise ValueError(f"step is {self.step}; it is above 0")
         if self.l2 > 0 and self.feature_crop < 16:
@@ -151,6 +159,8 @@ def train(
     model = Residual(config.network)
     first, saved = loop.begin(out, resume, model, config, ("steps",))
     squares = load(config, data)
+    if (folds := config.folds) > (clips := len(squares.clips)):
+        raise InputError(f"folds = {folds} needs {folds} videos or pictures, and there are {clips}; set folds = 1")
     where = torch.device(device)
     if saved is None:
         learn_components(model, squares.pixels)
@@ -561,7 +571,6 @@ def save(
         "not_for": "pictures of another kind than those it learned from",
         RANGES: ranges_of(net, list(torch.from_numpy(y)[..., None, None]), [(gain, 1 / gain) for gain in gains]),
     }
-    exact = {"basis", "basis_scale", "deviation", "spread", "offset"}
     return manifold.save(
         output,
         kind="ncode",
