@@ -325,7 +325,7 @@ def test_mirrored_pictures_of_interpolated_coordinates_are_refused(tmp_path):
 def test_more_folds_than_clips_are_refused(tmp_path, data):
     path = write(tmp_path, "bits")
     path.write_text(path.read_text().replace("steps = 6", "steps = 6\nfolds = 4"))
-    with pytest.raises(InputError, match="folds = 4 needs 4 videos or pictures, and there are 3; set folds = 1"):
+    with pytest.raises(InputError, match="folds = 4 needs 4 videos or pictures, not 3; set folds = 1"):
         train(path, data, tmp_path / "out", device="cpu")
 
 

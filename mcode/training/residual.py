@@ -160,7 +160,7 @@ def train(
     first, saved = loop.begin(out, resume, model, config, ("steps",))
     squares = load(config, data)
     if (folds := config.folds) > (clips := len(squares.clips)):
-        raise InputError(f"folds = {folds} needs {folds} videos or pictures, and there are {clips}; set folds = 1")
+        raise InputError(f"folds = {folds} needs {folds} videos or pictures, not {clips}; set folds = 1")
     where = torch.device(device)
     if saved is None:
         learn_components(model, squares.pixels)
