@@ -216,7 +216,7 @@ def save(
     card: Mapping[str, Any],
 ) -> str:
     """Writes a manifold file, whole or not at all; returns its id. tables: one for each quality. Raises ManifoldError where
-    `load` would refuse its header."""
+    `load` would refuse its header, and for tensors that hold what is no finite number."""
     return _write(path, kind, name, config, _tables_text(tables), tensors, card)
 
 
@@ -279,6 +279,9 @@ def _write(
 ) -> str:
     from safetensors.numpy import save_file
 
+    for key, array in tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ManifoldError(f"{os.fspath(path)}: not written, since {key} holds what is no finite number")
     config_text = json.dumps(config, sort_keys=True)
     manifold_id = content_id(kind, config_text, tables, tensors)
     metadata = {

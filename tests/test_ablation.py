@@ -470,6 +470,9 @@ def test_steps_of_a_start_that_is_gone_are_not_known(trained, data, tmp_path):
     for checkpoint, steps, shown in ((out / "low" / loop.CHECKPOINT, 4, 4), (tmp_path / loop.CHECKPOINT, 2, None)):
         info = manifold.read_info(hific_manifold(checkpoint, data, tmp_path / "m.safetensors"))
         assert (info.card["steps"], settings_of(info.card, info.config).steps) == (steps, shown)
+    (tmp_path / "stage1").mkdir()  # it starts from ../stage1, now from itself
+    circle = (tmp_path / loop.CHECKPOINT).rename(tmp_path / "stage1" / loop.CHECKPOINT)
+    assert "start_steps" not in manifold.read_info(hific_manifold(circle, data, tmp_path / "m.safetensors")).card
 
 
 def test_started_again_it_trains_and_measures_nothing(trained, data):

@@ -206,6 +206,53 @@ def test_a_synthesis_trained_alone_is_exported_with_the_codes_of_its_start(tmp_p
     assert not np.array_equal(a.synthesise(latent, 64, 64), b.synthesise(latent, 64, 64))
 
 
+def test_the_synthesis_alone_keeps_the_gains_of_its_start_whatever_it_pays(tmp_path, data):
+    plain = config(loss={"adversarial": 0.0})
+    export_compact(train(plain, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
+    start = mcode.load(tmp_path / "a.safetensors", device="cpu")
+    dearer = replace(plain.loss, lambda_low=1e-4, lambda_high=0.05)
+    part = replace(plain, start=str(tmp_path / "a.safetensors"), part="synthesis", loss=dearer)
+    tensors = loop.read_checkpoint(train(part, data, tmp_path / "b"))[2]
+    gain, shrink = (tensors[f"model.gains.log_{name}"] for name in ("gain", "shrink"))
+    assert torch.allclose(gain.exp(), torch.stack([start.gain(q) for q in (1, 2)]), rtol=1e-5)
+    assert torch.allclose((shrink - gain).exp(), torch.stack([start.inverse(q) for q in (1, 2)]), rtol=1e-5)
+    other = replace(part, network=replace(part.network, qualities=3))
+    with pytest.raises(InputError, match="network.qualities = 3, and .*a.safetensors has 2; .* set qualities = 2"):
+        train(other, data, tmp_path / "c")
+
+
+def test_a_synthesis_is_joined_with_the_start_that_it_was_trained_for_alone(tmp_path, data):
+    plain = config(loss={"adversarial": 0.0})
+    start, out = tmp_path / "a.safetensors", tmp_path / "b"
+    export_compact(train(plain, data, tmp_path / "a"), data, start, card={})
+    first = mcode.load(start, device="cpu").id
+    part = replace(plain, start=str(start), part="synthesis")
+    checkpoint = train(part, data, out)
+    export_compact(checkpoint, data, tmp_path / "b.safetensors", card={})
+    assert mcode.load(tmp_path / "b.safetensors", device="cpu").card["start_id"] == first
+    other = replace(plain, seed=2)
+    export_compact(train(other, data, tmp_path / "c"), data, start, card={})
+    message = f"a.safetensors: is manifold [0-9a-f]+ now, and the training started from {first}"
+    with pytest.raises(InputError, match=message):
+        export_compact(checkpoint, data, tmp_path / "d.safetensors", card={})
+    with pytest.raises(InputError, match=message):
+        train(part, data, out, resume=True)
+    assert not (tmp_path / "d.safetensors").exists()
+
+
+def test_a_training_of_all_needs_its_start_no_more_once_it_has_begun(tmp_path, data):
+    plain = config(loss={"adversarial": 0.0})
+    start = tmp_path / "a.safetensors"
+    export_compact(train(plain, data, tmp_path / "a"), data, start, card={})
+    first = mcode.load(start, device="cpu").id
+    whole = replace(plain, start=str(start))
+    train(whole, data, tmp_path / "b")
+    start.unlink()
+    longer = replace(whole, optimiser=replace(whole.optimiser, steps=6))
+    export_compact(train(longer, data, tmp_path / "b", resume=True), data, tmp_path / "b.safetensors", card={})
+    assert mcode.load(tmp_path / "b.safetensors", device="cpu").card["start_id"] == first
+
+
 def test_the_synthesis_alone_learns_on_the_symbols_that_are_sent():
     from mcode.latents import symbols
 
@@ -241,6 +288,15 @@ def test_the_gains_of_a_start_follow_its_own_line_over_lambda(tmp_path, data):
     middle = (old.gain(1).log() + old.gain(2).log()) / 2
     assert torch.allclose(gain[1], old.gain(2).log(), atol=1e-3) and torch.allclose(gain[0], middle, atol=1e-3)
     assert not shrink.any()
+
+
+def test_the_line_of_gains_is_over_the_prices_that_the_start_paid(tmp_path, data):
+    listed = config(loss={"lambdas": [1e-5, 0.1], "adversarial": 0.0}, optimiser={"steps": 1})
+    export_compact(train(listed, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
+    old = mcode.load(tmp_path / "a.safetensors", device="cpu")
+    gain, _ = _start_from(CompactHific(listed.network), str(tmp_path / "a.safetensors"), torch.tensor([1e-3, 0.1]))
+    middle = (old.gain(1).log() + old.gain(2).log()) / 2
+    assert torch.allclose(gain[1], old.gain(2).log(), atol=1e-3) and torch.allclose(gain[0], middle, atol=1e-3)
 
 
 def test_a_start_with_a_margin_around_zero_can_be_trained_on(tmp_path, data):
@@ -324,12 +380,26 @@ def test_a_discriminator_sees_the_same_places_of_pictures_and_latents():
     y = torch.arange(64.0).view(1, 1, 8, 8)
     x = y.repeat_interleave(16, 2).repeat_interleave(16, 3)
     seen = set()
-    for step in range(36):
+    for step in range(400):
         a, b = _windows(step, 48, x, y)
         assert a.shape == (1, 1, 48, 48) and b.shape == (1, 1, 3, 3) and torch.equal(a[..., ::16, ::16], b)
         seen.add(b[0, 0, 0, 0].item())
     assert len(seen) == 36
     assert _windows(3, 0, x, y)[0] is x
+
+
+def test_windows_reach_every_place():
+    rows = torch.arange(8.0).view(1, 1, 8, 1).expand(1, 1, 8, 8)
+    places = torch.cat([rows, rows.mT], 1)
+    seen = [_windows(step, 64, places)[0][0, :, 0, 0].tolist() for step in range(300)]
+    assert {tuple(place) for place in seen} == {(row, column) for row in range(5) for column in range(5)}
+    assert seen[:50] == [_windows(step, 64, places)[0][0, :, 0, 0].tolist() for step in range(50)]
+
+
+def test_windows_of_features_reach_every_place(pixels_as_features):
+    distance = _Features(config(loss={"perceptual": 1.0, "perceptual_size": 60}).loss)
+    x, noise = torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert len({distance(x, noise, step).item() for step in range(300)}) == 25
 
 
 def test_training_with_a_window_for_the_discriminator(tmp_path, data):
@@ -383,6 +453,10 @@ def test_a_loss_that_contradicts_itself_is_refused(loss):
         ("optimiser", {"checkpoint_every": 0}, "steps and checkpoint_every"),
         ("optimiser", {"learning_rate": 0.0}, "learning_rate is 0.0"),
         ("optimiser", {"discriminator_rate": -1.0}, "discriminator_rate is -1.0"),
+        ("network", {"channels": 800, "stages": [0, 4, 800]}, "network.channels = 800; .* 768 components at most"),
+        ("loss", {"adversarial_size": 16, "norm": "instance"}, 'adversarial_size = 16: norm = "instance" .* give 32 or more'),
+        ("loss", {"adversarial": -1.0}, "adversarial is -1.0; it is 0 or more"),
+        ("loss", {"perceptual": 1.0, "perceptual_size": 48, "maps": [["fire6", -0.1]]}, "share of fire6 in maps is negative"),
     ],
 )
 def test_a_configuration_that_cannot_be_trained_is_refused(table, values, message):

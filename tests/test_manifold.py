@@ -77,6 +77,13 @@ def test_info_comes_from_the_header_alone(file):
     assert len(info.id) == 16 and info.file_bytes == file.stat().st_size
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_finite_number_is_not_written(tmp_path, value):
+    with pytest.raises(ManifoldError, match=r"a.safetensors: not written, since step holds what is no finite number"):
+        save(tmp_path / "a.safetensors", tensors=tensors() | {"step": np.array([4, value], np.float32)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_same_content_same_id_and_the_card_does_not_count(tmp_path):
     a = save(tmp_path / "a.safetensors")
     b = save(tmp_path / "b.safetensors", card={"title": "corrected"})

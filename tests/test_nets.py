@@ -234,6 +234,20 @@ def test_probabilities_of_all_integers_add_up_to_one():
     assert torch.allclose(total, torch.ones(3, dtype=torch.float64), atol=1e-4)
 
 
+def test_bits_and_their_gradients_are_right_in_the_tails():
+    v, scale = torch.tensor([[4.06, 1.09, 3.0, 1.05, 0.0, -2.1], [0.656, 0.11, 0.5, 0.11, 1.0, 0.4]])
+
+    def bits_and_gradients(dtype: torch.dtype) -> list[torch.Tensor]:
+        at = [t.to(dtype, copy=True).requires_grad_(True) for t in (v, scale)]
+        bits = -paper.gaussian_probability(*at).log2()
+        return [bits.detach().double(), *(g.double() for g in torch.autograd.grad(bits.sum(), at))]
+
+    exact = bits_and_gradients(torch.float64)
+    assert exact[0][0].item() == pytest.approx(25.06, abs=0.01)
+    for found, wanted in zip(bits_and_gradients(torch.float32), exact, strict=True):
+        assert torch.allclose(found, wanted, rtol=2e-3, atol=1e-4)
+
+
 def test_a_bounded_value_can_come_back_up_but_not_sink():
     x = torch.tensor([0.5, 0.5, 2.0], requires_grad=True)
     (paper.at_least(x, 1.0) * torch.tensor([-1.0, 1.0, 1.0])).sum().backward()

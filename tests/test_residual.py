@@ -287,6 +287,13 @@ def test_interpolated_coordinates_lie_between_keyframes_of_one_clip(tmp_path, da
         ('quantiser = "bits"|quantiser = "bits"\nintervals = [1, 4]', r"intervals = \[1, 4\] need quantiser"),
         ('quantiser = "bits"|quantiser = "step"\nintervals = [2]', r"intervals = \[2\] need .*encoder = false"),
         ('quantiser = "bits"|quantiser = "step"\nintervals = []', "intervals are 1 or more"),
+        (
+            "frame_size = [48, 32]\nm = 6|frame_size = [4, 4]\nchannels = 1\nm = 20",
+            r"m = 20 of frame_size = \[4, 4\]: .* 16 values",
+        ),
+        ("bits = [3, 5]|bits = [3, 5]\nl1 = -1.0", "l1 is -1.0; it is 0 or more"),
+        ('bits = [3, 5]|bits = [3, 5]\nl2 = 1.0\nvgg_layers = ["foo"]', r"vgg_layers = \['foo'\] are some of relu1_1, "),
+        ("bits = [3, 5]|bits = [3, 5]\nl2 = 1.0\nvgg_layers = []", r"vgg_layers = \[\] are some of"),
     ],
 )
 def test_a_wrong_configuration_gives_one_line(tmp_path, change, message):
@@ -313,6 +320,13 @@ def test_mirrored_pictures_of_interpolated_coordinates_are_refused(tmp_path):
     config = read_config(write(tmp_path, "folds"))
     with pytest.raises(ValueError, match="set mirror_pairs"):
         replace(config, data=replace(config.data, mirror=True))
+
+
+def test_more_folds_than_clips_are_refused(tmp_path, data):
+    path = write(tmp_path, "bits")
+    path.write_text(path.read_text().replace("steps = 6", "steps = 6\nfolds = 4"))
+    with pytest.raises(InputError, match="folds = 4 needs 4 videos or pictures, not 3; set folds = 1"):
+        train(path, data, tmp_path / "out", device="cpu")
 
 
 def test_more_coordinates_than_pictures_are_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,26 @@ batch = 2
 [optimiser]
 steps = 5
 checkpoint_every = 2
+"""
+RESIDUAL = """
+kind = "ncode"
+name = "tiny"
+steps = 1
+l3 = 1.0
+class_networks = 1
+class_epochs = 0.2
+held_out = 3
+bits = [3]
+[network]
+family = "residual"
+frame_size = [32, 32]
+m = 3
+width = 4
+blocks = 1
+encoder = true
+[data]
+folders = ["pictures", "others"]
+batch = 2
 """
 
 
@@ -232,6 +253,29 @@ def test_variants_of_ncode_train_and_make_a_manifold(tmp_path, run, options):
     assert model.synthesise(model.analyse(np.zeros((1, 32, 32, 3), np.uint8)), 32, 32).shape == (1, 32, 32, 3)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT, RESIDUAL], ids=["ncode", "hific", "compact", "residual"])
+def test_bfloat16_is_used_where_it_is_fast_alone(tmp_path, data, monkeypatch, config, fast):
+    for name, supported in (("amx_tile", fast), ("avx512_bf16", False)):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda supported=supported: supported, raising=False)
+    for folder in ("pictures", "others"):
+        shutil.copytree(data / "pictures", tmp_path / folder)
+    (tmp_path / "c.toml").write_text(config.replace("bfloat16 = false", ""))
+    seen = set()
+
+    def note(module, given, output):
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d) and torch.is_grad_enabled():
+            seen.add(output.dtype)
+
+    monkeypatch.setattr("mcode.training.train.export", lambda *given, **more: "")
+    handle = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        train(tmp_path / "c.toml", tmp_path, tmp_path / "out", device="cpu")
+    finally:
+        handle.remove()
+    assert seen and (torch.bfloat16 in seen) == fast
+
+
 def test_augmented_pictures_are_shifted_and_keep_their_gradient():
     torch.manual_seed(0)
     x = torch.zeros(64, 3, 32, 32)
@@ -351,6 +395,107 @@ def test_a_checkpoint_is_not_overwritten_and_must_fit(tmp_path, run, data):
         export(tmp_path / "absent", data, tmp_path / "m.safetensors")
 
 
+def grown(config: str) -> str:
+    """Two steps more, in the last stage; another name, rate and interval of checkpoints."""
+    for key, steps in (("\nsteps", 5), ("adversarial_steps", 3)):
+        config = config.replace(f"{key} = {steps}\n", f"{key} = {steps + 2}\n")
+    return re.sub("checkpoint_every = .", "checkpoint_every = 5", config).replace('"tiny"', '"renamed"')
+
+
+@pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT], ids=["ncode", "hific", "compact"])
+def test_a_finished_run_goes_on_and_is_exported_as_its_configuration_says_now(tmp_path, run, config):
+    first, rows = run(config)
+    kept = first.read_bytes()
+    renamed, _ = run(config.replace('"tiny"', '"renamed"'), resume=True)
+    card = mcode.load(renamed, device="cpu").card
+    assert (renamed.name, mcode.load(renamed, device="cpu").name) == ("renamed.safetensors", "renamed")
+    assert (card["training_config"]["name"], card["steps"]) == ("renamed", rows[-1]["step"])
+    renamed.unlink()
+    longer, more = run(grown(config), resume=True)
+    assert more[-1]["step"] == rows[-1]["step"] + 2 == mcode.load(longer, device="cpu").card["steps"]
+    assert first.read_bytes() == kept
+
+
+def test_a_finished_run_is_exported_with_another_margin(tmp_path, run):
+    run(COMPACT)
+    wider, _ = run(changed(COMPACT.replace('"tiny"', '"wider"'), zero_margin=0.3), resume=True)
+    assert mcode.load(wider, device="cpu").zero_margin(1).any()
+
+
+@pytest.mark.parametrize(
+    ("config", "other", "message"),
+    [
+        (NCODE, changed(NCODE, seed=77), "seed = 1, not 77; set it back"),
+        (NCODE, NCODE.replace("batch = 4", "batch = 3"), "data.batch = 4, not 3"),
+        (NCODE, changed(NCODE, l1__encoding=2.0), "encoding.l1 = 1.0, not 2.0"),
+        (NCODE, NCODE.replace('["pictures"]', '["more", "pictures"]'), r"data.folders = \[\"pictures\"\], not"),
+        (NCODE, NCODE.replace("steps = 4", "steps = 20"), "adversarial.steps = 4, not 20"),
+        (NCODE, NCODE.replace("steps = 5", "steps = 2"), "encoding.steps = 2, and .* has 5 of them behind it; set 5 or more"),
+        (HIFIC, changed(HIFIC, beta__loss=0.3), "loss.beta = 0.15, not 0.3"),
+        (HIFIC, HIFIC.replace("\nsteps = 3", "\nsteps = 5"), "optimiser.steps = 3, not 5"),
+        (COMPACT, COMPACT.replace("steps = 5", "steps = 4"), "optimiser.steps = 4, and .* has 5"),
+        (COMPACT, changed(COMPACT, ema__optimiser=0.9), "optimiser.ema = 0.999, not 0.9"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_configuration(tmp_path, run, config, other, message):
+    run(config)
+    before = (tmp_path / "out" / loop.CHECKPOINT).read_bytes()
+    with pytest.raises(InputError, match=message) as error:
+        run(other, resume=True)
+    assert "\n" not in str(error.value) and (tmp_path / "out" / loop.CHECKPOINT).read_bytes() == before
+
+
+def test_a_stage_may_be_lengthened_until_it_is_over(tmp_path, run):
+    def keep(row: dict[str, float]) -> None:
+        shutil.copytree(tmp_path / "out", tmp_path / f"killed{row['step']}")
+
+    run(NCODE, report=keep)
+    shutil.copytree(tmp_path / "killed3", tmp_path / "early")
+    longer = NCODE.replace("steps = 4", "steps = 7")
+    for step in (3, 4):
+        _, rows = run(longer, f"killed{step}", resume=True)
+        assert rows[-1]["step"] == 12 and "loss_d" in rows[0]
+    with pytest.raises(InputError, match="adversarial.steps = 4, not 7"):
+        run(longer, "killed6", resume=True)
+    with pytest.raises(InputError, match="adversarial.steps = 2, and .* has 3 of them"):
+        run(NCODE.replace("steps = 4", "steps = 2"), "early", resume=True)
+
+
+def test_a_manifold_that_lies_in_out_is_not_replaced(tmp_path, run):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tiny.safetensors").write_bytes(b"of another training")
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"tiny.safetensors: exists, and is not of a training there; remove it"):
+            run(NCODE, resume=resume)
+    assert [path.name for path in out.iterdir()] == ["tiny.safetensors"]
+    (out / "tiny.safetensors").rename(out / "renamed.safetensors")
+    run(NCODE)
+    with pytest.raises(InputError, match="renamed.safetensors: exists"):
+        run(NCODE.replace('"tiny"', '"renamed"'), resume=True)
+    assert (out / "renamed.safetensors").read_bytes() == b"of another training"
+
+
+@pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT, RESIDUAL], ids=["ncode", "hific", "compact", "residual"])
+def test_weights_beyond_half_precision_are_not_exported(tmp_path, data, config):
+    for folder in ("pictures", "others"):
+        shutil.copytree(data / "pictures", tmp_path / folder)
+    (tmp_path / "c.toml").write_text(config)
+    made = train(tmp_path / "c.toml", tmp_path, tmp_path / "out", device="cpu")
+    made.unlink()
+    path = tmp_path / "out" / loop.CHECKPOINT
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata()
+    tensors = content(path)
+    for name in tensors:
+        if name.startswith(("model.", "ema.")) and name.endswith((".conv1.weight", "f.last.weight", "generator.last.weight")):
+            tensors[name] = tensors[name] * 0 + 7e4
+    save_file(tensors, path, metadata)
+    with pytest.raises(InputError, match=r"weight holds values beyond half precision \(65504\)"):
+        export(path, tmp_path, made)
+    assert not made.exists()
+
+
 def test_a_stage_1_checkpoint_is_not_exported(tmp_path, run, data):
     def keep(row: dict[str, float]) -> None:
         if row["step"] == 3:
@@ -381,6 +526,20 @@ def test_a_stage_1_checkpoint_is_not_exported(tmp_path, run, data):
         (NCODE.replace('"tiny"', '"sub/x"'), 'name = "sub/x": a manifold\'s name is a file name without folders'),
         (NCODE.replace('"tiny"', f'"{"x" * 300}"'), "file name without folders"),
         (HIFIC.replace('"tiny"', '""'), 'name = ""'),
+        (NCODE.replace('"tiny"', '"checkpoint"'), 'name = "checkpoint": the training keeps a file of that name'),
+        (COMPACT.replace('"tiny"', '"Checkpoint"'), 'name = "Checkpoint": the training keeps'),
+        (RESIDUAL.replace('"tiny"', '"classes"'), 'name = "classes": the training keeps'),
+        *((changed(each, seed=-1), "seed is -1; it is 0 to 4294967295") for each in (NCODE, HIFIC, COMPACT, RESIDUAL)),
+        (changed(HIFIC, seed=99999999999999999), "seed is 99999999999999999; it is 0 to"),
+        (changed(HIFIC, initial="./checkpoint.safetensors"), r'initial = "./checkpoint.safetensors" is its own checkpoint'),
+        (HIFIC.replace("width = 2", "width = 1"), "width = 1 is not 2 or more"),
+        (HIFIC.replace("channels = 6", "channels = 1"), "channels = 1 is not 2 or more"),
+        (changed(HIFIC, beta__loss=-0.1), r"\[loss\] beta is -0.1; it is 0 or more"),
+        (changed(HIFIC, k_mse__loss=-0.1), "k_mse is -0.1"),
+        (changed(HIFIC, lambda_b__loss=-0.1), "lambda_b is -0.1"),
+        (changed(NCODE, l1__encoding=-1.0), "l1 is -1.0"),
+        (changed(COMPACT.replace("[optimiser]", "[loss]\n[optimiser]"), perceptual__loss=-1.0), "perceptual is -1.0"),
+        (changed(COMPACT, final_rate__optimiser=-0.5), "final_rate is -0.5; it is 0 or more"),
         (changed(HIFIC, learning_rate__optimiser=-1.0), r"\[optimiser\] learning_rate is -1.0"),
         (changed(HIFIC, longest__data=0), "longest is 0; it is 64 or more"),
         (changed(HIFIC, longest__data=32), "longest is 32"),
@@ -528,7 +687,34 @@ def test_batches_depend_on_seed_and_step_alone(data):
     assert not np.array_equal(squares.batch(4, 1, 5, mirror=True), squares.batch(4, 1, 6, mirror=True))
 
 
+def test_steps_seeds_and_workers_draw_numbers_of_their_own():
+    def drawn(seed: int, step: int, worker: int) -> tuple[float, ...]:
+        loop.seed_step(seed, step, worker)
+        return tuple(torch.rand(2).tolist())
+
+    assert drawn(2, 0, 0) != drawn(1, 7919, 0) and drawn(1, 0, 64) != drawn(1, 1, 0)
+    assert drawn(3, 5, 1) == drawn(3, 5, 1)
+
+
 # Several processes
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "no RANK in the environment, .* or unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE = x in the environment"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}, "no MASTER_ADDR in the environment"),
+    ],
+)
+def test_half_a_group_of_processes_is_one_line(tmp_path, run, monkeypatch, variables, message):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        run(NCODE)
+
 
 WORKER = """
 import sys, torch

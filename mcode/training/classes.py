@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..evaluation.features import unit_distance
 from ..nets.layers import channels_last
 from ..whole import whole_tensors
+from . import loop
 from .squares import Squares
 
 FILE = "classes.safetensors"
@@ -131,7 +132,7 @@ def _train(network: ClassNetwork, pixels: Tensor, labels: Tensor, epochs: float,
         top, left, mirrored = torch.randint(0, 2 * shift + 1, (3,)).tolist()
         x = F.pad(x, (shift,) * 4, mode="reflect")[:, :, top : top + x.shape[2], left : left + x.shape[3]]
         x = (x.flip(3) if mirrored % 2 else x).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        with loop.autocast(x.device, bfloat16):
             logits = network(x)
         loss = F.cross_entropy(logits, labels[at], label_smoothing=0.1)
         optimiser.zero_grad(set_to_none=True)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..evaluation import features
-from ..latents import fast_dtype
 from ..manifold import PRICES, ZERO_MARGIN, find, load, read_info
 from ..nets import STRIDE
 from ..nets.eye import load_eyes
@@ -33,8 +32,11 @@ from . import loop
 from .crops import CropStream, check_crops, draw_crop, load_pictures
 from .patches import fit_patches
 
+PATCH_VALUES = 3 * STRIDE * STRIDE
 _SMALLEST_WINDOW = 32
 """Pixels a side that SqueezeNet needs."""
+START_ID = "start_id"
+"""Entry of checkpoints and cards: the id of the manifold that `start` was."""
 _ALIVE = 0.1
 """Of pictures in which a hidden channel is to open at all; see `_revive`."""
 
@@ -108,6 +110,10 @@ class LossConfig:
             raise ValueError(f"adversarial_size is {self.adversarial_size}; it is 0 or a multiple of {STRIDE}")
         if self.adversarial and self.adversarial_from < self.ramp:
             raise ValueError("adversarial_from is at least ramp: D learns for so long before")
+        weights = ("perceptual", "squeezenet", "grid", "eyes", "adversarial")
+        loop.check_not_negative(self, *weights, "perceptual_from", "adversarial_from", "ramp")
+        if negative := [name for name, share in self.maps if share < 0]:
+            raise ValueError(f"the share of {negative[0]} in maps is negative")
         for name in ("squeezenet", "maps", "eyes"):
             if getattr(self, name) and not self.perceptual:
                 raise ValueError(f"{name} is a share of perceptual, which is 0")
@@ -158,9 +164,13 @@ class CompactTraining:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        loop.check_numbers(self)
+        loop.check_not_negative(self, "zero_margin")
         if self.part != "all" and self.start is None:
             raise ValueError('part = "synthesis" needs a start, whose analysis it keeps')
         stages, channels = self.network.stages, self.network.channels
+        if channels > PATCH_VALUES:
+            raise ValueError(f"network.channels = {channels}; a patch of 16x16 pixels has {PATCH_VALUES} components at most")
         if stages[:1] != (0,) or stages[-1] != channels or any(a >= b for a, b in pairwise(stages)):
             given = f"network.stages = {list(stages)}"
             raise ValueError(f"{given}; they rise from 0 to network.channels = {channels}")
@@ -168,17 +178,15 @@ class CompactTraining:
             if used and getattr(self.loss, name) > self.data.crop:
                 given = f"{name} = {getattr(self.loss, name)}"
                 raise ValueError(f"{given} is a window of the crop, at most data.crop = {self.data.crop}")
+        if self.loss.adversarial and self.loss.norm == "instance" and self.loss.adversarial_size == STRIDE:
+            given = f'adversarial_size = {STRIDE}: norm = "instance" would see a single place'
+            raise ValueError(f"{given}; give {2 * STRIDE} or more")
         for name in ("lambdas", "emphasis"):
             values = getattr(self.loss, name)
             if values and (len(values) != self.network.qualities or min(values) <= 0):
                 raise ValueError(f"{name} are {values}; they are {self.network.qualities} numbers above 0")
         if self.loss.hyper and self.start is None:
             raise ValueError("hyper needs a start, whose hyperprior counts the bits")
-
-
-def _fast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the processor computes it, float32 elsewhere, where it is many times faster than emulated bfloat16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast_dtype(device) == torch.bfloat16)
 
 
 def lambdas(config: LossConfig, qualities: int) -> Tensor:
@@ -226,7 +234,7 @@ def train(
     The log's `dead` counts hidden channels that are 0 all over the last batch, `dead_share` of all: they learn nothing, and a
     training that goes on from the manifold starts them afresh. With resume it goes on from the checkpoint: same crops, same
     noise, same optimiser state, as if it had not stopped.
-    Raises McodeError when the loss is not finite, naming the step.
+    Raises McodeError when the loss is not finite, naming the step, and InputError where `start` is another by then.
     """
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
@@ -234,10 +242,13 @@ def train(
     d = None
     if config.loss.adversarial:
         d = model.d = Discriminator(config.network.channels, norm=config.loss.norm, conditional=config.loss.conditional)
-    first, saved = loop.begin(out, resume, model)
+    first, saved = loop.begin(out, resume, model, config)
     checkpoint = out / loop.CHECKPOINT
     lam = lambdas(config.loss, config.network.qualities)
-    begun = None if saved is not None or config.start is None else _start_from(model, config.start, lam)
+    begun = None
+    if saved is None and config.start is not None:
+        begun = _start_from(model, config.start, lam, as_it_is=config.part == "synthesis")
+    start_id = _start_id(config, None if saved is None else checkpoint)
     margin = _margin_of(config) if config.part == "synthesis" else None
     pictures = load_pictures(
         [data / f for f in config.data.folders], longest=config.data.longest, frames_per_video=config.data.frames_per_video
@@ -283,7 +294,7 @@ def train(
         x = torch.from_numpy(next(crops)).to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         x = x.contiguous(memory_format=torch.channels_last)
         quality = torch.randint(config.network.qualities, (len(x),)).to(device)
-        with _fast(x.device):
+        with loop.autocast(x.device):
             x_hat, bits, y_hat = model(x, quality)
         x_hat, y_hat = x_hat.float(), y_hat.detach()
         error = (x_hat - x).square().mean((1, 2, 3)) * 127.5**2
@@ -319,8 +330,8 @@ def train(
             _revive(model, _probe(config, pictures).to(device), _trained(model, config), ema, optimiser)
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done == config.optimiser.steps):
             rate_of_pictures = (done - first) * config.data.batch * workers / (time.monotonic() - started)
-            loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config)
-            with _fast(x.device):
+            loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config, **start_id)
+            with loop.autocast(x.device):
                 shut = [share == 0 for share in _opened(model, x, quality, model.net).values()]
             dead = sum(int(each.sum()) for each in shut)
             dead_share = dead / max(1, sum(map(len, shut)))
@@ -344,19 +355,44 @@ class Judge:
     def opinion(self, x_hat: Tensor, y_hat: Tensor) -> Tensor:
         """-log D of reconstructions (B, 3, H, W) given y_hat, (B,); gradients reach x_hat alone."""
         self.d.requires_grad_(False)
-        with _fast(x_hat.device):
+        with loop.autocast(x_hat.device):
             logits = self.d(x_hat, y_hat)
         self.d.requires_grad_(True)
         return F.softplus(-logits.float()).mean((1, 2, 3))
 
     def learn(self, x: Tensor, x_hat: Tensor, y_hat: Tensor, *, step: int, workers: int) -> float:
         """One step of D; returns its loss, which is 2 log 2 where it cannot tell."""
-        with _fast(x.device):
+        with loop.autocast(x.device):
             logits = self.d(torch.cat([x, x_hat]), torch.cat([y_hat, y_hat])).float()
         on_real, on_coded = logits.chunk(2)
         loss = F.softplus(-on_real).mean() + F.softplus(on_coded).mean()
         loop.update(self.optimiser, loss, step=step, workers=workers)
         return loss.item()
+
+
+def _start_id(config: CompactTraining, checkpoint: Path | None) -> dict[str, str]:
+    """The start's id under START_ID, as the checkpoint has it if there is one; nothing without a start. Raises InputError where
+    the start, of which the training takes something still, is another by now."""
+    known = {} if checkpoint is None else loop.read_metadata(checkpoint)
+    kept = {key: value for key, value in known.items() if key == START_ID}
+    if config.start is None or not (checkpoint is None or config.part == "synthesis" or config.loss.hyper):
+        return kept
+    check_start(config.start, kept.get(START_ID))
+    return {START_ID: read_info(config.start).id}
+
+
+def check_start(start: str, wanted: str | None) -> None:
+    """Raises InputError where the manifold `start` is not the one with this id; None: any."""
+    found = read_info(start).id
+    if wanted not in (None, found):
+        given = f"{start}: is manifold {found} now, and the training started from {wanted}"
+        raise InputError(f"{given}; put that one back, or train anew into another --out")
+
+
+def _place(step: int, free: int, of: int) -> tuple[int, int]:
+    """Row and column of a window, 0..free - 1 each: by chance, and always the same for a step and `of`, the kind of window."""
+    row, column = np.random.default_rng((step, of)).integers(free, size=2).tolist()
+    return row, column
 
 
 def _windows(step: int, size: int, *maps: Tensor) -> tuple[Tensor, ...]:
@@ -365,7 +401,7 @@ def _windows(step: int, size: int, *maps: Tensor) -> tuple[Tensor, ...]:
     if not size:
         return maps
     free = maps[-1].shape[2] - size // STRIDE + 1
-    top, left = step * 5 % free, (step * 7 + step // free) % free
+    top, left = _place(step, free, 0)
     found = []
     for part in maps:
         unit = part.shape[2] // maps[-1].shape[2]
@@ -422,12 +458,12 @@ def _initialise(
         model.rate.log_scale.copy_((model.gains.gain() * y.abs().mean((0, 2, 3))).log().unsqueeze(1) + spread)
 
 
-def _start_from(model: CompactHific, start: str, lam: Tensor) -> tuple[Tensor, Tensor]:
+def _start_from(model: CompactHific, start: str, lam: Tensor, *, as_it_is: bool = False) -> tuple[Tensor, Tensor]:
     """Loads the manifold's networks; returns the logarithms of its gains and of what reconstruction shrinks by, (qualities, C).
 
-    Both are the manifold's where its prices rise from quality to quality as `lam` does. Elsewhere its highest quality gives
-    the gains of the highest, and the others follow its line of gain over lambda: gains adapt quickly, they only must not
-    start far off. Raises InputError where the networks do not fit.
+    Both are the manifold's with `as_it_is`, and where its prices rise from quality to quality as `lam` does. Elsewhere its
+    highest quality gives the gains of the highest, and the others follow its line of gain over lambda: gains adapt quickly,
+    they only must not start far off. Raises InputError where the networks do not fit.
     """
     from safetensors.torch import load_file
 
@@ -446,12 +482,18 @@ def _start_from(model: CompactHific, start: str, lam: Tensor) -> tuple[Tensor, T
     for name, module in model.net.named_modules():
         if isinstance(module, ResidualBlock) and f"{name}.conv2.weight" not in tensors:
             nn.init.zeros_(module.conv2.weight)
+    if as_it_is:
+        if len(gain) != len(lam):
+            given = f"network.qualities = {len(lam)}, and {path} has {len(gain)}"
+            raise InputError(f"{given}; a training of the synthesis alone keeps them: set qualities = {len(gain)}")
+        return gain.log(), shrink
     card = read_info(path).card
     paid = torch.tensor(card.get(PRICES, {}).get("lambdas", []))
     if paid.shape == lam.shape and torch.allclose(lam / paid, lam[0] / paid[0], rtol=1e-2):
         return gain.log(), shrink
     known = card.get("training_config", {}).get("loss", {})
-    spread = math.log(known.get("lambda_high", 0.0175) / known.get("lambda_low", 0.0006))
+    low, high = known.get("lambda_low", 0.0006), known.get("lambda_high", 0.0175)
+    spread = math.log(paid[-1] / paid[0] if len(paid) > 1 else high / low)
     slope = (gain[-1].log() - gain[0].log()) / spread
     log_gain = gain[-1].log() + (lam.log() - lam[-1].log()).unsqueeze(1) * slope
     return log_gain, torch.zeros_like(log_gain)
@@ -480,10 +522,9 @@ class _Features(nn.Module):
     def forward(self, x: Tensor, x_hat: Tensor, step: int) -> Tensor:
         """(B,), whose mean is the loss: what is seen of some pictures alone counts the more there."""
         side, few = self.config.perceptual_size, min(self.config.perceptual_crops, len(x))
-        free = x.shape[2] - side
-        top, left = (step * 37) % (free + 1), (step * 53) % (free + 1)
+        top, left = _place(step, x.shape[2] - side + 1, 1)
         window = (..., slice(top, top + side), slice(left, left + side))
-        with _fast(x.device):
+        with loop.autocast(x.device):
             a, b = x[window] / 2 + 0.5, x_hat[window].clamp(-1.2, 1.2) / 2 + 0.5
             distance = _shared(self.vgg(a[:few]), self.vgg(b[:few]), self.vgg_shares.values())
             if self.squeezenet is not None:

@@ -19,7 +19,7 @@ from ..nets import STRIDE, int8
 from ..nets.hific import Gains
 from ..nets.int8 import ANALYSIS, ANALYSIS_RANGES, RANGES
 from . import loop
-from .compact import CompactTraining, lambdas
+from .compact import START_ID, CompactTraining, check_start, lambdas
 from .crops import PICTURES, VIDEOS, frame_runs, load_pictures
 from .deltas import RUN, chained, chains
 
@@ -29,25 +29,36 @@ LONGEST = 1024
 DEFAULT_QUALITY = 5
 
 
-def export_compact(checkpoint: Path, data: Path, output: Path, *, card: dict[str, Any], pictures: int = 100) -> str:
+def export_compact(
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    *,
+    card: dict[str, Any],
+    pictures: int = 100,
+    config: CompactTraining | None = None,
+) -> str:
     """Writes the manifold file; returns its id.
 
     data: the folder of the training's `data.folders`, whose pictures (at most `pictures` of them, evenly spaced) and
-    videos (three places in each) the code tables are fitted to. A training of the synthesis alone keeps its start's tables,
-    gains, margin and hyperprior. Raises InputError for a file that is no checkpoint.
+    videos (three places in each) the code tables are fitted to. config: in place of the checkpoint's, for the name and
+    zero_margin. A training of the synthesis alone keeps its start's tables, gains, margin and hyperprior. Raises InputError
+    for a file that is no checkpoint, and where that start is another by now.
     """
     step, values, state = loop.read_checkpoint(checkpoint)
-    config = from_dict(values, CompactTraining, source=str(checkpoint))
+    config = config or from_dict(values, CompactTraining, source=str(checkpoint))
     weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     weights |= {k.removeprefix("ema."): v for k, v in state.items() if k.startswith("ema.")}
     network = config.network
+    if (start_id := loop.read_metadata(checkpoint).get(START_ID)) is not None:
+        card = card | {START_ID: start_id}
     if config.part == "synthesis":
         return _with_synthesis(config, weights, data, output, card | {"steps": step})
     gains = Gains(network.qualities, network.channels)
     gains.load_state_dict({k.removeprefix("gains."): v for k, v in weights.items() if k.startswith("gains.")})
     with torch.no_grad():
         gain, inverse = gains.gain(), gains.inverse()
-    tensors = {k.removeprefix("net."): v.half() for k, v in weights.items() if k.startswith("net.")}
+    tensors = loop.halved({k.removeprefix("net."): v for k, v in weights.items() if k.startswith("net.")})
     tensors |= {"gain": gain, "inverse": inverse}
     arrays = {k: v.contiguous().numpy() for k, v in tensors.items()}
     described = {
@@ -86,7 +97,8 @@ def ranges_of(model: manifold.Manifold, latents: Sequence[Tensor]) -> list[list[
 def _with_synthesis(config: CompactTraining, weights: dict[str, Tensor], data: Path, output: Path, card: dict[str, Any]) -> str:
     """The start with this synthesis: what is sent, how it is coded and what bits are worth stay to the last bit."""
     assert config.start is not None
-    trained = {k.removeprefix("net."): v.half() for k, v in weights.items() if k.startswith("net.synthesis_net.")}
+    check_start(config.start, card.get(START_ID))
+    trained = loop.halved({k.removeprefix("net."): v for k, v in weights.items() if k.startswith("net.synthesis_net.")})
     card = (
         {manifold.PRICES: _prices(config)} | manifold.read_info(config.start).card | card | {"training_config": to_dict(config)}
     )

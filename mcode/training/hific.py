@@ -23,6 +23,7 @@ from .crops import CropStream, check_crops, load_pictures
 from .paper import fit_tables, save
 
 EXPORT_PICTURES, EXPORT_LONGEST = 100, 1024
+STAGES = ("optimiser.steps", "optimiser.adversarial_steps")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class HificLoss:
     def __post_init__(self) -> None:
         if self.rate_target <= 0 or self.lambda_a < self.lambda_b:
             raise ValueError("rate_target is above 0, and lambda_a at least lambda_b")
+        loop.check_not_negative(self, "lambda_b", "k_mse", "k_perceptual", "beta", "easy_steps")
 
     def rate_weight(self, bpp: float, step: int) -> float:
         """lambda' (section 3.2). bpp: of rounded latents; with noise a picture that needs no bits is near the target."""
@@ -102,6 +104,7 @@ class HificTraining:
     initial: the checkpoint of another training whose E, G and P this one starts from, relative to --out: GAN models start
     from one trained for rate and distortion alone (section 4), which several can share. D starts afresh.
     freeze: "encoder" keeps E, and P with it, as they are when the GAN sets in: what is sent stays, G and D learn (figure 9).
+    bfloat16: compute in it where it is fast.
     """
 
     kind: Literal["hific"]
@@ -116,6 +119,10 @@ class HificTraining:
     freeze: Literal["encoder"] | None = None
 
     def __post_init__(self) -> None:
+        loop.check_numbers(self)
+        if self.initial is not None and os.path.normpath(self.initial) == loop.CHECKPOINT:
+            given = f'initial = "{self.initial}" is its own checkpoint'
+            raise ValueError(f"{given}; name that of another training, as ../mse/{loop.CHECKPOINT}")
         if self.network.qualities != 1:
             given = f'network.qualities = {self.network.qualities}: family = "paper" learns one rate, with qualities = 1'
             raise ValueError(f'{given}; for several train family = "compact", as configs/general.toml does')
@@ -148,7 +155,7 @@ def train(
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
     model = Networks(config)
-    first, saved = loop.begin(out, resume, model)
+    first, saved = loop.begin(out, resume, model, config, STAGES)
     if config.initial is not None and saved is None:
         _start_from(model.hific, Path(os.path.normpath(out / config.initial)))  # out may not exist yet
     distance_of = perceptual_distance(config.loss, device)
@@ -214,7 +221,7 @@ def coder_loss(
     for part in (model.hific.encoder, model.hific.hyperprior):
         part.requires_grad_(not (adversarial and config.freeze == "encoder"))
     distance = disagreement = torch.zeros(())
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
+    with loop.autocast(x.device, config.bfloat16):
         x_hat, y_hat, bits = model.hific(x)
         x_hat, y_hat = x_hat.float(), y_hat.detach()
         if distance_of is not None:
@@ -231,7 +238,7 @@ def coder_loss(
 def discriminator_loss(d: Discriminator, x: Tensor, x_hat: Tensor, y_hat: Tensor, *, bfloat16: bool = False) -> Tensor:
     """Equation 4, on logits: 2 log 2 where D cannot tell. Gradients reach D alone."""
     d.requires_grad_(True)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+    with loop.autocast(x.device, bfloat16):
         judged = d(torch.cat([x, x_hat.detach()]), torch.cat([y_hat, y_hat])).float()
     on_real, on_coded = judged.chunk(2)
     return F.softplus(-on_real).mean() + F.softplus(on_coded).mean()
@@ -268,20 +275,30 @@ def _start_from(net: Hific, path: Path) -> None:
         raise InputError(f"initial: {path} is of other networks than this configuration's") from error
 
 
-def _steps_before(initial: str | None, folder: Path) -> int | None:
-    """Of what a training in `folder` starts from, and of what that starts from; None where its checkpoint is not there."""
+def _steps_before(initial: str | None, folder: Path, behind: tuple[Path, ...] = ()) -> int | None:
+    """Of what a training in `folder` starts from, and of what that starts from; None where its checkpoint is not there, or
+    where they start from each other, as after one was trained anew."""
     if initial is None:
         return 0
     path = Path(os.path.normpath(folder / initial))
-    if not path.is_file():
+    if not path.is_file() or path in behind:
         return None
     step, values, _ = loop.read_checkpoint(path)
-    before = _steps_before(values.get("initial"), path.parent)
+    before = _steps_before(values.get("initial"), path.parent, (*behind, path))
     return None if before is None else step + before
 
 
-def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
+def export(
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+    config: HificTraining | None = None,
+) -> str:
     """A checkpoint as a manifold file of one quality, in half precision; returns its id. Raises InputError.
+
+    config: in place of the checkpoint's, for the name.
 
     The code tables are fitted to pictures and video frames of the training's folders, and to deltas of rendered scenes. The
     card's `steps` are those of all stages; `start_steps`, those of `initial`, is left out where its checkpoint is not there.
@@ -289,9 +306,10 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
     step, values, tensors = loop.read_checkpoint(checkpoint)
     if values.get("kind") != "hific" or values.get("network", {}).get("family") != "paper":
         raise InputError(f"{checkpoint}: not a checkpoint of the full-size hific networks")
-    config = from_dict(values, HificTraining, source=str(checkpoint))
+    config = config or from_dict(values, HificTraining, source=str(checkpoint))
     net = MeanHific(config.network).eval()
     net.load_state_dict({k.removeprefix("model.hific."): v for k, v in tensors.items() if k.startswith("model.hific.")})
+    halves = loop.halved(net.state_dict())
     pictures = load_pictures([data / f for f in config.data.folders], longest=EXPORT_LONGEST, frames_per_video=1)
     if not pictures:
         raise InputError(f"{data}: no pictures or videos that can be read in {', '.join(config.data.folders)}")
@@ -300,7 +318,7 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
     return save(
         output,
         net,
-        {k: v.half() for k, v in net.state_dict().items()},
+        halves,
         fitted.tables,
         name=config.name,
         card={

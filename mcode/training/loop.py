@@ -1,7 +1,8 @@
 """What every training loop shares: processes, an optimiser's step, averaged weights, the log, exact checkpoints.
 
 A checkpoint is one safetensors file: `model.NAME` (parameters and buffers), `ema.NAME`, and for each parameter that
-Adam has moved `exp_avg.NAME`, `exp_avg_sq.NAME` and `updates.NAME`; step and config, as JSON, in the metadata.
+Adam has moved `exp_avg.NAME`, `exp_avg_sq.NAME` and `updates.NAME`; step, config as JSON, and where there is one the id of
+the manifold it started from, in the metadata.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
@@ -21,20 +24,39 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..config import to_dict
+from ..config import from_dict, to_dict
 from ..errors import InputError, McodeError
+from ..latents import fast_dtype
 from ..whole import whole_tensors
 
 Report = Callable[[dict[str, float]], None]
 CHECKPOINT = "checkpoint.safetensors"
+LARGEST_SEED = 2**32 - 1
+MAY_CHANGE = {
+    *("learning_rate", "discriminator_rate", "final_rate", "warmup", "decay_steps", "clip", "revive_every"),
+    *("checkpoint_every", "bfloat16", "perceptual_file"),
+    *("name", "zero_margin", "default_quality"),  # of what is exported
+    "easy_steps",  # which `scripts/ablation.py --steps` sets with the steps
+}
+"""Keys, of whatever table, that a training may go on with other values of."""
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raises ValueError for the first of these fields, of those there are, that is below 0."""
+    for name in names:
+        if getattr(config, name, 0) < 0:
+            raise ValueError(f"{name} is {getattr(config, name)}; it is 0 or more")
 
 
 def check_numbers(config: Any) -> None:
-    """Raises ValueError where a number that configurations of optimisers share by name cannot be used."""
+    """Raises ValueError where a number that configurations share by name cannot be used."""
+    if not 0 <= getattr(config, "seed", 0) <= LARGEST_SEED:
+        raise ValueError(f"seed is {config.seed}; it is 0 to {LARGEST_SEED}")
     for name in ("learning_rate", "discriminator_rate", "clip"):
         value = getattr(config, name, None)
         if value is not None and value <= 0:
             raise ValueError(f"{name} is {value}; it is above 0")
+    check_not_negative(config, "final_rate", "warmup", "decay_steps")
     momentum, ema = getattr(config, "momentum", 0.0), getattr(config, "ema", 0.0)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; it is 0 or more, and below 1")
@@ -43,15 +65,28 @@ def check_numbers(config: Any) -> None:
 
 
 def join_workers(device: str) -> tuple[int, int]:
-    """(number of processes, this one's rank); joins the group that torchrun describes in the environment."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    """(number of processes, this one's rank); joins the group that torchrun describes in the environment. Raises InputError
+    where some of it is missing."""
+    if _number_of("WORLD_SIZE", "1") <= 1:
         return 1, 0
+    for name in ("RANK", "MASTER_PORT"):
+        _number_of(name)
+    if not os.environ.get("MASTER_ADDR"):
+        raise InputError("no MASTER_ADDR in the environment, where torchrun sets it; start with torchrun, or unset WORLD_SIZE")
     on_cuda = torch.device(device).type == "cuda"
     if on_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_number_of("LOCAL_RANK", "0"))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_cuda else "gloo")
     return dist.get_world_size(), dist.get_rank()
+
+
+def _number_of(variable: str, default: str = "") -> int:
+    text = os.environ.get(variable, default)
+    if not text.isdecimal():
+        given = f"{variable} = {text}" if text else f"no {variable}"
+        raise InputError(f"{given} in the environment, where torchrun sets a number; start with torchrun, or unset WORLD_SIZE")
+    return int(text)
 
 
 def leave_workers() -> None:
@@ -59,9 +94,15 @@ def leave_workers() -> None:
         dist.destroy_process_group()
 
 
+def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """bfloat16 where it is wanted and fast (`latents.fast_dtype`), else float32, which is many times faster than emulated
+    bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and fast_dtype(device) == torch.bfloat16)
+
+
 def seed_step(seed: int, step: int, worker: int) -> None:
     """Makes the random numbers of a step depend on nothing before it: what lets a run resume exactly."""
-    torch.manual_seed((seed * 7919 + step) * 64 + worker)
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, worker)).generate_state(1, np.uint64)[0]))
 
 
 def update(optimiser: Optimizer, loss: Tensor, *, step: int, workers: int, clip: float | None = None) -> float:
@@ -189,38 +230,79 @@ def _step_of(row: str) -> float:
         return math.inf
 
 
-def begin(out: Path, resume: bool, model: nn.Module) -> tuple[int, dict[str, Tensor] | None]:
+def begin(
+    out: Path, resume: bool, model: nn.Module, config: Any, stages: Sequence[str] = ("optimiser.steps",)
+) -> tuple[int, dict[str, Tensor] | None]:
     """(step to go on from, tensors of the checkpoint), with the model's weights loaded; (0, None) where there is none.
 
-    Raises InputError where a checkpoint stands in `out` and resume is False, and for one damaged or of another network.
+    config: a dataclass; stages: its keys of steps, in order. Raises InputError where a checkpoint stands in `out` and resume is
+    False, and for one damaged, of another network or of another configuration, but for MAY_CHANGE and the steps of a stage that
+    is not over.
     """
     path = out / CHECKPOINT
     if not path.exists():
         return 0, None
     if not resume:
         raise InputError(f"{path}: exists; go on from it with --resume or choose another --out")
-    step, _, tensors = read_checkpoint(path)
+    step, stored, tensors = read_checkpoint(path)
     try:
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     except RuntimeError as error:
         raise InputError(f"{path}: a checkpoint of other networks than this configuration's; choose another --out") from error
+    _check_same(path, step, from_dict(stored, type(config), source=str(path)), config, stages)
     return step, tensors
+
+
+def _check_same(path: Path, step: int, before: Any, now: Any, stages: Sequence[str]) -> None:
+    old, new = (dict(_keys(to_dict(each))) for each in (before, now))
+    ends = list(accumulate(old[stage] for stage in stages))
+    open_stages = [stage for stage, end in zip(stages, ends, strict=True) if step <= end]
+    for key, value in new.items():
+        if value != old[key] and key not in open_stages and key.rpartition(".")[2] not in MAY_CHANGE:
+            given = f"{path}: is of a training with {key} = {json.dumps(old[key])}, not {json.dumps(value)}"
+            raise InputError(f"{given}; set it back, or choose another --out")
+    if open_stages and (done := step - sum(old[stage] for stage in stages if stage not in open_stages)) > new[open_stages[0]]:
+        given = f"{open_stages[0]} = {new[open_stages[0]]}, and {path} has {done} of them behind it"
+        raise InputError(f"{given}; set {done} or more, or choose another --out")
+
+
+def _keys(values: Mapping[str, Any], table: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested dicts."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{table}{key}.")
+        else:
+            yield f"{table}{key}", value
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """step, config and what else `save_checkpoint` was given. Raises InputError."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: no readable checkpoint ({error})") from error
 
 
 def read_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
     """Step, config as nested dicts, and tensors. Raises InputError."""
+    metadata = read_metadata(path)
     try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
         return int(metadata["step"]), json.loads(metadata["config"]), load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: no readable checkpoint ({error})") from error
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, ema: Mapping[str, Tensor], optimisers: Sequence[Optimizer], step: int, config: Any
+    path: Path,
+    model: nn.Module,
+    ema: Mapping[str, Tensor],
+    optimisers: Sequence[Optimizer],
+    step: int,
+    config: Any,
+    **more: str,
 ) -> None:
-    """Written whole or not at all: a kill leaves the checkpoint before. config: a dataclass."""
+    """Written whole or not at all: a kill leaves the checkpoint before. config: a dataclass; more: of the metadata."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in ema.items()}
     for name, parameter in model.named_parameters():
         for optimiser in optimisers:
@@ -229,7 +311,17 @@ def save_checkpoint(
                 tensors[f"updates.{name}"] = state["step"]
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with whole_tensors(path) as part:
-        save_file(plain, part, {"step": str(step), "config": json.dumps(to_dict(config))})
+        save_file(plain, part, {"step": str(step), "config": json.dumps(to_dict(config))} | more)
+
+
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In float16, as manifolds keep weights. Raises InputError where one holds values beyond its range, or none at all."""
+    stored = {name: tensor.half() for name, tensor in tensors.items()}
+    for name, tensor in stored.items():
+        if not tensor.isfinite().all():
+            given = f"{name} holds values beyond half precision (65504), so there is no manifold of this training"
+            raise InputError(f"{given}; train anew with a lower learning_rate")
+    return stored
 
 
 def load_moments(optimisers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor] | None, step: int) -> None:

@@ -31,6 +31,7 @@ from .deltas import coordinate_tables, first_clips
 from .squares import Squares, load_squares
 
 DEFAULT_BITS = 5
+STAGES = ("adversarial.steps", "encoding.steps")
 STATISTICS_BATCHES = 50
 """Over which batch norm's statistics are measured for the weights that are kept."""
 _PERCEPTUAL = Literal["none", "vgg19", "alexnet"]
@@ -102,13 +103,14 @@ class EncodingConfig:
         if self.steps < 1:
             raise ValueError("steps is 1 or more")
         loop.check_numbers(self)
+        loop.check_not_negative(self, "l1", "l2")
         if not set(self.aware_bits) <= set(BITS):
             raise ValueError(f"aware_bits are of {BITS[0]}..{BITS[-1]}")
 
 
 @dataclass(frozen=True)
 class NCodeTraining:
-    """What configs/ncode.toml holds."""
+    """What configs/ncode.toml holds. bfloat16: compute in it where it is fast."""
 
     kind: Literal["ncode"]
     name: str
@@ -123,6 +125,7 @@ class NCodeTraining:
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             raise ValueError("checkpoint_every is 1 or more")
+        loop.check_numbers(self)
 
 
 class Networks(nn.Module):
@@ -161,7 +164,7 @@ def train(
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
     model = Networks(config)
-    first, saved = loop.begin(out, resume, model)
+    first, saved = loop.begin(out, resume, model, config, STAGES)
     squares = _load(config, data)
     features = _feature_distance(config.encoding, torch.device(device))
     channels_last(model, device)
@@ -239,7 +242,7 @@ class Steps:
         return self.pictures(self.squares.batch(data.batch, self.config.seed * 1000 + self.worker, index, mirror=data.mirror))
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16)
+        return loop.autocast(self.device, self.config.bfloat16)
 
     def adversarial_step(self, step: int) -> dict[str, float]:
         """critic_steps of d, then one of g. Non-saturating loss (Goodfellow et al. 2014) or Wasserstein."""
@@ -398,20 +401,30 @@ def load_network(path: str) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
+def export(
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+    config: NCodeTraining | None = None,
+) -> str:
     """A finished training as a manifold file; returns its id. data: the folder of the training's `data.folders`, to
-    whose latents the code tables are fitted. Raises InputError for checkpoints of other kinds or before stage 2.
+    whose latents the code tables are fitted. config: in place of the checkpoint's, for the name. Raises InputError for
+    checkpoints of other kinds or before stage 2.
     """
     step, values, tensors = loop.read_checkpoint(checkpoint)
     if values.get("kind") != "ncode":
         raise InputError(f"{checkpoint}: a checkpoint of kind {values.get('kind')}, not ncode")
-    config = from_dict(values, NCodeTraining, source=str(checkpoint))
+    config = config or from_dict(values, NCodeTraining, source=str(checkpoint))
     if step <= config.adversarial.steps:
         raise InputError(f"{checkpoint}: stopped at step {step}, before f is trained; go on from it with --resume")
     net = NCode(config.network)
     averaged = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.f.")}
     kept = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith(("model.f.", "model.g."))}
     net.load_state_dict(kept | averaged)
+    # Convolutions in half precision; batch norm's few numbers as they are, variances do not fit float16's range.
+    halves = loop.halved({k: v for k, v in net.state_dict().items() if v.dim() > 1})
     squares = _load(config, data)
     batches = (squares.batch(config.data.batch, config.seed, i, mirror=False) for i in range(STATISTICS_BATCHES))
     measure_statistics(net.f, (_tensor(pixels) for pixels in batches))
@@ -441,8 +454,7 @@ def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any
             "network": to_dict(config.network),
         },
         tables=tables,
-        # Convolutions in half precision; batch norm's few numbers as they are, variances do not fit float16's range.
-        tensors={k: (v.half() if v.dim() > 1 else v).contiguous().numpy() for k, v in state.items()},
+        tensors={k: v.contiguous().numpy() for k, v in (state | halves).items()},
         card=facts | dict(card or {}),
     )
 

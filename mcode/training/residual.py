@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import manifold
 from ..config import from_dict, to_dict
 from ..errors import InputError
+from ..evaluation.features import VGG_MAPS
 from ..nets.int8 import RANGES, ranges_of
 from ..nets.layers import channels_last
 from ..nets.residual import Residual, ResidualConfig
@@ -69,6 +70,8 @@ class ResidualTraining:
     bit_error_rate: of half the pictures the quantiser's bits are flipped with this probability, as the coder `fixed` would
     have them flipped. The code learns from components alone, unless there is an encoder, with which it learns from
     pictures.
+
+    bfloat16: compute in it where it is fast.
     """
 
     kind: Literal["ncode"]
@@ -106,6 +109,13 @@ class ResidualTraining:
         if min(self.steps, self.folds, self.checkpoint_every, *(self.intervals or (0,))) < 1:
             raise ValueError("steps, folds, checkpoint_every and intervals are 1 or more")
         loop.check_numbers(self)
+        loop.check_not_negative(self, "l1", "l2", "l3", "colour", "crop")
+        if (network := self.network).rows > network.pixels:
+            name = "components" if network.components else "m"
+            given = f"{name} = {network.rows} of frame_size = {list(network.frame_size)}"
+            raise ValueError(f"{given}: a picture has {network.pixels} values, and no more components than those")
+        if not self.vgg_layers or not set(self.vgg_layers) <= set(VGG_MAPS):
+            raise ValueError(f"vgg_layers = {list(self.vgg_layers)} are some of {', '.join(VGG_MAPS)}")
         if self.step <= 0:
             raise ValueError(f"step is {self.step}; it is above 0")
         if self.l2 > 0 and self.feature_crop < 16:
@@ -147,8 +157,10 @@ def train(
     workers, worker = loop.join_workers(device)
     torch.manual_seed(config.seed)
     model = Residual(config.network)
-    first, saved = loop.begin(out, resume, model)
+    first, saved = loop.begin(out, resume, model, config, ("steps",))
     squares = load(config, data)
+    if (folds := config.folds) > (clips := len(squares.clips)):
+        raise InputError(f"folds = {folds} needs {folds} videos or pictures, not {clips}; set folds = 1")
     where = torch.device(device)
     if saved is None:
         learn_components(model, squares.pixels)
@@ -167,19 +179,19 @@ def train(
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
         x, base, y = samples.batch(step, worker)
         x, base = augment(x, base, config)
-        with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
+        with loop.autocast(where, config.bfloat16):
             back = base + model.unet(base.contiguous(memory_format=torch.channels_last), y).float()
         squared = (back - x).square().mean((1, 2, 3))
         linear = _plain(model, x, base).sub(x).square().mean((1, 2, 3)).clamp_min(LEAST_ERROR)
         loss = config.l1 * (squared / linear).mean()
         losses = {"psnr": _mean_db(squared.detach()), "psnr_linear": _mean_db(linear)}
         if features is not None:
-            with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
+            with loop.autocast(where, config.bfloat16):
                 distance = features(*_same_crop(x, back, config.feature_crop)).mean()
             loss = loss + config.l2 * distance
             losses["feature"] = distance.item()
         if judged is not None:
-            with torch.autocast(where.type, torch.bfloat16, enabled=config.bfloat16):
+            with loop.autocast(where, config.bfloat16):
                 distance = judged(x, back).mean()
             loss = loss + config.l3 * distance
             losses["classes"] = distance.item()
@@ -236,13 +248,13 @@ def _unseen(
     for name, parameter in twin.named_parameters():
         parameter.copy_(ema[f"unet.{name}"])
     x, base, y = samples.at(at, np.random.default_rng(0), mirror=False)
-    with torch.autocast(samples.device.type, torch.bfloat16, enabled=config.bfloat16):
+    with loop.autocast(samples.device, config.bfloat16):
         back = base + twin(base.contiguous(memory_format=torch.channels_last), y).float()
     scores = {}
     for key, picture in (("linear", base), ("network", back)):
         scores[f"unseen_psnr_{key}"] = round(_mean_db((picture.clamp(-1, 1) - x).square().mean((1, 2, 3))), 3)
         if features is not None:
-            with torch.autocast(samples.device.type, torch.bfloat16, enabled=config.bfloat16):
+            with loop.autocast(samples.device, config.bfloat16):
                 distances = features(*(t.expand(-1, 3, -1, -1) / 2 + 0.5 for t in (x, picture)))
             scores[f"unseen_feature_{key}"] = round(float(distances.mean()), 5)
     return scores, (x[:16], base[:16], back[:16])
@@ -338,7 +350,7 @@ class Samples:
         pixels[flips] = pixels[flips, :, ::-1]
         x = pictures(pixels, self.device)
         if self.model.encoder is not None:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bfloat16):
+            with loop.autocast(self.device, config.bfloat16):
                 y = self.model.encode(x)
             y = self._rounded(y, self.model.deviation, rng)
             return x, self.model.base(y), y / self.model.deviation
@@ -506,10 +518,18 @@ def _without_network(config: ResidualConfig) -> ResidualConfig:
     return replace(config, m=config.rows, components=0, width=1, blocks=0, encoder=False, code=0, direct=False)
 
 
-def export(checkpoint: Path, data: Path, output: Path, *, card: Mapping[str, Any] | None = None) -> str:
-    """A training's checkpoint as a manifold file; returns its id. data: as in `train`, for the code tables."""
+def export(
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+    config: ResidualTraining | None = None,
+) -> str:
+    """A training's checkpoint as a manifold file; returns its id. data: as in `train`, for the code tables. config: in place of
+    the checkpoint's, for the name and default_quality."""
     step, values, tensors = loop.read_checkpoint(checkpoint)
-    config = from_dict(values, ResidualTraining, source=str(checkpoint))
+    config = config or from_dict(values, ResidualTraining, source=str(checkpoint))
     net = Residual(config.network)
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     net.load_state_dict(state | {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")})
@@ -535,6 +555,8 @@ def save(
         steps = [config.step * 2 ** ((DEFAULT_QUALITY - q) / 2) / 127.5 for q in range(1, QUALITIES + 1)]
         gains = [torch.full((config.network.m,), 1 / s) for s in steps]
     net.prepare()
+    exact = {"basis", "basis_scale", "deviation", "spread", "offset"}
+    halves = loop.halved({k: v for k, v in net.state_dict().items() if k not in exact})
     clips, y, squared = _encode(net, squares, gains[config.default_quality - 1])
     tables = []
     for bits, gain in enumerate(gains, start=1):
@@ -549,7 +571,6 @@ def save(
         "not_for": "pictures of another kind than those it learned from",
         RANGES: ranges_of(net, list(torch.from_numpy(y)[..., None, None]), [(gain, 1 / gain) for gain in gains]),
     }
-    exact = {"basis", "basis_scale", "deviation", "spread", "offset"}
     return manifold.save(
         output,
         kind="ncode",
@@ -562,7 +583,7 @@ def save(
             "network": to_dict(config.network),
         },
         tables=tables,
-        tensors={k: (v if k in exact else v.half()).contiguous().numpy() for k, v in net.state_dict().items()}
+        tensors={k: v.contiguous().numpy() for k, v in (net.state_dict() | halves).items()}
         | {"gain": torch.stack(gains).numpy()},
         card=facts | dict(card or {}),
     )

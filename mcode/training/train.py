@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from ..config import from_dict, load
 from ..errors import ConfigError, InputError
 from ..latents import choose_device
 from ..text import is_name
-from . import compact, hific, loop, ncode, residual
+from . import classes, compact, hific, loop, ncode, residual
 from .compact import CompactTraining
 from .export import export_compact
 from .hific import HificTraining
@@ -34,12 +35,14 @@ def train(
     perceptual: str | os.PathLike[str] | None = None,
     report: loop.Report | None = None,
 ) -> Path:
-    """Trains what the TOML file at config_path says and writes the manifold; returns its path, OUT/NAME.safetensors.
+    """Trains what the TOML file at config_path says and writes the manifold; returns its path, OUT/NAME.safetensors, where no
+    other manifold may lie.
 
     data: the folder which the configuration's `data.folders` are relative to. resume: go on from the checkpoint in
-    `out`, exactly. perceptual: file of the feature network's weights, or a folder of such files, in place of the
-    configuration's and $MCODE_PERCEPTUAL; for ncode's dcgan also a network of torch.export (.pt2). report: called with each
-    row of OUT/log.jsonl. Under torchrun all processes train together and the first one writes. Raises ConfigError, InputError
+    `out`, exactly; what the configuration may say anew then is in `loop.begin`. perceptual: file of the feature network's
+    weights, or a folder of such files, in place of the configuration's and $MCODE_PERCEPTUAL; for ncode's dcgan also a
+    network of torch.export (.pt2). report: called with each row of OUT/log.jsonl. Under torchrun all processes train together
+    and the first one writes. Raises ConfigError, InputError
     for data or checkpoints that cannot be used, McodeError when the loss is not finite.
     """
     config = read_config(config_path)
@@ -48,6 +51,8 @@ def train(
     data, out = Path(data), Path(out)
     if not data.is_dir():
         raise InputError(f"{data}: no such folder of training data")
+    output = out / f"{config.name}.safetensors"
+    _check_output(output, config.name)
     where = choose_device(device).type
     rooms: dict[type, Callable[..., Path]] = {
         CompactTraining: compact.train,
@@ -58,9 +63,8 @@ def train(
     try:
         _, worker = loop.join_workers(where)
         checkpoint = rooms[type(config)](config, data, out, resume=resume, device=where, report=report)
-        output = out / f"{config.name}.safetensors"
         if worker == 0:
-            export(checkpoint, data, output)
+            export(checkpoint, data, output, config)
     finally:
         loop.leave_workers()
     return output
@@ -97,25 +101,45 @@ def _sees_features(config: Training) -> bool:
     return config.loss.perceptual > 0
 
 
-def export(checkpoint: str | os.PathLike[str], data: str | os.PathLike[str], output: str | os.PathLike[str]) -> str:
-    """The manifold file of any training's checkpoint; returns its id. data: as in `train`, for the code tables.
+def _check_output(output: Path, name: str) -> None:
+    """Raises InputError where output exists and is not what the training in its folder has left there."""
+    checkpoint = output.parent / loop.CHECKPOINT
+    if not output.exists():
+        return
+    try:
+        if checkpoint.exists() and json.loads(loop.read_metadata(checkpoint)["config"])["name"] == name:
+            return
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{checkpoint}: no readable checkpoint ({error})") from error
+    raise InputError(f"{output}: exists, and is not of a training there; remove it, or choose another --out or name")
+
+
+def export(
+    checkpoint: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: Training | None = None,
+) -> str:
+    """The manifold file of any training's checkpoint; returns its id. data: as in `train`, for the code tables. config: of the
+    checkpoint's kind, in place of the checkpoint's.
 
     Raises InputError for a file that is no checkpoint, or not one of a finished training.
     """
     checkpoint, data, output = Path(checkpoint), Path(data), Path(output)
     _, values, _ = loop.read_checkpoint(checkpoint)
-    schema = _schema(values, str(checkpoint))
-    if schema is NCodeTraining:
-        return ncode.export(checkpoint, data, output)
-    if schema is ResidualTraining:
-        return residual.export(checkpoint, data, output)
-    if schema is HificTraining:
-        return hific.export(checkpoint, data, output)
+    if config is None:
+        config = from_dict(values, _schema(values, str(checkpoint)), source=str(checkpoint))
+    if isinstance(config, NCodeTraining):
+        return ncode.export(checkpoint, data, output, config=config)
+    if isinstance(config, ResidualTraining):
+        return residual.export(checkpoint, data, output, config=config)
+    if isinstance(config, HificTraining):
+        return hific.export(checkpoint, data, output, config=config)
     card = {
-        "title": f"general manifold trained on {', '.join(values['data']['folders'])}",
+        "title": f"general manifold trained on {', '.join(config.data.folders)}",
         "made": date.today().isoformat(),
     }
-    return export_compact(checkpoint, data, output, card=card)
+    return export_compact(checkpoint, data, output, card=card, config=config)
 
 
 def read_config(path: str | os.PathLike[str]) -> Training:
@@ -130,6 +154,9 @@ def read_config(path: str | os.PathLike[str]) -> Training:
     config = from_dict(values, schema, source=str(path))
     if not is_name(config.name):
         raise ConfigError(f'{path}: name = "{config.name:.60}": a manifold\'s name is a file name without folders, as my-head')
+    kept = [loop.CHECKPOINT, classes.FILE] if isinstance(config, ResidualTraining) and config.l3 else [loop.CHECKPOINT]
+    if f"{config.name}.safetensors".lower() in kept:
+        raise ConfigError(f'{path}: name = "{config.name}": the training keeps a file of that name itself; choose another')
     return config
 
 
