@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...nets.layers import channels_last
+from ...training.loop import autocast
 from ...whole import whole_tensors
 from .sets import CLASSES
 
@@ -80,7 +81,7 @@ def train(
             chosen = order[first : first + batch]
             cropped = _crops(padded[chosen], side, rng)
             x, y = _batch(cropped, device), torch.from_numpy(labels[chosen]).to(device)
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
+            with autocast(torch.device(device)):
                 logits = net(x)
             loss = F.cross_entropy(logits, y, label_smoothing=0.1)
             optimiser.zero_grad(set_to_none=True)
@@ -113,7 +114,7 @@ def accuracy(net: Classifier, pixels: np.ndarray, labels: np.ndarray, device: st
     """Share of uint8 (N, 32, 32, 3) put into the right class, 0 to 1, by each picture and its mirror image together."""
     right = 0
     for start in range(0, len(pixels), 500):
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with autocast(torch.device(device)):
             x = _batch(pixels[start : start + 500], device)
             found = (net(x) + net(x.flip(3))).argmax(1).cpu().numpy()
         right += int((found == labels[start : start + 500]).sum())
