@@ -33,7 +33,7 @@ LAYOUT = """\
 |---|---|---|---|
 | flags | 1 | always | bit 0: stream header; bit 1: steps; bit 2: times; bits 3-7: 0 |
 | format | 1 | bit 0 | 1; 2: pictures are grey, shown as the mean of the three colours |
-| coder, quality | 1 | bit 0 | coder << 4 (0 fixed, 1 huffman, 2 range), quality 1-15 |
+| coder, quality | 1 | bit 0 | coder << 4 (0 fixed, 1 huffman, 2 range), quality 0-15 |
 | manifold | 8 | bit 0 | the first bytes of the manifold's SHA-256 |
 | width, height | 2 varints | bit 0 | the picture as the manifold sees it, 1-65535 |
 | display width, height | 2 varints | bit 0 | the picture as it is shown, 1-65535 |
@@ -61,7 +61,7 @@ class StreamHeader:
     """What a receiver must know to decode, repeated with each refresh so that it can join there.
 
     manifold_id: the first 8 bytes of the manifold's SHA-256. width, height: the picture as the manifold sees it;
-    display_width, display_height: as it is shown. n: keyframe interval. coder: one of CODERS. quality: 0..15.
+    display_width, display_height: as it is shown. n: keyframe interval. coder: one of CODERS. quality: 0..15, of which manifolds have 1 and up.
     slices: of each keyframe, 1..255. grey: pictures without colour, whatever the networks make of them. Raises ValueError for
     values outside LAYOUT's ranges.
     """

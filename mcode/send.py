@@ -346,7 +346,7 @@ class Sender:
         elif changes.keys() & {"n", "coder"}:
             self._send_mcode(self._encoder.flush())
             self._encoder = self._new_encoder(self.config)
-        asked = self.mcode.take_refresh_request()
+        asked = self.mcode.take_refresh_request() and opening is None  # which is a refresh
         if asked:
             self._encoder.request_refresh()
         self._wire.report(self._media_time)  # first of all: the receiver's clock rests on it

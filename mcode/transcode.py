@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -101,6 +102,7 @@ def encode_file(
     duration_s: float | None = None,
     audio: str | bool = "copy",
     refine: Refine | None = None,
+    every_frame: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> EncodeReport:
@@ -110,7 +112,8 @@ def encode_file(
     is of the same manifold, loaded. device: see `load`; of a manifold that is loaded here. size: (width, height) to encode
     and show; None keeps the source's. A manifold of one fixed size gets the centred part of its aspect, scaled to it, and the
     decoder scales back. start_s, duration_s: the part to encode, in seconds; None: to the end. audio: "copy" or True keeps the
-    sound, "none" or False leaves it out. force: overwrite the output. progress: called with the frames done and the frames in
+    sound, "none" or False leaves it out. every_frame: PSNR and fit are over every
+    frame of long videos, too, see `Meter`. force: overwrite the output. progress: called with the frames done and the frames in
     all, None where the source does not tell; what it raises ends the encode, without an output.
 
     Raises InputError for a source, an output, an option or a number that cannot be used, ManifoldError for a manifold that is
@@ -129,6 +132,7 @@ def encode_file(
         refresh_s=refresh_s,
         size=size,
         refine=refine,
+        every_frame=every_frame,
         start_s=start_s,
         duration_s=duration_s,
     )
@@ -200,6 +204,7 @@ class Encoding:
         refresh_s: float,
         size: tuple[int, int] | None,
         refine: Refine | None,
+        every_frame: bool = False,
         start_s: float = 0.0,
         duration_s: float | None = None,
     ) -> None:
@@ -214,7 +219,7 @@ class Encoding:
         )
         alone = is_image or refine is not None  # refining needs all threads itself
         self.jobs: Jobs[Measures] = Jobs(0) if alone else Jobs.on(model.device)
-        self._meter = Meter(model, self.jobs)
+        self._meter = Meter(model, self.jobs, every_frame=every_frame)
         self.frames = self._last_pts = 0
         self._gap: int | None = None
 
@@ -498,13 +503,13 @@ class Meter:
 
     Of the first ALL_GAPS gaps between keyframes every frame is measured, of later ones the keyframe and one in between, another
     each time, which stands for all in between: decoding them all would take two thirds of an encoder's time. Holds the frames
-    of a gap, at most 32: of longer gaps it measures every second, fourth ... frame.
+    of a gap, at most 32: of longer gaps it measures every second, fourth ... frame. every_frame: later gaps like the first.
     """
 
     ALL_GAPS = 64
 
-    def __init__(self, model: Manifold, jobs: Jobs[Measures]) -> None:
-        self._decoder, self._jobs = Decoder(model), jobs
+    def __init__(self, model: Manifold, jobs: Jobs[Measures], *, every_frame: bool = False) -> None:
+        self._decoder, self._jobs, self._every_frame = Decoder(model), jobs, every_frame
         self._held: dict[int, np.ndarray] = {}
         self._count, self._stride, self._gaps = 0, 1, 0
         self.measures = Measures()
@@ -522,8 +527,9 @@ class Meter:
         fed = {i: rgb for i, rgb in self._held.items() if i <= last}
         weights = dict.fromkeys(fed, 1)
         between = [i for i in fed if i < last]
-        if self._gaps >= self.ALL_GAPS and len(between) > 1:
-            chosen = between[self._gaps % len(between)]
+        if self._gaps >= self.ALL_GAPS and len(between) > 1 and not self._every_frame:
+            turn, place = divmod(self._gaps, len(between))
+            chosen = random.Random(turn).sample(between, len(between))[place]  # in another order each time: motion may repeat
             weights = {i: len(between) if i == chosen else 1 for i in fed if i in (chosen, last)}
         self._gaps += 1
         asked = count()  # the decoder asks for each frame but the last, in order

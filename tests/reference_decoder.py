@@ -152,11 +152,12 @@ class Keyframe:
     slices: list[bytes]
 
 
-def stream_header(data: bytes, at: int) -> tuple[Header, int]:
+def stream_header(data: bytes, at: int, first: bool = True) -> tuple[Header, int]:
+    """first: of a file or stream, where a newer format is one and not damage."""
+    if data[at : at + 1] and data[at] > 2:
+        raise Newer(f"stream format {data[at]}") if first else Damage("no such format")
     if len(data) < at + 10:
         raise Damage("cut short")
-    if data[at] > 2:
-        raise Newer(f"stream format {data[at]}")
     if data[at] < 1 or data[at + 1] >> 4 > 2:
         raise Damage("no such format, or no such coder")
     values, end = [], at + 10
@@ -174,7 +175,7 @@ def parse_sample(data: bytes, stream: Header | None) -> Keyframe:
     if flags >> 3:
         raise Newer("flags") if stream is None else Damage("flags")
     if flags & 1:
-        stream, at = stream_header(data, at)
+        stream, at = stream_header(data, at, stream is None)
     if stream is None:
         raise Damage("a keyframe before the first refresh")
     steps = stream.n

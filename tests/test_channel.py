@@ -311,6 +311,9 @@ def test_of_a_long_clip_the_first_part_is_measured_and_a_warning_says_so(tmp_pat
     for asked in ({"duration_s": 0.6}, {"start_s": 1.0}):
         report = channel.evaluate_channel(tmp_path / "clip.mkv", **options, **asked)
         assert report.warnings == () and report.frames == (15 if "duration_s" in asked else 7)
+    monkeypatch.setattr(channel, "LONGEST_S", 32 / 25)  # all of it
+    exact = channel.evaluate_channel(tmp_path / "clip.mkv", **options)
+    assert exact.frames == 32 and exact.warnings == ()
 
 
 def test_frames_are_analysed_once_and_not_held():

@@ -322,6 +322,23 @@ def test_what_lies_in_a_folder_without_a_report_stays(stand_ins, pictures, tmp_p
     assert (tmp_path / "vgg19.png").read_bytes() == b"mine"
 
 
+def test_what_others_wrote_beside_another_results_json_or_after_the_report_stays(stand_ins, pictures, tmp_path):
+    foreign, own, elsewhere = tmp_path / "foreign", tmp_path / "own", tmp_path / "elsewhere"
+    for folder in (foreign, elsewhere):
+        folder.mkdir()
+    (foreign / "results.json").write_text('{"my": 1}')
+    (foreign / "crops.html").write_text('<a href="crops/1-0-keep.png">')
+    (foreign / "lpips.png").write_bytes(b"mine")
+    evaluate_images(pictures, foreign, codecs=("jpeg",), crops=0, force=True)
+    assert (foreign / "lpips.png").read_bytes() == b"mine" and "keep" in (foreign / "crops.html").read_text()
+    evaluate_images(pictures, own, codecs=("jpeg",), crops=1)
+    (own / "lpips.png").write_bytes(b"mine")
+    (own / "crops").rename(elsewhere / "crops")
+    (own / "crops").symlink_to(elsewhere / "crops")
+    evaluate_images(pictures, own, codecs=("jpeg",), crops=0, force=True)
+    assert (own / "lpips.png").read_bytes() == b"mine" and list((elsewhere / "crops").iterdir())
+
+
 def test_small_pictures_have_no_score_where_a_metric_needs_more(stand_ins, tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()

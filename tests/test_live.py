@@ -1136,6 +1136,17 @@ def test_the_description_tells_the_first_packets_header_before_it_is_sent(tmp_pa
     assert payload.WireHeader.parse(RtpPacket.parse(sent[0][0])).header.header == header and sent[0][1]
 
 
+def test_a_refresh_that_is_asked_for_before_the_first_is_the_first(port, monkeypatch):
+    with Sender(config(port, refresh_s=1000), model=MODEL) as sender:
+        packets = []
+        monkeypatch.setattr(sender, "_send_mcode", packets.extend)
+        asked = iter([True])
+        monkeypatch.setattr(sender.mcode, "take_refresh_request", lambda: next(asked, False))
+        for frame, _ in zip(sender.source, range(10), strict=False):
+            sender._push(frame)
+    assert [packet.header is not None for packet in packets] == [True] + [False] * (len(packets) - 1) and len(packets) > 1
+
+
 @pytest.fixture(scope="module")
 def clip_with_sound(tmp_path_factory):
     """Three seconds, 64x48, a 440 Hz tone."""

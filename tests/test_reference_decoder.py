@@ -271,7 +271,7 @@ def test_packets_of_any_coder(general, pictures, coder, options, slices):
     packets = encoded(general[0], pictures[64, 48], uneven, coder=coder, slices=slices, quality=8, refresh_s=0.3)
     sent = assert_wire_alike(general, packets, **options)
     assert not any(packet.damaged for packet in sent)
-    assert any(packet.fragment for packet in sent) or slices > 1
+    assert any(packet.fragment for packet in sent) == (slices == 1)
 
 
 def test_epochs_are_followed_and_the_description_serves_until_the_first(general, pictures):
@@ -327,12 +327,16 @@ def test_newer_formats_and_damage_of_a_first_sample_are_told_alike(general, chan
     expected = mcode.errors.FormatError if outcome is reference.Newer else mcode.errors.WireError
     with pytest.raises(expected):
         Packet.parse_sample(bytes(data), 0, None)
+    later = Packet(0, 1, None, header_of(general), (b"",)).to_sample(4)
+    stream = reference.parse_sample(later, None).header
+    with pytest.raises(reference.Damage):
+        reference.parse_sample(bytes(data), stream)
 
 
 def test_the_decoder_shares_the_documents_headings_and_nothing_with_the_package():
     text = Path(reference.__file__).read_text(encoding="utf-8")
     document = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.*)", document, re.M)
-    assert [name for name in headings if f"\n# {name}\n" in text] == re.findall(r"^# (.*)", text, re.M)
+    assert [name for name in headings if name != "Damage and loss"] == re.findall(r"^# (.*)", text, re.M)
     lines = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
     assert not any(word in line for line in lines for word in ("mcode", "constriction", "from ."))

@@ -133,17 +133,36 @@ def test_of_later_gaps_one_frame_in_between_stands_for_all_of_them(monkeypatch):
     monkeypatch.setattr(model, "synthesise", lambda *given: made.append(len(given[0])) or synthesise(*given))
     monkeypatch.setattr(Meter, "ALL_GAPS", 1)
     meter, encoder = Meter(model, Jobs(0)), Encoder(model, 16, 8, n=4, cuts=False)
-    levels = [20, *[20] * 4, *[20, 20, 221, 20] * 3]  # 221 alone in each gap is far off what lies between two keyframes of 20
+    levels = [20, *[20] * 8, *[20, 20, 221, 20] * 3]  # 221 alone in each gap is far off what lies between two keyframes of 20
+    measure(meter, encoder, levels)
+    assert made == [1, *[2] * 5], "the keyframe and one in between"
+    assert meter.measures.frames == len(levels)
+    wrong = 3  # in one gap of the three in which it comes it is that frame's turn
+    far_db = 20 * np.log10(255 / 201)
+    assert meter.measures.psnr_db == pytest.approx((100 * (len(levels) - wrong) + wrong * far_db) / len(levels))
+    whole = Meter(model, Jobs(0), every_frame=True)
+    measure(whole, Encoder(model, 16, 8, n=4, cuts=False), levels)
+    assert made[6:] == [1, *[4] * 5]
+
+
+def measure(meter, encoder, levels):
     for i, level in enumerate(levels):
         meter.hold(frame := grey(level, i))
         for packet in encoder.push(frame):
             meter.measure(packet)
     meter.finish()
-    assert made == [1, *[2] * 4], "the keyframe and one in between"
-    assert meter.measures.frames == len(levels)
-    wrong = 3  # in one gap of the three in which it comes it is that frame's turn
+
+
+def test_turns_of_frames_in_between_do_not_follow_a_motion_that_repeats(monkeypatch):
+    """One gap in three is of other frames: a fixed cycle would always measure the same ones of them."""
+    monkeypatch.setattr(Meter, "ALL_GAPS", 1)
+    model = BlockMeans()
+    meter = Meter(model, Jobs(0))
+    levels = [20, *[20] * 8, *([20] * 4 + [20, 20, 221, 20] + [20] * 4) * 30]
+    measure(meter, Encoder(model, 16, 8, n=4, cuts=False), levels)
     far_db = 20 * np.log10(255 / 201)
-    assert meter.measures.psnr_db == pytest.approx((100 * (len(levels) - wrong) + wrong * far_db) / len(levels))
+    hits = (100 * len(levels) - meter.measures.psnr_db * len(levels)) / (100 - far_db) / 3
+    assert 3 < hits < 20
 
 
 def test_an_image_is_one_refresh_keyframe(clip, model, tmp_path):

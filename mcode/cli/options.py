@@ -256,6 +256,16 @@ Duration = Annotated[
         show_default=False,
     ),
 ]
+FirstSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--duration",
+        metavar="SECONDS",
+        parser=seconds_of("--duration", "the duration"),
+        help="Use this much of the input; the first 30 s if left out.",
+        show_default=False,
+    ),
+]
 Audio = Annotated[
     str,
     typer.Option(

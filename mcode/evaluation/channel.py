@@ -385,7 +385,8 @@ def _read(
         raise InputError(f"{os.fspath(input)}: a channel needs a video of two frames or more")
     last_ticks = reader.last_duration_ticks or frames[-1].pts - frames[-2].pts
     length_s, promised_s = (frames[-1].pts + last_ticks) / TICKS_PER_S, reader.info.duration_s
-    return frames, length_s, (length_s if promised_s is None else promised_s - start_s) > duration_s - 1e-3
+    more = length_s > duration_s - 1e-3 if promised_s is None else promised_s - start_s > duration_s + 1e-3
+    return frames, length_s, more
 
 
 def _score(frames: Sequence[Frame], shown: list[tuple[np.ndarray, bool]]) -> tuple[float, float, float]:

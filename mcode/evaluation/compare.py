@@ -129,6 +129,7 @@ def compare(
             start_s=start_s,
             duration_s=duration_s,
             audio="none",
+            every_frame=True,  # as of the others
             progress=progress,
         )
         searches = {codec: CrfSearch(frames, codec, duration_s=ours.duration_s, progress=progress) for codec in against}

@@ -69,13 +69,17 @@ def write(folder: Path, report: ImagesReport, close_ups: Sequence[CropRow]) -> l
 
 
 def _written_before(folder: Path) -> set[Path]:
-    """The plots and close-ups of the report that lies there, and nothing else in the folder."""
-    if not (folder / "results.json").is_file():
+    """The plots and close-ups of the report that lies there, as its results.json has them, and nothing else in the folder."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        drawn = {metric["key"] for metric in results["metrics"]} if {"rows", "bd_rates", "anchor"} <= results.keys() else set()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return set()
+    names = [f"{metric.key}.png" for metric in METRICS if metric.key in drawn]
     page = folder / "crops.html"
-    names = [f"{metric.key}.png" for metric in METRICS] + [page.name]
-    if page.is_file():
-        names += re.findall(r'href="(crops/[A-Za-z0-9._-]+\.png)"', page.read_text(encoding="utf-8", errors="replace"))
+    if drawn and page.is_file() and not (folder / "crops").is_symlink():
+        found = re.findall(r'href="(crops/[0-9]+-[0-9]+-[A-Za-z0-9._-]+\.png)"', page.read_text("utf-8", errors="replace"))
+        names += [page.name, *found] if found else []
     return {folder / name for name in names if (folder / name).is_file()}
 
 
