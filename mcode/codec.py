@@ -141,7 +141,9 @@ class Encoder:
         manifold_id = _checked_id(model)
         n, slices = _integer("n", n, 65_535), _integer("slices", slices, 255)
         width, height = _integer("width", width, 65_535), _integer("height", height, 65_535)
-        shown = [_integer("display", side, 65_535) for side in display or (width, height)]
+        shown = _pair("display", display or (width, height))
+        if not dead_zone >= 0:
+            raise ArgumentError(f"dead_zone is {dead_zone}; it is 0 steps or more")
         if not refresh_s >= 0:
             raise ArgumentError(f"refresh_s is {refresh_s}; the time between refreshes is 0 s or more")
         if coder not in CODERS:
@@ -452,6 +454,15 @@ def _integer(name: str, value: int, most: int) -> int:
     except TypeError:
         pass
     raise ArgumentError(f"{name} is {value!r}; it is a whole number from 1 to {most}")
+
+
+def _pair(name: str, value: tuple[int, int]) -> tuple[int, int]:
+    """Raises ArgumentError for what is no (width, height)."""
+    try:
+        width, height = value
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{name} is {value!r}; it is (width, height)") from None
+    return _integer(name, width, 65_535), _integer(name, height, 65_535)
 
 
 def frames_at_once(width: int, height: int) -> int:

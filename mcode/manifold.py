@@ -362,7 +362,7 @@ class Manifold:
         from .nets.build import build
 
         _survive_forks()
-        self.info, self.device = info, device
+        self.info, self.device, self._path = info, device, os.path.abspath(info.path)
         self._asked, self._form = precision, ""
         self.name, self.id, self.kind = info.name, info.id, info.kind
         self.frame_size, self.stride, self.qualities = info.frame_size, info.stride, info.qualities
@@ -422,7 +422,7 @@ class Manifold:
         return f"Manifold({self.name} {self.id}, {self.kind}, {self.device.type} {self.precision})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (os.path.abspath(self.info.path), self.id, self.device, self._asked, self._form)
+        return _again, (self._path, self.id, self.device, self._asked, self._form)
 
     def __copy__(self) -> Manifold:
         twin = object.__new__(type(self))

@@ -61,7 +61,8 @@ class StreamHeader:
     """What a receiver must know to decode, repeated with each refresh so that it can join there.
 
     manifold_id: the first 8 bytes of the manifold's SHA-256. width, height: the picture as the manifold sees it;
-    display_width, display_height: as it is shown. n: keyframe interval. coder: one of CODERS. quality: 0..15, of which manifolds have 1 and up.
+    display_width, display_height: as it is shown. n: keyframe interval. coder: one of CODERS. quality: 0..15;
+    manifolds have 1 and up.
     slices: of each keyframe, 1..255. grey: pictures without colour, whatever the networks make of them. Raises ValueError for
     values outside LAYOUT's ranges.
     """

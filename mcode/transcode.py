@@ -477,7 +477,7 @@ class Measures:
     psnr_sum: float = 0.0
     error: float = 0.0
     variance: float = 0.0
-    frames: int = 0
+    frames: float = 0
 
     def __add__(self, other: Measures) -> Measures:
         return Measures(
@@ -503,7 +503,8 @@ class Meter:
 
     Of the first ALL_GAPS gaps between keyframes every frame is measured, of later ones the keyframe and one in between, another
     each time, which stands for all in between: decoding them all would take two thirds of an encoder's time. Holds the frames
-    of a gap, at most 32: of longer gaps it measures every second, fourth ... frame. every_frame: later gaps like the first.
+    of a gap, at most 32: of longer gaps it measures the keyframe and every second, fourth ... other, which stand for the rest.
+    every_frame: later gaps like the first.
     """
 
     ALL_GAPS = 64
@@ -511,10 +512,12 @@ class Meter:
     def __init__(self, model: Manifold, jobs: Jobs[Measures], *, every_frame: bool = False) -> None:
         self._decoder, self._jobs, self._every_frame = Decoder(model), jobs, every_frame
         self._held: dict[int, np.ndarray] = {}
+        self._newest: dict[int, np.ndarray] = {}  # the last two, one of which becomes the keyframe
         self._count, self._stride, self._gaps = 0, 1, 0
         self.measures = Measures()
 
     def hold(self, frame: Frame) -> None:
+        self._newest = {i: rgb for i, rgb in self._newest.items() if i == self._count - 1} | {self._count: frame.rgb}
         if self._count % self._stride == 0:
             self._held[self._count] = frame.rgb
             if len(self._held) > _MOST_HELD:
@@ -524,24 +527,26 @@ class Meter:
 
     def measure(self, packet: Packet) -> None:
         last = packet.steps - 1
-        fed = {i: rgb for i, rgb in self._held.items() if i <= last}
-        weights = dict.fromkeys(fed, 1)
-        between = [i for i in fed if i < last]
+        fed = {i: rgb for i, rgb in (self._held | self._newest).items() if i <= last}
+        between = [i for i in self._held if i < last]
+        weights = dict.fromkeys(between, last / max(1, len(between))) | ({last: 1.0} if last in fed else {})
         if self._gaps >= self.ALL_GAPS and len(between) > 1 and not self._every_frame:
             turn, place = divmod(self._gaps, len(between))
             chosen = random.Random(turn).sample(between, len(between))[place]  # in another order each time: motion may repeat
-            weights = {i: len(between) if i == chosen else 1 for i in fed if i in (chosen, last)}
+            weights = {chosen: float(last), last: 1.0}
         self._gaps += 1
         asked = count()  # the decoder asks for each frame but the last, in order
         decoded = self._decoder.push(packet, wanted=lambda _: next(asked) in weights)
         shown = sorted({*weights, last})
-        job = partial(_compare, [(fed.get(i), weights.get(i, 0)) for i in shown], decoded)
+        job = partial(_compare, [(fed.get(i), weights.get(i, 0.0)) for i in shown], decoded)
         if sum(rgb.nbytes for rgb in fed.values()) > MOST_AHEAD:
             self._add([*self._jobs.rest(), job()])
         else:
             self._add(self._jobs.run(job))
         # At a cut one more frame is waiting already: it belongs to the next packet.
-        self._held = {i - packet.steps: rgb for i, rgb in self._held.items() if i >= packet.steps}
+        self._held, self._newest = (
+            {i - packet.steps: rgb for i, rgb in kept.items() if i >= packet.steps} for kept in (self._held, self._newest)
+        )
         self._count -= packet.steps
         self._stride = 1
 
@@ -553,7 +558,7 @@ class Meter:
         self.measures = sum(measured, self.measures)
 
 
-def _compare(fed: Sequence[tuple[np.ndarray | None, int]], decoded: Iterator[Frame]) -> Measures:
+def _compare(fed: Sequence[tuple[np.ndarray | None, float]], decoded: Iterator[Frame]) -> Measures:
     """fed: for each decoded frame what it should be, where that was kept, and how many it stands for."""
     found = Measures()
     for (rgb, weight), frame in zip(fed, decoded, strict=True):

@@ -145,6 +145,19 @@ def test_of_later_gaps_one_frame_in_between_stands_for_all_of_them(monkeypatch):
     assert made[6:] == [1, *[4] * 5]
 
 
+@pytest.mark.parametrize(("n", "first"), [(64, 1), (64, 64), (50, 1)])
+def test_long_gaps_count_as_long_as_they_are_and_their_keyframes_are_measured(monkeypatch, n, first):
+    monkeypatch.setattr(Meter, "ALL_GAPS", first)
+    model = BlockMeans()
+    meter, count = Meter(model, Jobs(0)), 1 + 3 * n
+    levels = [221 if i % n == 0 else 20 for i in range(count)]  # keyframes are one level off
+    measure(meter, Encoder(model, 16, 8, n=n, cuts=False), levels)
+    assert meter.measures.frames == pytest.approx(count)
+    exact = Meter(model, Jobs(0))
+    measure(exact, Encoder(model, 16, 8, n=n, cuts=False), [20] * (count - 1) + [221])
+    assert exact.measures.psnr_db < 100, "the last keyframe is measured"
+
+
 def measure(meter, encoder, levels):
     for i, level in enumerate(levels):
         meter.hold(frame := grey(level, i))
