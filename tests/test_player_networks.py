@@ -76,7 +76,8 @@ def test_worker_gives_what_the_manifold_gives(manifold, networks, picture, monke
     remote = networks.wrap(manifold)
     assert networks.pid not in (None, os.getpid())
     latents = remote.analyse(picture[None])
-    assert torch.equal(latents, manifold.analyse(picture[None]))
+    # Its process has one thread, this one may have more, which sum in another order.
+    torch.testing.assert_close(latents, manifold.analyse(picture[None]), rtol=1e-5, atol=1e-3)
     several = torch.cat([latents * share for share in (0.0, 0.3, 0.6, 0.8, 1.0)])
     found = list(remote.synthesise(several, 128, 128))
     for one, expected in zip(found, manifold.synthesise(several, 128, 128), strict=True):

@@ -33,8 +33,8 @@ class Linear(nn.Module):
     def prepare(self) -> None:
         """Computes the rows and the least squares solver from the buffers; call after loading or moving."""
         rows = self.basis.float() * self.basis_scale.float().unsqueeze(1)
-        # Two copies: of a matrix by itself the product depends on the number of threads.
-        gram = (rows.double() @ rows.double().T).cpu()
+        exact = rows.double()
+        gram = (exact @ exact.T).cpu()
         self._rows, self._solve = rows, torch.linalg.pinv(gram, hermitian=True).float().to(rows.device)
 
     def analysis(self, x: Tensor) -> Tensor:
