@@ -95,12 +95,14 @@ class Seam(NamedTuple):
 @dataclass(frozen=True)
 class Part:
     """What became of a segment. begins: its first frame, or where it has none the one behind it; behind: the first frame behind
-    it; both None where the video has no such frame. seconds: that it took."""
+    it; both None where the video has no such frame. doubtful: the file's clock runs backwards or its bytes are damaged, so that
+    frames may be missing here that the whole has. seconds: that it took."""
 
     packets: tuple[Packet, ...]
     encoded: Encoded
     begins: Seam | None
     behind: Seam | None
+    doubtful: bool
     seconds: float
 
 
@@ -174,7 +176,8 @@ class SegmentEncoder:
 
         with run.jobs:
             packets = tuple(run.packets(frames()))
-        return Part(packets, run.result(to_the_end=behind is None), begins, behind, time.perf_counter() - started)
+        doubtful = run.reader.runs_backwards or run.reader.damaged > 0
+        return Part(packets, run.result(to_the_end=behind is None), begins, behind, doubtful, time.perf_counter() - started)
 
 
 Done = Generator[tuple[Segment, Part | Failure], None, None]
@@ -388,10 +391,13 @@ class _File:
         return self.segments
 
     def add(self, segment: Segment, part: Part) -> None:
-        """Writes what now follows without a gap. Where the frame behind one part is not the first of the next, `mismatch` is
-        set and nothing more is written."""
+        """Writes what now follows without a gap. Where the frame behind one part is not the first of the next, or one of several
+        is doubtful, `mismatch` is set and nothing more is written."""
         self._parts[segment.number] = part
         self._frames += part.encoded.frames
+        if part.doubtful and len(self.segments) > 1:
+            self.mismatch = True
+            return
         while (following := self._parts.pop(self._next, None)) is not None:
             if self._next and following.begins != self._behind:
                 self.mismatch = True

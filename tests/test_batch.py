@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from itertools import accumulate
@@ -228,6 +228,44 @@ def test_where_a_seek_does_not_show_the_same_frame_the_video_is_encoded_in_one_p
     encoded(settings, clip, tmp_path / "alone.mcode")
     assert (tmp_path / "out/clip.mcode").read_bytes() == (tmp_path / "alone.mcode").read_bytes()
     assert report.frames == 50 and seen[-1] == (50, 50) and leftovers(tmp_path / "out") == ["clip.mcode"]
+
+
+def set_clock(data: bytearray, moved: Callable[[int], int]) -> bytes:
+    """An MPEG-TS file of one stream with other times. moved: the ticks to add to those of a picture, by its number."""
+    number = -1
+    for packet in range(0, len(data), 188):
+        start = packet + 4 + (1 + data[packet + 4] if data[packet + 3] & 0x20 else 0)
+        if not data[packet + 1] & 0x40 or data[start : start + 4] != b"\0\0\1\xe0":  # the first packet of a picture
+            continue
+        number += 1
+        for at in range(start + 9, start + 9 + data[start + 8], 5):
+            a, b, c = data[at], int.from_bytes(data[at + 1 : at + 3]), int.from_bytes(data[at + 3 : at + 5])
+            ticks = (a >> 1 & 7) << 30 | b >> 1 << 15 | c >> 1
+            ticks += moved(number)
+            data[at] = a & 0xF1 | ticks >> 30 << 1
+            data[at + 1 : at + 3] = (ticks >> 15 << 1 & 0xFFFF | 1).to_bytes(2)
+            data[at + 3 : at + 5] = (ticks << 1 & 0xFFFF | 1).to_bytes(2)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("wrong", ["back", "far", "near", "damage"])
+def test_where_the_clock_runs_backwards_or_bytes_are_damaged_the_video_is_encoded_in_one_piece(settings, tmp_path, wrong):
+    source = make_clip(tmp_path / "a.ts", frames=250, options={"g": "10"})
+    data = bytearray(source.read_bytes())
+    if wrong == "damage":
+        middle = len(data) // 2
+        for at in range(middle, middle + 3000, 37):
+            data[at] ^= 0x55
+    moved = {
+        "back": lambda i: -180_000 * (i >= 125),
+        "far": lambda i: 90_000_000 * (i == 99),
+        "near": lambda i: 270_000 * (i == 99),
+    }
+    source.write_bytes(set_clock(data, moved[wrong]) if wrong in moved else data)
+    alone = encoded(settings, source, tmp_path / "alone.mcode")
+    report = batched(settings, source, tmp_path / "out", segment_s=1)
+    assert report.frames == alone.frames and (alone.frames == 250 or wrong == "damage")
+    assert (tmp_path / "out/a.mcode").read_bytes() == (tmp_path / "alone.mcode").read_bytes()
 
 
 def test_what_cannot_be_seeked_is_one_segment(settings, tmp_path):
