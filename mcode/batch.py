@@ -391,8 +391,8 @@ class _File:
         return self.segments
 
     def add(self, segment: Segment, part: Part) -> None:
-        """Writes what now follows without a gap. Where the frame behind one part is not the first of the next, or one of several
-        is doubtful, `mismatch` is set and nothing more is written."""
+        """Writes what now follows without a gap. Where the frame behind one part is not the first of the next, or where
+        one of several parts is doubtful, `mismatch` is set and nothing more is written."""
         self._parts[segment.number] = part
         self._frames += part.encoded.frames
         if part.doubtful and len(self.segments) > 1:
@@ -539,29 +539,43 @@ class RayWorkers:
         if self._new is None:
             self._start() if self._cluster is None else self._join(self._cluster)
         # With futures Python itself waits: signals that come while Ray does lose their exit status.
-        at_work: dict[Future[Part | Failure], tuple[Any, Segment, int]] = {}  # how often it has been tried
+        starting: dict[Future[Any], Any] = {}  # a cluster without a free processor lets them wait, maybe for ever
+        at_work: dict[Future[Any], tuple[Any, Segment, bool]] = {}  # whether it is the second try
         idle: list[Any] = []
+        again: deque[Segment] = deque()  # whose process has died
+        count = self._processes
         try:
-            while queue or at_work:
-                while queue and len(at_work) < self._processes:
-                    self._begin(queue.popleft(), 0, idle, at_work)
-                for done in wait(at_work, return_when=FIRST_COMPLETED).done:
-                    actor, segment, tried = at_work.pop(done)
+            while queue or again or at_work:
+                while len(starting) + len(idle) + len(at_work) < min(count, len(queue) + len(again) + len(at_work)):
+                    actor = self._new()
+                    starting[actor.__ray_ready__.remote().future()] = actor
+                while idle and (again or queue):
+                    actor, second = idle.pop(), bool(again)
+                    segment = (again or queue).popleft()
+                    at_work[actor.encode.remote(segment).future()] = actor, segment, second
+                if not count:
+                    segment = (again or queue).popleft()
+                    yield segment, Failure(f"{segment.input}: no worker process could be started")
+                    continue
+                for done in wait([*starting, *at_work], return_when=FIRST_COMPLETED).done:
+                    if done in starting:
+                        actor = starting.pop(done)
+                        if done.exception() is None:
+                            idle.append(actor)
+                        else:
+                            count -= 1
+                        continue
+                    actor, segment, second = at_work.pop(done)
                     part = self._result(done, segment)
                     if part is not None:
                         idle.append(actor)
-                    elif not tried:
-                        self._begin(segment, 1, idle, at_work)
+                    elif not second:
+                        again.append(segment)
                         continue
                     yield segment, part or Failure(f"{segment.input}: its worker process died, twice; try fewer --workers")
         finally:
-            for actor in [*idle, *(actor for actor, _, _ in at_work.values())]:
+            for actor in [*starting.values(), *idle, *(actor for actor, _, _ in at_work.values())]:
                 self._ray.kill(actor)
-
-    def _begin(self, segment: Segment, tried: int, idle: list[Any], at_work: dict[Any, tuple[Any, Segment, int]]) -> None:
-        assert self._new is not None
-        actor = idle.pop() if idle else self._new()
-        at_work[actor.encode.remote(segment).future()] = actor, segment, tried
 
     def _result(self, done: Future[Part | Failure], segment: Segment) -> Part | Failure | None:
         """None where the process has died."""

@@ -145,8 +145,8 @@ class FrameReader:
     crop_to: (w, h), the largest centred cut of that aspect; then size: (width, height) in pixels.
 
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
-    packets that did not decode; `runs_backwards`: whether times did not rise; `last_duration_ticks` is how long the last frame is shown, None where the file does not say
-    so, a picture for one. Memory: one frame beside those inside FFmpeg's decoder (a few, one per thread).
+    packets that did not decode; `runs_backwards` says whether the file's times did not rise; `last_duration_ticks` is how long
+    the last frame is shown, None where the file does not say so, a picture for one. Memory: one frame beside those inside FFmpeg's decoder (a few, one per thread).
     """
 
     def __init__(

@@ -509,6 +509,18 @@ def test_three_processes_and_one_and_another_program_write_the_same_bytes(settin
         assert len(contents) == 1, name
 
 
+def test_more_workers_than_the_cluster_has_processors_are_as_many_as_it_has(settings, by_ray, tmp_path):
+    import ray
+
+    folder, _ = by_ray
+    sources = [folder / "lib" / name for name in ("a.mp4", "b.ts", "c.mkv")]
+    options = ["-m", settings.manifold, "--device", "cpu", "--segment", 1, "--workers", 8]
+    done = mcode_batch(*sources, "-o", tmp_path, *options, "--cluster", ray.get_runtime_context().gcs_address)
+    assert done.returncode == 0, done.stderr
+    for name in ("a.mcode", "b.mcode", "c.mcode"):
+        assert (tmp_path / name).read_bytes() == (folder / "out" / name).read_bytes()
+
+
 def test_a_worker_that_dies_is_replaced_and_its_segment_tried_once_more(settings, by_ray, tmp_path):
     folder, files = by_ray
     assert (files["always"].state, files["once"].state) == ("failed", "encoded")
