@@ -146,7 +146,8 @@ class FrameReader:
 
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
     packets that did not decode; `runs_backwards` says whether the file's times did not rise; `last_duration_ticks` is how long
-    the last frame is shown, None where the file does not say so, a picture for one. Memory: one frame beside those inside FFmpeg's decoder (a few, one per thread).
+    the last frame is shown, None where the file does not say so, a picture for one. Memory: one frame beside those inside
+    FFmpeg's decoder (a few, one per thread).
     """
 
     def __init__(
