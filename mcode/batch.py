@@ -518,11 +518,15 @@ class RayWorkers:
     def _init(self, **options: Any) -> None:
         in_main = threading.current_thread() is threading.main_thread()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if in_main}
+        # Ray names its job by this process' command line, and fails where a file's name in it is no UTF-8
+        utils = self._ray._private.utils
+        named, utils.get_entrypoint_name = getattr(utils, "get_entrypoint_name", None), lambda: "mcode batch"
         try:
             self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except SystemExit as end:  # by Ray's handler of SIGTERM
             sys.exit(128 + signal.SIGTERM if end.code == signal.SIGTERM else end.code)
         finally:
+            utils.get_entrypoint_name = named
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -539,6 +543,8 @@ class RayWorkers:
         if self._new is None:
             self._start() if self._cluster is None else self._join(self._cluster)
         # With futures Python itself waits: signals that come while Ray does lose their exit status.
+        new = self._new
+        assert new is not None
         starting: dict[Future[Any], Any] = {}  # a cluster without a free processor lets them wait, maybe for ever
         at_work: dict[Future[Any], tuple[Any, Segment, bool]] = {}  # whether it is the second try
         idle: list[Any] = []
@@ -547,7 +553,7 @@ class RayWorkers:
         try:
             while queue or again or at_work:
                 while len(starting) + len(idle) + len(at_work) < min(count, len(queue) + len(again) + len(at_work)):
-                    actor = self._new()
+                    actor = new()
                     starting[actor.__ray_ready__.remote().future()] = actor
                 while idle and (again or queue):
                     actor, second = idle.pop(), bool(again)

@@ -530,6 +530,15 @@ def test_a_worker_that_dies_is_replaced_and_its_segment_tried_once_more(settings
     assert leftovers(folder / "out") == ["a.mcode", "b.mcode", "c.mcode", "once.mcode"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text")
+def test_a_name_that_is_no_text_is_encoded(settings, clip, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
+    source = shutil.copy(clip, os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4"))
+    done = mcode_batch(source, "-o", tmp_path / "out", "-m", settings.manifold, "--device", "cpu", "--workers", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"\xff.mcode"]
+
+
 def test_a_cluster_that_does_not_answer_is_one_line(settings, clip, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
     with socket.socket() as free:
