@@ -37,8 +37,8 @@ from .manifold import Manifold, load
 from .memory import keep_freed_memory
 from .packet import Packet
 from .refine import Refiner
-from .transcode import MEDIA, Encoded, EncodeReport, Encoding, Progress, expected_frames, refuse_same, report_of
-from .video import FrameReader
+from .transcode import MEDIA, Encoded, EncodeReport, Encoding, Progress, expected_frames, keeps_sound, refuse_same, report_of
+from .video import FrameReader, check_size
 
 _STORE_BYTES = 128 << 20  # shared memory of a local Ray, for packets on their way: a segment has some megabytes at most
 
@@ -56,15 +56,18 @@ class Settings:
     refresh_s: float = 10.0
     device: str = "auto"
     size: tuple[int, int] | None = None
-    audio: str = "copy"
+    audio: str | bool = "copy"
     refine: int = 0
     refine_by: str = "eye"
     perceptual: str | None = None
 
     def load(self) -> tuple[Manifold, Refiner | None]:
-        """Raises McodeError where the manifold does not do what is asked for."""
+        """Raises McodeError where the manifold does not do what is asked for, and for what is no setting."""
+        keeps_sound(self.audio)
+        check_size(self.size)
         model = load(self.manifold, self.device)
-        Encoder(model, *(model.frame_size or (64, 64)), n=self.n, coder=self.coder, quality=self.quality)
+        width, height = model.frame_size or (64, 64)
+        Encoder(model, width, height, n=self.n, coder=self.coder, quality=self.quality, refresh_s=self.refresh_s)
         if not self.refine:
             return model, None
         return model, Refiner(model, self.refine, judge=self.refine_by, weights=self.perceptual)
@@ -375,14 +378,14 @@ class _File:
         self._seconds = 0.0
         self.mismatch = False
 
-    def plan(self, segment_s: float, audio: str) -> list[Segment]:
+    def plan(self, segment_s: float, audio: str | bool) -> list[Segment]:
         """Raises InputError for an input that is no video."""
         refuse_same(self.input, self.output)
         if self.output.is_dir():
             raise InputError(f"{self.output} is a folder, where {self.input} would become a file of that name")
         reader = FrameReader(self.input)
         self.expected = expected_frames(reader.info)
-        self._has_sound = audio == "copy" and reader.info.audio_codec is not None
+        self._has_sound = keeps_sound(audio) and reader.info.audio_codec is not None
         length_s = reader.info.duration_s or 0
         count = math.ceil(length_s / segment_s) if length_s > segment_s and reader.is_seekable() else 1
         firsts = [round(segment_s * TICKS_PER_S * number) for number in range(count)]

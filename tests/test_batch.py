@@ -26,7 +26,7 @@ from mcode import batch, cli, manifold
 from mcode.batch import BatchReport, Done, Failure, Here, Part, Segment, SegmentEncoder, Settings, encode_files, outputs_of
 from mcode.codec import Decoder
 from mcode.container import McodeReader
-from mcode.errors import InputError, ManifoldError
+from mcode.errors import InputError, ManifoldError, McodeError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.training.adapt import adapt_linear
 from mcode.transcode import Encoded, EncodeReport, Measures, encode_file
@@ -105,7 +105,18 @@ def test_what_cannot_be_a_batch_is_one_line(settings, clip, tmp_path):
     ]:
         with pytest.raises(error, match=message):
             encode_files([clip], tmp_path / "out", bad, Here(bad))
+    for field in ({"audio": "yes"}, {"size": (0, 9)}, {"size": 64}, {"refresh_s": -1.0}):
+        with pytest.raises(McodeError, match="audio|size|refresh"):
+            encode_files([clip], tmp_path / "out", replace(settings, **field), Here(settings))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("audio", [True, False, "copy", "none"])
+def test_sound_is_kept_as_encode_keeps_it(settings, tmp_path, audio):
+    source = make_clip(tmp_path / "a.mp4", audio="aac")
+    batched(replace(settings, audio=audio), source, tmp_path / "out")
+    encoded(settings, source, tmp_path / "alone.mcode", audio=audio)
+    assert (tmp_path / "out/a.mcode").read_bytes() == (tmp_path / "alone.mcode").read_bytes()
 
 
 # Segments
