@@ -452,7 +452,7 @@ class RayWorkers:
     count: processes; None for one per GPU where the networks run on CUDA, else one per processor core. cluster: the address of
     a Ray that runs, else one is started here and stopped again, which nothing but this process can use. On a cluster MCode,
     the manifold and all files must be found under the same paths on every machine. Raises InputError where the cluster does
-    not answer.
+    not answer, or does not let MCode in.
     """
 
     def __init__(
@@ -507,12 +507,19 @@ class RayWorkers:
     def _join(self, address: str) -> None:
         reason = "no Ray runs on this machine" if address == "auto" else "no Ray answers there"
         host, _, port = address.rpartition(":")
+        answered = False
         try:
             if address != "auto":  # asked first, as Ray itself waits for minutes
                 socket.create_connection((host, int(port)), _LONGEST_KNOCK_S).close()
+                answered = True
             self._stack.callback(self._ray.shutdown)
             self._init(address=address)
         except (OSError, RuntimeError, ValueError, OverflowError) as error:
+            if answered or str(error).startswith("Failed to connect"):  # and not "Could not find any running Ray instance"
+                raise InputError(
+                    f"--cluster {address}: Ray does not let MCode in; for a cluster with tokens set RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN to its token, else see that HOST:PORT is the head's and that its version of Ray is this one"
+                ) from error
             raise InputError(f"--cluster {address}: {reason}; give HOST:PORT of the head, as 10.0.0.1:6379, or auto") from error
         has = self._ray.cluster_resources()
         gpus = int(has.get("GPU", 0)) if self._settings.device in ("auto", "cuda") else 0

@@ -562,6 +562,20 @@ def test_a_cluster_that_does_not_answer_is_one_line(settings, clip, tmp_path):
     assert leftovers(tmp_path) == []
 
 
+def test_a_cluster_that_lets_nobody_in_without_a_token_is_one_line(settings, clip, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
+
+    def refused(self: batch.RayWorkers, **options: object) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {options['address']}")
+
+    monkeypatch.setattr(batch.RayWorkers, "_init", refused)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for address in (f"127.0.0.1:{server.getsockname()[1]}", "auto"):
+            message = f"--cluster {address}: Ray does not let MCode in; .*RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            with batch.RayWorkers(settings, cluster=address) as workers, pytest.raises(InputError, match=message):
+                encode_files([clip], tmp_path, settings, workers)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_stops_the_workers_and_leaves_nothing_behind(settings, tmp_path):
     """The source is so long that its encode is surely running when it is stopped."""
