@@ -37,8 +37,8 @@ from .manifold import Manifold, load
 from .memory import keep_freed_memory
 from .packet import Packet
 from .refine import Refiner
-from .transcode import MEDIA, Encoded, EncodeReport, Encoding, Progress, expected_frames, refuse_same, report_of
-from .video import FrameReader
+from .transcode import MEDIA, Encoded, EncodeReport, Encoding, Progress, expected_frames, keeps_sound, refuse_same, report_of
+from .video import FrameReader, check_size
 
 _STORE_BYTES = 128 << 20  # shared memory of a local Ray, for packets on their way: a segment has some megabytes at most
 
@@ -56,15 +56,18 @@ class Settings:
     refresh_s: float = 10.0
     device: str = "auto"
     size: tuple[int, int] | None = None
-    audio: str = "copy"
+    audio: str | bool = "copy"
     refine: int = 0
     refine_by: str = "eye"
     perceptual: str | None = None
 
     def load(self) -> tuple[Manifold, Refiner | None]:
-        """Raises McodeError where the manifold does not do what is asked for."""
+        """Raises McodeError where the manifold does not do what is asked for, and for what is no setting."""
+        keeps_sound(self.audio)
+        check_size(self.size)
         model = load(self.manifold, self.device)
-        Encoder(model, *(model.frame_size or (64, 64)), n=self.n, coder=self.coder, quality=self.quality)
+        width, height = model.frame_size or (64, 64)
+        Encoder(model, width, height, n=self.n, coder=self.coder, quality=self.quality, refresh_s=self.refresh_s)
         if not self.refine:
             return model, None
         return model, Refiner(model, self.refine, judge=self.refine_by, weights=self.perceptual)
@@ -95,12 +98,14 @@ class Seam(NamedTuple):
 @dataclass(frozen=True)
 class Part:
     """What became of a segment. begins: its first frame, or where it has none the one behind it; behind: the first frame behind
-    it; both None where the video has no such frame. seconds: that it took."""
+    it; both None where the video has no such frame. doubtful: the file's clock runs backwards or its bytes are damaged, so that
+    frames may be missing here that the whole has. seconds: that it took."""
 
     packets: tuple[Packet, ...]
     encoded: Encoded
     begins: Seam | None
     behind: Seam | None
+    doubtful: bool
     seconds: float
 
 
@@ -174,7 +179,8 @@ class SegmentEncoder:
 
         with run.jobs:
             packets = tuple(run.packets(frames()))
-        return Part(packets, run.result(to_the_end=behind is None), begins, behind, time.perf_counter() - started)
+        doubtful = run.reader.runs_backwards or run.reader.damaged > 0
+        return Part(packets, run.result(to_the_end=behind is None), begins, behind, doubtful, time.perf_counter() - started)
 
 
 Done = Generator[tuple[Segment, Part | Failure], None, None]
@@ -372,14 +378,14 @@ class _File:
         self._seconds = 0.0
         self.mismatch = False
 
-    def plan(self, segment_s: float, audio: str) -> list[Segment]:
+    def plan(self, segment_s: float, audio: str | bool) -> list[Segment]:
         """Raises InputError for an input that is no video."""
         refuse_same(self.input, self.output)
         if self.output.is_dir():
             raise InputError(f"{self.output} is a folder, where {self.input} would become a file of that name")
         reader = FrameReader(self.input)
         self.expected = expected_frames(reader.info)
-        self._has_sound = audio == "copy" and reader.info.audio_codec is not None
+        self._has_sound = keeps_sound(audio) and reader.info.audio_codec is not None
         length_s = reader.info.duration_s or 0
         count = math.ceil(length_s / segment_s) if length_s > segment_s and reader.is_seekable() else 1
         firsts = [round(segment_s * TICKS_PER_S * number) for number in range(count)]
@@ -388,10 +394,13 @@ class _File:
         return self.segments
 
     def add(self, segment: Segment, part: Part) -> None:
-        """Writes what now follows without a gap. Where the frame behind one part is not the first of the next, `mismatch` is
-        set and nothing more is written."""
+        """Writes what now follows without a gap. Where the frame behind one part is not the first of the next, or where
+        one of several parts is doubtful, `mismatch` is set and nothing more is written."""
         self._parts[segment.number] = part
         self._frames += part.encoded.frames
+        if part.doubtful and len(self.segments) > 1:
+            self.mismatch = True
+            return
         while (following := self._parts.pop(self._next, None)) is not None:
             if self._next and following.begins != self._behind:
                 self.mismatch = True
@@ -443,7 +452,7 @@ class RayWorkers:
     count: processes; None for one per GPU where the networks run on CUDA, else one per processor core. cluster: the address of
     a Ray that runs, else one is started here and stopped again, which nothing but this process can use. On a cluster MCode,
     the manifold and all files must be found under the same paths on every machine. Raises InputError where the cluster does
-    not answer.
+    not answer, or does not let MCode in.
     """
 
     def __init__(
@@ -498,12 +507,19 @@ class RayWorkers:
     def _join(self, address: str) -> None:
         reason = "no Ray runs on this machine" if address == "auto" else "no Ray answers there"
         host, _, port = address.rpartition(":")
+        answered = False
         try:
             if address != "auto":  # asked first, as Ray itself waits for minutes
                 socket.create_connection((host, int(port)), _LONGEST_KNOCK_S).close()
+                answered = True
             self._stack.callback(self._ray.shutdown)
             self._init(address=address)
         except (OSError, RuntimeError, ValueError, OverflowError) as error:
+            if answered or str(error).startswith("Failed to connect"):  # and not "Could not find any running Ray instance"
+                raise InputError(
+                    f"--cluster {address}: Ray does not let MCode in; for a cluster with tokens set RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN to its token, else see that HOST:PORT is the head's and that its version of Ray is this one"
+                ) from error
             raise InputError(f"--cluster {address}: {reason}; give HOST:PORT of the head, as 10.0.0.1:6379, or auto") from error
         has = self._ray.cluster_resources()
         gpus = int(has.get("GPU", 0)) if self._settings.device in ("auto", "cuda") else 0
@@ -512,11 +528,15 @@ class RayWorkers:
     def _init(self, **options: Any) -> None:
         in_main = threading.current_thread() is threading.main_thread()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if in_main}
+        # Ray names its job by this process' command line, and fails where a file's name in it is no UTF-8
+        utils = self._ray._private.utils
+        named, utils.get_entrypoint_name = getattr(utils, "get_entrypoint_name", None), lambda: "mcode batch"
         try:
             self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except SystemExit as end:  # by Ray's handler of SIGTERM
             sys.exit(128 + signal.SIGTERM if end.code == signal.SIGTERM else end.code)
         finally:
+            utils.get_entrypoint_name = named
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -533,29 +553,45 @@ class RayWorkers:
         if self._new is None:
             self._start() if self._cluster is None else self._join(self._cluster)
         # With futures Python itself waits: signals that come while Ray does lose their exit status.
-        at_work: dict[Future[Part | Failure], tuple[Any, Segment, int]] = {}  # how often it has been tried
+        new = self._new
+        assert new is not None
+        starting: dict[Future[Any], Any] = {}  # a cluster without a free processor lets them wait, maybe for ever
+        at_work: dict[Future[Any], tuple[Any, Segment, bool]] = {}  # whether it is the second try
         idle: list[Any] = []
+        again: deque[Segment] = deque()  # whose process has died
+        count = self._processes
         try:
-            while queue or at_work:
-                while queue and len(at_work) < self._processes:
-                    self._begin(queue.popleft(), 0, idle, at_work)
-                for done in wait(at_work, return_when=FIRST_COMPLETED).done:
-                    actor, segment, tried = at_work.pop(done)
+            while queue or again or at_work:
+                while len(starting) + len(idle) + len(at_work) < min(count, len(queue) + len(again) + len(at_work)):
+                    actor = new()
+                    starting[actor.__ray_ready__.remote().future()] = actor
+                while idle and (again or queue):
+                    actor, second = idle.pop(), bool(again)
+                    segment = (again or queue).popleft()
+                    at_work[actor.encode.remote(segment).future()] = actor, segment, second
+                if not count:
+                    segment = (again or queue).popleft()
+                    yield segment, Failure(f"{segment.input}: no worker process could be started")
+                    continue
+                for done in wait([*starting, *at_work], return_when=FIRST_COMPLETED).done:
+                    if done in starting:
+                        actor = starting.pop(done)
+                        if done.exception() is None:
+                            idle.append(actor)
+                        else:
+                            count -= 1
+                        continue
+                    actor, segment, second = at_work.pop(done)
                     part = self._result(done, segment)
                     if part is not None:
                         idle.append(actor)
-                    elif not tried:
-                        self._begin(segment, 1, idle, at_work)
+                    elif not second:
+                        again.append(segment)
                         continue
                     yield segment, part or Failure(f"{segment.input}: its worker process died, twice; try fewer --workers")
         finally:
-            for actor in [*idle, *(actor for actor, _, _ in at_work.values())]:
+            for actor in [*starting.values(), *idle, *(actor for actor, _, _ in at_work.values())]:
                 self._ray.kill(actor)
-
-    def _begin(self, segment: Segment, tried: int, idle: list[Any], at_work: dict[Any, tuple[Any, Segment, int]]) -> None:
-        assert self._new is not None
-        actor = idle.pop() if idle else self._new()
-        at_work[actor.encode.remote(segment).future()] = actor, segment, tried
 
     def _result(self, done: Future[Part | Failure], segment: Segment) -> Part | Failure | None:
         """None where the process has died."""

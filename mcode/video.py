@@ -145,8 +145,9 @@ class FrameReader:
     crop_to: (w, h), the largest centred cut of that aspect; then size: (width, height) in pixels.
 
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
-    packets that did not decode; `last_duration_ticks` is how long the last frame is shown, None where the file does not say
-    so, a picture for one. Memory: one frame beside those inside FFmpeg's decoder (a few, one per thread).
+    packets that did not decode; `runs_backwards` says whether the file's times did not rise; `last_duration_ticks` is how long
+    the last frame is shown, None where the file does not say so, a picture for one. Memory: one frame beside those inside
+    FFmpeg's decoder (a few, one per thread).
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class FrameReader:
         self.width, self.height = size or _cropped_size(self.info.width, self.info.height, crop_to)
         self.truncated: str | None = None
         self.damaged = 0
+        self.runs_backwards = False
         self.last_duration_ticks: int | None = None
         self._began = Fraction(0)  # on the file's clock
 
@@ -181,7 +183,8 @@ class FrameReader:
         """The frames of the whole video from pts `first` on (ticks), at their times there; none where it ends before.
 
         Exact where the file's times rise and its seeks land on pictures that decode alone, which most do: who joins parts
-        should compare the frames at the seams. Of a reader without start_s and duration_s.
+        should compare the frames at the seams, and give up where afterwards `runs_backwards` or `damaged` is set: then frames
+        may be left out here, or have other times than in the whole. Of a reader without start_s and duration_s.
         """
         if self.start_s or self.duration_s is not None:
             raise ValueError("since() reads parts of the whole video: leave out start_s and duration_s")
@@ -212,6 +215,7 @@ class FrameReader:
     def _read(self, first: int | None) -> Iterator[Frame]:
         """first: leaves out the frames of a lower pts; None: they start at pts 0, with the first one at or after start_s."""
         self.truncated, self.damaged, self.last_duration_ticks = None, 0, None
+        self.runs_backwards = False
         damage = _Damage()
         last: int | None = None  # pts
         end: Fraction | None = None  # of the last frame, from the start of the video
@@ -231,6 +235,7 @@ class FrameReader:
                 pts = last + self._period_ticks()
             elif pts <= last:
                 pts = last + 1
+                self.runs_backwards = True
             if limit is not None and pts >= limit:
                 if last is not None and not self.info.is_image:
                     self.last_duration_ticks = max(limit - last, least)
@@ -261,6 +266,7 @@ class FrameReader:
                     continue
                 landed_early = not seeking
                 clock, counted_s = _Clock(), self._began
+                given = False
                 for picture in _decoded(container, stream, damage, from_keyframe=seeking):
                     # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
                     stamp = picture.dts if container.format.name == "avi" else picture.pts
@@ -270,6 +276,7 @@ class FrameReader:
                         shown_s = picture.duration * time_base(picture) or self._period_ticks() * TICK
                         if container.format.name in _JOINABLE:
                             time_s += clock.shift(time_s, time_s, shown_s)
+                            self.runs_backwards |= len(clock.shifts) > 1
                     if start is not None:
                         if time_s is None and not landed_early:
                             break  # raw H.264 and H.265 hold no times: count the pictures from the beginning
@@ -277,10 +284,11 @@ class FrameReader:
                         counted_s = due + self._period_ticks() * TICK
                         if due < start - TICK / 2:
                             landed_early = True
+                            self.runs_backwards |= given
                             continue
                         if not landed_early and due - start > TICK:
                             break  # the seek overshot, as it may in MPEG-PS: try one from earlier on, at last the beginning
-                    landed_early = True
+                    landed_early = given = True
                     yield picture, time_s
                 if landed_early:
                     return

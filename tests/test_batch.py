@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from itertools import accumulate
@@ -26,7 +26,7 @@ from mcode import batch, cli, manifold
 from mcode.batch import BatchReport, Done, Failure, Here, Part, Segment, SegmentEncoder, Settings, encode_files, outputs_of
 from mcode.codec import Decoder
 from mcode.container import McodeReader
-from mcode.errors import InputError, ManifoldError
+from mcode.errors import InputError, ManifoldError, McodeError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.training.adapt import adapt_linear
 from mcode.transcode import Encoded, EncodeReport, Measures, encode_file
@@ -105,7 +105,18 @@ def test_what_cannot_be_a_batch_is_one_line(settings, clip, tmp_path):
     ]:
         with pytest.raises(error, match=message):
             encode_files([clip], tmp_path / "out", bad, Here(bad))
+    for field in ({"audio": "yes"}, {"size": (0, 9)}, {"size": 64}, {"refresh_s": -1.0}):
+        with pytest.raises(McodeError, match="audio|size|refresh"):
+            encode_files([clip], tmp_path / "out", replace(settings, **field), Here(settings))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("audio", [True, False, "copy", "none"])
+def test_sound_is_kept_as_encode_keeps_it(settings, tmp_path, audio):
+    source = make_clip(tmp_path / "a.mp4", audio="aac")
+    batched(replace(settings, audio=audio), source, tmp_path / "out")
+    encoded(settings, source, tmp_path / "alone.mcode", audio=audio)
+    assert (tmp_path / "out/a.mcode").read_bytes() == (tmp_path / "alone.mcode").read_bytes()
 
 
 # Segments
@@ -228,6 +239,44 @@ def test_where_a_seek_does_not_show_the_same_frame_the_video_is_encoded_in_one_p
     encoded(settings, clip, tmp_path / "alone.mcode")
     assert (tmp_path / "out/clip.mcode").read_bytes() == (tmp_path / "alone.mcode").read_bytes()
     assert report.frames == 50 and seen[-1] == (50, 50) and leftovers(tmp_path / "out") == ["clip.mcode"]
+
+
+def set_clock(data: bytearray, moved: Callable[[int], int]) -> bytes:
+    """An MPEG-TS file of one stream with other times. moved: the ticks to add to those of a picture, by its number."""
+    number = -1
+    for packet in range(0, len(data), 188):
+        start = packet + 4 + (1 + data[packet + 4] if data[packet + 3] & 0x20 else 0)
+        if not data[packet + 1] & 0x40 or data[start : start + 4] != b"\0\0\1\xe0":  # the first packet of a picture
+            continue
+        number += 1
+        for at in range(start + 9, start + 9 + data[start + 8], 5):
+            a, b, c = data[at], int.from_bytes(data[at + 1 : at + 3]), int.from_bytes(data[at + 3 : at + 5])
+            ticks = (a >> 1 & 7) << 30 | b >> 1 << 15 | c >> 1
+            ticks += moved(number)
+            data[at] = a & 0xF1 | ticks >> 30 << 1
+            data[at + 1 : at + 3] = (ticks >> 15 << 1 & 0xFFFF | 1).to_bytes(2)
+            data[at + 3 : at + 5] = (ticks << 1 & 0xFFFF | 1).to_bytes(2)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("wrong", ["back", "far", "near", "damage"])
+def test_where_the_clock_runs_backwards_or_bytes_are_damaged_the_video_is_encoded_in_one_piece(settings, tmp_path, wrong):
+    source = make_clip(tmp_path / "a.ts", frames=250, options={"g": "10"})
+    data = bytearray(source.read_bytes())
+    if wrong == "damage":
+        middle = len(data) // 2
+        for at in range(middle, middle + 3000, 37):
+            data[at] ^= 0x55
+    moved = {
+        "back": lambda i: -180_000 * (i >= 125),
+        "far": lambda i: 90_000_000 * (i == 99),
+        "near": lambda i: 270_000 * (i == 99),
+    }
+    source.write_bytes(set_clock(data, moved[wrong]) if wrong in moved else data)
+    alone = encoded(settings, source, tmp_path / "alone.mcode")
+    report = batched(settings, source, tmp_path / "out", segment_s=1)
+    assert report.frames == alone.frames and (alone.frames == 250 or wrong == "damage")
+    assert (tmp_path / "out/a.mcode").read_bytes() == (tmp_path / "alone.mcode").read_bytes()
 
 
 def test_what_cannot_be_seeked_is_one_segment(settings, tmp_path):
@@ -471,6 +520,18 @@ def test_three_processes_and_one_and_another_program_write_the_same_bytes(settin
         assert len(contents) == 1, name
 
 
+def test_more_workers_than_the_cluster_has_processors_are_as_many_as_it_has(settings, by_ray, tmp_path):
+    import ray
+
+    folder, _ = by_ray
+    sources = [folder / "lib" / name for name in ("a.mp4", "b.ts", "c.mkv")]
+    options = ["-m", settings.manifold, "--device", "cpu", "--segment", 1, "--workers", 8]
+    done = mcode_batch(*sources, "-o", tmp_path, *options, "--cluster", ray.get_runtime_context().gcs_address)
+    assert done.returncode == 0, done.stderr
+    for name in ("a.mcode", "b.mcode", "c.mcode"):
+        assert (tmp_path / name).read_bytes() == (folder / "out" / name).read_bytes()
+
+
 def test_a_worker_that_dies_is_replaced_and_its_segment_tried_once_more(settings, by_ray, tmp_path):
     folder, files = by_ray
     assert (files["always"].state, files["once"].state) == ("failed", "encoded")
@@ -478,6 +539,15 @@ def test_a_worker_that_dies_is_replaced_and_its_segment_tried_once_more(settings
     encode_files([folder / "lib/once.mp4"], tmp_path, settings, Here(settings), segment_s=1)
     assert (folder / "out/once.mcode").read_bytes() == (tmp_path / "once.mcode").read_bytes()
     assert leftovers(folder / "out") == ["a.mcode", "b.mcode", "c.mcode", "once.mcode"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text")
+def test_a_name_that_is_no_text_is_encoded(settings, clip, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
+    source = shutil.copy(clip, os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4"))
+    done = mcode_batch(source, "-o", tmp_path / "out", "-m", settings.manifold, "--device", "cpu", "--workers", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.listdir(os.fsencode(tmp_path / "out")) == [b"\xff.mcode"]
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(settings, clip, tmp_path):
@@ -490,6 +560,20 @@ def test_a_cluster_that_does_not_answer_is_one_line(settings, clip, tmp_path):
         with batch.RayWorkers(settings, cluster=wrong) as workers, pytest.raises(InputError, match=message):
             encode_files([clip], tmp_path, settings, workers)
     assert leftovers(tmp_path) == []
+
+
+def test_a_cluster_that_lets_nobody_in_without_a_token_is_one_line(settings, clip, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
+
+    def refused(self: batch.RayWorkers, **options: object) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {options['address']}")
+
+    monkeypatch.setattr(batch.RayWorkers, "_init", refused)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for address in (f"127.0.0.1:{server.getsockname()[1]}", "auto"):
+            message = f"--cluster {address}: Ray does not let MCode in; .*RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            with batch.RayWorkers(settings, cluster=address) as workers, pytest.raises(InputError, match=message):
+                encode_files([clip], tmp_path, settings, workers)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -84,7 +84,8 @@ def batch(
         typer.Option(
             metavar="ADDRESS",
             help="HOST:PORT of a Ray cluster's head, or auto. This machine must be one of it; MCode, the "
-            "manifold and all files must lie at the same paths on all. Ray is started for this machine alone if left out.",
+            "manifold and all files must lie at the same paths on all. For a cluster with tokens set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN. Ray is started for this machine alone if left out.",
             show_default=False,
         ),
     ] = None,
