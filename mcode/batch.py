@@ -32,6 +32,7 @@ from .codec import Encoder
 from .container import McodeWriter
 from .errors import InputError, McodeError
 from .frame import TICKS_PER_S, Frame
+from .jobs import cores
 from .latents import choose_device
 from .manifold import Manifold, load
 from .memory import keep_freed_memory
@@ -489,7 +490,7 @@ class RayWorkers:
 
         device = choose_device(self._settings.device).type
         gpus = torch.cuda.device_count() if device == "cuda" else 0
-        count = self._count or gpus or (1 if device == "mps" else _cores())
+        count = self._count or gpus or (1 if device == "mps" else cores())
         # not $TMPDIR, which may be long: sockets lie in it, whose paths have 107 bytes at most
         place = tempfile.TemporaryDirectory(prefix="mcode-", dir="/tmp", ignore_cleanup_errors=True)
         folder = self._stack.enter_context(place)
@@ -601,8 +602,3 @@ class RayWorkers:
             return Failure(f"{segment.input}: a fault in mcode: {type(error).__name__}", str(error))
         except self._ray.exceptions.RayError:
             return None
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

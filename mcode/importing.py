@@ -28,7 +28,7 @@ from mcode.errors import FormatError, InputError, McodeError
 from mcode.nets.paper import Hific, MeanHific, PaperConfig
 from mcode.testclip import render_frames
 from mcode.text import is_name, shown_name
-from mcode.training import hyper
+from mcode.training import hyper, loop
 from mcode.training.crops import load_pictures
 from mcode.training.deltas import RUN
 from mcode.training.paper import fit_tables, save
@@ -101,7 +101,7 @@ def import_hific_pytorch(
         raise InputError(f"{target}: exists; add --force to replace it or choose another name")
     pictures = _pictures(data)
     checkpoint = read_hific_pytorch(path)
-    stored = checkpoint.state if float32 else _halved(checkpoint.state, path)
+    stored = checkpoint.state if float32 else loop.halved(checkpoint.state, str(path), "use --float32, or fetch it again")
     net = MeanHific(checkpoint.config).eval()
     net.load_state_dict({k: v.float() for k, v in stored.items()}, assign=True)
     if data is None:
@@ -331,14 +331,6 @@ def _from_unit_range(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         last.format("weight"): state[last.format("weight")] * 2,
         last.format("bias"): state[last.format("bias")] * 2 - 1,
     }
-
-
-def _halved(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    stored = {k: v.half() for k, v in state.items()}
-    for name, tensor in stored.items():
-        if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} holds values beyond half precision (65504)")
-    return stored
 
 
 def _pictures(data: str | os.PathLike[str] | None) -> list[np.ndarray]:

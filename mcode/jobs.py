@@ -5,6 +5,7 @@ Threads that share one convolution of a small picture wait for each other at its
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +34,11 @@ def _work_with(threads: int) -> None:
         before = other.submit(torch.get_num_threads).result()
         torch.set_num_threads(threads)
         other.submit(torch.set_num_threads, before).result()
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Jobs(Generic[T]):

@@ -29,6 +29,7 @@ import torch
 
 from mcode.codec import Model
 from mcode.errors import McodeError
+from mcode.jobs import cores
 from mcode.manifold import Manifold
 
 from .network_worker import MOST_MANIFOLDS
@@ -51,11 +52,6 @@ class NetworksError(McodeError):
 
 class _Died(Exception):
     """The worker ended while it had work."""
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Networks:

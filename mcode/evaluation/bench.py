@@ -23,6 +23,7 @@ import numpy as np
 
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
+from mcode.jobs import cores
 
 FPS = 25
 BASELINES = {"h264": ("x264 medium", 40.0), "av1": ("SVT-AV1 6", 55.0)}
@@ -612,10 +613,9 @@ def describe_machine(device: Any, model: Any) -> Machine:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    affinity = getattr(os, "sched_getaffinity", None)
     return Machine(
         processor=names[0] if names else platform.processor() or platform.machine(),
-        cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        cores=cores(),
         threads=torch.get_num_threads(),
         memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
         gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,

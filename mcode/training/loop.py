@@ -314,13 +314,16 @@ def save_checkpoint(
         save_file(plain, part, {"step": str(step), "config": json.dumps(to_dict(config))} | more)
 
 
-def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In float16, as manifolds keep weights. Raises InputError where one holds values beyond its range, or none at all."""
+def halved(
+    tensors: Mapping[str, Tensor],
+    whose: str = "this training gives no manifold",
+    remedy: str = "train anew with a lower learning_rate",
+) -> dict[str, Tensor]:
+    """In float16, as manifolds keep weights. Raises InputError where one holds values beyond its range, or no numbers."""
     stored = {name: tensor.half() for name, tensor in tensors.items()}
     for name, tensor in stored.items():
         if not tensor.isfinite().all():
-            given = f"{name} holds values beyond half precision (65504), so there is no manifold of this training"
-            raise InputError(f"{given}; train anew with a lower learning_rate")
+            raise InputError(f"{whose}: {name} holds values beyond half precision (65504); {remedy}")
     return stored
 
 
