@@ -204,7 +204,7 @@ class FrameReader:
             if counted or not _seek(container, stream, middle):
                 return False
             with suppress(av.error.FFmpegError):
-                landed = next((p for p in container.demux(stream) if p.pts is not None), None)
+                landed = next((p for p in _demuxed(container, stream) if p.pts is not None), None)
                 return landed is not None and middle - due_s(landed) < _LONGEST_RUN_UP_S
         return False
 
@@ -489,7 +489,7 @@ def _has_joint(path: str, size: int, changed_ns: int) -> bool:
                 other.discard = av.stream.Discard.all
         clock = _Clock()
         with suppress(av.error.FFmpegError):
-            for packet in container.demux(film):
+            for packet in _demuxed(container, film):
                 if packet.dts is not None:
                     clock.shift(packet.dts * time_base(packet), Fraction(0), Fraction(0))
                     if len(clock.shifts) > 1:
@@ -585,7 +585,7 @@ def _decoded(
     damage.promise_is_of_pictures = _stream_duration(container, stream) is not None or not container.streams.audio
     size = container.size
     try:
-        for packet in container.demux(stream):
+        for packet in _demuxed(container, stream):
             if from_keyframe and not packet.is_keyframe and packet.size:
                 continue
             from_keyframe = False
@@ -598,6 +598,15 @@ def _decoded(
                 damage.packets += 1
     except av.error.FFmpegError:
         damage.cut_off = True
+
+
+def _demuxed(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
+    """The packets of these streams. Damaged bytes of MPEG-TS and FLV look as if another stream began, at which PyAV 18 raises
+    IndexError; nothing of `streams` is lost by it."""
+    while True:
+        with suppress(IndexError):
+            yield from container.demux(*streams)
+            return
 
 
 def time_base(source: av.stream.Stream | av.Packet | av.VideoFrame) -> Fraction:
@@ -766,7 +775,7 @@ def _earliest(
     undated = 0  # packets since `earliest` that do not say when they are decoded: Matroska's first after a seek
     clock, runs_on = _Clock(), not after_seek and container.format.name in _JOINABLE
     try:
-        for packet in container.demux(stream):
+        for packet in _demuxed(container, stream):
             if packet.pts is None or packet.size == 0 or packet.is_discard or (after_seek and not packet.is_keyframe):
                 continue
             time_s, decoded_s = due_s(packet), None if packet.dts is None else packet.dts * time_base(packet)
@@ -819,7 +828,7 @@ def _cut(
     fine = min(tick, Fraction(1, stream.codec_context.sample_rate or 1))
     due: int | None = None  # where the next packet belongs if the track has no gap
     try:
-        for packet in container.demux(stream) if film is None else _running_on(container, stream, film):
+        for packet in _demuxed(container, stream) if film is None else _running_on(container, stream, film):
             if packet.size == 0 or packet.pts is None or packet.is_corrupt:
                 continue
             pts = round((packet.pts * tick - zero) / fine)
@@ -847,7 +856,7 @@ def _running_on(
     """The packets of the sound, shifted as the pictures are where files were joined (see _Clock)."""
     clock, part, before = _Clock(), 0, None
     waiting: deque[tuple[int, av.Packet]] = deque()  # of a part whose pictures have not begun
-    for packet in container.demux(stream, film):
+    for packet in _demuxed(container, stream, film):
         if packet.size == 0 or packet.pts is None:
             continue
         time_s = due_s(packet)

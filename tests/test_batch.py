@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -261,15 +262,18 @@ def test_where_the_clock_runs_backwards_or_bytes_are_damaged_the_video_is_encode
     source = make_clip(tmp_path / "a.ts", frames=250, options={"g": "10"})
     data = bytearray(source.read_bytes())
     if wrong == "damage":
-        middle = len(data) // 2
-        for at in range(middle, middle + 3000, 37):
-            data[at] ^= 0x55
+        slices = [found.end() for found in re.finditer(b"\x00\x00\x01\x41", data)]
+        for at in slices[len(slices) // 2 :][:3]:
+            data[at : at + 2] = b"\x01\x01"  # it would begin with the picture's macroblock 128 and more, of 12
     moved = {
         "back": lambda i: -180_000 * (i >= 125),
         "far": lambda i: 90_000_000 * (i == 99),
         "near": lambda i: 270_000 * (i == 99),
     }
     source.write_bytes(set_clock(data, moved[wrong]) if wrong in moved else data)
+    reader = FrameReader(source)
+    deque(reader, maxlen=0)
+    assert reader.damaged == 3 if wrong == "damage" else reader.runs_backwards or wrong in ("far", "near")
     alone = encoded(settings, source, tmp_path / "alone.mcode")
     report = batched(settings, source, tmp_path / "out", segment_s=1)
     assert report.frames == alone.frames and (alone.frames == 250 or wrong == "damage")

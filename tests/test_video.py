@@ -621,6 +621,20 @@ def test_damaged_packets_are_skipped_and_counted(tmp_path: Path) -> None:
     assert 25 <= len(list(reader)) <= 30
 
 
+@pytest.mark.parametrize("suffix", [".ts", ".flv"])
+def test_damaged_bytes_that_look_like_another_stream_end_nothing(tmp_path: Path, suffix: str) -> None:
+    path = make_clip(tmp_path / f"a{suffix}", frames=100, codec="libx264", audio="aac", options={"g": "10"})
+    whole = path.read_bytes()
+    for seed in range(20):
+        data, rng = bytearray(whole), np.random.default_rng(seed)
+        start = len(data) // 4 + int(rng.integers(len(data) // 2))
+        for at in range(start, start + 3000, 37):
+            data[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(data)
+        assert read_all(path)[0] > 25  # all that is before the damage; FLV goes on where it finds its way again
+        assert sum(1 for _ in audio_packets(path)) > 40
+
+
 def read_all(path: Path) -> tuple[int, str | None]:
     reader = FrameReader(path)
     return sum(1 for _ in reader), reader.truncated
