@@ -22,7 +22,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack, closing, redirect_stdout
+from contextlib import ExitStack, closing, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -256,6 +256,7 @@ def encode_files(
         raise InputError(f"a segment of {segment_s:g} s: it is 1 second or longer")
     files = [_File(input, output, force) for input, output in outputs_of(inputs, folder)]
     model, _ = replace(settings, device="cpu").load()  # where the networks run is for the workers to say
+    is_new = not Path(folder).exists()
     Path(folder).mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise InputError(f"{os.fspath(folder)}: not allowed to write into this folder")
@@ -310,6 +311,9 @@ def encode_files(
     finally:
         for file in open_files.values():
             file.abort()
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                Path(folder).rmdir()
     return BatchReport(tuple(reports[file.output] for file in files), time.perf_counter() - started)
 
 

@@ -318,6 +318,13 @@ def test_one_bad_input_does_not_stop_the_others(settings, clip, tmp_path):
     assert [report.count(state) for state in ("encoded", "skipped", "failed")] == [2, 0, 2]
 
 
+def test_where_all_fail_no_folder_is_made(settings, tmp_path):
+    for folder, stays in (("new", False), ("old", True)):
+        (tmp_path / "old").mkdir(exist_ok=True)
+        report = encode_files([tmp_path / "gone.mp4"], tmp_path / folder, settings, Here(settings))
+        assert report.count("failed") == 1 and (tmp_path / folder).exists() == stays
+
+
 def test_one_input_may_have_two_outputs(settings, clip, tmp_path):
     (tmp_path / "lib/b").mkdir(parents=True)
     shutil.copy(clip, tmp_path / "lib/b/a.mp4")
