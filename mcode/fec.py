@@ -8,6 +8,7 @@ twice (rtp/payload.py).
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -24,7 +25,11 @@ from mcode.rtp.payload import crc16
 _HEADER = struct.Struct("!HBBBH")  # first sequence number, data, parity, index of this parity packet, CRC-16
 OVERHEAD_BYTES = _HEADER.size + 2
 """By how much a parity packet is longer than the longest packet of its group, at most: leave it room below the MTU."""
-_MOST_GROUPS = 16
+_LARGEST_GROUP = 64
+_MOST_PACKETS = 1024
+_MOST_GROUPS = 1024
+_MOST_PARITY_BYTES = 4 << 20
+_FORGETS = 0.96  # how long groups take, with each one
 
 LAYOUT = """\
 | part | bytes | holds |
@@ -46,7 +51,7 @@ class FecSettings:
     parity: int
 
     def __post_init__(self) -> None:
-        if not (1 <= self.data <= 64 and 1 <= self.parity <= 64):
+        if not _fit(self.data, self.parity):
             raise InputError(f"forward error correction {self.data}+{self.parity}: both are from 1 to 64 packets, as 8+2")
 
     @classmethod
@@ -56,6 +61,10 @@ class FecSettings:
         if not (data.isdecimal() and parity.isdecimal()):
             raise InputError(f"forward error correction {text!r}: give data+parity packets, as 8+2")
         return cls(int(data), int(parity))
+
+
+def _fit(data: int, parity: int) -> bool:
+    return 1 <= data <= _LARGEST_GROUP and 1 <= parity <= _LARGEST_GROUP
 
 
 class Protector:
@@ -100,22 +109,30 @@ class _Group:
     data: int
     parity: int
     rows: dict[int, bytes] = field(default_factory=dict)
-    started_s: float = 0.0
 
 
 class Recoverer:
     """Datagrams to datagrams: those that came, and rebuilt ones where parity allows. Hostile ones are counted
     (`malformed`).
 
-    Counters: recovered, parity_packets. span_s: how long a group takes to arrive: a repair comes so late.
+    Counters: recovered, parity_packets. span_s: how long a group takes to arrive: a repair comes so late. is_announced: that
+    parity will come. most_hold_s: bounds hold_s.
     """
 
-    def __init__(self, *, payload_type: int = FEC) -> None:
-        self.payload_type = payload_type
+    def __init__(self, *, payload_type: int = FEC, is_announced: bool = False, most_hold_s: float = math.inf) -> None:
+        self.payload_type, self.is_announced, self.most_hold_s = payload_type, is_announced, most_hold_s
         self.recovered = self.parity_packets = self.malformed = 0
         self.span_s = 0.0
         self._recent: OrderedDict[tuple[int, int], tuple[bytes, float]] = OrderedDict()  # by (ssrc, sequence)
-        self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()  # not whole yet
+        self._parity_bytes = 0
+
+    @property
+    def hold_s(self) -> float:
+        """How long after the packet behind it a gap may still be filled. Before the first parity tells how long groups take:
+        as long as may be where it is announced, else 0."""
+        span_s = self.span_s or (math.inf if self.is_announced else 0.0)
+        return min(self.most_hold_s, 1.2 * span_s)
 
     def push(self, datagram: bytes, now_s: float) -> list[bytes]:
         if is_rtcp(datagram):
@@ -131,44 +148,54 @@ class Recoverer:
 
     def _note(self, packet: RtpPacket, datagram: bytes, now_s: float) -> list[bytes]:
         self._remember(packet, datagram, now_s)
-        for (ssrc, first), group in self._groups.items():
-            if ssrc == packet.ssrc and (packet.sequence - first) & 0xFFFF < group.data:
-                return self._rebuild(ssrc, first, group, now_s)
+        for back in range(_LARGEST_GROUP if self._groups else 0):
+            first = (packet.sequence - back) & 0xFFFF
+            group = self._groups.get((packet.ssrc, first))
+            if group is not None and back < group.data:
+                return self._rebuild(packet.ssrc, first, group, now_s)
         return []
 
     def _remember(self, packet: RtpPacket, datagram: bytes, now_s: float) -> None:
         self._recent[packet.ssrc, packet.sequence] = (datagram, now_s)
-        while len(self._recent) > 64 * _MOST_GROUPS:
+        while len(self._recent) > _MOST_PACKETS:
             self._recent.popitem(last=False)
 
     def _add_parity(self, packet: RtpPacket, now_s: float) -> list[bytes]:
         if len(packet.payload) < _HEADER.size + 2:
             raise WireError("a parity packet is cut short")
         first, data, parity, index, crc = _HEADER.unpack_from(packet.payload)
-        if crc16(packet.header + packet.payload[:5]) != crc or not 1 <= data <= 64 or not 1 <= parity <= 64 or index >= parity:
+        if crc16(packet.header + packet.payload[:5]) != crc or not _fit(data, parity) or index >= parity:
             raise WireError("a parity packet's header is damaged")
         self.parity_packets += 1
         key = (packet.ssrc, first)
         group = self._groups.setdefault(key, _Group(data, parity))
         if (group.data, group.parity) != (data, parity):
             raise WireError("parity packets of one group disagree")
-        group.rows[index] = packet.payload[_HEADER.size :]
-        while len(self._groups) > _MOST_GROUPS:
-            self._groups.popitem(last=False)
+        row = packet.payload[_HEADER.size :]
+        self._parity_bytes += len(row) - len(group.rows.get(index, b""))
+        group.rows[index] = row
+        while len(self._groups) > _MOST_GROUPS or self._parity_bytes > _MOST_PARITY_BYTES:
+            self._drop(next(iter(self._groups)))
         came = [self._recent[k][1] for i in range(data) if (k := (packet.ssrc, (first + i) & 0xFFFF)) in self._recent]
         if came:
-            self.span_s = max(0.9 * self.span_s, now_s - min(came))
+            self.span_s = max(self.span_s * (1 if index else _FORGETS), now_s - min(came))
         return self._rebuild(packet.ssrc, first, group, now_s)
+
+    def _drop(self, key: tuple[int, int]) -> None:
+        group = self._groups.pop(key, None)
+        self._parity_bytes -= sum(map(len, group.rows.values())) if group else 0
 
     def _rebuild(self, ssrc: int, first: int, group: _Group, now_s: float) -> list[bytes]:
         have = {i: self._recent[k][0] for i in range(group.data) if (k := (ssrc, (first + i) & 0xFFFF)) in self._recent}
         missing = [i for i in range(group.data) if i not in have]
-        if not missing or len(missing) > len(group.rows):
+        if len(missing) > len(group.rows):
+            return []
+        self._drop((ssrc, first))  # done with, whatever comes of it: nothing of this group is rebuilt twice
+        if not missing:
             return []
         width = max(len(row) for row in group.rows.values())
         if any(len(datagram) + 2 > width for datagram in have.values()) or any(len(r) != width for r in group.rows.values()):
             self.malformed += 1
-            group.rows.clear()
             return []
         chosen = sorted(group.rows)[: len(missing)]
         matrix = _parity_matrix(group.data, group.parity)[chosen]
@@ -176,7 +203,6 @@ class Recoverer:
         right = np.stack([np.frombuffer(group.rows[i], np.uint8) for i in chosen])
         if known:
             right = right ^ _multiply(matrix[:, known], _rows([have[i] for i in known], width))
-        group.rows.clear()  # done with, whatever comes of it: nothing of this group is rebuilt twice
         rebuilt = []
         for row in _multiply(_inverse(matrix[:, missing]), right):
             length = int.from_bytes(row[:2].tobytes())

@@ -25,6 +25,9 @@ from mcode.rtp.packets import FEC, H264, H265, HEADER_BYTES, MCODE, is_rtcp
 from mcode.rtp.payload import Received
 from mcode.rtp.reception import Reception
 
+MOST_REPAIR_S = 2.0
+"""A viewer would rather see a longer gap than wait longer."""
+
 FindModel = Callable[[bytes], Model]
 """From the first 8 bytes of a manifold's hash to the manifold. Raises ManifoldError, which says how to get it."""
 
@@ -36,7 +39,7 @@ class LaneCounters:
 
     missing_slices: did not come; concealed_slices: came damaged, and the picture before was kept instead (huffman).
     skipped: frames that came too late to show. kbps: over the last seconds. fec_*: repair packets and what they
-    rebuilt.
+    rebuilt in time.
     """
 
     received: int = 0
@@ -72,7 +75,7 @@ class McodeLane:
     `huffman` or `range` the rest of a damaged slice is noise, so the picture before is kept at its positions, and the
     chain of deltas is broken: `wants_refresh` until a refresh came whole. push and poll are for one thread, decode may be for
     another. most_pixels: of a picture; a stream of larger ones is an `error`, one that turns to them is damage.
-    most_gap_pixels: as in Decoder.
+    most_gap_pixels: as in Decoder. most_repair_s: how long a gap is waited for at most because repair may fill it.
     """
 
     def __init__(
@@ -82,9 +85,10 @@ class McodeLane:
         *,
         most_pixels: int = LARGEST_PICTURE,
         most_gap_pixels: int | None = None,
+        most_repair_s: float = MOST_REPAIR_S,
     ) -> None:
         self._find_model, self._most_pixels, self._most_gap_pixels = find_model, most_pixels, most_gap_pixels
-        self.recoverer = Recoverer(payload_type=(media and media.fec_payload_type) or FEC)
+        self.recoverer = _recoverer(media, most_repair_s)
         self.depacketiser = payload.Depacketiser(
             payload_type=media.payload_type if media else MCODE,
             header=_described_header(media),
@@ -108,9 +112,8 @@ class McodeLane:
         """The keyframes that this datagram completes. Raises FormatError for a stream of a newer format."""
         found: list[Received] = []
         for each in self.recoverer.push(datagram, now_s):
-            found += self.depacketiser.push(each, now_s)
-        if self.recoverer.span_s:  # what repair may still bring is waited for
-            self.reception.extra_hold_s = min(2.0, 1.2 * self.recoverer.span_s)
+            found += self.depacketiser.push(each, now_s, rebuilt=each is not datagram)
+        self.reception.extra_hold_s = self.recoverer.hold_s
         return found
 
     def poll(self, now_s: float) -> list[Received]:
@@ -226,20 +229,26 @@ class McodeLane:
             "broken": self.broken,
             "repaired_symbols": sum(repair.repaired for repair in self._repairs[1]) if self._repairs else 0,
             "fec_packets": r.parity_packets,
-            "fec_recovered": r.recovered,
+            "fec_recovered": self.reception.rebuilt,
         }
 
 
 class BaselineLane:
     """Datagrams of an H.264 or H.265 lane to access units, access units to frames; damage is FFmpeg's to conceal.
-    Sans-IO. codec: without a description known from the first packet's payload type. most_pixels: as in McodeLane."""
+    Sans-IO. codec: without a description known from the first packet's payload type. most_*: as in McodeLane."""
 
-    def __init__(self, media: sdp.Media | None = None, *, most_pixels: int = LARGEST_PICTURE) -> None:
+    def __init__(
+        self,
+        media: sdp.Media | None = None,
+        *,
+        most_pixels: int = LARGEST_PICTURE,
+        most_repair_s: float = MOST_REPAIR_S,
+    ) -> None:
         self.codec: str | None = media.encoding.lower() if media else None
         self.error: McodeError | None = None
         self._most_pixels = most_pixels
         self._media = media
-        self.recoverer = Recoverer(payload_type=(media and media.fec_payload_type) or FEC)
+        self.recoverer = _recoverer(media, most_repair_s)
         self.depacketiser = h264.H264Depacketiser(
             codec=self.codec or "h264", payload_type=media.payload_type if media else None
         )
@@ -260,9 +269,8 @@ class BaselineLane:
             if self.codec is None and kind in (H264, H265):
                 self.codec = "h264" if kind == H264 else "h265"
                 self.depacketiser = h264.H264Depacketiser(codec=self.codec)
-            found += self.depacketiser.push(each, now_s)
-        if self.recoverer.span_s:
-            self.reception.extra_hold_s = min(2.0, 1.2 * self.recoverer.span_s)
+            found += self.depacketiser.push(each, now_s, rebuilt=each is not datagram)
+        self.reception.extra_hold_s = self.recoverer.hold_s
         return found
 
     def poll(self, now_s: float) -> list[h264.AccessUnit]:
@@ -309,8 +317,13 @@ class BaselineLane:
             "keyframes": self.keyframes,
             "lost_keyframes": self.lost_keyframes,
             "fec_packets": self.recoverer.parity_packets,
-            "fec_recovered": self.recoverer.recovered,
+            "fec_recovered": self.reception.rebuilt,
         }
+
+
+def _recoverer(media: sdp.Media | None, most_s: float) -> Recoverer:
+    described = media.fec_payload_type if media else None
+    return Recoverer(payload_type=described or FEC, is_announced=described is not None, most_hold_s=most_s)
 
 
 def _with_slices(packet: Any, slices: list[bytes | None]) -> Any:

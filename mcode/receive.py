@@ -34,7 +34,7 @@ from mcode.channel import Channel, ChannelSettings
 from mcode.codec import Model
 from mcode.errors import FormatError, InputError, McodeError, WireError
 from mcode.frame import TICKS_PER_S, Frame
-from mcode.lanes import BaselineLane, FindModel, LaneCounters, McodeLane, finder
+from mcode.lanes import MOST_REPAIR_S, BaselineLane, FindModel, LaneCounters, McodeLane, finder
 from mcode.packet import StreamHeader
 from mcode.rtp import h264, opus, payload, rtcp, sdp
 from mcode.rtp.packets import HEADER_BYTES, OPUS, RtpPacket, is_rtcp, unwrap
@@ -157,7 +157,7 @@ class _Link:
                 self.reported = (control, now_s)
                 sent_unix_s = rtcp.unix_s(control.ntp_time)
             elif isinstance(control, rtcp.Bye) and self.reception.ssrc in control.ssrcs:
-                self.reception.bye(self.reception.ssrc)
+                self.reception.bye(self.reception.ssrc, now_s)
                 self.said_goodbye = True
         return sent_unix_s
 
@@ -223,8 +223,9 @@ class _Network:
         lanes: tuple[str, ...] = ("mcode", "baseline", "audio"),
         channel: ChannelSettings | None = None,
         needed: str | None = None,
+        most_repair_s: float = MOST_REPAIR_S,
     ) -> None:
-        """needed: one of the lanes, without which there is nothing to do."""
+        """needed: one of the lanes, without which there is nothing to do. most_repair_s: as in McodeLane."""
         session = read_session(source)
         what = os.fspath(source)
         host, port = ("", 0) if session is not None else sdp.parse_url(what)
@@ -237,6 +238,7 @@ class _Network:
         refuse_multicast(host, what)  # also where --bind names another address to listen on
         cname = rtcp.new_cname()
         settings = channel or ChannelSettings()
+        bounds: dict[str, Any] = {"most_pixels": LARGEST_LIVE, "most_repair_s": most_repair_s}
         self.links: list[_Link] = []
         if needed is not None and needed not in ports:
             other = next((name for name in ("mcode", "baseline") if name in ports), None)
@@ -248,10 +250,10 @@ class _Network:
                 kind = media[name].payload_type if media[name] else OPUS  # type: ignore[union-attr]
                 lane: Any
                 if name == "mcode":
-                    lane = McodeLane(find_model, media[name], most_pixels=LARGEST_LIVE, most_gap_pixels=MOST_GAP_PIXELS)
+                    lane = McodeLane(find_model, media[name], most_gap_pixels=MOST_GAP_PIXELS, **bounds)
                     clock_hz = payload.CLOCK_HZ
                 elif name == "baseline":
-                    lane, clock_hz = BaselineLane(media[name], most_pixels=LARGEST_LIVE), h264.CLOCK_HZ
+                    lane, clock_hz = BaselineLane(media[name], **bounds), h264.CLOCK_HZ
                 else:
                     lane, clock_hz = opus.OpusDepacketiser(payload_type=kind), opus.CLOCK_HZ
                 own = Channel(settings if name != "audio" else ChannelSettings())
@@ -819,7 +821,8 @@ def receive_to_file(
     movie = Path(output).suffix.lower() in (".mp4", ".mkv")
     names = (lane, "audio") if audio and movie else (lane,)
     recorder = _Recorder(output, size, force)  # first: a name that cannot be written is refused before anything is listened to
-    network = _Network(source, finder(manifold, device), bind_to=bind_to, lanes=names, needed=lane)
+    wanted: dict[str, Any] = {"lanes": names, "needed": lane, "most_repair_s": _MOST_REPAIR_S}
+    network = _Network(source, finder(manifold, device), bind_to=bind_to, **wanted)
     try:
         _receive(network, recorder, source, duration_s, wait_s, idle_s, stop, progress)
         recorder.close()
@@ -887,9 +890,10 @@ def _receive(
         now = time.monotonic()
         if units:  # decoded by now, which may take longer than idle_s: a manifold is loaded
             last_s = now
-        if picture.said_goodbye and now - last_s > 0.5 and (picture.lane.deadline_s is None or now - last_s > _LONGEST_TAIL_S):
+        tail_s = 0.0 if picture.lane.deadline_s is None else _LONGEST_TAIL_S
+        if picture.said_goodbye and now - last_s > max(0.5, tail_s):
             break
-        if recorder.frames and now - last_s > idle_s:
+        if recorder.frames and now - last_s > idle_s + tail_s:
             recorder.warnings.append(f"the sender fell silent; what came in {recorder.length_s:.1f} s is written")
             break
         if not recorder.frames and now - started_s > wait_s:
@@ -901,8 +905,10 @@ def _receive(
         raise InputError(f"{what}: packets came, but no picture; is it a stream of mcode send?")
 
 
-_LONGEST_TAIL_S = 3.0
-"""What waits behind a gap is waited for after a goodbye, too: longer than a reception holds it."""
+_MOST_REPAIR_S = 20.0
+"""A recording has time to wait for repair, of slow streams, too."""
+_LONGEST_TAIL_S = _MOST_REPAIR_S + 1.0
+"""What waits behind a gap is waited for at the end, too: longer than a reception holds it."""
 
 
 class _Spool:

@@ -219,7 +219,34 @@ def test_memory_is_bounded():
         for datagram in protect([RtpPacket(96, 100 * i + k, 0, 7, b"x") for k in range(20)], 20, 20)[1]:
             recoverer.push(datagram, 0.0)
     assert recoverer.recovered >= 2000
-    assert len(recoverer._recent) <= 1024 and len(recoverer._groups) <= 16
+    assert len(recoverer._recent) <= 1024 and not recoverer._groups and not recoverer._parity_bytes
+    for i in range(400):  # of packets that never come
+        for index in range(3):
+            parity = RtpPacket.parse(protect([RtpPacket(96, 9, 0, i, bytes(20_000))] * 1, 1, 3)[1][index])
+            recoverer.push(renumbered(bytes(parity), 8, 3, index), 0.0)
+    held = [row for group in recoverer._groups.values() for row in group.rows.values()]
+    assert 3 << 20 < sum(map(len, held)) == recoverer._parity_bytes <= 4 << 20
+
+
+@pytest.mark.parametrize("jitter_s", [0.0, 0.05])
+def test_a_large_picture_whose_packets_overtake_each_other_is_repaired(jitter_s):
+    rng, (sent, repair) = random.Random(1), protect(packets(304), 8, 2)
+    lost = set(rng.sample(range(38), 19))  # the first packet of every other group
+    moments = [(0.0001 * i, datagram) for i, datagram in enumerate(sent) if i % 8 or i // 8 not in lost]
+    moments += [(0.0001 * (i // 2 * 8 + 7), datagram) for i, datagram in enumerate(repair)]
+    recoverer = Recoverer()
+    arrivals = sorted((at_s + jitter_s * rng.random(), datagram) for at_s, datagram in moments)
+    found = [each for at_s, datagram in arrivals for each in recoverer.push(datagram, at_s)]
+    assert set(found) == set(sent) and recoverer.recovered >= 19 and not recoverer._groups
+
+
+def test_until_parity_tells_how_long_groups_take_a_gap_is_waited_for_where_parity_is_announced():
+    assert Recoverer().hold_s == 0 and Recoverer(is_announced=True, most_hold_s=2.0).hold_s == 2.0
+    recoverer = Recoverer(is_announced=True, most_hold_s=2.0)
+    sent, repair = protect(packets(4), 4, 1)
+    for i, datagram in enumerate([*sent, *repair]):
+        recoverer.push(datagram, 0.1 * i)
+    assert recoverer.hold_s == pytest.approx(0.48)
 
 
 @pytest.mark.parametrize("bad", ["8", "8+", "0+1", "8+0", "x+2", "65+1", "-1+2"])

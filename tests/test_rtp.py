@@ -428,7 +428,7 @@ def test_timestamps_go_on_after_a_pause_longer_than_half_their_range():
         for pts, at_s in moments:
             (packet,) = packetiser.push(replace(keyframe(0, header=STREAM), pts=pts))
             assert [each.packet.pts for each in depacketiser.push(bytes(packet), at_s)] == [pts]
-            (packet,) = baseline.push(annex_b([unit(1, 9)]), pts)
+            (packet,) = baseline.push(annex_b([unit(9, 1), unit(1, 9)]), pts)
             assert [each.pts for each in unpacked.push(bytes(packet), at_s)] == [pts]
     sound, heard = opus.OpusPacketiser(9), opus.OpusDepacketiser()
     for pts, at_s in ((0, 0.0), (48_000 * 3600 * 14, 3600.0 * 14)):
@@ -449,13 +449,77 @@ def test_one_late_packet_is_forgotten_in_time():
 
 def test_a_switch_is_to_another_source_with_a_goodbye_before_it_too():
     reception = Reception(90_000)
-    for sequence, ssrc, switches in ((1, 7, 0), (2, 7, 0), (1, 8, 1), (2, 8, 1)):
-        reception.push(RtpPacket(96, sequence, 0, ssrc, b"x"), 0.0)
+    for at_s, (sequence, ssrc, switches) in enumerate(((1, 7, 0), (2, 7, 0), (1, 8, 1), (2, 8, 1))):
+        reception.push(RtpPacket(96, sequence, 0, ssrc, b"x"), at_s)
         assert (reception.ssrc, reception.switches) == (ssrc, switches)
-        reception.bye(ssrc)
+        reception.bye(ssrc, at_s)
     for sequence in (3, 9000, 9001):  # the same anew
-        reception.push(RtpPacket(96, sequence, 0, 8, b"x"), 0.0)
+        reception.push(RtpPacket(96, sequence, 0, 8, b"x"), 4.0)
     assert reception.switches == 2
+
+
+def numbers(arrived):
+    return [each.packet.sequence for each in arrived]
+
+
+def test_packets_that_overtake_the_first_one_are_put_in_order_and_later_ones_are_late():
+    reception, given = Reception(90_000), []
+    for sequence in (1, 65_535, 0, 2):
+        given += reception.push(RtpPacket(96, sequence, 0, 7, b"x"), 0.0, opens=False)
+    assert given == [] and reception.poll(0.09) == []
+    given = reception.poll(0.11)
+    assert numbers(given) == [65_535, 0, 1, 2] and not any(each.lost_before for each in given)
+    assert reception.push(RtpPacket(96, 65_534, 0, 7, b"x"), 0.2) == []
+    assert reception.push(RtpPacket(96, 0, 0, 7, b"x"), 0.2) == []
+    counters = reception.counters
+    assert (counters.received, counters.late, counters.duplicate, counters.lost) == (4, 1, 1, 0)
+    assert reception.interval() == (0.0, 0)
+
+
+def test_what_a_source_begins_with_is_given_at_once():
+    reception = Reception(90_000)
+    assert reception.push(RtpPacket(96, 5, 0, 7, b"x"), 0.0, opens=False) == []
+    assert numbers(reception.push(RtpPacket(96, 4, 0, 7, b"x"), 0.01, opens=True)) == [4, 5]
+    groups = datagrams(stream(2, slices=tuple(bytes([i]) * 1100 for i in range(2))))
+    depacketiser = Depacketiser()
+    assert len(groups[0]) == 2 and depacketiser.push(groups[0][1], 0.0) == []
+    assert [each.packet.slices for each in depacketiser.push(groups[0][0], 0.02)] == [
+        keyframe(0).slices and (bytes(1100), b"\1" * 1100)
+    ]
+    for codec, opening in (("h264", (7, 9)), ("h265", (32, 35))):
+        for kind in range(24):
+            packet = h264.H264Packetiser(7, codec=codec).push(annex_b([unit(kind, 9, codec), unit(8, 9, codec)]), 0)[0]
+            assert h264.LAYOUTS[codec].opens(packet.payload) == (kind in opening)
+
+
+def test_packets_that_a_goodbye_overtook_are_put_in_order_and_ones_long_after_it_undo_it():
+    reception, given = Reception(90_000), []
+    for sequence in (1, 2, 3, 5):
+        given += reception.push(RtpPacket(96, sequence, 0, 7, b"x"), 0.0)
+    reception.bye(7, 0.0)
+    given += reception.push(RtpPacket(96, 4, 0, 7, b"x"), 0.01)
+    assert numbers(given) == [1, 2, 3, 4, 5] and reception.counters.lost == 0 and reception.ssrc is None
+    assert numbers(reception.push(RtpPacket(96, 6, 0, 7, b"x"), 0.7)) == [6] and reception.ssrc == 7
+    reception.bye(7, 0.8)
+    reception.push(RtpPacket(96, 7, 0, 7, b"x"), 0.81)
+    assert numbers(reception.push(RtpPacket(96, 90, 0, 8, b"x"), 0.82)) == [90] and reception.switches == 1
+
+
+def test_what_repair_brings_is_no_jitter_and_stays_lost_to_reports():
+    reception, given = Reception(90_000), []
+    for i in range(20):
+        if i % 5 != 1:
+            given += reception.push(RtpPacket(96, i, 3600 * i, 7, b"x"), 0.04 * i)
+            reception.extra_hold_s = 1.0
+        if i % 5 == 4:
+            given += reception.push(RtpPacket(96, i - 3, 3600 * (i - 3), 7, b"x"), 0.04 * i, rebuilt=True)
+    assert numbers(given) == list(range(20)) and reception.counters.lost == 0
+    assert reception.jitter_s == pytest.approx(0, abs=1e-9)
+    assert reception.interval() == (pytest.approx(0.2), 4) and reception.rebuilt == 4
+    assert reception.push(RtpPacket(96, 6, 0, 7, b"x"), 1.0, rebuilt=True) == []
+    assert reception.rebuilt == 4 and reception.counters.late == reception.counters.duplicate == 0
+    reception.push(RtpPacket(96, 16, 3600 * 16, 7, b"x"), 1.0)  # it did come, later than its repair
+    assert reception.interval() == (0.0, 3)
 
 
 @pytest.mark.parametrize(("before", "anew"), [(10_000, 5000), (30_000, 65_535)])
@@ -580,7 +644,7 @@ def test_an_aggregate_is_as_important_as_its_most_important_unit():
 def test_every_kind_of_h265_that_decoding_can_start_at_is_a_keyframe(kind):
     packets = h264.H264Packetiser(7, codec="h265").push(annex_b([unit(kind, 40, "h265")]), 0)
     depacketiser = h264.H264Depacketiser(codec="h265")
-    (found,) = [a for p in packets for a in depacketiser.push(bytes(p), 0.0)]
+    (found,) = [a for p in packets for a in depacketiser.push(bytes(p), 0.0) + depacketiser.poll(1)]
     assert found.keyframe == (16 <= kind < 24)
 
 
@@ -595,7 +659,7 @@ def test_a_unit_lost_between_two_is_told_with_the_next():
     packetiser = h264.H264Packetiser(7)
     packets = [p for i in range(4) for p in packetiser.push(annex_b([unit(1, 50, seed=i)]), 3600 * i)]
     depacketiser = h264.H264Depacketiser()
-    found = [a for p in (*packets[:2], packets[3]) for a in depacketiser.push(bytes(p), 0.0)] + depacketiser.poll(1)
+    found = [a for i in (0, 1, 3) for a in depacketiser.push(bytes(packets[i]), 0.2 * i)] + depacketiser.poll(1)
     assert [(a.pts, a.after_loss) for a in found] == [(0, True), (3600, False), (10_800, True)]
 
 

@@ -195,7 +195,7 @@ def send(
             metavar="DATA+PARITY",
             parser=fec,
             help="Repair: add PARITY packets to every DATA packets of a picture lane, as 8+2; so many lost ones come "
-            "back, as late as the last of their group. Counted in the rate.",
+            "back, as late as the last of their group; a player waits no longer than 2 s. Counted in the rate.",
             show_default=False,
         ),
     ] = None,

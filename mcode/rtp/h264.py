@@ -39,6 +39,11 @@ class _Layout:
     def kind(self, unit: bytes) -> int:
         return unit[0] & 31 if self.header == 1 else unit[0] >> 1 & 63
 
+    def opens(self, payload: bytes) -> bool:
+        """Whether a packet holds what stands first in a picture that decoding can begin with."""
+        unit = payload[self.header + 2 :] if payload and self.kind(payload) == self.aggregate else payload
+        return bool(unit) and self.kind(unit) in (self.delimiter, min(self.parameter_sets))
+
 
 LAYOUTS = {
     "h264": _Layout(H264, 1, 24, 28, 9, frozenset({7, 8}), range(1, 6), range(5, 6)),
@@ -182,7 +187,8 @@ class H264Depacketiser:
         self._loss = False  # before this access unit, or in it
         self._gap_before = self._gap_within = False
 
-    def push(self, datagram: bytes, now_s: float) -> list[AccessUnit]:
+    def push(self, datagram: bytes, now_s: float, *, rebuilt: bool = False) -> list[AccessUnit]:
+        """The access units that this datagram completes. rebuilt: it did not come, but was repaired."""
         if not is_rtcp(datagram):
             try:
                 packet = RtpPacket.parse(datagram)
@@ -190,7 +196,8 @@ class H264Depacketiser:
                 self.not_rtp += 1
                 return self.poll(now_s)
             if packet.payload_type == self.payload_type:
-                self._take(self.reception.push(packet, now_s), now_s)
+                opens = self.layout.opens(packet.payload)
+                self._take(self.reception.push(packet, now_s, opens=opens, rebuilt=rebuilt), now_s)
             else:
                 self.reception.counters.foreign += 1
         return self.poll(now_s)

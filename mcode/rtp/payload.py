@@ -376,8 +376,8 @@ class Depacketiser:
         self._is_waiting = False
         self._done: deque[Received] = deque()
 
-    def push(self, datagram: bytes, now_s: float) -> list[Received]:
-        """The keyframes that this datagram completes."""
+    def push(self, datagram: bytes, now_s: float, *, rebuilt: bool = False) -> list[Received]:
+        """The keyframes that this datagram completes. rebuilt: it did not come, but was repaired."""
         if is_rtcp(datagram):
             return self.poll(now_s)
         try:
@@ -390,7 +390,7 @@ class Depacketiser:
             return self.poll(now_s)
         try:
             # Of a stranger, a header that must be searched for is not worth the search.
-            WireHeader.parse(packet, copies=self.reception.ssrc in (None, packet.ssrc))
+            wire = WireHeader.parse(packet, copies=self.reception.ssrc in (None, packet.ssrc)).header
         except FormatError:
             # Of a stranger, or amid a stream of this format, it is damage: one datagram must not end a stream.
             if self._last is None and self.reception.ssrc in (None, packet.ssrc):
@@ -401,7 +401,8 @@ class Depacketiser:
             self.damaged_headers += 1
             return self.poll(now_s)
         switches = self.reception.switches
-        arrived = self.reception.push(packet, now_s)
+        opens = wire.header is not None and wire.first == 0 and (wire.fragment is None or wire.fragment[0] == 0)
+        arrived = self.reception.push(packet, now_s, opens=opens, rebuilt=rebuilt)
         anew = packet if self.reception.switches != switches and packet.ssrc == self._ssrc else None
         self._take(arrived, now_s, anew)
         return self.poll(now_s)

@@ -15,6 +15,8 @@ _CHALLENGE, _CHALLENGED_SILENCE_S = 5, 0.5
 _LARGEST_JUMP = 3000  # RFC 3550 A.1, MAX_DROPOUT
 _MOST_PENDING = 512
 _LEAST_HOLD_S, _MOST_HOLD_S = 0.005, 0.25
+_START_HOLD_S = 0.1
+"""How long the first packets of a source wait for those that they overtook: nothing tells yet how the network reorders."""
 _FORGETS = 0.999  # how late packets came, with each one that comes in order: half of it in 700
 
 
@@ -28,8 +30,8 @@ class Arrived(NamedTuple):
 
 @dataclass
 class Counters:
-    """What came in, in packets. late: after their turn was given up; duplicate: seen before; foreign: of another
-    source."""
+    """What came in, in packets. late: after their turn was given up, or older than all that was
+    given; duplicate: seen before; foreign: of another source."""
 
     received: int = 0
     received_bytes: int = 0
@@ -46,7 +48,8 @@ class Reception:
     goodbye, or is silent for two seconds, or five packets of one other came with none of it between for half a second: a
     sender that died and came back. A gap is waited for as long as the network reorders, at most a quarter of a second: at
     first 5 ms, then twice the jitter (RFC 3550 6.4.1), or by how much the latest packets came too late. extra_hold_s: waited
-    beyond that, for repair. last_arrival_s: when the last packet of the followed source came.
+    beyond that, for repair. last_arrival_s: when the last packet of the followed source came. rebuilt: packets that repair
+    brought before their turn was given up; in reports they stay lost (RFC 5725).
     """
 
     def __init__(self, clock_hz: int) -> None:
@@ -54,11 +57,14 @@ class Reception:
         self.counters = Counters()
         self.jitter_s = 0.0
         self.extra_hold_s = 0.0
+        self.rebuilt = 0
         self.ssrc: int | None = None
         self.switches = 0  # to another source, or the same anew
         self._last_ssrc: int | None = None  # followed until its goodbye, too
-        self._challenge: deque[tuple[RtpPacket, float]] = deque(maxlen=_MOST_PENDING)  # of one other, with none of ours between
+        # of one other, with none of ours between
+        self._challenge: deque[tuple[RtpPacket, float, bool]] = deque(maxlen=_MOST_PENDING)
         self.last_arrival_s = 0.0
+        self._bye_s = 0.0
         self._late_by_s = 0.0
         self._start(None)
 
@@ -66,16 +72,18 @@ class Reception:
         self.ssrc = ssrc
         self._pending: dict[int, tuple[RtpPacket, float]] = {}
         self._next: int | None = None  # the sequence number, unwrapped, that is due
+        self._begun = False  # whether it stands: until then, packets that were overtaken lower it
         self._first = self._highest = 0
         self._recent: dict[int, float] = {}  # given, or given up: when
         self._transit: float | None = None
         self._expected_before = self._received_before = self._received_here = 0
         self._jumped_to: int | None = None
 
-    def bye(self, ssrc: int) -> None:
-        """The source says goodbye: the next one may be another."""
+    def bye(self, ssrc: int, now_s: float) -> None:
+        """The source says goodbye: the next one may be another. Packets that its goodbye overtook are its own; where they still
+        come half a second later, it goes on."""
         if ssrc == self.ssrc:
-            self.ssrc = None
+            self.ssrc, self._bye_s = None, now_s
 
     @property
     def hold_s(self) -> float:
@@ -86,12 +94,19 @@ class Reception:
     @property
     def deadline_s(self) -> float | None:
         """When `poll` will have something to give even if nothing comes."""
-        return min(at for _, at in self._pending.values()) + self.hold_s if self._pending else None
+        if not self._pending:
+            return None
+        return min(at for _, at in self._pending.values()) + (self.hold_s if self._begun else _START_HOLD_S)
 
-    def push(self, packet: RtpPacket, now_s: float) -> list[Arrived]:
-        """Take one in; the packets whose turn it is now. Nothing is given twice."""
-        if packet.ssrc != self.ssrc:
-            return self._challenged(packet, now_s)
+    def push(self, packet: RtpPacket, now_s: float, *, opens: bool = True, rebuilt: bool = False) -> list[Arrived]:
+        """Take one in; the packets whose turn it is now. Nothing is given twice.
+
+        opens: a source can begin with it, as nothing before it is needed. rebuilt: it did not come, but was repaired.
+        """
+        if self.ssrc is None and packet.ssrc == self._last_ssrc and now_s - self._bye_s > _CHALLENGED_SILENCE_S:
+            self.ssrc = packet.ssrc
+        if packet.ssrc != self.ssrc and (self.ssrc is not None or packet.ssrc != self._last_ssrc):
+            return self._challenged(packet, now_s, opens)
         self._challenge.clear()
         number = packet.sequence if self._next is None else unwrap(packet.sequence, self._highest, 16)
         if self._next is None:
@@ -105,17 +120,24 @@ class Reception:
             self.switches += 1
             self._start(self.ssrc)
             self._next = self._first = self._highest = number = packet.sequence
-            return before + self._take(number, packet, now_s)
-        return self._take(number, packet, now_s)
+            return before + self._take(number, packet, now_s, opens, rebuilt)
+        return self._take(number, packet, now_s, opens, rebuilt)
 
-    def _take(self, number: int, packet: RtpPacket, now_s: float) -> list[Arrived]:
+    def _take(self, number: int, packet: RtpPacket, now_s: float, opens: bool, rebuilt: bool) -> list[Arrived]:
         assert self._next is not None
         self._jumped_to = None
         self.last_arrival_s = now_s
+        if not self._begun:
+            self._next = self._first = min(self._next, number)
+            self._begun = opens and number == self._next
         if number < self._next:
             given_up_s = self._recent.get(number)
-            if number in self._pending or given_up_s is None or given_up_s < 0:
-                self.counters.duplicate += 1
+            if rebuilt:
+                pass  # too late to be of use
+            elif given_up_s is None:
+                self.counters.late += 1
+            elif given_up_s < 0:
+                self._note_duplicate(rebuilt)
             else:
                 self.counters.late += 1
                 self._received_here += 1  # no loss to a report (RFC 3550, 6.4.1)
@@ -123,17 +145,24 @@ class Reception:
                 self._recent[number] = -1.0
             return []
         if number in self._pending:
-            self.counters.duplicate += 1
+            self._note_duplicate(rebuilt)
             return []
         self.counters.received += 1
-        self._received_here += 1
         self.counters.received_bytes += len(packet.payload) + 12
         if number == self._highest + 1:
             self._late_by_s *= _FORGETS
         self._highest = max(self._highest, number)
-        self._measure_jitter(packet.timestamp, now_s)
+        if rebuilt:
+            self.rebuilt += 1
+        else:
+            self._received_here += 1
+            self._measure_jitter(packet.timestamp, now_s)
         self._pending[number] = (packet, now_s)
         return self.poll(now_s)
+
+    def _note_duplicate(self, rebuilt: bool) -> None:
+        self.counters.duplicate += 1
+        self._received_here += not rebuilt  # as RFC 3550, 6.4.1 has it; what repair was faster to bring did come
 
     def poll(self, now_s: float) -> list[Arrived]:
         """The packets whose turn it is by now, because what was missing before them is given up."""
@@ -141,9 +170,10 @@ class Reception:
         lost = 0
         while self._pending:
             assert self._next is not None
-            if self._next not in self._pending:
+            if not self._begun or self._next not in self._pending:
                 if len(self._pending) < _MOST_PENDING and now_s < (self.deadline_s or 0.0):
                     break
+                self._begun = True
                 # The oldest gap is given up whole: what lies behind it is at hand.
                 behind = min(self._pending)
                 for number in range(self._next, behind):
@@ -170,11 +200,11 @@ class Reception:
             for old in list(self._recent)[:_MOST_PENDING]:
                 del self._recent[old]
 
-    def _challenged(self, packet: RtpPacket, now_s: float) -> list[Arrived]:
+    def _challenged(self, packet: RtpPacket, now_s: float, opens: bool) -> list[Arrived]:
         """A packet of another source than the one followed: dropped, or the first of the one to follow from now on."""
         if self._challenge and self._challenge[0][0].ssrc != packet.ssrc:
             self._challenge.clear()
-        self._challenge.append((packet, now_s))
+        self._challenge.append((packet, now_s, opens))
         wanted_s = SILENCE_S if len(self._challenge) < _CHALLENGE else _CHALLENGED_SILENCE_S
         if self.ssrc is not None and now_s - self.last_arrival_s <= wanted_s:
             self.counters.foreign += 1
@@ -186,8 +216,8 @@ class Reception:
         self.switches += self._last_ssrc not in (None, packet.ssrc)
         self._last_ssrc = packet.ssrc
         self._start(packet.ssrc)
-        for late, at_s in kept:
-            given += self.push(late, at_s)
+        for late, at_s, is_first in kept:
+            given += self.push(late, at_s, opens=is_first)
         return given
 
     def _measure_jitter(self, timestamp: int, now_s: float) -> None:
