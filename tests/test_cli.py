@@ -555,6 +555,45 @@ def test_the_first_ctrl_c_ends_a_stream_in_order_and_the_second_at_once(mcode, s
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_stream_ends_in_order_by_other_signals_too(mcode, sender, monkeypatch, request, name):
+    number = signal.Signals[name]
+
+    def send_until(config, *, progress, stop, notify):
+        signal.raise_signal(number)
+        assert stop.is_set()
+        for _ in range(again):
+            signal.raise_signal(number)
+        return sender.result
+
+    monkeypatch.setattr(sys.modules["mcode.send"], "send", send_until)
+    before = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(functools.partial(signal.signal, number, before))
+    again = 0
+    assert mcode("send", "testsrc")[0] == 0
+    again = 1
+    if number == signal.SIGTERM:
+        with pytest.raises(SystemExit) as ended:
+            mcode("send", "testsrc")
+        assert ended.value.code == 128 + number
+    else:  # a terminal that is closed tells twice
+        assert mcode("send", "testsrc")[0] == 0
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+def test_a_stream_under_nohup_outlives_its_terminal(mcode, sender, monkeypatch, request):
+    def send_on(config, *, progress, stop, notify):
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.is_set()
+        return sender.result
+
+    monkeypatch.setattr(sys.modules["mcode.send"], "send", send_on)
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_IGN)))
+    assert mcode("send", "testsrc")[0] == 0
+
+
 def test_every_option_of_receive_arrives(mcode, monkeypatch):
     receive = Library(monkeypatch, "mcode.receive", "receive_to_file")
     receive.result = types.SimpleNamespace(frames=0)

@@ -32,19 +32,26 @@ def extras(wanted: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def ctrl_c_ends() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that a stream ends in order; the second one interrupts."""
+def signals_end() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets, so that a stream ends in order; the second one interrupts. So does a
+    terminal that is closed (SIGHUP, which may come twice), where that is not ignored."""
     stop = threading.Event()
 
     def end(signum: int, frame: Any) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, previous)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, previous[number])
 
-    previous = signal.signal(signal.SIGINT, end)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.append(hangup)
+    previous = {number: signal.signal(number, end) for number in numbers}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def check_display(remedy: str, *, missing: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mcode.cli.apps import app
-from mcode.cli.extras import check_display, ctrl_c_ends, extras
+from mcode.cli.extras import check_display, extras, signals_end
 from mcode.cli.options import (
     DEMO_SIZE,
     BitErrorRate,
@@ -212,7 +212,7 @@ def send(
     """Send a video, a camera or a test picture live, over RTP.
 
     An ordinary codec and the sound go beside MCode. The simulated channel damages all pictures alike, before they
-    leave. Ends with the source, or by Ctrl-C.
+    leave. Ends with the source, by Ctrl-C or by SIGTERM.
     """
     with extras():
         from mcode.send import SendConfig
@@ -241,7 +241,7 @@ def send(
         fec_header=header_twice,
         device=device,
     )
-    with ctrl_c_ends() as stop, progress_bar("sending") as progress:
+    with signals_end() as stop, progress_bar("sending") as progress:
         report = send_stream(config, progress=progress, stop=stop, notify=lambda line: print_warnings([line]))
     print_warnings(report.warnings)
     if as_json:
@@ -326,14 +326,14 @@ def receive(
 ) -> None:
     """Write what mcode send sends to a file, without a window.
 
-    Ends after --duration, with the sender, or by Ctrl-C; the file is whole in each case.
+    Ends after --duration, with the sender, by Ctrl-C or by SIGTERM; the file is whole in each case.
     """
     if output == "-":
         raise InputError("-o -: a live stream is written to a file; name one, as out.mp4")
     with extras():
         from mcode.receive import receive_to_file
 
-    with ctrl_c_ends() as stop, progress_bar("receiving") as progress:
+    with signals_end() as stop, progress_bar("receiving") as progress:
         report = receive_to_file(
             source,
             output,
