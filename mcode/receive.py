@@ -892,9 +892,11 @@ def _receive(
             last_s = now
         tail_s = 0.0 if picture.lane.deadline_s is None else _LONGEST_TAIL_S
         if picture.said_goodbye and now - last_s > max(0.5, tail_s):
+            recorder.most_sound_s = math.inf if duration_s is None else duration_s
             break
         if recorder.frames and now - last_s > idle_s + tail_s:
             recorder.warnings.append(f"the sender fell silent; what came in {recorder.length_s:.1f} s is written")
+            recorder.most_sound_s = math.inf if duration_s is None else duration_s
             break
         if not recorder.frames and now - started_s > wait_s:
             break
@@ -930,8 +932,9 @@ class _Spool:
             self._pts.append(pts)
             self._sizes.append(len(data))
 
-    def has(self, starts_s: Sequence[float], after_s: float, before_s: float) -> bool:
-        return any(after_s < at_s < before_s for at_s in self._times(starts_s))
+    def count(self, starts_s: Sequence[float], after_s: float, before_s: float) -> int:
+        """Packets of after_s < time < before_s."""
+        return sum(after_s < at_s < before_s for at_s in self._times(starts_s))
 
     def between(self, starts_s: Sequence[float], after_s: float, before_s: float) -> Iterator[tuple[bytes, float]]:
         """(data, time) as they came, after_s < time < before_s. starts_s: the time of each sender's pts 0."""
@@ -975,6 +978,7 @@ class _Recorder:
         self._last = -1
         self._last_s = 0.0
         self._gap = TICKS_PER_S // 25
+        self.most_sound_s = 0.0  # how long the sound may go on after the last picture, once the stream came to its end
         check_frames_output(output, force=force)
 
     @property
@@ -1021,8 +1025,14 @@ class _Recorder:
         self._writer.close()
         self.warnings += self._writer.warnings
         starts_s = [heard.base_unix_s - self._zeros_unix_s[heard.pictures] for heard in self._heard]
-        if self._sound is not None and self._sound.has(starts_s, -0.02, self.length_s):
-            self._add_sound(self._sound.between(starts_s, -0.02, self.length_s))
+        if self._sound is None:
+            return
+        end_s = self.length_s
+        if self.most_sound_s > end_s:  # and no longer than its packets can be: one with a wild time makes no film of hours
+            tail_s = self._sound.count(starts_s, end_s, math.inf) * opus.LONGEST_PACKET / opus.CLOCK_HZ
+            end_s = min(end_s + tail_s, self.most_sound_s)
+        if self._sound.count(starts_s, -0.02, end_s):
+            self._add_sound(self._sound.between(starts_s, -0.02, end_s))
 
     def _add_sound(self, sound: Iterator[tuple[bytes, float]]) -> None:
         """Opus beside the pictures, both copied."""

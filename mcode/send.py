@@ -56,6 +56,8 @@ _RATE_WINDOW_S = 10.0
 CAMERA_PATIENCE_S = 1.0
 """A camera without pictures for this long is said to be gone; it is waited for all the same."""
 _CAMERA_RETRY_S = 0.2
+_SOUND_STEP_S = 0.02
+"""As long as a packet of sound."""
 
 Progress = Callable[[int, int | None], None]
 Notify = Callable[[str], None]
@@ -197,6 +199,7 @@ class Sender:
         self._encoder: Encoder | None = None
         self._frames = self._keyframes = self._dropped = 0
         self._newest_pts = 0
+        self._sound_s = 0.0
         self._start_unix_s = time.time()
         self._start_s = time.monotonic()
         self._slices: int | None = None
@@ -314,6 +317,8 @@ class Sender:
             if self._encoder is not None:
                 self._send_mcode(self._encoder.flush())
             self._send_last_repair()
+            if not stop.is_set():
+                self._send_last_sound(stop)
             self._wire.finish(stop)
             self._wire.goodbye()
         finally:
@@ -327,12 +332,19 @@ class Sender:
         if not self.source.is_paced or not self.config.realtime:
             return False
         ahead_s = self._start_s + frame.pts_s - time.monotonic()
-        if ahead_s > 0:
-            stop.wait(ahead_s)
-        elif ahead_s < -LARGEST_LAG_S and self._frames:
+        if ahead_s < -LARGEST_LAG_S and self._frames:
             self._dropped += 1
             return True
+        self._wait_until(frame.pts_s, stop)
         return False
+
+    def _wait_until(self, media_s: float, stop: threading.Event) -> None:
+        """Meanwhile sound and reports go out when they are due: pictures may be seconds apart."""
+        while (ahead_s := self._start_s + media_s - time.monotonic()) > 0 and not stop.is_set():
+            if self._frames:
+                self._wire.report(self._media_time)
+                self._send_audio(media_s - ahead_s)
+            stop.wait(min(ahead_s, _SOUND_STEP_S))
 
     def _push(self, frame: Frame) -> None:
         with self._lock:
@@ -350,7 +362,7 @@ class Sender:
         if asked:
             self._encoder.request_refresh()
         self._wire.report(self._media_time)  # first of all: the receiver's clock rests on it
-        self._send_audio(frame)
+        self._send_audio(frame.pts_s)
         self._newest_pts, self.newest = frame.pts, frame
         self._send_mcode(self._encoder.push(frame) if opening is None else opening)
         if asked:  # now, rather than up to N frames later
@@ -391,12 +403,27 @@ class Sender:
             for packet in self._packetiser.push(keyframe):
                 self._transmit(self.mcode, packet, payload.protected_bytes(packet), self._newest_pts / TICKS_PER_S)
 
-    def _send_audio(self, frame: Frame) -> None:
-        if self.audio is None or self._opus is None:
-            return
-        for data, pts in self.source.audio_until(frame.pts_s + 0.02):
-            for packet in self._opus.push(data, pts):
-                self._transmit(self.audio, packet, HEADER_BYTES, frame.pts_s)
+    def _send_audio(self, media_s: float) -> None:
+        """Sound up to media_s, and a packet more."""
+        for data, pts in self.source.audio_until(media_s + _SOUND_STEP_S) if self.audio is not None else ():
+            self._send_sound(data, pts)
+
+    def _send_last_sound(self, stop: threading.Event) -> None:
+        """What sounds on after the last picture, as fast as it is heard; or else no faster than receivers take it."""
+        for data, pts in self.source.audio_until(math.inf) if self.audio is not None else ():
+            if self.config.realtime:
+                self._wait_until(pts / opus.CLOCK_HZ - _SOUND_STEP_S, stop)
+            else:
+                stop.wait(_SOUND_STEP_S / 20)
+            if stop.is_set():
+                return
+            self._send_sound(data, pts)
+
+    def _send_sound(self, data: bytes, pts: int) -> None:
+        assert self.audio is not None and self._opus is not None
+        self._sound_s = pts / opus.CLOCK_HZ
+        for packet in self._opus.push(data, pts):
+            self._transmit(self.audio, packet, HEADER_BYTES, self._sound_s)
 
     def _transmit(self, lane: _Lane, packet: RtpPacket, protected: int, media_s: float) -> None:
         self._wire.transmit(lane, bytes(packet), protected, media_s)
@@ -450,7 +477,8 @@ class Sender:
     def status(self) -> SendReport:
         """The report so far."""
         length_s = max(self._newest_pts / TICKS_PER_S, 1 / 25)
-        lanes = {lane.name: lane.report(length_s) for lane in self._wire.lanes}
+        lengths_s = {"opus": max(length_s, self._sound_s)}
+        lanes = {lane.name: lane.report(lengths_s.get(lane.name, length_s)) for lane in self._wire.lanes}
         warnings = []
         if self.baseline is not None and self._baseline is not None:
             lane, wanted = lanes[self.baseline.name], self._baseline.target_kbps

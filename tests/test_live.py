@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from dataclasses import replace
+from fractions import Fraction
 from types import SimpleNamespace
 
 import av
@@ -919,7 +920,7 @@ def test_sound_waits_in_a_file_and_a_flood_of_it_is_cut(tmp_path):
         spool.put(bytes([i % 256]) * (i % 7), 1, 480 * i, now_s=1.0)
     starts_s = (99.0, 0.5)
     assert list(spool.between(starts_s, 3.495, 3.515)) == [(bytes([44]) * (300 % 7), 3.5), (bytes([45]) * (301 % 7), 3.51)]
-    assert spool.has(starts_s, 8.485, 8.5) and not spool.has(starts_s, 8.5, 100.0)
+    assert spool.count(starts_s, 8.485, 8.5) == 1 and spool.count(starts_s, 8.5, 100.0) == 0
     assert list(tmp_path.iterdir()) == []
     spool.close()
 
@@ -1211,6 +1212,75 @@ def test_sound_is_written_beside_the_picture_in_its_time(tmp_path, port, clip_wi
         spectrum = np.abs(np.fft.rfft(samples[48_000:96_000]))
         assert abs(int(spectrum.argmax()) - 440) <= 2
         assert float(audio[0].pts * audio[0].time_base) < 0.1
+
+
+def slides(path, times, sound_s):
+    """A video of pictures at these times in s, and sound."""
+    with av.open(os.fspath(path), "w") as out:
+        video, sound = out.add_stream("libx264", rate=25), out.add_stream("aac", rate=48_000, layout="mono")
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        for at_s in times:
+            frame = av.VideoFrame.from_ndarray(test_picture(round(25 * at_s), 64, 48), "rgb24")
+            frame.pts, frame.time_base = round(1000 * at_s), Fraction(1, 1000)
+            out.mux(video.encode(frame))
+        for start in range(0, round(48_000 * sound_s), 1024):
+            wave = np.sin(np.arange(start, start + 1024) * 2 * np.pi * 440 / 48_000).astype(np.float32)[None] / 2
+            piece = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+            piece.sample_rate, piece.pts = 48_000, start
+            out.mux(sound.encode(piece))
+        for stream in (video, sound):
+            out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(("realtime", "duration_s", "wanted_s"), [(True, None, 2.0), (False, None, 2.0), (False, 1.8, 1.8)])
+def test_sound_after_the_last_picture_is_sent_and_written(tmp_path, port, realtime, duration_s, wanted_s):
+    clip = slides(tmp_path / "slides.mkv", [0, 0.04, 0.8], 2.0)
+    join = in_thread(
+        lambda: receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mkv", manifold=MODEL, duration_s=duration_s)
+    )
+    time.sleep(0.3)
+    wanted = SendConfig(os.fspath(clip), to=f"rtp://127.0.0.1:{port}", baseline="none", n=1, realtime=realtime)
+    sent, report = send(wanted, model=MODEL), join()
+    assert sent.lanes["opus"].packets == pytest.approx(101, abs=3) and report.frames == 3 and not report.warnings
+    assert sent.lanes["opus"].rate_kbps < 60
+    with av.open(os.fspath(tmp_path / "a.mkv")) as container:
+        times = [float(packet.pts * packet.time_base) for packet in container.demux(audio=0) if packet.pts is not None]
+    assert times[-1] == pytest.approx(wanted_s, abs=0.1)
+
+
+def test_sound_of_a_wild_time_makes_no_long_recording(tmp_path):
+    recorder = _Recorder(tmp_path / "a.mkv", None, False)
+    recorder.most_sound_s = math.inf
+    picture, sound = (SimpleNamespace(base_unix_s=1000.0, base_ssrc=7, clock_hz=hz) for hz in (90_000, 48_000))
+    picture.sent_unix_s = lambda pts: picture.base_unix_s + pts / 90_000
+    for index in range(25):
+        recorder.push(grey(100, index, 64, 48), SimpleNamespace(ssrc=7), picture)
+    for pts in [*range(0, 72_000, 960), 1 << 30]:
+        recorder.hear(sound, opus.OpusPacket(b"\xfc\xff\xfe", pts, 0, 7))
+    recorder.close()
+    recorder.release()
+    assert recorder.audio_packets == 75
+
+
+def test_sound_goes_out_while_the_next_picture_is_waited_for(port, clip_with_sound, monkeypatch):
+    wanted = SendConfig(os.fspath(clip_with_sound), to=f"rtp://127.0.0.1:{port}", baseline="none", sdp=None)
+    now_s, sounds = 100.0, []
+
+    def wait(seconds):
+        nonlocal now_s
+        now_s += seconds
+
+    with Sender(wanted, model=MODEL) as sender:
+        sender._push(next(iter(sender.source)))
+        monkeypatch.setattr("mcode.send.time", SimpleNamespace(monotonic=lambda: now_s, time=time.time))
+        sender._wire.transmit = lambda lane, *_: sounds.append((lane.name, round(now_s - sender._start_s, 2)))
+        sender._start_s = 100.0
+        sender._wait_until(1.0, SimpleNamespace(wait=wait, is_set=lambda: False))
+    assert {name for name, _ in sounds} == {"opus"}
+    assert [at_s for _, at_s in sounds] == pytest.approx([0.02 * i for i in range(len(sounds))], abs=0.021)
+    assert 48 <= len(sounds) <= 51
 
 
 def test_sound_comes_to_the_player_with_its_time(port, clip_with_sound):

@@ -11,7 +11,7 @@ from mcode.rtp.reception import Arrived, Reception
 CLOCK_HZ = 48_000
 _LARGEST_PACKET = 1500
 """Bytes: 20 ms of Opus take at most 1275 (RFC 6716, 3.4), and a datagram hardly more."""
-_LONGEST_PACKET = 5760
+LONGEST_PACKET = 5760
 """120 ms (RFC 6716, 3.2.5)."""
 
 
@@ -27,7 +27,7 @@ def duration(data: bytes) -> int | None:
     else:  # CELT
         frame = 120 << (kind & 3)
     count = (1, 2, 2, data[1] & 63 if len(data) > 1 else 0)[code]
-    return frame * count if 0 < frame * count <= _LONGEST_PACKET else None
+    return frame * count if 0 < frame * count <= LONGEST_PACKET else None
 
 
 class OpusPacketiser:
