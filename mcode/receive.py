@@ -144,9 +144,12 @@ class _Link:
             self._rebase(self.base_unix_s + skew_s - self.guessed_skew_s)
             self.guessed_skew_s = skew_s
 
-    def hear(self, data: bytes, now_s: float) -> float | None:
-        """Control packets of the sender; its Unix time, where they tell it."""
+    def hear(self, data: bytes, peer: tuple, now_s: float) -> float | None:
+        """Control packets of the sender; its Unix time, where they tell it. While one is followed nobody else is heard."""
         sent_unix_s = None
+        if self.reception.ssrc is not None and self.peer not in (None, peer):
+            self.reception.counters.foreign += 1
+            return None
         try:
             controls = rtcp.parse_compound(data)
         except WireError:
@@ -301,7 +304,7 @@ class _Network:
         now = time.monotonic()
         link.heard += 1
         if is_rtcp(datagram):
-            sent_unix_s = link.hear(datagram, now)
+            sent_unix_s = link.hear(datagram, peer, now)
             if sent_unix_s is not None:
                 self._skew_s = sent_unix_s - time.time()
                 for other in self.links:
@@ -323,9 +326,10 @@ class _Network:
     def _push(self, link: _Link, datagram: bytes, now: float) -> list[tuple[_Link, Any]]:
         before = link.reception.switches
         units = link.lane.push(datagram, now)
+        if link.reception.ssrc is not None:  # another one, or it goes on after all
+            link.said_goodbye = False
         if link.reception.switches != before:
             link.base_unix_s = None
-            link.said_goodbye = False
             link.reports, link.next_report_s = 0, -math.inf
         return self._located(link, units)
 
@@ -961,6 +965,11 @@ class _Heard:
     pictures: int = 0
 
 
+_LARGEST_LEAP = 60 * TICKS_PER_S
+"""By how much a picture's time may be ahead of the time that went by: a sender may be faster than real time."""
+_LARGEST_STEP_BACK = TICKS_PER_S
+
+
 class _Recorder:
     """Frames, and Opus packets in their time, into a file."""
 
@@ -978,6 +987,8 @@ class _Recorder:
         self._last = -1
         self._last_s = 0.0
         self._gap = TICKS_PER_S // 25
+        self._leaps = 0
+        self._padded: tuple[int, int] | None = None
         self.most_sound_s = 0.0  # how long the sound may go on after the last picture, once the stream came to its end
         check_frames_output(output, force=force)
 
@@ -998,16 +1009,35 @@ class _Recorder:
             self._zeros_unix_s.append((link.sent_unix_s(frame.pts) or 0.0) - (frame.pts - self._base) / TICKS_PER_S)
         elif unit.ssrc == link.base_ssrc and link.base_unix_s is not None:  # a report may have moved it
             self._zeros_unix_s[-1] = link.base_unix_s + (self._base or 0) / link.clock_hz
-        pts = frame.pts - (self._base or 0)
+        assert self._base is not None
+        pts = frame.pts - self._base
+        elapsed = round((now - self._last_s) * TICKS_PER_S)
+        if self.frames and (pts > self._last + elapsed + _LARGEST_LEAP or pts < self._last - _LARGEST_STEP_BACK):
+            # A damaged time, or a clock that was set: the pictures go on as they come.
+            self._base += pts - self._last - (elapsed if elapsed > self._gap + TICKS_PER_S else self._gap)
+            pts = frame.pts - self._base
+            self._leaps += 1
         if pts <= self._last:
             return
         if self._writer is None:
             self.width, self.height = wanted
             self._writer = FrameWriter(self.output, width=wanted[0], height=wanted[1], force=self.force)
-        self._writer.push(Frame(resize(frame.rgb, self.width, self.height), pts))
+        self._writer.push(Frame(self._fitted(frame.rgb, *wanted), pts))
         self._gap = pts - self._last if self._last >= 0 else self._gap
         self._last, self._last_s = pts, now
         self.frames += 1
+
+    def _fitted(self, rgb: np.ndarray, width: int, height: int) -> np.ndarray:
+        """A picture to be shown at this size, in the size of the file: within black where its shape is another."""
+        scale = min(self.width / width, self.height / height)
+        w, h = max(1, round(width * scale)), max(1, round(height * scale))
+        if abs(w - self.width) <= 1 and abs(h - self.height) <= 1:
+            return resize(rgb, self.width, self.height)
+        self._padded = width, height
+        left, top = (self.width - w) // 2, (self.height - h) // 2
+        fitted = np.zeros((self.height, self.width, 3), np.uint8)
+        fitted[top : top + h, left : left + w] = resize(rgb, w, h)
+        return fitted
 
     def hear(self, link: _Link, packet: opus.OpusPacket) -> None:
         if link.base_unix_s is None or link.base_ssrc != packet.ssrc:
@@ -1024,6 +1054,11 @@ class _Recorder:
             return
         self._writer.close()
         self.warnings += self._writer.warnings
+        if self._leaps:
+            self.warnings.append(f"the times of the pictures leapt {self._leaps} times; there they are written as they came")
+        if self._padded is not None:
+            shape, size = "{}x{}".format(*self._padded), f"{self.width}x{self.height}"
+            self.warnings.append(f"pictures of {shape} came, too; they stand within black, as the file is of {size}")
         starts_s = [heard.base_unix_s - self._zeros_unix_s[heard.pictures] for heard in self._heard]
         if self._sound is None:
             return

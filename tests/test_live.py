@@ -925,6 +925,61 @@ def test_sound_waits_in_a_file_and_a_flood_of_it_is_cut(tmp_path):
     spool.close()
 
 
+def recorded(tmp_path, frames):
+    """(the report's warnings, pts and pictures) of (frame, ssrc) written as they come."""
+    recorder = _Recorder(tmp_path / "a.mp4", None, False)
+    link = SimpleNamespace(base_unix_s=None, base_ssrc=None, clock_hz=90_000, sent_unix_s=lambda pts: None)
+    for frame, ssrc in frames:
+        recorder.push(frame, SimpleNamespace(ssrc=ssrc), link)
+    recorder.close()
+    recorder.release()
+    return recorder.warnings, list(FrameReader(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize(("wild", "leaps"), [(range(10, 11), 2), (range(10, 14), 2), (range(10, 25), 1)])
+@pytest.mark.parametrize("by", [1 << 30, -(1 << 30)])
+def test_pictures_of_a_wild_time_are_written_as_they_come_and_told(tmp_path, monkeypatch, wild, leaps, by):
+    now_s = iter(np.arange(0, 99, 0.04))
+    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: float(next(now_s))))
+    frames = [replace(grey(100, i, 64, 48), pts=5_000_000_000 + i * TICKS + by * (i in wild)) for i in range(25)]
+    warnings, written = recorded(tmp_path, [(frame, 7) for frame in frames])
+    assert [frame.pts for frame in written] == [i * TICKS for i in range(25)]
+    assert len(warnings) == 1 and f"leapt {leaps} times" in warnings[0]
+
+
+def test_a_sender_faster_than_time_and_a_long_silence_are_no_leaps(tmp_path, monkeypatch):
+    now_s = iter([0.0, 0.01, 0.02, 7200.02, 7200.03])
+    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: next(now_s)))
+    times_s = [0, 4, 30, 7230, 7231]
+    warnings, written = recorded(tmp_path, [(Frame(grey(9, 0, 64, 48).rgb, at_s * 90_000), 7) for at_s in times_s])
+    assert [frame.pts / 90_000 for frame in written] == times_s and not warnings
+
+
+def test_a_second_sender_of_another_shape_stands_within_black(tmp_path):
+    frames = [(grey(200, i, 64, 48), 7) for i in range(3)] + [(grey(200, i, 96, 32), 8) for i in range(3)]
+    warnings, written = recorded(tmp_path, [*frames, *((grey(200, i, 128, 96), 9) for i in range(3))])
+    assert len(warnings) == 1 and "96x32" in warnings[0] and "64x48" in warnings[0]
+    rows = [frame.rgb[:, 32].mean(axis=1) for frame in written]
+    for index, row in enumerate(rows):
+        assert abs(row[24] - 200) < 6 and (row[4] < 20 and row[-4] < 20) == (3 <= index < 6), index
+    assert len(rows) == 9
+
+
+def test_a_goodbye_of_somebody_else_is_not_heard_and_a_stream_that_goes_on_said_none(network, monkeypatch):
+    link, peer = network.links[0], ("127.0.0.1", 9)
+    packetiser = payload.Packetiser(7)
+    datagrams = [bytes(rtp) for packet in keyframes(waves(4)) for rtp in packetiser.push(packet)]
+    goodbye = rtcp.compound([rtcp.ReceiverReport(7), rtcp.Bye((7,))])
+    network._take(link, datagrams[0], peer)
+    network._take(link, goodbye, ("127.0.0.1", 10))
+    assert not link.said_goodbye and link.reception.ssrc == 7 and link.reception.counters.foreign == 1
+    network._take(link, goodbye, peer)
+    assert link.said_goodbye and network._take(link, datagrams[1], peer) and link.said_goodbye
+    link.reception._bye_s -= 1  # a second ago
+    assert network._take(link, datagrams[2], peer)
+    assert not link.said_goodbye and link.reception.ssrc == 7 and link.reception.switches == 0
+
+
 @pytest.mark.parametrize("ahead_s", [60.0, -60.0])
 def test_sound_keeps_its_place_where_reports_move_the_senders_clock_amid_a_recording(tmp_path, ahead_s):
     recorder = _Recorder(tmp_path / "a.mkv", None, False)
