@@ -186,6 +186,7 @@ class Sender:
         self.config = config
         self.host, self.port = sdp.parse_url(config.to, "--to")
         family, address = resolve(self.host, self.port, config.to)
+        _refuse_all(str(address[0]), config.to)
         self.model: Any = model if model is not None else load(config.manifold, config.device).in_integers()
         frame_size = getattr(self.model, "frame_size", None)
         self.source = open_source(config, frame_size)
@@ -489,6 +490,9 @@ class Sender:
             if over:
                 label = coder_named(self.config.baseline).label
                 warnings.append(f"{label} cannot go down to {wanted:.1f} kbit/s: it sends {lane.rate_kbps:.1f}, its floor")
+        if self._wire.failed:
+            trouble = f"{self._wire.failed} packets could not be sent ({self._wire.failure})"
+            warnings.append(f"--to {self.config.to}: {trouble}; is it an address that this machine reaches?")
         if self._dropped:
             warnings.append(f"{self._dropped} frames were left out: this machine is too slow for real time at this size")
         return SendReport(
@@ -522,6 +526,13 @@ def refuse_multicast(host: str, url: str) -> None:
         return
     if address.is_multicast:
         raise InputError(f"{url}: {address} is a multicast address, which is not supported; give the address of one machine")
+
+
+def _refuse_all(host: str, url: str) -> None:
+    """Raises InputError for an address that is of no one machine: to listen on, or of all that hear it."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if address.is_unspecified or address == ipaddress.IPv4Address("255.255.255.255"):
+        raise InputError(f"{url}: {address} is the address of no one machine; give that of the receiver, as 127.0.0.1 for here")
 
 
 def _descriptions(config: SendConfig) -> list[Path]:
@@ -590,6 +601,7 @@ class _Lane:
         self.socket: socket.socket | None = None
         self.packets = self.octets = self.payload_bytes = self.wire_bytes = self.fec_bytes = self.refresh_requests = 0
         self.remote: rtcp.ReportBlock | None = None
+        self._reported: deque[tuple[int, float]] = deque(maxlen=8)  # sender reports: the middle of their NTP time; when
         self.round_trip_s: float | None = None
         self.has_newcomer = False  # a receiver that has not been heard before
         self._receiver: int | None = None
@@ -626,7 +638,16 @@ class _Lane:
             for block in control.blocks:
                 if block.ssrc == self.ssrc:
                     self.remote = block
-                    self.round_trip_s = block.round_trip_s(time.time())
+                    self._measure_round_trip(block, time.monotonic())
+
+    def note_report(self, ntp_time: int, now_s: float) -> None:
+        self._reported.append((ntp_time >> 16 & 0xFFFFFFFF, now_s))
+
+    def _measure_round_trip(self, block: rtcp.ReportBlock, now_s: float) -> None:
+        """Where the block answers a report of ours (RFC 3550, 6.4.1), whose NTP time need not be the time it was sent."""
+        sent_s = next((at_s for middle, at_s in reversed(self._reported) if middle == block.last_report), None)
+        if sent_s is not None:
+            self.round_trip_s = max(0.0, now_s - sent_s - block.since_last_report / 65536)
 
     def take_refresh_request(self) -> bool:
         """Whether a refresh is asked for; no more than three a second, whatever comes."""
@@ -665,6 +686,7 @@ class _Wire:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self.failed, self.failure = 0, ""  # packets that the system did not take, and what it said last
         self.cname = rtcp.new_cname()
         self._reports = 0
         self._last_report_s = self._next_report_s = -math.inf
@@ -698,8 +720,12 @@ class _Wire:
 
     def _send(self, lane: _Lane, data: bytes) -> None:
         assert lane.socket is not None
-        with contextlib.suppress(OSError):  # no route, or nobody listens: as good as lost, and the next may arrive
+        try:
             lane.socket.sendto(data, lane.address)
+        except ConnectionRefusedError:
+            pass  # nobody listens: the next may arrive
+        except OSError as error:  # no route, not allowed, no room: as good as lost, too
+            self.failed, self.failure = self.failed + 1, error.strerror or str(error)
 
     def report(self, media_time: Callable[[_Lane], tuple[int, int]]) -> None:
         """Sender reports, when they are due; a receiver that is new need not wait for the next ones."""
@@ -712,6 +738,7 @@ class _Wire:
         for lane in self.lanes:
             lane.has_newcomer = False
             ntp_time, timestamp = media_time(lane)
+            lane.note_report(ntp_time, now)
             report = rtcp.SenderReport(lane.ssrc, ntp_time, timestamp, lane.packets, lane.octets)
             self._send(lane, rtcp.compound([report, rtcp.Description(lane.ssrc, self.cname)]))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import math
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -1080,6 +1082,50 @@ def test_sender_reports_count_the_payloads_octets(port):
         sender._wire.report(sender._media_time)
     report = rtcp.parse_compound(reports[-1])[0]
     assert report.packets == len(sent) and report.octets == sum(len(data) - 12 for data in sent)
+
+
+def test_the_round_trip_is_measured_from_when_a_report_was_sent_whatever_time_it_bears(port, monkeypatch):
+    now_s = 50.0
+    with Sender(config(port, realtime=False), model=MODEL) as sender:
+        monkeypatch.setattr("mcode.send.time", SimpleNamespace(monotonic=lambda: now_s, time=time.time))
+        sender._start_unix_s, sender._newest_pts = 1000.0, 90 * 90_000  # media that runs ahead of the clock
+        lane, asked = sender.mcode, rtcp.ntp(1090.0) >> 16 & 0xFFFFFFFF
+        sender._wire.report(sender._media_time)
+        now_s = 50.75
+        block = rtcp.ReportBlock(lane.ssrc, 0.0, 0, 0, 0, asked, 32_768)
+        for stranger in (replace(block, last_report=0), replace(block, last_report=asked + 1)):
+            lane.hear(rtcp.ReceiverReport(5, (stranger,)))
+            assert sender.status().lanes["mcode"].round_trip_ms is None
+        lane.hear(rtcp.ReceiverReport(5, (block,)))
+        assert sender.status().lanes["mcode"].round_trip_ms == pytest.approx(250, abs=0.1)
+
+
+def test_packets_that_the_system_does_not_take_are_told_and_a_receiver_not_there_yet_is_none(port):
+    class Refusing:
+        def __init__(self, socket, error):
+            self._socket, self._error = socket, error
+
+        def sendto(self, data, address):
+            raise self._error
+
+        def __getattr__(self, name):
+            return getattr(self._socket, name)
+
+    for error, words in (
+        (OSError(errno.EACCES, "Permission denied"), r"\d+ packets could not be sent \(Permission denied\)"),
+        (BlockingIOError(errno.EAGAIN, "Try again"), "Try again"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), None),
+    ):
+        with Sender(config(port, realtime=False, duration_s=0.2), model=MODEL) as sender:
+            sender.mcode.socket = Refusing(sender.mcode.socket, error)
+            warnings = sender.run(threading.Event()).warnings
+        assert len(warnings) == (words is not None) and (words is None or re.search(words, warnings[0]))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "255.255.255.255"])
+def test_an_address_of_no_one_machine_is_not_sent_to(host, port):
+    with pytest.raises(InputError, match="no one machine"):
+        Sender(SendConfig("testsrc", to=f"rtp://{host}:{port}"), model=MODEL)
 
 
 def test_sender_reports_thin_out_and_a_new_receiver_need_not_wait_for_one(port, monkeypatch):

@@ -840,14 +840,6 @@ def test_a_name_too_long_is_cut():
     assert found == rtcp.Description(1, "n" * 255)
 
 
-def test_round_trip_time_from_a_report():
-    sent = rtcp.ntp(1000.0)
-    block = replace(BLOCK, last_report=sent >> 16 & 0xFFFFFFFF, since_last_report=32_768)
-    assert block.round_trip_s(1000.75) == pytest.approx(0.25, abs=1e-4)
-    assert replace(block, last_report=0).round_trip_s(1.0) is None
-    assert block.round_trip_s(1000.25) == 0  # the clock was set back meanwhile
-
-
 def test_a_lane_is_no_parity_and_a_name_is_one_line():
     media = sdp.Media("MCODE", 5004, 96, None, {}, 100)
     text = str(sdp.Session("127.0.0.1", (media,), "two\r\nlines"))

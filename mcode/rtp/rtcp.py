@@ -63,13 +63,6 @@ class ReportBlock:
         signed = (lost & 0xFFFFFF) - ((lost & 0x800000) << 1)
         return cls(ssrc, (lost >> 24) / 256, signed, highest, jitter, last, since)
 
-    def round_trip_s(self, now_unix_s: float) -> float | None:
-        """Seconds there and back, where the report answers one of ours (RFC 3550, 6.4.1)."""
-        if not self.last_report:
-            return None
-        ticks = ((ntp(now_unix_s) >> 16) - self.last_report - self.since_last_report) & 0xFFFFFFFF
-        return ticks / 65536 if ticks < 1 << 31 else 0.0
-
 
 @dataclass(frozen=True)
 class SenderReport:
