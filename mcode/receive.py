@@ -60,9 +60,13 @@ def read_session(source: str | os.PathLike[str]) -> sdp.Session | None:
         sdp.parse_url(text)
         return None
     try:
-        return sdp.Session.parse(Path(text).read_text(encoding="utf-8", errors="replace"), text)
+        with open(text, "rb") as file:
+            described = file.read(sdp.LARGEST_DESCRIPTION + 1)
     except OSError as error:
         raise InputError(f"{text}: cannot read it ({error.strerror}); give an SDP file or rtp://HOST:PORT") from error
+    if len(described) > sdp.LARGEST_DESCRIPTION:
+        raise InputError(f"{text} is not a session description (SDP): it is larger than 1 MiB")
+    return sdp.Session.parse(described.decode("utf-8", errors="replace"), text)
 
 
 def bind(host: str, port: int, what: str) -> socket.socket:
@@ -238,7 +242,9 @@ class _Network:
             host = session.address
             media = {"mcode": session.of("MCODE"), "baseline": session.of("H264", "H265"), "audio": session.of("OPUS")}
             ports = {name: found.port for name, found in media.items() if found is not None}
-        refuse_multicast(host, what)  # also where --bind names another address to listen on
+        hosts = {name: found.address or host if found else host for name, found in media.items()}
+        for each in {host, *hosts.values()}:
+            refuse_multicast(each, what)  # also where --bind names another address to listen on
         cname = rtcp.new_cname()
         settings = channel or ChannelSettings()
         bounds: dict[str, Any] = {"most_pixels": LARGEST_LIVE, "most_repair_s": most_repair_s}
@@ -260,7 +266,7 @@ class _Network:
                 else:
                     lane, clock_hz = opus.OpusDepacketiser(payload_type=kind), opus.CLOCK_HZ
                 own = Channel(settings if name != "audio" else ChannelSettings())
-                self.links.append(_Link(name, clock_hz, lane, bind(bind_to or host, ports[name], what), own, cname))
+                self.links.append(_Link(name, clock_hz, lane, bind(bind_to or hosts[name], ports[name], what), own, cname))
         except BaseException:
             self.close()
             raise

@@ -1617,6 +1617,28 @@ def test_a_source_that_is_not_there_is_named(input):
     assert "\n" not in str(error.value)
 
 
+def test_lanes_are_listened_to_where_each_goes(tmp_path, port):
+    media = (
+        sdp.Media("MCODE", port, 96, address="127.0.0.2"),
+        sdp.Media("H264", port + 2, 97),
+    )
+    (tmp_path / "a.sdp").write_text(str(sdp.Session("127.0.0.1", media)))
+    for bind_to, expected in ((None, ["127.0.0.2", "127.0.0.1"]), ("127.0.0.1", ["127.0.0.1"] * 2)):
+        network = _Network(tmp_path / "a.sdp", finder(MODEL), bind_to=bind_to)
+        assert [link.socket.getsockname()[0] for link in network.links] == expected
+        network.close()
+    media = (replace(media[0], address="239.1.1.1"), media[1])
+    (tmp_path / "a.sdp").write_text(str(sdp.Session("127.0.0.1", media)))
+    with pytest.raises(InputError, match="multicast"):
+        _Network(tmp_path / "a.sdp", finder(MODEL))
+
+
+def test_a_large_file_is_no_description(tmp_path):
+    (tmp_path / "film.sdp").write_bytes(b"v=0\n" + bytes(1 << 20))
+    with pytest.raises(InputError, match="larger than 1 MiB"):
+        read_session(tmp_path / "film.sdp")
+
+
 def test_wrong_descriptions_are_named(tmp_path):
     wrong = tmp_path / "x.sdp"
     wrong.write_text("no description")

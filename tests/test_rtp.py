@@ -862,10 +862,13 @@ def test_session_description_comes_back():
     assert sdp.Session.parse(str(sdp.Session("::1", media))).address == "::1"
 
 
-def test_the_address_is_that_of_the_session_where_a_lane_has_one_too():
+def test_a_lane_goes_to_its_own_address_where_it_has_one():
     text = "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\nc=IN IP4 10.0.0.1\na=rtpmap:96 H264/90000\n"
-    assert sdp.Session.parse(text).address == "127.0.0.1"
-    assert sdp.Session.parse(text.replace("c=IN IP4 127.0.0.1\n", "")).address == "10.0.0.1"
+    session = sdp.Session.parse(text)
+    assert (session.address, session.media[0].address) == ("127.0.0.1", "10.0.0.1")
+    assert sdp.Session.parse(str(session)) == session
+    session = sdp.Session.parse(text.replace("c=IN IP4 127.0.0.1\n", ""))
+    assert (session.address, session.media[0].address) == ("10.0.0.1", None)
 
 
 @pytest.mark.parametrize(
@@ -886,6 +889,11 @@ def test_the_address_is_that_of_the_session_where_a_lane_has_one_too():
         ),
         ("v=0\nc=IN IP4 127.0.0.1\nm=video 0 RTP/AVP 96\na=rtpmap:96 H264/90000\n", "no lane"),
         ("v=0\nc=IN IP4 127.0.0.1\nm=video x RTP/AVP 96\n", "m=video x"),
+        ("v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/SAVP 96\na=rtpmap:96 H264/90000\n", "RTP/SAVP is not supported"),
+        (
+            "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 UDP/TLS/RTP/SAVPF 96\na=rtpmap:96 H264/90000\n",
+            "UDP/TLS/RTP/SAVPF is not supported",
+        ),
     ],
 )
 def test_a_wrong_session_description_is_named_in_one_line(text, words):
@@ -903,6 +911,8 @@ H264_LANE = "m=video 5006 RTP/AVP 97\na=rtpmap:97 H264/90000\n"
         "v=0\nc=IN IP4 127.0.0.1\nm=audio 0 RTP/AVP 96\na=rtpmap:96 opus/48000/2\n" + H264_LANE,
         "v=0\nc=IN IP4 127.0.0.1\nm=message - TCP/MSRP *\nc=TN RFC2543 +1\na=rtpmap:x\n" + H264_LANE,
         "\ufeffv=0\nc=IN IP4 127.0.0.1\n" + H264_LANE,
+        "v=0\nc=IN IP4 127.0.0.1\nm=video 5008 RTP/SAVPF 98\na=rtpmap:98 H264/90000\n" + H264_LANE,
+        "v=0\nc=IN IP4 127.0.0.1\n" + H264_LANE.replace("RTP/AVP", "RTP/AVPF"),
         "v=0\nm=audio 0 RTP/AVP 96\nc=IN IP4 1.2.3.4\na=rtpmap:96 opus/48000/2\n"
         + H264_LANE.replace("\n", "\nc=IN IP4 127.0.0.1\n", 1),
         "v=0\nc=IN IP4 127.0.0.1\n" + H264_LANE.replace("/90000", ""),

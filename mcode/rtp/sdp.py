@@ -12,6 +12,8 @@ from typing import Any
 from mcode.errors import InputError
 
 CLOCKS = {"MCODE": 90_000, "H264": 90_000, "H265": 90_000, "OPUS": 48_000, "MCODE-FEC": 90_000}
+_TRANSPORTS = ("RTP/AVP", "RTP/AVPF")
+LARGEST_DESCRIPTION = 1 << 20
 _KINDS = {"MCODE": "application", "OPUS": "audio"}
 """MCode is announced as `application`, so that a player which does not know it opens the other lanes."""
 
@@ -19,7 +21,7 @@ _KINDS = {"MCODE": "application", "OPUS": "audio"}
 @dataclass(frozen=True)
 class Media:
     """One lane. encoding: as in CLOCKS. parameters: of the fmtp line, in order. fec_payload_type: of its repair
-    packets."""
+    packets. address: where it goes, if elsewhere than the session (RFC 8866, 5.7)."""
 
     encoding: str
     port: int
@@ -27,6 +29,7 @@ class Media:
     ssrc: int | None = None
     parameters: dict[str, str] = field(default_factory=dict)
     fec_payload_type: int | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Session:
             numbers = f"{media.payload_type}" + (f" {media.fec_payload_type}" if media.fec_payload_type else "")
             # AVPF, the profile with PLI, is not known to every player; those that know it take rtcp-fb in AVP as well.
             lines.append(f"m={_KINDS.get(media.encoding, 'video')} {media.port} RTP/AVP {numbers}")
+            if media.address is not None:
+                lines.append(f"c=IN IP{6 if ':' in media.address else 4} {media.address}")
             channels = "/2" if media.encoding == "OPUS" else ""
             name = "opus" if media.encoding == "OPUS" else media.encoding
             lines.append(f"a=rtpmap:{media.payload_type} {name}/{CLOCKS[media.encoding]}{channels}")
@@ -80,27 +85,30 @@ class Session:
             raise InputError(f"{source} is not a session description (SDP): it does not begin with v=0")
         address, name = "", "MCode"
         rows: list[dict] = []
+        left_out: list[str] = []
         for line in text.splitlines():
             key, _, value = line.strip().partition("=")
             try:
                 if key == "c" and not (rows and (rows[-1]["foreign"] or rows[-1]["port"] == 0)):
                     own = _address(value.split()[2].split("/")[0])
-                    rows[-1].update(address=own) if rows else None
+                    if rows:
+                        rows[-1]["address"] = own
                     address = address or own
                 elif key == "s":
                     name = value
                 elif key == "m":
                     _, port, transport, *formats = value.split()
-                    row: dict[str, Any] = {"foreign": "RTP" not in transport.upper().split("/")}
-                    if not row["foreign"]:
+                    row: dict[str, Any] = {"foreign": transport.upper() not in _TRANSPORTS}
+                    if row["foreign"]:  # encrypted, or no RTP
+                        left_out.append(transport)
+                    else:
                         row |= {"port": int(port.split("/")[0]), "formats": [int(f) for f in formats if f.isdecimal()]}
                     rows.append(row)
                 elif key == "a" and rows and not rows[-1]["foreign"]:
                     _attribute(rows[-1], value)
             except (ValueError, IndexError) as error:
                 raise InputError(f"{source}: cannot read the line {line.strip()[:60]!r}") from error
-        left_out: list[str] = []
-        found = [_media(row, source, left_out) for row in rows if not row["foreign"]]
+        found = [_media(row, source, left_out, address) for row in rows if not row["foreign"]]
         media = tuple(each for each in found if each is not None)
         if not media:
             why = f"; {left_out[0]} is not supported" if left_out else ""
@@ -134,8 +142,9 @@ def _attribute(row: dict, value: str) -> None:
         row.setdefault("ssrc", int(rest.split()[0]))
 
 
-def _media(row: dict, source: str, left_out: list[str]) -> Media | None:
-    """None of a lane that was rejected (port 0) or cannot be received; left_out hears which of its kinds."""
+def _media(row: dict, source: str, left_out: list[str], address: str) -> Media | None:
+    """None of a lane that was rejected (port 0) or cannot be received; left_out hears which of its kinds. address: the
+    session's."""
     maps: dict[int, str] = row.get("maps", {})
     fec = next((n for n, encoding in maps.items() if encoding == "MCODE-FEC"), None)
     if row["port"] == 0:
@@ -153,7 +162,8 @@ def _media(row: dict, source: str, left_out: list[str]) -> Media | None:
         return None
     if not 1 <= row["port"] <= 65_535 or not 0 <= number <= 127:
         raise InputError(f"{source}: port {row['port']} or payload type {number} is out of range")
-    return Media(maps[number], row["port"], number, row.get("ssrc"), parameters, fec)
+    own = row.get("address", address)
+    return Media(maps[number], row["port"], number, row.get("ssrc"), parameters, fec, own if own != address else None)
 
 
 def parse_url(url: str, what: str = "the address") -> tuple[str, int]:
