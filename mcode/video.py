@@ -18,11 +18,12 @@ import tempfile
 import threading
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
@@ -60,6 +61,8 @@ _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 
 _JOINABLE = {"mpegts", "mpeg", "matroska,webm", "ogg"}  # formats that are read on where files stand one behind the other
 _LARGEST_SEARCHED = 1 << 28  # bytes of a file that is searched for joints before a seek
 _RESTART_S = Fraction(1, 2)  # a clock that falls back by more, to where it began, has been started anew
+_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")  # of so many channels, where none is named
+_MOST_AAC_CHANNELS = 6
 _MOST_WAITING = 1000  # packets of sound
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _STEPS_BACK_S = (0, 10, 30)  # a seek that lands behind the last keyframe before its time (MPEG-TS) is tried further back
@@ -561,6 +564,16 @@ def _sound_stream(container: av.container.InputContainer) -> av.AudioStream | No
     return stream
 
 
+def _choice_of_sound(container: av.container.InputContainer) -> str | None:
+    """Which of several sound tracks is kept; None where there is one at most."""
+    tracks = container.streams.audio
+    chosen = _sound_stream(container)
+    if chosen is None or len(tracks) < 2:
+        return None
+    place = [track.index for track in tracks].index(chosen.index) + 1
+    return f"1 of {len(tracks)} sound tracks is kept, number {place}" + (f" ({chosen.language})" if chosen.language else "")
+
+
 def _films(container: av.container.InputContainer) -> list[av.VideoStream]:
     """The video tracks that are no cover pictures of a song and that FFmpeg has a decoder for, the one to show first: the
     default one, and of an animated AVIF the animation. Where none is the default, a tile comes before a thumbnail."""
@@ -589,8 +602,8 @@ def _decoded(
             if from_keyframe and not packet.is_keyframe and packet.size:
                 continue
             from_keyframe = False
-            if packet.is_corrupt and packet.pos is not None and packet.pos + packet.size >= size:
-                damage.packets, damage.cut_off = damage.packets + 1, True  # the file ends inside this packet
+            if packet.is_corrupt and _ends_with(packet, size):
+                damage.packets, damage.cut_off = damage.packets + 1, True
                 continue
             try:
                 yield from packet.decode()
@@ -809,7 +822,7 @@ def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = 
         if stream is not None:
             if start_s > 0 and not _is_joined(path):
                 _seek(container, stream, zero - 1)
-            yield from _cut(container, stream, zero, start_s, duration_s)
+            yield from _cut(container, stream, zero, start_s, duration_s, lambda: None)
 
 
 def _cut(
@@ -818,36 +831,68 @@ def _cut(
     zero: Fraction,
     start_s: float,
     duration_s: float | None,
+    lose: Callable[[], None],
 ) -> Iterator[av.Packet[av.AudioStream]]:
+    """lose: called for every packet that is left out though it belongs to the part."""
     film = next(iter(_films(container)), None) if container.format.name in _JOINABLE else None
     for other in container.streams:
         if other is not stream and other is not film:
             other.discard = av.stream.Discard.all
-    tick = time_base(stream)
+    tick, rate, frame_size = time_base(stream), stream.codec_context.sample_rate or 1, stream.codec_context.frame_size
     # Matroska's milliseconds are too coarse for sound: packets that follow each other are counted in samples.
-    fine = min(tick, Fraction(1, stream.codec_context.sample_rate or 1))
+    fine = min(tick, Fraction(1, rate))
+    slack = round(2 * tick / fine) if fine < tick else 0
+    longest = int(_LONGEST_SHOWN / (rate * fine))
+
+    def at(packet: av.Packet) -> int | None:
+        return None if packet.pts is None else round((packet.pts * tick - zero) / fine)
+
     due: int | None = None  # where the next packet belongs if the track has no gap
-    try:
-        for packet in _demuxed(container, stream) if film is None else _running_on(container, stream, film):
-            if packet.size == 0 or packet.pts is None or packet.is_corrupt:
-                continue
-            pts = round((packet.pts * tick - zero) / fine)
-            length = round((packet.duration or 0) * tick / fine)
-            if fine < tick and abs(stream.codec_context.frame_size - length) * fine <= tick:
-                length = stream.codec_context.frame_size
-            if due is not None and abs(pts - due) * fine <= (2 * tick if fine < tick else 0):
+    packets = _demuxed(container, stream) if film is None else _running_on(container, stream, film)
+    for packet, following in pairwise(chain(_whole(packets, container.size, lose), [None])):
+        assert packet is not None
+        pts = due if packet.pts is None else at(packet)
+        if pts is None:
+            continue  # of a packet that began before the file
+        length = round((packet.duration or 0) * tick / fine)
+        if frame_size and fine < tick and abs(frame_size - length) * fine <= tick:
+            length = frame_size
+        then = None if following is None else at(following)
+        if due is None:
+            pts = then - length if then is not None and pts > then else pts
+        else:
+            # Where what follows goes on as if this packet were in its place, its own time is wrong.
+            has_place = then is not None and then > due + length // 2
+            if abs(pts - due) <= slack or (has_place and (pts <= due - length or pts >= max(then or 0, due + length))):
                 pts = due
-            if start_s > 0 and pts + 2 * length <= 0:
-                continue
-            if duration_s is not None and pts * fine >= duration_s:
-                return
-            if due is not None and pts <= due - length:
-                continue  # runs backwards: no container takes it
-            due = pts + length
-            packet.pts, packet.dts, packet.duration, packet.time_base = pts, pts, length, fine
-            yield packet
-    except av.error.FFmpegError:
-        return
+        if then is not None and pts < then < pts + length - slack:
+            length = then - pts  # else one wrong duration would take the place of what follows
+        if start_s > 0 and pts + 2 * length <= 0:
+            continue
+        if duration_s is not None and pts * fine >= duration_s:
+            return
+        if abs(pts - (due or 0)) > longest or (due is not None and pts <= due - length):
+            lose()  # no container takes a pause so long, or a time that runs backwards
+            continue
+        due = pts + length
+        packet.pts, packet.dts, packet.duration, packet.time_base = pts, pts, length, fine
+        yield packet
+
+
+def _whole(packets: Iterator[av.Packet], size: int, lose: Callable[[], None]) -> Iterator[av.Packet]:
+    """Without those that are damaged or empty, up to where a file of so many bytes breaks off."""
+    with suppress(av.error.FFmpegError):
+        for packet in packets:
+            if packet.is_corrupt:
+                if not _ends_with(packet, size):
+                    lose()
+            elif packet.size:
+                yield packet
+
+
+def _ends_with(packet: av.Packet, size: int) -> bool:
+    """Whether a file of so many bytes ends inside this packet, or just behind it."""
+    return packet.pos is not None and packet.pos + packet.size >= size
 
 
 def _running_on(
@@ -857,10 +902,13 @@ def _running_on(
     clock, part, before = _Clock(), 0, None
     waiting: deque[tuple[int, av.Packet]] = deque()  # of a part whose pictures have not begun
     for packet in _demuxed(container, stream, film):
+        is_sound = packet.stream_index != film.index
         if packet.size == 0 or packet.pts is None:
+            if packet.size and is_sound:
+                waiting.append((part, packet))
             continue
         time_s = due_s(packet)
-        if packet.stream_index == film.index:
+        if not is_sound:
             decoded_s = None if packet.dts is None else packet.dts * time_base(packet)
             clock.shift(decoded_s, time_s, (packet.duration or 0) * time_base(packet))
         else:
@@ -874,8 +922,8 @@ def _running_on(
 
 
 def _shifted(part: int, packet: av.Packet, clock: _Clock) -> av.Packet:
-    assert packet.pts is not None
-    packet.pts += round(clock.shifts[min(part, len(clock.shifts) - 1)] / time_base(packet))
+    if packet.pts is not None:
+        packet.pts += round(clock.shifts[min(part, len(clock.shifts) - 1)] / time_base(packet))
     return packet
 
 
@@ -889,68 +937,84 @@ def probe_audio(path: StrPath) -> bool:
 class AudioTrack:
     """The sound of a file on its way into another container: copied where that container takes it, else turned into AAC.
 
-    stream: the template for the output, None where there is no sound or it cannot be read. reencoded: the name of the codec
-    that had to be replaced, else None. warning: what was lost of the sound, and why, else None.
+    stream: the template for the output (see add_sound), None where there is no sound or it cannot be read.
     """
 
     def __init__(self, path: StrPath, container_format: str, start_s: float = 0, duration_s: float | None = None) -> None:
-        self.reencoded: str | None = None
-        self.warning: str | None = None
         self._path, self._lost = path, 0
+        self._reencoded: str | None = None  # the codec that had to be replaced
+        self._unreadable = False
         zero = picture_zero(path, start_s)
         self._container = _open(path)
         self._buffer: BinaryIO | None = None
+        self._choice = _choice_of_sound(self._container)
         stream = _sound_stream(self._container)
         usable = stream is not None and stream.codec_context is not None
         self.stream: av.AudioStream | None = stream if usable else None
         self._packets: Iterator[av.Packet[av.AudioStream]] = iter(())
+        self._next: av.Packet[av.AudioStream] | None = None
         if stream is not None and not usable:
             self._give_up()
         if self.stream is not None:
-            self._packets = _cut(self._container, self.stream, zero, start_s, duration_s)
-            takes_it = _takes(container_format, self.stream)
-            # AAC from MPEG-TS carries ADTS headers; FFmpeg's MP4 muxer takes them off
-            if not takes_it or (self.stream.codec_context.name == "aac" and not self.stream.codec_context.extradata):
-                try:
-                    self._go_through_mp4(reencode=not takes_it)
-                except (av.error.FFmpegError, ValueError):  # PyAV's ValueError: sound that changes its form midway
-                    self._give_up()
-        self._next = next(self._packets, None)
-        if self._next is not None and self.stream is not None and not _begins(container_format, self.stream, self._next):
-            self._give_up()
-            self._next = None
+            self._packets = _cut(self._container, self.stream, zero, start_s, duration_s, self.lose)
+            try:
+                # AAC from MPEG-TS carries ADTS headers; FFmpeg's MP4 muxer takes them off
+                if self.stream.codec_context.name == "aac" and not self.stream.codec_context.extradata:
+                    self._go_through_mp4(reencode=False)
+                self._next = next(self._packets, None)
+                if self.stream and self._next and not _takes(container_format, self.stream, self._next):
+                    self._packets = chain([self._next], self._packets)
+                    self._go_through_mp4(reencode=True)
+                    self._next = next(self._packets, None)
+            except (av.error.FFmpegError, ValueError):  # PyAV's ValueError: sound that changes its form midway
+                self._give_up()
         if self._next is None:
             if self._lost:
                 self._give_up()
             self.stream = None
 
     def _give_up(self) -> None:
-        self.warning, self._packets = f"the sound of {self._path} cannot be read: it is left out", iter(())
+        self._unreadable, self._packets, self._next = True, iter(()), None
 
     def lose(self) -> None:
         """A packet could not be written."""
         self._lost += 1
-        self.warning = f"the sound of {self._path} is damaged: {self._lost:,} of its packets left out"
+
+    def warnings(self, output: str) -> list[str]:
+        """What has become of the sound but a copy, and why. output: the name of what it goes into."""
+        if self._unreadable:
+            return [f"the sound of {self._path} cannot be read: it is left out"]
+        told = []
+        if self.stream and self._choice:
+            told.append(f"{self._path}: {self._choice}")
+        if self.stream and self._reencoded:
+            told.append(f"{output} cannot hold {self._reencoded} sound: it is AAC now")
+        if self._lost:
+            told.append(f"the sound of {self._path} is damaged: {self._lost:,} of its packets left out")
+        return told
 
     def _go_through_mp4(self, reencode: bool) -> None:
         assert self.stream is not None
-        self._buffer = tempfile.TemporaryFile()  # noqa: SIM115 - lives until close()
-        with av.open(self._buffer, "w", format="mp4") as output:
+        buffer = tempfile.TemporaryFile()  # noqa: SIM115 - lives until close()
+        with av.open(buffer, "w", format="mp4") as output:
             if reencode:
-                self.reencoded = self.stream.codec_context.name
+                self._reencoded = self.stream.codec_context.name
                 _encode_aac(self._packets, self.stream, output)
             else:
-                copy = output.add_stream_from_template(self.stream)
+                copy = add_sound(output, self.stream)
                 for packet in self._packets:
                     packet.stream = copy
                     try:
                         output.mux(packet)
                     except av.error.FFmpegError:
                         self.lose()
-        self._container.close()
+        self.close()
+        self._buffer = buffer
+        self._packets = iter(())
         self._buffer.seek(0)
         if self._buffer.read(1) == b"":
-            self._packets = iter(())
+            if reencode:
+                self._give_up()  # there were packets, and none of them could be decoded
             return
         self._buffer.seek(0)
         self._container = av.open(self._buffer, "r")
@@ -978,24 +1042,25 @@ class AudioTrack:
             self._buffer.close()
 
 
-def _takes(container_format: str, stream: av.AudioStream) -> bool:
-    with av.open(io.BytesIO(), "w", format=container_format) as trial:
-        try:
-            trial.add_stream_from_template(stream)
-        except ValueError:
-            return False
-    return True
+def add_sound(output: av.container.OutputContainer, source: av.AudioStream) -> av.AudioStream:
+    """A track for the packets of `source`. Raises ValueError where this container takes no such codec."""
+    track = output.add_stream_from_template(source)
+    channels = track.codec_context.channels
+    # AVI and Matroska do not say what each channel of PCM is for, and MP4 wants to know.
+    if track.layout.name == f"{channels} channels" and channels <= len(_LAYOUTS):
+        track.codec_context.layout = _LAYOUTS[channels - 1]
+    return track
 
 
-def _begins(container_format: str, stream: av.AudioStream, first: av.Packet) -> bool:
+def _takes(container_format: str, stream: av.AudioStream, first: av.Packet) -> bool:
     """Whether a container can be begun with this sound: its header is made with the first packet."""
     packet = av.Packet(bytes(first))
     packet.pts, packet.dts, packet.duration, packet.time_base = first.pts, first.dts, first.duration, first.time_base
     try:
         with av.open(io.BytesIO(), "w", format=container_format) as trial:
-            packet.stream = trial.add_stream_from_template(stream)
+            packet.stream = add_sound(trial, stream)
             trial.mux(packet)
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, ValueError):
         return False
     return True
 
@@ -1005,8 +1070,9 @@ def _encode_aac(
 ) -> None:
     rate = stream.codec_context.sample_rate
     rate = rate if rate in (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000) else 48000
-    layout = "mono" if stream.codec_context.channels == 1 else "stereo"
-    encoder = output.add_stream("aac", rate=rate, layout=layout, bit_rate=64_000 if layout == "mono" else 128_000)
+    channels = max(1, min(stream.codec_context.channels, _MOST_AAC_CHANNELS))
+    layout = _LAYOUTS[channels - 1]
+    encoder = output.add_stream("aac", rate=rate, layout=layout, bit_rate=64_000 * channels)
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
     for packet in packets:
         try:
@@ -1284,9 +1350,7 @@ class _Movie:
         self._video.codec_context.color_range = int(ColorRange.MPEG)
         self._sound = None
         if self._audio and self._audio.stream is not None:
-            self._sound = self._output.add_stream_from_template(self._audio.stream)
-            if self._audio.reencoded:
-                self.warnings.append(f"{suffix} cannot hold {self._audio.reencoded} sound: it is AAC now")
+            self._sound = add_sound(self._output, self._audio.stream)
 
     def put(self, frame: Frame, duration: int) -> None:
         picture = _to_yuv(frame.rgb, self._pixel_format)
@@ -1319,8 +1383,8 @@ class _Movie:
         self._mux_video(None)
         self._mux_sound(None)
         self._output.close()
-        if self._audio is not None and self._audio.warning:
-            self.warnings.append(self._audio.warning)
+        if self._audio is not None:
+            self.warnings += self._audio.warnings(self._file.path.suffix)
         self._file.commit()
         self._release()
 

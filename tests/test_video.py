@@ -60,6 +60,8 @@ def make_clip(
     pixel_format: str = "yuv420p",
     ticks: list[int] | None = None,
     audio: str | None = None,
+    layout: str = "mono",
+    tracks: int = 1,
     video: bool = True,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
@@ -73,7 +75,8 @@ def make_clip(
             if ticks:
                 stream.codec_context.time_base = stream.time_base = Fraction(1, TICKS_PER_S)
         if audio:
-            sound = out.add_stream(audio, rate=RATE, layout="mono")
+            sounds = [out.add_stream(audio, rate=RATE, layout=layout) for _ in range(tracks)]
+            channels = len(av.AudioLayout(layout).channels)
             samples, position, size = tone(frames / FPS), 0, 960
         for i in range(frames):
             if video:
@@ -86,15 +89,18 @@ def make_clip(
                 frame.time_base = Fraction(1, TICKS_PER_S) if ticks else Fraction(1, FPS)
                 out.mux(stream.encode(frame))
             while audio and position < (i + 1) * RATE // FPS:
-                chunk = av.AudioFrame.from_ndarray(samples[None, position : position + size], "fltp", "mono")
+                data = np.repeat(samples[None, position : position + size], channels, 0)
+                chunk = av.AudioFrame.from_ndarray(data, "fltp", layout)
                 chunk.sample_rate, chunk.pts, chunk.time_base = RATE, position, Fraction(1, RATE)
-                if audio.startswith("pcm"):
-                    chunk = av.AudioResampler("s16", "mono", RATE).resample(chunk)[0]
-                out.mux(sound.encode(chunk))
+                if "pcm" in audio:
+                    form = sounds[0].codec_context.format.name
+                    chunk = av.AudioResampler(form, layout, RATE).resample(chunk)[0]
+                for sound in sounds:
+                    out.mux(sound.encode(chunk))
                 position += size
         if video:
             out.mux(stream.encode(None))
-        if audio:
+        for sound in sounds if audio else ():
             out.mux(sound.encode(None))
     return path
 
@@ -726,6 +732,101 @@ def test_sound_that_the_container_cannot_hold_becomes_aac(tmp_path: Path) -> Non
     a, b = heard(source), heard(tmp_path / "b.mp4")
     lags = [np.corrcoef(a[4000:90000], b[4000 + s : 90000 + s])[0, 1] for s in range(-20, 21)]
     assert int(np.argmax(lags)) == 20 and max(lags) > 0.99
+
+
+@pytest.mark.parametrize("audio", ["ac3", "adpcm_ms"])
+def test_avi_of_one_packet_of_sound_a_tick_keeps_all_of_them(tmp_path: Path, audio: str) -> None:
+    path = make_clip(tmp_path / "a.avi", frames=50, codec="mpeg4", audio=audio)
+    found = [p.pts * p.time_base for p in audio_packets(path)]
+    assert len(found) == len(sound_of(path)) > 30
+    steps = {float(b - a) for a, b in pairwise(found)}
+    assert min(steps) == pytest.approx(max(steps))
+
+
+def sound_of(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+@pytest.mark.parametrize("output", [".mp4", ".mkv"])
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1"])
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".nut"])
+def test_pcm_of_any_number_of_channels_is_copied(tmp_path: Path, suffix: str, layout: str, output: str) -> None:
+    source = make_clip(tmp_path / f"a{suffix}", frames=10, codec="mpeg4", audio="pcm_s16le", layout=layout)
+    copy = copy_of(source, tmp_path / f"b{output}", audio_from=source)
+    assert b"".join(sound_of(copy)) == b"".join(sound_of(source)) != b""
+    assert channels_of(copy) == channels_of(source)
+
+
+def channels_of(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return container.streams.audio[0].codec_context.channels
+
+
+@pytest.mark.parametrize("layout", ["stereo", "5.1"])
+def test_sound_that_becomes_aac_keeps_its_channels(tmp_path: Path, layout: str) -> None:
+    source = make_clip(tmp_path / "a.mkv", frames=10, audio="pcm_u8", layout=layout)
+    copy = copy_of(source, tmp_path / "b.mp4", audio_from=source)
+    assert probe(copy).audio_codec == "aac" and channels_of(copy) == channels_of(source)
+
+
+def test_which_of_several_sound_tracks_is_kept_is_told(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mkv", frames=5, audio="aac", tracks=3)
+    with FrameWriter(tmp_path / "b.mp4", width=64, height=48, audio_from=source) as writer:
+        for frame in FrameReader(source):
+            writer.push(frame)
+    assert writer.warnings == (f"{source}: 1 of 3 sound tracks is kept, number 1",)
+
+
+def move_flv(path: Path, kind: int, leaps_s: dict[int, float]) -> Path:
+    """Adds seconds to the times of some packets, by their number, of an FLV file's sound (kind 8) or pictures (9)."""
+    data, at, number = bytearray(path.read_bytes()), 13, 0
+    while at < len(data):
+        if data[at] == kind:
+            time_ms = data[at + 7] << 24 | int.from_bytes(data[at + 4 : at + 7])
+            moved = time_ms + round(leaps_s.get(number, 0) * 1000) & 0xFFFFFFFF
+            data[at + 4 : at + 8] = (moved & 0xFFFFFF).to_bytes(3) + bytes([moved >> 24])
+            number += 1
+        at += 11 + int.from_bytes(data[at + 1 : at + 4]) + 4
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("number", "leap_s"), [(0, 2), (20, 2), (20, 3600), (20, -3600)])
+def test_one_wrong_time_loses_no_sound(tmp_path: Path, number: int, leap_s: int) -> None:
+    path = make_clip(tmp_path / "a.flv", frames=50, codec="flv", audio="libmp3lame")
+    times = [float(p.pts * p.time_base) for p in audio_packets(path)]
+    move_flv(path, 8, {number: leap_s})
+    found = [float(p.pts * p.time_base) for p in audio_packets(path)]
+    assert found == pytest.approx(times, abs=0.003)
+
+
+def test_one_wrong_duration_loses_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_clip(tmp_path / "a.mkv", frames=50, audio="ac3")
+    times = [float(p.pts * p.time_base) for p in audio_packets(path)]
+    demuxed = video._demuxed
+
+    def damaged(*arguments: object) -> Iterator[av.Packet]:
+        for number, packet in enumerate(demuxed(*arguments)):
+            if number == 50 and packet.stream.type == "audio":
+                packet.duration = 1 << 40
+            yield packet
+
+    monkeypatch.setattr(video, "_demuxed", damaged)
+    found = list(audio_packets(path))
+    assert [float(p.pts * p.time_base) for p in found] == pytest.approx(times, abs=0.003)
+    assert max(p.duration for p in found) < 2 * 1536
+
+
+def test_sound_behind_a_pause_that_no_container_holds_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.flv", frames=50, codec="flv", audio="libmp3lame")
+    move_flv(path, 8, dict.fromkeys(range(20, 1000), 1e5))
+    count = len(sound_of(path))
+    with FrameWriter(tmp_path / "b.mp4", width=64, height=48, audio_from=path) as writer:
+        for frame in FrameReader(path):
+            writer.push(frame)
+    assert writer.warnings == (f"the sound of {path} is damaged: {count - 20} of its packets left out",)
+    assert len(sound_of(tmp_path / "b.mp4")) == 20
 
 
 def test_sound_is_cut_with_the_pictures(tmp_path: Path) -> None:
