@@ -148,8 +148,9 @@ class FrameReader:
     crop_to: (w, h), the largest centred cut of that aspect; then size: (width, height) in pixels.
 
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
-    packets that did not decode; `runs_backwards` says whether the file's times did not rise; `last_duration_ticks` is how long
-    the last frame is shown, None where the file does not say so, a picture for one. Memory: one frame beside those inside
+    packets that did not decode; `runs_backwards` says whether the file's times did not rise; `retimed` counts the frames that
+    got another time for it; `last_duration_ticks` is how long the last frame is shown, None where the file does not say so, a
+    picture for one. Memory: one frame beside those inside
     FFmpeg's decoder (a few, one per thread).
     """
 
@@ -175,7 +176,7 @@ class FrameReader:
         self.width, self.height = size or _cropped_size(self.info.width, self.info.height, crop_to)
         self.truncated: str | None = None
         self.damaged = 0
-        self.runs_backwards = False
+        self.runs_backwards, self.retimed = False, 0
         self.last_duration_ticks: int | None = None
         self._began = Fraction(0)  # on the file's clock
 
@@ -213,32 +214,37 @@ class FrameReader:
 
     def _zero(self) -> Fraction | None:
         """When the first picture is due, on the file's own clock; None where it does not say."""
-        return next(self._from_start(_Damage(), Fraction(0)), (None, None))[1]
+        return next(self._from_start(_Damage(), None), (None, None))[1]
 
     def _read(self, first: int | None) -> Iterator[Frame]:
         """first: leaves out the frames of a lower pts; None: they start at pts 0, with the first one at or after start_s."""
         self.truncated, self.damaged, self.last_duration_ticks = None, 0, None
-        self.runs_backwards = False
+        self.runs_backwards, self.retimed = False, 0
         damage = _Damage()
         last: int | None = None  # pts
         end: Fraction | None = None  # of the last frame, from the start of the video
-        zero = None if first is None else self._zero()
-        start_s = Fraction(self.start_s)
+        start: Fraction | None = None
+        zero = self._zero() if first is not None or self.start_s > 0 else None
         if first is not None and zero is not None:
-            start_s = zero - self._began + first * TICK
+            start = zero + first * TICK
+        elif self.start_s > 0:
+            start, zero = (self._began if zero is None else zero) + Fraction(self.start_s), None
         least = 1
         alpha = _separate_alpha(self.path) if self.info.is_image else None
         limit = None if self.duration_s is None else round(Fraction(self.duration_s) * TICKS_PER_S)
-        for picture, time_s in self._from_start(damage, start_s):
+        for (picture, time_s), (_, then_s) in pairwise(chain(self._from_start(damage, start), [(None, None)])):
+            assert picture is not None
             zero = time_s if zero is None and time_s is not None else zero
             pts = None if zero is None or time_s is None else round((time_s - zero) * TICKS_PER_S)
+            then = None if zero is None or then_s is None else round((then_s - zero) * TICKS_PER_S)
             if last is None:
                 pts = pts or 0
             elif pts is None:
                 pts = last + self._period_ticks()
-            elif pts <= last:
-                pts = last + 1
-                self.runs_backwards = True
+            elif pts <= last or (then is not None and last < then < pts):
+                # Where the next picture is behind the last one, this one belongs between them; else the clock runs backwards.
+                pts = last + 1 if then is None or then <= last else min(last + self._period_ticks(), (last + then + 1) // 2)
+                self.runs_backwards, self.retimed = True, self.retimed + 1
             if limit is not None and pts >= limit:
                 if last is not None and not self.info.is_image:
                     self.last_duration_ticks = max(limit - last, least)
@@ -256,15 +262,16 @@ class FrameReader:
         if not self.info.is_image:
             self.truncated = self._shortfall(damage, end)
 
-    def _from_start(self, damage: _Damage, start_s: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
-        """Decoded pictures at or after start_s, with their times in seconds on the file's own clock."""
-        tries = [back_s for back_s in _STEPS_BACK_S if back_s < start_s] if start_s > 0 and not _is_joined(self.path) else []
+    def _from_start(self, damage: _Damage, start: Fraction | None) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+        """Decoded pictures at or after start (None: all), with their times: all in seconds on the file's own clock."""
+        tries: list[int] = []
+        if start is not None and not _seeks_astray(self.path):
+            tries = [back_s for back_s in _STEPS_BACK_S if back_s < start - self._began]
         for back_s in (*tries, None):
             seeking = back_s is not None
             with _open(self.path) as container:
                 stream = _picture_stream(container, self.path)
                 self._began = _start(stream)
-                start = self._began + start_s if start_s > 0 else None
                 if back_s is not None and start is not None and not _seek(container, stream, start - back_s):
                     continue
                 landed_early = not seeking
@@ -290,7 +297,7 @@ class FrameReader:
                             self.runs_backwards |= given
                             continue
                         if not landed_early and due - start > TICK:
-                            break  # the seek overshot, as it may in MPEG-PS: try one from earlier on, at last the beginning
+                            break  # the seek overshot: try one from earlier on, at last the beginning
                     landed_early = given = True
                     yield picture, time_s
                 if landed_early:
@@ -312,7 +319,7 @@ class FrameReader:
 
     def _end(self, pts: int, zero: Fraction | None, picture: av.VideoFrame) -> Fraction:
         shown = picture.duration * time_base(picture) if picture.duration else self._period_ticks() * TICK
-        skipped = zero - self._began if zero is not None and self.start_s > 0 else Fraction(self.start_s)
+        skipped = Fraction(self.start_s) if zero is None else zero - self._began
         return skipped + pts * TICK + shown
 
     def _shortfall(self, damage: _Damage, end: Fraction | None) -> str | None:
@@ -479,6 +486,13 @@ def _is_joined(path: StrPath) -> bool:
     """Whether a file's clock starts anew, so that a seek may land in any of its parts. Large files are taken for whole ones."""
     found = os.stat(path)
     return found.st_size <= _LARGEST_SEARCHED and _has_joint(os.fspath(path), found.st_size, found.st_mtime_ns)
+
+
+def _seeks_astray(path: StrPath) -> bool:
+    """Whether the times behind a seek may be others than in the whole: in joined files, and in MPEG-PS, where FFmpeg counts the
+    times of most pictures from those before."""
+    with _open(path) as container:
+        return container.format.name == "mpeg" or _is_joined(path)
 
 
 @lru_cache(maxsize=16)
@@ -764,13 +778,14 @@ def picture_zero(path: StrPath, start_s: float = 0) -> Fraction:
 
     Reads packets only, decodes nothing. A file whose pictures cannot be found gives start_s.
     """
-    for seeking in (True, False) if start_s > 0 and not _is_joined(path) else (False,):
+    begins = picture_zero(path) if start_s > 0 else Fraction(0)
+    for seeking in (True, False) if start_s > 0 and not _seeks_astray(path) else (False,):
         with _open(path) as container:
             streams = _films(container) or container.streams.data  # the data track is that of an .mcode file
             if not streams:
                 return Fraction(start_s)
             stream = streams[0]
-            start = _start(stream) + Fraction(start_s)
+            start = begins + Fraction(start_s) if start_s > 0 else _start(stream)
             if seeking and not _seek(container, stream, start):
                 continue
             earliest = _earliest(container, stream, start if start_s > 0 else None, seeking)
@@ -820,7 +835,7 @@ def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = 
     with _open(path) as container:
         stream = _sound_stream(container)
         if stream is not None:
-            if start_s > 0 and not _is_joined(path):
+            if start_s > 0 and not _seeks_astray(path):
                 _seek(container, stream, zero - 1)
             yield from _cut(container, stream, zero, start_s, duration_s, lambda: None)
 

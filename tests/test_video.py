@@ -506,6 +506,65 @@ def test_what_has_no_times_or_no_length_is_read_in_one_piece(tmp_path: Path) -> 
         FrameReader(joined, start_s=1).since(90_000)
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv", "a.mpg", "a.nut", "a.ts", "a.mp4"])
+def test_a_start_counts_from_the_first_picture_where_sound_begins_before_it(tmp_path: Path, name: str) -> None:
+    codec = {".flv": "flv", ".mpg": "mpeg2video", ".nut": "mpeg4"}.get(name[1:], "libx264")
+    sound = "mp2" if name in ("a.mpg", "a.nut", "a.ts") else "libmp3lame"
+    whole = make_clip(tmp_path / f"whole{name[1:]}", frames=100, codec=codec, audio=sound, options={"g": "12", "b": "2000000"})
+    path = tmp_path / name
+    with av.open(str(whole)) as source, av.open(str(path), "w") as out:
+        copies = {stream: out.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            late = round(Fraction(3, 2) / packet.time_base) if packet.stream.type == "video" else 0
+            if packet.size:
+                packet.pts += late
+                packet.dts = None if packet.dts is None else packet.dts + late
+                packet.stream = copies[packet.stream]
+                out.mux(packet)
+    everything, reader = list(FrameReader(path)), FrameReader(path, start_s=2.0)
+    frames = list(reader)
+    assert len(everything) == 100 and len(frames) == 50 and reader.truncated is None
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, everything[50:], strict=True))
+    assert video.picture_zero(path, 2.0) - video.picture_zero(path) == pytest.approx(2, abs=0.002)
+
+
+def test_sound_that_begins_before_the_pictures_makes_no_file_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "late.mkv"
+    with av.open(str(path), "w") as out:
+        film, sound = out.add_stream("libx264", rate=FPS), out.add_stream("libmp3lame", rate=RATE, layout="mono")
+        film.width, film.height, film.pix_fmt = 64, 48, "yuv420p"
+        for i in range(100):
+            chunk = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.float32), "fltp", "mono")
+            chunk.sample_rate, chunk.pts, chunk.time_base = RATE, i * 1920, Fraction(1, RATE)
+            out.mux(sound.encode(chunk))
+            if i >= 75:
+                frame = av.VideoFrame.from_ndarray(picture(i), "rgb24")
+                frame.pts, frame.time_base = i, Fraction(1, FPS)
+                out.mux(film.encode(frame))
+        out.mux(film.encode(None))
+        out.mux(sound.encode(None))
+    assert read_all(path) == (25, None)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
+    count, truncated = read_all(path)
+    assert count < 25 and truncated is not None
+
+
+@pytest.mark.parametrize("leap_s", [2, 3600, -3600])
+def test_one_wrong_time_of_a_picture_moves_no_other(tmp_path: Path, leap_s: int) -> None:
+    path = make_clip(tmp_path / "a.flv", frames=50, codec="flv")
+    times = [frame.pts for frame in FrameReader(path)]
+    reader = FrameReader(move_flv(path, 9, {20: leap_s}))
+    assert [frame.pts for frame in reader] == times
+    assert reader.retimed == 1 and reader.runs_backwards
+
+
+def test_pictures_whose_clock_falls_back_keep_their_order(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.flv", frames=50, codec="flv")
+    reader = FrameReader(move_flv(path, 9, dict.fromkeys(range(25, 50), -0.5)))
+    times = [frame.pts for frame in reader]
+    assert times == sorted(set(times)) and len(times) == 50 and reader.retimed == 12
+
+
 def test_pictures_without_times_are_counted_to_the_start(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.h264", frames=50, options={"g": "12"})
     everything, reader = list(FrameReader(path)), FrameReader(path, start_s=0.4, duration_s=0.8)
