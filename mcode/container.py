@@ -64,7 +64,7 @@ class McodeWriter:
         self.keyframes = 0
         self.warnings: list[str] = []
         self._metadata = dict(metadata or {})
-        self._file = OutputFile(path, force=force)
+        self._file = OutputFile(path, force=force, remedy="name a file, as out.mcode")
         self._audio: AudioTrack | None = None
         self._audio_origin = 0  # the sound's first pts where that is negative: fragments count from it
         self._fragments = 0
@@ -92,12 +92,8 @@ class McodeWriter:
         Raises ValueError where the first packet is no refresh or pts (ticks) does not increase, InputError where time leaps
         by more than a sample can tell.
         """
-        if self._last_pts is not None and packet.pts - self._last_pts > _LONGEST_GAP:
-            raise InputError(
-                f"{self._file.path}: time leaps by {(packet.pts - self._last_pts) / TICKS_PER_S / 3600:.1f} hours at second "
-                f"{self._last_pts / TICKS_PER_S:.0f}, and 13 fit between two keyframes; encode the parts apart, by --start and "
-                "--duration"
-            )
+        if self._last_pts is not None:
+            check_gap(self._file.path, self._last_pts, packet.pts)
         sample = packet.to_sample(n)
         if self._last_pts is None:
             if packet.header is None:
@@ -207,6 +203,16 @@ class McodeWriter:
         if tracks:
             self._fragments += 1
             self._file.write(_fragment(self._fragments, tracks))
+
+
+def check_gap(path: StrPath, last_pts: int, pts: int) -> None:
+    """Raises InputError where two keyframes that follow each other are further apart than a sample can tell. path: of whose
+    times they are."""
+    if pts - last_pts > _LONGEST_GAP:
+        raise InputError(
+            f"{path}: time leaps by {(pts - last_pts) / TICKS_PER_S / 3600:.1f} hours at second {last_pts / TICKS_PER_S:.0f}, "
+            "and 13 fit between two keyframes; encode the parts apart, by --start and --duration, or use a smaller --n"
+        )
 
 
 class McodeReader:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from .codec import Decoder, Encoder, Refine
-from .container import McodeReader, McodeWriter
+from .container import McodeReader, McodeWriter, check_gap
 from .errors import FormatError, InputError, ManifoldError, WireError
 from .frame import TICKS_PER_S, Frame
 from .jobs import MOST_AHEAD, Jobs
@@ -226,23 +226,28 @@ class Encoding:
         self._meter = Meter(model, self.jobs, every_frame=every_frame)
         self.frames = self._last_pts = 0
         self._gap: int | None = None
+        self._sent_pts: int | None = None
 
     def packets(self, frames: Iterable[Frame], progress: Callable[[int], None] | None = None) -> Iterator[Packet]:
         """frames: of the reader, once. progress is called with the frames done."""
         for frame in frames:
             self._meter.hold(frame)
             for packet in self._encoder.push(frame):
-                yield packet
-                self._meter.measure(packet)
+                yield from self._measured(packet)
             self._gap = frame.pts - self._last_pts if self.frames else None
             self._last_pts = frame.pts
             self.frames += 1
             if progress:
                 progress(self.frames)
         for packet in self._encoder.flush():
-            yield packet
-            self._meter.measure(packet)
+            yield from self._measured(packet)
         self._meter.finish()
+
+    def _measured(self, packet: Packet) -> Iterator[Packet]:
+        check_gap(self.reader.path, packet.pts if self._sent_pts is None else self._sent_pts, packet.pts)
+        self._sent_pts = packet.pts
+        yield packet
+        self._meter.measure(packet)
 
     def result(self, *, to_the_end: bool = True) -> Encoded:
         """After the last packet. to_the_end: the frames were taken until the reader had no more."""

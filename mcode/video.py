@@ -63,6 +63,7 @@ _LARGEST_SEARCHED = 1 << 28  # bytes of a file that is searched for joints befor
 _RESTART_S = Fraction(1, 2)  # a clock that falls back by more, to where it began, has been started anew
 _LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")  # of so many channels, where none is named
 _MOST_AAC_CHANNELS = 6
+_LONGEST_Y4M_HEADER = 80  # bytes before a picture, as FFmpeg reads them
 _MOST_WAITING = 1000  # packets of sound
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _STEPS_BACK_S = (0, 10, 30)  # a seek that lands behind the last keyframe before its time (MPEG-TS) is tried further back
@@ -328,7 +329,8 @@ class FrameReader:
         short = promised is not None and damage.promise_is_of_pictures and have < promised - two_frames_s
         if not (short or damage.cut_off):
             return None
-        return f"{have:.1f} of {promised:.1f} s" if promised and promised >= have else f"{have:.1f} s, then it breaks off"
+        whole = f"{promised or 0:.1f}"
+        return f"{have:.1f} of {whole} s" if float(whole) > round(have, 1) else f"{have:.1f} s, then it breaks off"
 
 
 def frames_at(path: StrPath, wanted: Collection[int]) -> Iterator[np.ndarray]:
@@ -545,8 +547,9 @@ def _open(path: StrPath) -> av.container.InputContainer:
     if file.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
-        # "file:" keeps FFmpeg from reading the name as a URL
-        container = av.open(f"file:{file}", metadata_errors="replace")
+        # "file:" keeps FFmpeg from reading the name as a URL, pattern_type one with %d as that of many pictures
+        options = {"pattern_type": "none"} if "%" in os.fspath(file) else {}
+        container = av.open(f"file:{file}", options=options, metadata_errors="replace")
     except PermissionError as error:
         raise InputError(f"{path}: not allowed to read it") from error
     except (av.error.FFmpegError, OSError) as error:
@@ -611,8 +614,11 @@ def _decoded(
     """
     damage.promise_is_of_pictures = _stream_duration(container, stream) is not None or not container.streams.audio
     size = container.size
+    end = size
     try:
         for packet in _demuxed(container, stream):
+            if container.format.name == "yuv4mpegpipe" and packet.pos is not None:
+                end = packet.pos + packet.size + _LONGEST_Y4M_HEADER
             if from_keyframe and not packet.is_keyframe and packet.size:
                 continue
             from_keyframe = False
@@ -625,6 +631,7 @@ def _decoded(
                 damage.packets += 1
     except av.error.FFmpegError:
         damage.cut_off = True
+    damage.cut_off |= end < size  # FFmpeg passes over a last picture that is not whole
 
 
 def _demuxed(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
@@ -872,6 +879,7 @@ def _cut(
         length = round((packet.duration or 0) * tick / fine)
         if frame_size and fine < tick and abs(frame_size - length) * fine <= tick:
             length = frame_size
+        length = length if length <= longest else 0
         then = None if following is None else at(following)
         if due is None:
             pts = then - length if then is not None and pts > then else pts
@@ -1105,12 +1113,13 @@ def _encode_aac(
 class OutputFile:
     """A file that gets its name only when it is whole: written beside it as NAME.partial-PID.EXT, renamed by commit().
 
-    A device or pipe that exists (/dev/null) is written directly. Raises InputError where the file exists (without force),
-    cannot be written, or the disk is full; after that discard() leaves nothing behind. Unbuffered, so that what was written
+    A device or pipe that exists (/dev/null) is written directly; but with a remedy what cannot be seeked in is refused. Raises
+    InputError where the file exists (without force), cannot be written, or the disk is full; after that discard() leaves
+    nothing behind. Unbuffered, so that what was written
     survives a kill. Offers write, seek, tell, seekable and closed, which is what PyAV needs.
     """
 
-    def __init__(self, path: StrPath, *, force: bool = False) -> None:
+    def __init__(self, path: StrPath, *, force: bool = False, remedy: str | None = None) -> None:
         self.path = Path(path)
         final = Path(os.path.realpath(path))
         _check_output(path, force)
@@ -1122,6 +1131,9 @@ class OutputFile:
             self._raw = open(self._temporary, "w+b" if self._final else "wb", buffering=0)  # noqa: SIM115 - until commit()
         except OSError as error:
             raise _output_error(self.path, error) from error
+        if remedy is not None and not self._raw.seekable():
+            self.discard()
+            raise InputError(f"{self.path} is a pipe, and this cannot be written to one: {remedy}")
 
     def write(self, data: bytes) -> int:
         rest = memoryview(data)
@@ -1191,6 +1203,11 @@ def _check_output(path: StrPath, force: bool) -> None:
 
 def _give_name(temporary: Path, final: Path, force: bool) -> None:
     """Without force FileExistsError where a file has appeared there meanwhile, on file systems that have hard links."""
+    if final.exists() and not final.is_file():  # a device or pipe
+        with open(final, "wb") as file:
+            file.write(temporary.read_bytes())
+        temporary.unlink()
+        return
     if not force:
         try:
             os.link(temporary, final)
@@ -1290,7 +1307,7 @@ class FrameWriter:
             if self._held is None and self.frames == 0:
                 raise InputError("no frame to write")
             if self._held is not None:
-                self._gap = last_duration_ticks or self._gap
+                self._gap = min(last_duration_ticks or self._gap, _LONGEST_SHOWN)
                 self._put(self._held)
                 self._held = None
             self._sink.finish()
@@ -1338,7 +1355,7 @@ class _Movie:
         container_format = "mp4" if suffix == ".mp4" else "matroska"
         self._audio = None if audio_from is None else AudioTrack(audio_from, container_format, start_s, duration_s)
         self._durations: dict[int, int] = {}
-        self._file = OutputFile(path, force=force)
+        self._file = OutputFile(path, force=force, remedy="use .mkv or .y4m" if suffix == ".mp4" else None)
         try:
             self._open(suffix, container_format, width, height, fps)
         except BaseException:
@@ -1368,6 +1385,9 @@ class _Movie:
             self._sound = add_sound(self._output, self._audio.stream)
 
     def put(self, frame: Frame, duration: int) -> None:
+        if duration > _LONGEST_SHOWN and self._file.path.suffix.lower() == ".mp4":
+            pause_h = duration / TICKS_PER_S / 3600
+            raise InputError(f"{self._file.path}: MP4 cannot hold a pause of {pause_h:.1f} hours: use .mkv")
         picture = _to_yuv(frame.rgb, self._pixel_format)
         picture.pts, picture.time_base, picture.duration = frame.pts, TICK, duration
         self._durations[frame.pts] = duration
@@ -1383,7 +1403,11 @@ class _Movie:
         for packet in packets:
             assert packet.pts is not None
             packet.duration = self._durations.pop(packet.pts, packet.duration)
-            self._output.mux(packet)
+            try:
+                self._output.mux(packet)
+            except av.error.FFmpegError as error:
+                path = self._file.path
+                raise InputError(f"{path}: {path.suffix} cannot hold this, use .y4m or .png ({error.strerror})") from error
 
     def _mux_sound(self, time_s: Fraction | None) -> None:
         if self._audio is not None and self._sound is not None:

@@ -483,6 +483,15 @@ def test_a_leap_in_time_beyond_what_samples_can_tell_is_refused(tmp_path: Path) 
     assert [packet.pts for packet in McodeReader(path)] == [0, 2**32 - 1]  # the file from before stays
 
 
+def test_a_pipe_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mcode")
+    with subprocess.Popen(["cat", tmp_path / "pipe.mcode"], stdout=subprocess.PIPE) as cat:
+        with pytest.raises(InputError, match="pipe.mcode is a pipe, and this cannot be written to one: name a file"):
+            McodeWriter(tmp_path / "pipe.mcode")
+        assert cat.communicate()[0] == b""
+    write(Path("/dev/null"))
+
+
 @pytest.mark.parametrize("limit", [0, 500, 3000])
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path, limit: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

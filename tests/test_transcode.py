@@ -301,6 +301,20 @@ def test_pictures_that_cannot_be_decoded_or_have_wrong_times_are_told(model, tmp
     )
 
 
+def test_a_leap_in_time_names_the_source_and_its_remedies_work(model, tmp_path):
+    source = tmp_path / "slow.y4m"
+    with FrameWriter(source, width=48, height=32, fps=Fraction(1, 20_000)) as writer:
+        for i in range(4):
+            writer.push(Frame(np.full((32, 48, 3), 90, np.uint8), i * 20_000 * 90_000))
+    with pytest.raises(
+        InputError, match=r"slow.y4m: time leaps by 16\.7 hours .* by --start and --duration, or use a smaller --n"
+    ):
+        encode_file(source, tmp_path / "a.mcode", manifold=model, n=3)
+    assert not (tmp_path / "a.mcode").exists()
+    assert encode_file(source, tmp_path / "a.mcode", manifold=model, n=1).frames == 4
+    assert encode_file(source, tmp_path / "b.mcode", manifold=model, start_s=20_000, duration_s=40_000, n=3).frames == 2
+
+
 def test_the_streams_manifold_is_found_or_named(coded, model, tmp_path, monkeypatch):
     monkeypatch.delenv(manifold.SEARCH_VARIABLE, raising=False)
     with pytest.raises(ManifoldError, match=model.id):

@@ -649,6 +649,26 @@ def test_a_name_that_looks_like_a_url_is_a_file(tmp_path: Path, monkeypatch: pyt
     assert len(list(FrameReader("http:x?y.mp4"))) == 2
 
 
+def test_a_name_with_a_percent_sign_is_that_file(tmp_path: Path) -> None:
+    for name, number in (("w1.png", 0), ("x.png", 40)):
+        cv2.imwrite(str(tmp_path / name), picture(number)[:, :, ::-1])
+    (tmp_path / "x.png").rename(tmp_path / "w%d.png")
+    (frame,) = FrameReader(tmp_path / "w%d.png")
+    assert np.array_equal(frame.rgb, picture(40)) and probe(tmp_path / "w%d.png").is_image
+    assert np.array_equal(video.read_picture(tmp_path / "w%d.png"), picture(40))
+    make_clip(tmp_path / "a.mp4", frames=2).rename(tmp_path / "v%d.mp4")
+    assert read_all(tmp_path / "v%d.mp4") == (2, None)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_y4m_that_ends_inside_a_picture_says_so(tmp_path: Path, frames: int) -> None:
+    write(path := tmp_path / "a.y4m", frames_of(frames + 1))
+    data = path.read_bytes()
+    assert read_all(path) == (frames + 1, None)
+    path.write_bytes(data[:-200])
+    assert read_all(path) == (frames, f"{frames / FPS:.1f} s, then it breaks off")
+
+
 def test_a_truncated_mp4_yields_what_decodes_and_says_so(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mp4", frames=75, audio="aac", container_options={"movflags": "faststart"})
     whole = path.read_bytes()
@@ -858,6 +878,28 @@ def test_one_wrong_time_loses_no_sound(tmp_path: Path, number: int, leap_s: int)
     move_flv(path, 8, {number: leap_s})
     found = [float(p.pts * p.time_base) for p in audio_packets(path)]
     assert found == pytest.approx(times, abs=0.003)
+
+
+def test_sound_that_claims_to_last_for_ever_is_left_out_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, demuxed = make_clip(tmp_path / "a.mp4", audio="aac"), video._demuxed
+
+    def damaged(*arguments: object) -> Iterator[av.Packet]:
+        later = 0
+        for packet in demuxed(*arguments):
+            if packet.stream.type == "audio" and packet.size:
+                packet.pts, packet.dts = packet.pts + later, packet.dts + later
+                if 20 * 1024 <= packet.pts < 21 * 1024:
+                    packet.duration = later = 1 << 32
+            yield packet
+
+    monkeypatch.setattr(video, "_demuxed", damaged)
+    count = len(sound_of(path))
+    with FrameWriter(tmp_path / "b.mp4", width=64, height=48, audio_from=path) as writer:
+        for frame in FrameReader(path):
+            writer.push(frame)
+    kept = len(sound_of(tmp_path / "b.mp4"))
+    assert 20 <= kept < count
+    assert writer.warnings == (f"the sound of {path} is damaged: {count - kept} of its packets left out",)
 
 
 def test_one_wrong_duration_loses_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1170,6 +1212,43 @@ def test_a_device_is_written_directly_and_never_replaced() -> None:
         out.write(b"x")
     out.discard()
     assert Path("/dev/full").is_char_device()
+
+
+def test_a_picture_is_written_into_a_pipe_and_never_replaces_it(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", frames_of(1))
+    os.mkfifo(tmp_path / "pipe.png")
+    for force in (False, True):
+        with subprocess.Popen(["cat", tmp_path / "pipe.png"], stdout=subprocess.PIPE) as cat:
+            write(tmp_path / "pipe.png", frames_of(1), force=force)
+            assert cat.communicate()[0] == (tmp_path / "a.png").read_bytes()
+    assert (tmp_path / "pipe.png").is_fifo() and len(os.listdir(tmp_path)) == 2
+
+
+def test_mp4_into_a_pipe_is_refused_and_matroska_is_not(tmp_path: Path) -> None:
+    for name in ("pipe.mp4", "pipe.mkv"):
+        os.mkfifo(tmp_path / name)
+    with subprocess.Popen(["cat", tmp_path / "pipe.mp4"], stdout=subprocess.PIPE) as cat:
+        with pytest.raises(InputError, match="pipe.mp4 is a pipe, and this cannot be written to one: use .mkv or .y4m"):
+            FrameWriter(tmp_path / "pipe.mp4", width=64, height=48)
+        assert cat.communicate()[0] == b""
+    with subprocess.Popen(["cat", tmp_path / "pipe.mkv"], stdout=subprocess.PIPE) as cat:
+        write(tmp_path / "pipe.mkv", frames_of(3))
+        (tmp_path / "a.mkv").write_bytes(cat.communicate()[0])
+    assert read_all(tmp_path / "a.mkv")[0] == 3
+    assert sorted(os.listdir(tmp_path)) == ["a.mkv", "pipe.mkv", "pipe.mp4"]
+
+
+def test_a_pause_beyond_mp4_is_refused_and_a_last_picture_is_shown_as_long_as_mp4_holds(tmp_path: Path) -> None:
+    frames = [Frame(picture(0), 0), Frame(picture(1), 7 * 3600 * TICKS_PER_S)]
+    with pytest.raises(InputError, match="a.mp4: MP4 cannot hold a pause of 7.0 hours: use .mkv"):
+        write(tmp_path / "a.mp4", frames)
+    assert os.listdir(tmp_path) == []
+    write(tmp_path / "a.mkv", frames)
+    assert [frame.pts for frame in FrameReader(tmp_path / "a.mkv")] == [frame.pts for frame in frames]
+    writer = FrameWriter(tmp_path / "b.mp4", width=64, height=48)
+    writer.push(frames[0])
+    writer.close(last_duration_ticks=1 << 31)
+    assert len(list(FrameReader(tmp_path / "b.mp4"))) == 1
 
 
 def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
