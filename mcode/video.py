@@ -151,8 +151,7 @@ class FrameReader:
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
     packets that did not decode; `runs_backwards` says whether the file's times did not rise; `retimed` counts the frames that
     got another time for it; `last_duration_ticks` is how long the last frame is shown, None where the file does not say so, a
-    picture for one. Memory: one frame beside those inside
-    FFmpeg's decoder (a few, one per thread).
+    picture for one. Memory: two frames beside those inside FFmpeg's decoder (a few, one per thread).
     """
 
     def __init__(
@@ -969,7 +968,7 @@ class AudioTrack:
         self._unreadable = False
         zero = picture_zero(path, start_s)
         self._container = _open(path)
-        self._buffer: BinaryIO | None = None
+        self._buffers: list[BinaryIO] = []
         self._choice = _choice_of_sound(self._container)
         stream = _sound_stream(self._container)
         usable = stream is not None and stream.codec_context is not None
@@ -1019,6 +1018,7 @@ class AudioTrack:
     def _go_through_mp4(self, reencode: bool) -> None:
         assert self.stream is not None
         buffer = tempfile.TemporaryFile()  # noqa: SIM115 - lives until close()
+        self._buffers.append(buffer)
         with av.open(buffer, "w", format="mp4") as output:
             if reencode:
                 self._reencoded = self.stream.codec_context.name
@@ -1031,16 +1031,15 @@ class AudioTrack:
                         output.mux(packet)
                     except av.error.FFmpegError:
                         self.lose()
-        self.close()
-        self._buffer = buffer
+        self._container.close()
         self._packets = iter(())
-        self._buffer.seek(0)
-        if self._buffer.read(1) == b"":
+        buffer.seek(0)
+        if buffer.read(1) == b"":
             if reencode:
                 self._give_up()  # there were packets, and none of them could be decoded
             return
-        self._buffer.seek(0)
-        self._container = av.open(self._buffer, "r")
+        buffer.seek(0)
+        self._container = av.open(buffer, "r")
         self.stream = next(iter(self._container.streams.audio), None)
         if self.stream is None or not self.stream.codec_context.extradata:
             self._give_up()
@@ -1061,8 +1060,8 @@ class AudioTrack:
 
     def close(self) -> None:
         self._container.close()
-        if self._buffer is not None:
-            self._buffer.close()
+        for buffer in self._buffers:
+            buffer.close()
 
 
 def add_sound(output: av.container.OutputContainer, source: av.AudioStream) -> av.AudioStream:
