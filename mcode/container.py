@@ -22,7 +22,7 @@ from mcode import __version__
 from mcode.errors import FormatError, InputError, WireError
 from mcode.frame import TICKS_PER_S
 from mcode.packet import LARGEST_PICTURE, Packet, StreamHeader, read_header, too_large
-from mcode.video import TICK, AudioTrack, OutputFile, StrPath, check_input, due_s, time_base
+from mcode.video import TICK, AudioTrack, OutputFile, StrPath, add_sound, check_input, due_s, time_base
 
 FORMAT_KEY, FORMAT = "mcode", 1
 """The metadata key that makes an MP4 an .mcode file, and its value; samples tell their own format (packet.FORMAT)."""
@@ -64,7 +64,7 @@ class McodeWriter:
         self.keyframes = 0
         self.warnings: list[str] = []
         self._metadata = dict(metadata or {})
-        self._file = OutputFile(path, force=force)
+        self._file = OutputFile(path, force=force, remedy="name a file, as out.mcode")
         self._audio: AudioTrack | None = None
         self._audio_origin = 0  # the sound's first pts where that is negative: fragments count from it
         self._fragments = 0
@@ -80,14 +80,11 @@ class McodeWriter:
             raise
 
     def _open_audio(self, audio: AudioTrack) -> None:
-        if audio.warning:
-            self.warnings.append(audio.warning)
         if audio.stream is None:
+            self.warnings += audio.warnings(".mcode")
             audio.close()
-            return
-        self._audio = audio
-        if audio.reencoded:
-            self.warnings.append(f".mcode cannot hold {audio.reencoded} sound: it is AAC now")
+        else:
+            self._audio = audio
 
     def write(self, packet: Packet, n: int) -> int:
         """Append a keyframe; n as in its stream header. Returns the sample's bytes.
@@ -95,12 +92,8 @@ class McodeWriter:
         Raises ValueError where the first packet is no refresh or pts (ticks) does not increase, InputError where time leaps
         by more than a sample can tell.
         """
-        if self._last_pts is not None and packet.pts - self._last_pts > _LONGEST_GAP:
-            raise InputError(
-                f"{self._file.path}: time leaps by {(packet.pts - self._last_pts) / TICKS_PER_S / 3600:.1f} hours at second "
-                f"{self._last_pts / TICKS_PER_S:.0f}, and 13 fit between two keyframes; encode the parts apart, by --start and "
-                "--duration"
-            )
+        if self._last_pts is not None:
+            check_gap(self._file.path, self._last_pts, packet.pts)
         sample = packet.to_sample(n)
         if self._last_pts is None:
             if packet.header is None:
@@ -133,6 +126,7 @@ class McodeWriter:
                 raise InputError(f"nothing to write to {self._file.path}: no frame was encoded")
             end = self._last_pts + (last_duration_ticks or self._last_gap)
             self._write_fragments(end, and_all_sound=True)
+            self.warnings += self._audio.warnings(".mcode") if self._audio else ()
             # Until here the duration was 0: that is how a reader knows an unfinished file.
             self._file.seek(self._duration_at)
             self._file.write(struct.pack(">I", -(-end * 1000 // TICKS_PER_S)))
@@ -169,7 +163,7 @@ class McodeWriter:
             sound = None
             if self._audio:
                 assert self._audio.stream is not None  # see _open_audio
-                sound = output.add_stream_from_template(self._audio.stream)
+                sound = add_sound(output, self._audio.stream)
             _mux_one(output, data, first_sample, 0, TICK)
             if self._audio and sound is not None:
                 first = self._audio.first
@@ -209,6 +203,16 @@ class McodeWriter:
         if tracks:
             self._fragments += 1
             self._file.write(_fragment(self._fragments, tracks))
+
+
+def check_gap(path: StrPath, last_pts: int, pts: int) -> None:
+    """Raises InputError where two keyframes that follow each other are further apart than a sample can tell. path: of whose
+    times they are."""
+    if pts - last_pts > _LONGEST_GAP:
+        raise InputError(
+            f"{path}: time leaps by {(pts - last_pts) / TICKS_PER_S / 3600:.1f} hours at second {last_pts / TICKS_PER_S:.0f}, "
+            "and 13 fit between two keyframes; encode the parts apart, by --start and --duration, or use a smaller --n"
+        )
 
 
 class McodeReader:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from .codec import Decoder, Encoder, Refine
-from .container import McodeReader, McodeWriter
+from .container import McodeReader, McodeWriter, check_gap
 from .errors import FormatError, InputError, ManifoldError, WireError
 from .frame import TICKS_PER_S, Frame
 from .jobs import MOST_AHEAD, Jobs
@@ -155,7 +155,7 @@ class Encoded:
     """What became of frames in a row, but for their packets. The sum of two: of frames that follow each other.
 
     last_pts: of the last frame; gap: between the last two, None for one alone; shown: how long the source says that the last
-    one is shown, None where it does not: all in ticks. truncated: see FrameReader. width, height: as coded.
+    one is shown, None where it does not: all in ticks. truncated, damaged, retimed: see FrameReader. width, height: as coded.
     """
 
     frames: int
@@ -164,6 +164,8 @@ class Encoded:
     shown: int | None
     measures: Measures
     truncated: str | None
+    damaged: int
+    retimed: int
     is_image: bool
     n: int
     coder: str
@@ -184,6 +186,8 @@ class Encoded:
             frames=self.frames + later.frames,
             gap=later.last_pts - self.last_pts if later.gap is None else later.gap,
             measures=self.measures + later.measures,
+            damaged=self.damaged + later.damaged,
+            retimed=self.retimed + later.retimed,
         )
 
 
@@ -222,23 +226,28 @@ class Encoding:
         self._meter = Meter(model, self.jobs, every_frame=every_frame)
         self.frames = self._last_pts = 0
         self._gap: int | None = None
+        self._sent_pts: int | None = None
 
     def packets(self, frames: Iterable[Frame], progress: Callable[[int], None] | None = None) -> Iterator[Packet]:
         """frames: of the reader, once. progress is called with the frames done."""
         for frame in frames:
             self._meter.hold(frame)
             for packet in self._encoder.push(frame):
-                yield packet
-                self._meter.measure(packet)
+                yield from self._measured(packet)
             self._gap = frame.pts - self._last_pts if self.frames else None
             self._last_pts = frame.pts
             self.frames += 1
             if progress:
                 progress(self.frames)
         for packet in self._encoder.flush():
-            yield packet
-            self._meter.measure(packet)
+            yield from self._measured(packet)
         self._meter.finish()
+
+    def _measured(self, packet: Packet) -> Iterator[Packet]:
+        check_gap(self.reader.path, packet.pts if self._sent_pts is None else self._sent_pts, packet.pts)
+        self._sent_pts = packet.pts
+        yield packet
+        self._meter.measure(packet)
 
     def result(self, *, to_the_end: bool = True) -> Encoded:
         """After the last packet. to_the_end: the frames were taken until the reader had no more."""
@@ -250,6 +259,8 @@ class Encoding:
             shown=self.reader.last_duration_ticks if to_the_end else None,
             measures=self._meter.measures,
             truncated=self.reader.truncated if to_the_end else None,
+            damaged=self.reader.damaged,
+            retimed=self.reader.retimed,
             is_image=self.reader.info.is_image,
             n=self.n,
             coder=header.coder,
@@ -272,6 +283,13 @@ def report_of(
         warnings.append(f"{input} is cut off: encoded {encoded.truncated}")
     elif encoded.frames == 1 and not _whole(input):
         warnings.append(f"{input} is cut off or damaged: a part of its picture is only filled in")
+    damaged = encoded.damaged - (encoded.truncated is not None)  # the packet in which a file breaks off counts, too
+    if damaged > 0 and not encoded.is_image:
+        packets = "1 packet of its pictures" if damaged == 1 else f"{damaged:,} packets of its pictures"
+        warnings.append(f"{input} is damaged: {packets} could not be decoded, what they show is left out")
+    if encoded.retimed:
+        times = "time of 1 of its pictures is" if encoded.retimed == 1 else f"times of {encoded.retimed:,} of its pictures are"
+        warnings.append(f"{input}: the {times} out of order, and replaced by one in between")
     if measures.fit < FIT_THRESHOLD:
         warnings.append(_misfit(model, encoded, input))
     return EncodeReport(

@@ -18,11 +18,12 @@ import tempfile
 import threading
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
@@ -60,6 +61,9 @@ _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 
 _JOINABLE = {"mpegts", "mpeg", "matroska,webm", "ogg"}  # formats that are read on where files stand one behind the other
 _LARGEST_SEARCHED = 1 << 28  # bytes of a file that is searched for joints before a seek
 _RESTART_S = Fraction(1, 2)  # a clock that falls back by more, to where it began, has been started anew
+_LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")  # of so many channels, where none is named
+_MOST_AAC_CHANNELS = 6
+_LONGEST_Y4M_HEADER = 80  # bytes before a picture, as FFmpeg reads them
 _MOST_WAITING = 1000  # packets of sound
 _MOST_REORDERED = 16  # pictures that a codec may hold back: H.264's and H.265's largest number
 _STEPS_BACK_S = (0, 10, 30)  # a seek that lands behind the last keyframe before its time (MPEG-TS) is tried further back
@@ -145,9 +149,9 @@ class FrameReader:
     crop_to: (w, h), the largest centred cut of that aspect; then size: (width, height) in pixels.
 
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
-    packets that did not decode; `runs_backwards` says whether the file's times did not rise; `last_duration_ticks` is how long
-    the last frame is shown, None where the file does not say so, a picture for one. Memory: one frame beside those inside
-    FFmpeg's decoder (a few, one per thread).
+    packets that did not decode; `runs_backwards` says whether the file's times did not rise; `retimed` counts the frames that
+    got another time for it; `last_duration_ticks` is how long the last frame is shown, None where the file does not say so, a
+    picture for one. Memory: two frames beside those inside FFmpeg's decoder (a few, one per thread).
     """
 
     def __init__(
@@ -172,7 +176,7 @@ class FrameReader:
         self.width, self.height = size or _cropped_size(self.info.width, self.info.height, crop_to)
         self.truncated: str | None = None
         self.damaged = 0
-        self.runs_backwards = False
+        self.runs_backwards, self.retimed = False, 0
         self.last_duration_ticks: int | None = None
         self._began = Fraction(0)  # on the file's clock
 
@@ -210,32 +214,37 @@ class FrameReader:
 
     def _zero(self) -> Fraction | None:
         """When the first picture is due, on the file's own clock; None where it does not say."""
-        return next(self._from_start(_Damage(), Fraction(0)), (None, None))[1]
+        return next(self._from_start(_Damage(), None), (None, None))[1]
 
     def _read(self, first: int | None) -> Iterator[Frame]:
         """first: leaves out the frames of a lower pts; None: they start at pts 0, with the first one at or after start_s."""
         self.truncated, self.damaged, self.last_duration_ticks = None, 0, None
-        self.runs_backwards = False
+        self.runs_backwards, self.retimed = False, 0
         damage = _Damage()
         last: int | None = None  # pts
         end: Fraction | None = None  # of the last frame, from the start of the video
-        zero = None if first is None else self._zero()
-        start_s = Fraction(self.start_s)
+        start: Fraction | None = None
+        zero = self._zero() if first is not None or self.start_s > 0 else None
         if first is not None and zero is not None:
-            start_s = zero - self._began + first * TICK
+            start = zero + first * TICK
+        elif self.start_s > 0:
+            start, zero = (self._began if zero is None else zero) + Fraction(self.start_s), None
         least = 1
         alpha = _separate_alpha(self.path) if self.info.is_image else None
         limit = None if self.duration_s is None else round(Fraction(self.duration_s) * TICKS_PER_S)
-        for picture, time_s in self._from_start(damage, start_s):
+        for (picture, time_s), (_, then_s) in pairwise(chain(self._from_start(damage, start), [(None, None)])):
+            assert picture is not None
             zero = time_s if zero is None and time_s is not None else zero
             pts = None if zero is None or time_s is None else round((time_s - zero) * TICKS_PER_S)
+            then = None if zero is None or then_s is None else round((then_s - zero) * TICKS_PER_S)
             if last is None:
                 pts = pts or 0
             elif pts is None:
                 pts = last + self._period_ticks()
-            elif pts <= last:
-                pts = last + 1
-                self.runs_backwards = True
+            elif pts <= last or (then is not None and last < then < pts):
+                # Where the next picture is behind the last one, this one belongs between them; else the clock runs backwards.
+                pts = last + 1 if then is None or then <= last else min(last + self._period_ticks(), (last + then + 1) // 2)
+                self.runs_backwards, self.retimed = True, self.retimed + 1
             if limit is not None and pts >= limit:
                 if last is not None and not self.info.is_image:
                     self.last_duration_ticks = max(limit - last, least)
@@ -253,15 +262,16 @@ class FrameReader:
         if not self.info.is_image:
             self.truncated = self._shortfall(damage, end)
 
-    def _from_start(self, damage: _Damage, start_s: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
-        """Decoded pictures at or after start_s, with their times in seconds on the file's own clock."""
-        tries = [back_s for back_s in _STEPS_BACK_S if back_s < start_s] if start_s > 0 and not _is_joined(self.path) else []
+    def _from_start(self, damage: _Damage, start: Fraction | None) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+        """Decoded pictures at or after start (None: all), with their times: all in seconds on the file's own clock."""
+        tries: list[int] = []
+        if start is not None and not _seeks_astray(self.path):
+            tries = [back_s for back_s in _STEPS_BACK_S if back_s < start - self._began]
         for back_s in (*tries, None):
             seeking = back_s is not None
             with _open(self.path) as container:
                 stream = _picture_stream(container, self.path)
                 self._began = _start(stream)
-                start = self._began + start_s if start_s > 0 else None
                 if back_s is not None and start is not None and not _seek(container, stream, start - back_s):
                     continue
                 landed_early = not seeking
@@ -287,7 +297,7 @@ class FrameReader:
                             self.runs_backwards |= given
                             continue
                         if not landed_early and due - start > TICK:
-                            break  # the seek overshot, as it may in MPEG-PS: try one from earlier on, at last the beginning
+                            break  # the seek overshot: try one from earlier on, at last the beginning
                     landed_early = given = True
                     yield picture, time_s
                 if landed_early:
@@ -309,7 +319,7 @@ class FrameReader:
 
     def _end(self, pts: int, zero: Fraction | None, picture: av.VideoFrame) -> Fraction:
         shown = picture.duration * time_base(picture) if picture.duration else self._period_ticks() * TICK
-        skipped = zero - self._began if zero is not None and self.start_s > 0 else Fraction(self.start_s)
+        skipped = Fraction(self.start_s) if zero is None else zero - self._began
         return skipped + pts * TICK + shown
 
     def _shortfall(self, damage: _Damage, end: Fraction | None) -> str | None:
@@ -318,7 +328,8 @@ class FrameReader:
         short = promised is not None and damage.promise_is_of_pictures and have < promised - two_frames_s
         if not (short or damage.cut_off):
             return None
-        return f"{have:.1f} of {promised:.1f} s" if promised and promised >= have else f"{have:.1f} s, then it breaks off"
+        whole = f"{promised or 0:.1f}"
+        return f"{have:.1f} of {whole} s" if float(whole) > round(have, 1) else f"{have:.1f} s, then it breaks off"
 
 
 def frames_at(path: StrPath, wanted: Collection[int]) -> Iterator[np.ndarray]:
@@ -478,6 +489,13 @@ def _is_joined(path: StrPath) -> bool:
     return found.st_size <= _LARGEST_SEARCHED and _has_joint(os.fspath(path), found.st_size, found.st_mtime_ns)
 
 
+def _seeks_astray(path: StrPath) -> bool:
+    """Whether the times behind a seek may be others than in the whole: in joined files, and in MPEG-PS, where FFmpeg counts the
+    times of most pictures from those before."""
+    with _open(path) as container:
+        return container.format.name == "mpeg" or _is_joined(path)
+
+
 @lru_cache(maxsize=16)
 def _has_joint(path: str, size: int, changed_ns: int) -> bool:
     with _open(path) as container:
@@ -528,8 +546,9 @@ def _open(path: StrPath) -> av.container.InputContainer:
     if file.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
-        # "file:" keeps FFmpeg from reading the name as a URL
-        container = av.open(f"file:{file}", metadata_errors="replace")
+        # "file:" keeps FFmpeg from reading the name as a URL, pattern_type one with %d as that of many pictures
+        options = {"pattern_type": "none"} if "%" in os.fspath(file) else {}
+        container = av.open(f"file:{file}", options=options, metadata_errors="replace")
     except PermissionError as error:
         raise InputError(f"{path}: not allowed to read it") from error
     except (av.error.FFmpegError, OSError) as error:
@@ -561,6 +580,16 @@ def _sound_stream(container: av.container.InputContainer) -> av.AudioStream | No
     return stream
 
 
+def _choice_of_sound(container: av.container.InputContainer) -> str | None:
+    """Which of several sound tracks is kept; None where there is one at most."""
+    tracks = container.streams.audio
+    chosen = _sound_stream(container)
+    if chosen is None or len(tracks) < 2:
+        return None
+    place = [track.index for track in tracks].index(chosen.index) + 1
+    return f"1 of {len(tracks)} sound tracks is kept, number {place}" + (f" ({chosen.language})" if chosen.language else "")
+
+
 def _films(container: av.container.InputContainer) -> list[av.VideoStream]:
     """The video tracks that are no cover pictures of a song and that FFmpeg has a decoder for, the one to show first: the
     default one, and of an animated AVIF the animation. Where none is the default, a tile comes before a thumbnail."""
@@ -584,13 +613,16 @@ def _decoded(
     """
     damage.promise_is_of_pictures = _stream_duration(container, stream) is not None or not container.streams.audio
     size = container.size
+    end = size
     try:
         for packet in _demuxed(container, stream):
+            if container.format.name == "yuv4mpegpipe" and packet.pos is not None:
+                end = packet.pos + packet.size + _LONGEST_Y4M_HEADER
             if from_keyframe and not packet.is_keyframe and packet.size:
                 continue
             from_keyframe = False
-            if packet.is_corrupt and packet.pos is not None and packet.pos + packet.size >= size:
-                damage.packets, damage.cut_off = damage.packets + 1, True  # the file ends inside this packet
+            if packet.is_corrupt and _ends_with(packet, size):
+                damage.packets, damage.cut_off = damage.packets + 1, True
                 continue
             try:
                 yield from packet.decode()
@@ -598,6 +630,7 @@ def _decoded(
                 damage.packets += 1
     except av.error.FFmpegError:
         damage.cut_off = True
+    damage.cut_off |= end < size  # FFmpeg passes over a last picture that is not whole
 
 
 def _demuxed(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
@@ -751,13 +784,14 @@ def picture_zero(path: StrPath, start_s: float = 0) -> Fraction:
 
     Reads packets only, decodes nothing. A file whose pictures cannot be found gives start_s.
     """
-    for seeking in (True, False) if start_s > 0 and not _is_joined(path) else (False,):
+    begins = picture_zero(path) if start_s > 0 else Fraction(0)
+    for seeking in (True, False) if start_s > 0 and not _seeks_astray(path) else (False,):
         with _open(path) as container:
             streams = _films(container) or container.streams.data  # the data track is that of an .mcode file
             if not streams:
                 return Fraction(start_s)
             stream = streams[0]
-            start = _start(stream) + Fraction(start_s)
+            start = begins + Fraction(start_s) if start_s > 0 else _start(stream)
             if seeking and not _seek(container, stream, start):
                 continue
             earliest = _earliest(container, stream, start if start_s > 0 else None, seeking)
@@ -807,9 +841,9 @@ def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = 
     with _open(path) as container:
         stream = _sound_stream(container)
         if stream is not None:
-            if start_s > 0 and not _is_joined(path):
+            if start_s > 0 and not _seeks_astray(path):
                 _seek(container, stream, zero - 1)
-            yield from _cut(container, stream, zero, start_s, duration_s)
+            yield from _cut(container, stream, zero, start_s, duration_s, lambda: None)
 
 
 def _cut(
@@ -818,36 +852,69 @@ def _cut(
     zero: Fraction,
     start_s: float,
     duration_s: float | None,
+    lose: Callable[[], None],
 ) -> Iterator[av.Packet[av.AudioStream]]:
+    """lose: called for every packet that is left out though it belongs to the part."""
     film = next(iter(_films(container)), None) if container.format.name in _JOINABLE else None
     for other in container.streams:
         if other is not stream and other is not film:
             other.discard = av.stream.Discard.all
-    tick = time_base(stream)
+    tick, rate, frame_size = time_base(stream), stream.codec_context.sample_rate or 1, stream.codec_context.frame_size
     # Matroska's milliseconds are too coarse for sound: packets that follow each other are counted in samples.
-    fine = min(tick, Fraction(1, stream.codec_context.sample_rate or 1))
+    fine = min(tick, Fraction(1, rate))
+    slack = round(2 * tick / fine) if fine < tick else 0
+    longest = int(_LONGEST_SHOWN / (rate * fine))
+
+    def at(packet: av.Packet) -> int | None:
+        return None if packet.pts is None else round((packet.pts * tick - zero) / fine)
+
     due: int | None = None  # where the next packet belongs if the track has no gap
-    try:
-        for packet in _demuxed(container, stream) if film is None else _running_on(container, stream, film):
-            if packet.size == 0 or packet.pts is None or packet.is_corrupt:
-                continue
-            pts = round((packet.pts * tick - zero) / fine)
-            length = round((packet.duration or 0) * tick / fine)
-            if fine < tick and abs(stream.codec_context.frame_size - length) * fine <= tick:
-                length = stream.codec_context.frame_size
-            if due is not None and abs(pts - due) * fine <= (2 * tick if fine < tick else 0):
+    packets = _demuxed(container, stream) if film is None else _running_on(container, stream, film)
+    for packet, following in pairwise(chain(_whole(packets, container.size, lose), [None])):
+        assert packet is not None
+        pts = due if packet.pts is None else at(packet)
+        if pts is None:
+            continue  # of a packet that began before the file
+        length = round((packet.duration or 0) * tick / fine)
+        if frame_size and fine < tick and abs(frame_size - length) * fine <= tick:
+            length = frame_size
+        length = length if length <= longest else 0
+        then = None if following is None else at(following)
+        if due is None:
+            pts = then - length if then is not None and pts > then else pts
+        else:
+            # Where what follows goes on as if this packet were in its place, its own time is wrong.
+            has_place = then is not None and then > due + length // 2
+            if abs(pts - due) <= slack or (has_place and (pts <= due - length or pts >= max(then or 0, due + length))):
                 pts = due
-            if start_s > 0 and pts + 2 * length <= 0:
-                continue
-            if duration_s is not None and pts * fine >= duration_s:
-                return
-            if due is not None and pts <= due - length:
-                continue  # runs backwards: no container takes it
-            due = pts + length
-            packet.pts, packet.dts, packet.duration, packet.time_base = pts, pts, length, fine
-            yield packet
-    except av.error.FFmpegError:
-        return
+        if then is not None and pts < then < pts + length - slack:
+            length = then - pts  # else one wrong duration would take the place of what follows
+        if start_s > 0 and pts + 2 * length <= 0:
+            continue
+        if duration_s is not None and pts * fine >= duration_s:
+            return
+        if abs(pts - (due or 0)) > longest or (due is not None and pts <= due - length):
+            lose()  # no container takes a pause so long, or a time that runs backwards
+            continue
+        due = pts + length
+        packet.pts, packet.dts, packet.duration, packet.time_base = pts, pts, length, fine
+        yield packet
+
+
+def _whole(packets: Iterator[av.Packet], size: int, lose: Callable[[], None]) -> Iterator[av.Packet]:
+    """Without those that are damaged or empty, up to where a file of so many bytes breaks off."""
+    with suppress(av.error.FFmpegError):
+        for packet in packets:
+            if packet.is_corrupt:
+                if not _ends_with(packet, size):
+                    lose()
+            elif packet.size:
+                yield packet
+
+
+def _ends_with(packet: av.Packet, size: int) -> bool:
+    """Whether a file of so many bytes ends inside this packet, or just behind it."""
+    return packet.pos is not None and packet.pos + packet.size >= size
 
 
 def _running_on(
@@ -857,10 +924,13 @@ def _running_on(
     clock, part, before = _Clock(), 0, None
     waiting: deque[tuple[int, av.Packet]] = deque()  # of a part whose pictures have not begun
     for packet in _demuxed(container, stream, film):
+        is_sound = packet.stream_index != film.index
         if packet.size == 0 or packet.pts is None:
+            if packet.size and is_sound:
+                waiting.append((part, packet))
             continue
         time_s = due_s(packet)
-        if packet.stream_index == film.index:
+        if not is_sound:
             decoded_s = None if packet.dts is None else packet.dts * time_base(packet)
             clock.shift(decoded_s, time_s, (packet.duration or 0) * time_base(packet))
         else:
@@ -874,8 +944,8 @@ def _running_on(
 
 
 def _shifted(part: int, packet: av.Packet, clock: _Clock) -> av.Packet:
-    assert packet.pts is not None
-    packet.pts += round(clock.shifts[min(part, len(clock.shifts) - 1)] / time_base(packet))
+    if packet.pts is not None:
+        packet.pts += round(clock.shifts[min(part, len(clock.shifts) - 1)] / time_base(packet))
     return packet
 
 
@@ -889,58 +959,72 @@ def probe_audio(path: StrPath) -> bool:
 class AudioTrack:
     """The sound of a file on its way into another container: copied where that container takes it, else turned into AAC.
 
-    stream: the template for the output, None where there is no sound or it cannot be read. reencoded: the name of the codec
-    that had to be replaced, else None. warning: what was lost of the sound, and why, else None.
+    stream: the template for the output (see add_sound), None where there is no sound or it cannot be read.
     """
 
     def __init__(self, path: StrPath, container_format: str, start_s: float = 0, duration_s: float | None = None) -> None:
-        self.reencoded: str | None = None
-        self.warning: str | None = None
         self._path, self._lost = path, 0
+        self._reencoded: str | None = None  # the codec that had to be replaced
+        self._unreadable = False
         zero = picture_zero(path, start_s)
         self._container = _open(path)
-        self._buffer: BinaryIO | None = None
+        self._buffers: list[BinaryIO] = []
+        self._choice = _choice_of_sound(self._container)
         stream = _sound_stream(self._container)
         usable = stream is not None and stream.codec_context is not None
         self.stream: av.AudioStream | None = stream if usable else None
         self._packets: Iterator[av.Packet[av.AudioStream]] = iter(())
+        self._next: av.Packet[av.AudioStream] | None = None
         if stream is not None and not usable:
             self._give_up()
         if self.stream is not None:
-            self._packets = _cut(self._container, self.stream, zero, start_s, duration_s)
-            takes_it = _takes(container_format, self.stream)
-            # AAC from MPEG-TS carries ADTS headers; FFmpeg's MP4 muxer takes them off
-            if not takes_it or (self.stream.codec_context.name == "aac" and not self.stream.codec_context.extradata):
-                try:
-                    self._go_through_mp4(reencode=not takes_it)
-                except (av.error.FFmpegError, ValueError):  # PyAV's ValueError: sound that changes its form midway
-                    self._give_up()
-        self._next = next(self._packets, None)
-        if self._next is not None and self.stream is not None and not _begins(container_format, self.stream, self._next):
-            self._give_up()
-            self._next = None
+            self._packets = _cut(self._container, self.stream, zero, start_s, duration_s, self.lose)
+            try:
+                # AAC from MPEG-TS carries ADTS headers; FFmpeg's MP4 muxer takes them off
+                if self.stream.codec_context.name == "aac" and not self.stream.codec_context.extradata:
+                    self._go_through_mp4(reencode=False)
+                self._next = next(self._packets, None)
+                if self.stream and self._next and not _takes(container_format, self.stream, self._next):
+                    self._packets = chain([self._next], self._packets)
+                    self._go_through_mp4(reencode=True)
+                    self._next = next(self._packets, None)
+            except (av.error.FFmpegError, ValueError):  # PyAV's ValueError: sound that changes its form midway
+                self._give_up()
         if self._next is None:
             if self._lost:
                 self._give_up()
             self.stream = None
 
     def _give_up(self) -> None:
-        self.warning, self._packets = f"the sound of {self._path} cannot be read: it is left out", iter(())
+        self._unreadable, self._packets, self._next = True, iter(()), None
 
     def lose(self) -> None:
         """A packet could not be written."""
         self._lost += 1
-        self.warning = f"the sound of {self._path} is damaged: {self._lost:,} of its packets left out"
+
+    def warnings(self, output: str) -> list[str]:
+        """What has become of the sound but a copy, and why. output: the name of what it goes into."""
+        if self._unreadable:
+            return [f"the sound of {self._path} cannot be read: it is left out"]
+        told = []
+        if self.stream and self._choice:
+            told.append(f"{self._path}: {self._choice}")
+        if self.stream and self._reencoded:
+            told.append(f"{output} cannot hold {self._reencoded} sound: it is AAC now")
+        if self._lost:
+            told.append(f"the sound of {self._path} is damaged: {self._lost:,} of its packets left out")
+        return told
 
     def _go_through_mp4(self, reencode: bool) -> None:
         assert self.stream is not None
-        self._buffer = tempfile.TemporaryFile()  # noqa: SIM115 - lives until close()
-        with av.open(self._buffer, "w", format="mp4") as output:
+        buffer = tempfile.TemporaryFile()  # noqa: SIM115 - lives until close()
+        self._buffers.append(buffer)
+        with av.open(buffer, "w", format="mp4") as output:
             if reencode:
-                self.reencoded = self.stream.codec_context.name
+                self._reencoded = self.stream.codec_context.name
                 _encode_aac(self._packets, self.stream, output)
             else:
-                copy = output.add_stream_from_template(self.stream)
+                copy = add_sound(output, self.stream)
                 for packet in self._packets:
                     packet.stream = copy
                     try:
@@ -948,12 +1032,14 @@ class AudioTrack:
                     except av.error.FFmpegError:
                         self.lose()
         self._container.close()
-        self._buffer.seek(0)
-        if self._buffer.read(1) == b"":
-            self._packets = iter(())
+        self._packets = iter(())
+        buffer.seek(0)
+        if buffer.read(1) == b"":
+            if reencode:
+                self._give_up()  # there were packets, and none of them could be decoded
             return
-        self._buffer.seek(0)
-        self._container = av.open(self._buffer, "r")
+        buffer.seek(0)
+        self._container = av.open(buffer, "r")
         self.stream = next(iter(self._container.streams.audio), None)
         if self.stream is None or not self.stream.codec_context.extradata:
             self._give_up()
@@ -974,28 +1060,29 @@ class AudioTrack:
 
     def close(self) -> None:
         self._container.close()
-        if self._buffer is not None:
-            self._buffer.close()
+        for buffer in self._buffers:
+            buffer.close()
 
 
-def _takes(container_format: str, stream: av.AudioStream) -> bool:
-    with av.open(io.BytesIO(), "w", format=container_format) as trial:
-        try:
-            trial.add_stream_from_template(stream)
-        except ValueError:
-            return False
-    return True
+def add_sound(output: av.container.OutputContainer, source: av.AudioStream) -> av.AudioStream:
+    """A track for the packets of `source`. Raises ValueError where this container takes no such codec."""
+    track = output.add_stream_from_template(source)
+    channels = track.codec_context.channels
+    # AVI and Matroska do not say what each channel of PCM is for, and MP4 wants to know.
+    if track.layout.name == f"{channels} channels" and channels <= len(_LAYOUTS):
+        track.codec_context.layout = _LAYOUTS[channels - 1]
+    return track
 
 
-def _begins(container_format: str, stream: av.AudioStream, first: av.Packet) -> bool:
+def _takes(container_format: str, stream: av.AudioStream, first: av.Packet) -> bool:
     """Whether a container can be begun with this sound: its header is made with the first packet."""
     packet = av.Packet(bytes(first))
     packet.pts, packet.dts, packet.duration, packet.time_base = first.pts, first.dts, first.duration, first.time_base
     try:
         with av.open(io.BytesIO(), "w", format=container_format) as trial:
-            packet.stream = trial.add_stream_from_template(stream)
+            packet.stream = add_sound(trial, stream)
             trial.mux(packet)
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, ValueError):
         return False
     return True
 
@@ -1005,8 +1092,9 @@ def _encode_aac(
 ) -> None:
     rate = stream.codec_context.sample_rate
     rate = rate if rate in (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000) else 48000
-    layout = "mono" if stream.codec_context.channels == 1 else "stereo"
-    encoder = output.add_stream("aac", rate=rate, layout=layout, bit_rate=64_000 if layout == "mono" else 128_000)
+    channels = max(1, min(stream.codec_context.channels, _MOST_AAC_CHANNELS))
+    layout = _LAYOUTS[channels - 1]
+    encoder = output.add_stream("aac", rate=rate, layout=layout, bit_rate=64_000 * channels)
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
     for packet in packets:
         try:
@@ -1024,12 +1112,13 @@ def _encode_aac(
 class OutputFile:
     """A file that gets its name only when it is whole: written beside it as NAME.partial-PID.EXT, renamed by commit().
 
-    A device or pipe that exists (/dev/null) is written directly. Raises InputError where the file exists (without force),
-    cannot be written, or the disk is full; after that discard() leaves nothing behind. Unbuffered, so that what was written
+    A device or pipe that exists (/dev/null) is written directly; but with a remedy what cannot be seeked in is refused. Raises
+    InputError where the file exists (without force), cannot be written, or the disk is full; after that discard() leaves
+    nothing behind. Unbuffered, so that what was written
     survives a kill. Offers write, seek, tell, seekable and closed, which is what PyAV needs.
     """
 
-    def __init__(self, path: StrPath, *, force: bool = False) -> None:
+    def __init__(self, path: StrPath, *, force: bool = False, remedy: str | None = None) -> None:
         self.path = Path(path)
         final = Path(os.path.realpath(path))
         _check_output(path, force)
@@ -1041,6 +1130,9 @@ class OutputFile:
             self._raw = open(self._temporary, "w+b" if self._final else "wb", buffering=0)  # noqa: SIM115 - until commit()
         except OSError as error:
             raise _output_error(self.path, error) from error
+        if remedy is not None and not self._raw.seekable():
+            self.discard()
+            raise InputError(f"{self.path} is a pipe, and this cannot be written to one: {remedy}")
 
     def write(self, data: bytes) -> int:
         rest = memoryview(data)
@@ -1110,6 +1202,11 @@ def _check_output(path: StrPath, force: bool) -> None:
 
 def _give_name(temporary: Path, final: Path, force: bool) -> None:
     """Without force FileExistsError where a file has appeared there meanwhile, on file systems that have hard links."""
+    if final.exists() and not final.is_file():  # a device or pipe
+        with open(final, "wb") as file:
+            file.write(temporary.read_bytes())
+        temporary.unlink()
+        return
     if not force:
         try:
             os.link(temporary, final)
@@ -1209,7 +1306,7 @@ class FrameWriter:
             if self._held is None and self.frames == 0:
                 raise InputError("no frame to write")
             if self._held is not None:
-                self._gap = last_duration_ticks or self._gap
+                self._gap = min(last_duration_ticks or self._gap, _LONGEST_SHOWN)
                 self._put(self._held)
                 self._held = None
             self._sink.finish()
@@ -1257,7 +1354,7 @@ class _Movie:
         container_format = "mp4" if suffix == ".mp4" else "matroska"
         self._audio = None if audio_from is None else AudioTrack(audio_from, container_format, start_s, duration_s)
         self._durations: dict[int, int] = {}
-        self._file = OutputFile(path, force=force)
+        self._file = OutputFile(path, force=force, remedy="use .mkv or .y4m" if suffix == ".mp4" else None)
         try:
             self._open(suffix, container_format, width, height, fps)
         except BaseException:
@@ -1284,11 +1381,12 @@ class _Movie:
         self._video.codec_context.color_range = int(ColorRange.MPEG)
         self._sound = None
         if self._audio and self._audio.stream is not None:
-            self._sound = self._output.add_stream_from_template(self._audio.stream)
-            if self._audio.reencoded:
-                self.warnings.append(f"{suffix} cannot hold {self._audio.reencoded} sound: it is AAC now")
+            self._sound = add_sound(self._output, self._audio.stream)
 
     def put(self, frame: Frame, duration: int) -> None:
+        if duration > _LONGEST_SHOWN and self._file.path.suffix.lower() == ".mp4":
+            pause_h = duration / TICKS_PER_S / 3600
+            raise InputError(f"{self._file.path}: MP4 cannot hold a pause of {pause_h:.1f} hours: use .mkv")
         picture = _to_yuv(frame.rgb, self._pixel_format)
         picture.pts, picture.time_base, picture.duration = frame.pts, TICK, duration
         self._durations[frame.pts] = duration
@@ -1304,7 +1402,11 @@ class _Movie:
         for packet in packets:
             assert packet.pts is not None
             packet.duration = self._durations.pop(packet.pts, packet.duration)
-            self._output.mux(packet)
+            try:
+                self._output.mux(packet)
+            except av.error.FFmpegError as error:
+                path = self._file.path
+                raise InputError(f"{path}: {path.suffix} cannot hold this, use .y4m or .png ({error.strerror})") from error
 
     def _mux_sound(self, time_s: Fraction | None) -> None:
         if self._audio is not None and self._sound is not None:
@@ -1319,8 +1421,8 @@ class _Movie:
         self._mux_video(None)
         self._mux_sound(None)
         self._output.close()
-        if self._audio is not None and self._audio.warning:
-            self.warnings.append(self._audio.warning)
+        if self._audio is not None:
+            self.warnings += self._audio.warnings(self._file.path.suffix)
         self._file.commit()
         self._release()
 

@@ -290,7 +290,7 @@ def test_what_cannot_be_seeked_is_one_segment(settings, tmp_path):
 
 
 def test_sums_of_parts_keep_the_gap_between_them():
-    part = Encoded(5, 14_400, 3600, None, Measures(5.0, 1.0, 2.0, 5), None, False, 4, "huffman", 1, 16, 8)
+    part = Encoded(5, 14_400, 3600, None, Measures(5.0, 1.0, 2.0, 5), None, 0, 0, False, 4, "huffman", 1, 16, 8)
     one = replace(part, frames=1, last_pts=20_000, gap=None, measures=Measures(1.0, 1.0, 1.0, 1))
     nothing = replace(part, frames=0, last_pts=0, gap=None, measures=Measures(), shown=3, truncated="0.0 of 3.0 s")
     assert part + one == replace(one, frames=6, gap=5600, measures=Measures(6.0, 2.0, 3.0, 6))

@@ -22,7 +22,7 @@ from mcode.errors import FormatError, InputError
 from mcode.frame import TICKS_PER_S
 from mcode.packet import Packet, StreamHeader
 from mcode.video import FrameWriter, picture_zero
-from tests.test_video import frames_of, heard, make_clip
+from tests.test_video import frames_of, heard, make_clip, move_flv, sound_of
 
 N = 4
 STEP = N * 3600  # ticks between keyframes at 25 frames/s
@@ -378,6 +378,22 @@ def test_sound_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Path) ->
     assert writer.warnings == [f"the sound of {source} cannot be read: it is left out"]
 
 
+@pytest.mark.parametrize("layout", ["stereo", "5.1"])
+def test_pcm_whose_channels_have_no_names_is_copied(tmp_path: Path, layout: str) -> None:
+    source = make_clip(tmp_path / "a.mkv", audio="pcm_s16le", layout=layout)
+    writer = write(tmp_path / "b.mcode", audio_from=source)
+    assert writer.warnings == [] and sound_of(tmp_path / "b.mcode") == sound_of(source)
+
+
+def test_sound_of_impossible_times_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.flv", frames=50, codec="flv", audio="libmp3lame")
+    move_flv(source, 8, dict.fromkeys(range(20, 1000), 1e5))
+    count = len(sound_of(source))
+    writer = write(tmp_path / "b.mcode", audio_from=source)
+    assert writer.warnings == [f"the sound of {source} is damaged: {count - 20} of its packets left out"]
+    assert len(sound_of(tmp_path / "b.mcode")) == 20 and McodeReader(tmp_path / "b.mcode").keyframes == 20
+
+
 def test_sound_is_cut_with_the_pictures(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "a.mp4", frames=200, audio="aac")
     write(tmp_path / "a.mcode", count=13, audio_from=source, start_s=2.0, duration_s=2.08)
@@ -465,6 +481,15 @@ def test_a_leap_in_time_beyond_what_samples_can_tell_is_refused(tmp_path: Path) 
         writer.write(keyframe(0), N)
         writer.write(keyframe(1, pts=2**32), N)
     assert [packet.pts for packet in McodeReader(path)] == [0, 2**32 - 1]  # the file from before stays
+
+
+def test_a_pipe_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mcode")
+    with subprocess.Popen(["cat", tmp_path / "pipe.mcode"], stdout=subprocess.PIPE) as cat:
+        with pytest.raises(InputError, match="pipe.mcode is a pipe, and this cannot be written to one: name a file"):
+            McodeWriter(tmp_path / "pipe.mcode")
+        assert cat.communicate()[0] == b""
+    write(Path("/dev/null"))
 
 
 @pytest.mark.parametrize("limit", [0, 500, 3000])

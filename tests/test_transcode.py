@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +24,7 @@ from mcode.transcode import FIT_THRESHOLD, Meter, decode_file, encode_file, even
 from mcode.video import FrameReader, FrameWriter, audio_packets, probe_audio
 
 from .block_means import BlockMeans, grey
+from .test_video import make_clip, move_flv
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +280,39 @@ def test_a_cut_off_video_is_encoded_as_far_as_it_decodes(clip, model, tmp_path):
     report = encode_file(cut, tmp_path / "cut.mcode", manifold=model)
     assert 5 < report.frames < 50
     assert any("cut off" in w for w in report.warnings)
+
+
+def test_pictures_that_cannot_be_decoded_or_have_wrong_times_are_told(model, tmp_path):
+    source = make_clip(tmp_path / "a.flv", frames=30, codec="flv")
+    move_flv(source, 9, {20: 3600})
+    report = encode_file(source, tmp_path / "a.mcode", manifold=model, size=(48, 32))
+    assert report.frames == 30 and report.duration_s == pytest.approx(1.2)
+    assert report.warnings[0] == f"{source}: the time of 1 of its pictures is out of order, and replaced by one in between"
+    source = make_clip(tmp_path / "b.mkv", frames=30, codec="mjpeg", pixel_format="yuvj420p")
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    for at, size in packets[10:15]:
+        data[at + 4 : at + size] = b"\xa5" * (size - 4)
+    source.write_bytes(data)
+    report = encode_file(source, tmp_path / "b.mcode", manifold=model)
+    assert report.frames == 25 and report.warnings[0] == (
+        f"{source} is damaged: 5 packets of its pictures could not be decoded, what they show is left out"
+    )
+
+
+def test_a_leap_in_time_names_the_source_and_its_remedies_work(model, tmp_path):
+    source = tmp_path / "slow.y4m"
+    with FrameWriter(source, width=48, height=32, fps=Fraction(1, 20_000)) as writer:
+        for i in range(4):
+            writer.push(Frame(np.full((32, 48, 3), 90, np.uint8), i * 20_000 * 90_000))
+    with pytest.raises(
+        InputError, match=r"slow.y4m: time leaps by 16\.7 hours .* by --start and --duration, or use a smaller --n"
+    ):
+        encode_file(source, tmp_path / "a.mcode", manifold=model, n=3)
+    assert not (tmp_path / "a.mcode").exists()
+    assert encode_file(source, tmp_path / "a.mcode", manifold=model, n=1).frames == 4
+    assert encode_file(source, tmp_path / "b.mcode", manifold=model, start_s=20_000, duration_s=40_000, n=3).frames == 2
 
 
 def test_the_streams_manifold_is_found_or_named(coded, model, tmp_path, monkeypatch):

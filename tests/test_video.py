@@ -60,6 +60,8 @@ def make_clip(
     pixel_format: str = "yuv420p",
     ticks: list[int] | None = None,
     audio: str | None = None,
+    layout: str = "mono",
+    tracks: int = 1,
     video: bool = True,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
@@ -73,7 +75,8 @@ def make_clip(
             if ticks:
                 stream.codec_context.time_base = stream.time_base = Fraction(1, TICKS_PER_S)
         if audio:
-            sound = out.add_stream(audio, rate=RATE, layout="mono")
+            sounds = [out.add_stream(audio, rate=RATE, layout=layout) for _ in range(tracks)]
+            channels = len(av.AudioLayout(layout).channels)
             samples, position, size = tone(frames / FPS), 0, 960
         for i in range(frames):
             if video:
@@ -86,15 +89,18 @@ def make_clip(
                 frame.time_base = Fraction(1, TICKS_PER_S) if ticks else Fraction(1, FPS)
                 out.mux(stream.encode(frame))
             while audio and position < (i + 1) * RATE // FPS:
-                chunk = av.AudioFrame.from_ndarray(samples[None, position : position + size], "fltp", "mono")
+                data = np.repeat(samples[None, position : position + size], channels, 0)
+                chunk = av.AudioFrame.from_ndarray(data, "fltp", layout)
                 chunk.sample_rate, chunk.pts, chunk.time_base = RATE, position, Fraction(1, RATE)
-                if audio.startswith("pcm"):
-                    chunk = av.AudioResampler("s16", "mono", RATE).resample(chunk)[0]
-                out.mux(sound.encode(chunk))
+                if "pcm" in audio:
+                    form = sounds[0].codec_context.format.name
+                    chunk = av.AudioResampler(form, layout, RATE).resample(chunk)[0]
+                for sound in sounds:
+                    out.mux(sound.encode(chunk))
                 position += size
         if video:
             out.mux(stream.encode(None))
-        if audio:
+        for sound in sounds if audio else ():
             out.mux(sound.encode(None))
     return path
 
@@ -414,12 +420,12 @@ def test_missing_and_backward_times_are_repaired(tmp_path: Path, monkeypatch: py
     reader = FrameReader(make_clip(tmp_path / "a.mp4", frames=6))
     times = [Fraction(t) if t is not None else None for t in (1, 2, None, 2, 4, 4)]
 
-    def scrambled(self: FrameReader, damage: object, start_s: Fraction) -> object:
+    def scrambled(self: FrameReader, damage: object, start: Fraction | None) -> object:
         frames = [av.VideoFrame.from_ndarray(picture(0), "rgb24") for _ in times]
         return iter(zip(frames, times, strict=True))
 
     monkeypatch.setattr(FrameReader, "_from_start", scrambled)
-    assert [f.pts for f in reader] == [0, 90_000, 93_600, 93_601, 270_000, 270_001]
+    assert [f.pts for f in reader] == [0, 90_000, 93_600, 97_200, 270_000, 270_001]
 
 
 def test_b_frames_in_avi_come_at_even_times(tmp_path: Path) -> None:
@@ -498,6 +504,63 @@ def test_what_has_no_times_or_no_length_is_read_in_one_piece(tmp_path: Path) -> 
     assert not FrameReader(joined).is_seekable()
     with pytest.raises(ValueError, match="leave out start_s"):
         FrameReader(joined, start_s=1).since(90_000)
+
+
+def late_clip(path: Path, codec: str = "libx264") -> Path:
+    """Ten seconds of sound, and picture(0), picture(1), ... in the last four."""
+    with av.open(str(path), "w") as out:
+        film, sound = out.add_stream(codec, rate=FPS, options={"g": "12"}), out.add_stream("mp2", rate=RATE, layout="mono")
+        film.width, film.height, film.pix_fmt = 64, 48, "yuv420p"
+        size = 1152
+        for i in range(250):
+            for position in range(-(-i * 1920 // size) * size, (i + 1) * 1920, size):
+                chunk = av.AudioFrame.from_ndarray(np.zeros((1, size), np.int16), "s16", "mono")
+                chunk.sample_rate, chunk.pts, chunk.time_base = RATE, position, Fraction(1, RATE)
+                out.mux(sound.encode(chunk))
+            if i >= 150:
+                frame = av.VideoFrame.from_ndarray(picture(i - 150), "rgb24")
+                frame.pts, frame.time_base = i, Fraction(1, FPS)
+                out.mux(film.encode(frame))
+        out.mux(film.encode(None))
+        out.mux(sound.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mkv", "libx264"), ("a.mp4", "libx264"), ("a.mpg", "mpeg2video"), ("a.nut", "mpeg4"), ("a.ts", "libx264")],
+)
+def test_a_start_counts_from_the_first_picture_where_sound_begins_before_it(tmp_path: Path, name: str, codec: str) -> None:
+    path = late_clip(tmp_path / name, codec)
+    everything, reader = list(FrameReader(path)), FrameReader(path, start_s=2.0)
+    frames = list(reader)
+    assert len(everything) == 100 and len(frames) == 50 and reader.truncated is None
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, everything[50:], strict=True))
+    assert video.picture_zero(path, 2.0) - video.picture_zero(path) == pytest.approx(2, abs=0.002)
+
+
+def test_sound_that_begins_before_the_pictures_makes_no_file_cut_off(tmp_path: Path) -> None:
+    path = late_clip(tmp_path / "a.mkv")
+    assert read_all(path) == (100, None)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+    count, truncated = read_all(path)
+    assert 0 < count < 100 and truncated is not None
+
+
+@pytest.mark.parametrize("leap_s", [2, 3600, -3600])
+def test_one_wrong_time_of_a_picture_moves_no_other(tmp_path: Path, leap_s: int) -> None:
+    path = make_clip(tmp_path / "a.flv", frames=50, codec="flv")
+    times = [frame.pts for frame in FrameReader(path)]
+    reader = FrameReader(move_flv(path, 9, {20: leap_s}))
+    assert [frame.pts for frame in reader] == times
+    assert reader.retimed == 1 and reader.runs_backwards
+
+
+def test_pictures_whose_clock_falls_back_keep_their_order(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.flv", frames=50, codec="flv")
+    reader = FrameReader(move_flv(path, 9, dict.fromkeys(range(25, 50), -0.5)))
+    times = [frame.pts for frame in reader]
+    assert times == sorted(set(times)) and len(times) == 50 and reader.retimed == 12
 
 
 def test_pictures_without_times_are_counted_to_the_start(tmp_path: Path) -> None:
@@ -582,6 +645,26 @@ def test_a_name_that_looks_like_a_url_is_a_file(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     make_clip(tmp_path / "a.mp4", frames=2).rename(tmp_path / "http:x?y.mp4")
     assert len(list(FrameReader("http:x?y.mp4"))) == 2
+
+
+def test_a_name_with_a_percent_sign_is_that_file(tmp_path: Path) -> None:
+    for name, number in (("w1.png", 0), ("x.png", 40)):
+        cv2.imwrite(str(tmp_path / name), picture(number)[:, :, ::-1])
+    (tmp_path / "x.png").rename(tmp_path / "w%d.png")
+    (frame,) = FrameReader(tmp_path / "w%d.png")
+    assert np.array_equal(frame.rgb, picture(40)) and probe(tmp_path / "w%d.png").is_image
+    assert np.array_equal(video.read_picture(tmp_path / "w%d.png"), picture(40))
+    make_clip(tmp_path / "a.mp4", frames=2).rename(tmp_path / "v%d.mp4")
+    assert read_all(tmp_path / "v%d.mp4") == (2, None)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_y4m_that_ends_inside_a_picture_says_so(tmp_path: Path, frames: int) -> None:
+    write(path := tmp_path / "a.y4m", frames_of(frames + 1))
+    data = path.read_bytes()
+    assert read_all(path) == (frames + 1, None)
+    path.write_bytes(data[:-200])
+    assert read_all(path) == (frames, f"{frames / FPS:.1f} s, then it breaks off")
 
 
 def test_a_truncated_mp4_yields_what_decodes_and_says_so(tmp_path: Path) -> None:
@@ -726,6 +809,123 @@ def test_sound_that_the_container_cannot_hold_becomes_aac(tmp_path: Path) -> Non
     a, b = heard(source), heard(tmp_path / "b.mp4")
     lags = [np.corrcoef(a[4000:90000], b[4000 + s : 90000 + s])[0, 1] for s in range(-20, 21)]
     assert int(np.argmax(lags)) == 20 and max(lags) > 0.99
+
+
+@pytest.mark.parametrize("audio", ["ac3", "adpcm_ms"])
+def test_avi_of_one_packet_of_sound_a_tick_keeps_all_of_them(tmp_path: Path, audio: str) -> None:
+    path = make_clip(tmp_path / "a.avi", frames=50, codec="mpeg4", audio=audio)
+    found = [p.pts * p.time_base for p in audio_packets(path)]
+    assert len(found) == len(sound_of(path)) > 30
+    steps = {float(b - a) for a, b in pairwise(found)}
+    assert min(steps) == pytest.approx(max(steps))
+
+
+def sound_of(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+@pytest.mark.parametrize("output", [".mp4", ".mkv"])
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1"])
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".nut"])
+def test_pcm_of_any_number_of_channels_is_copied(tmp_path: Path, suffix: str, layout: str, output: str) -> None:
+    source = make_clip(tmp_path / f"a{suffix}", frames=10, codec="mpeg4", audio="pcm_s16le", layout=layout)
+    copy = copy_of(source, tmp_path / f"b{output}", audio_from=source)
+    assert b"".join(sound_of(copy)) == b"".join(sound_of(source)) != b""
+    assert channels_of(copy) == channels_of(source)
+
+
+def channels_of(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return container.streams.audio[0].codec_context.channels
+
+
+@pytest.mark.parametrize("layout", ["stereo", "5.1"])
+def test_sound_that_becomes_aac_keeps_its_channels(tmp_path: Path, layout: str) -> None:
+    source = make_clip(tmp_path / "a.mkv", frames=10, audio="pcm_u8", layout=layout)
+    copy = copy_of(source, tmp_path / "b.mp4", audio_from=source)
+    assert probe(copy).audio_codec == "aac" and channels_of(copy) == channels_of(source)
+
+
+def test_which_of_several_sound_tracks_is_kept_is_told(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mkv", frames=5, audio="aac", tracks=3)
+    with FrameWriter(tmp_path / "b.mp4", width=64, height=48, audio_from=source) as writer:
+        for frame in FrameReader(source):
+            writer.push(frame)
+    assert writer.warnings == (f"{source}: 1 of 3 sound tracks is kept, number 1",)
+
+
+def move_flv(path: Path, kind: int, leaps_s: dict[int, float]) -> Path:
+    """Adds seconds to the times of some packets, by their number, of an FLV file's sound (kind 8) or pictures (9)."""
+    data, at, number = bytearray(path.read_bytes()), 13, 0
+    while at < len(data):
+        if data[at] == kind:
+            time_ms = data[at + 7] << 24 | int.from_bytes(data[at + 4 : at + 7])
+            moved = time_ms + round(leaps_s.get(number, 0) * 1000) & 0xFFFFFFFF
+            data[at + 4 : at + 8] = (moved & 0xFFFFFF).to_bytes(3) + bytes([moved >> 24])
+            number += 1
+        at += 11 + int.from_bytes(data[at + 1 : at + 4]) + 4
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("number", "leap_s"), [(0, 2), (20, 2), (20, 3600), (20, -3600)])
+def test_one_wrong_time_loses_no_sound(tmp_path: Path, number: int, leap_s: int) -> None:
+    path = make_clip(tmp_path / "a.flv", frames=50, codec="flv", audio="libmp3lame")
+    times = [float(p.pts * p.time_base) for p in audio_packets(path)]
+    move_flv(path, 8, {number: leap_s})
+    found = [float(p.pts * p.time_base) for p in audio_packets(path)]
+    assert found == pytest.approx(times, abs=0.003)
+
+
+def test_sound_that_claims_to_last_for_ever_is_left_out_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, demuxed = make_clip(tmp_path / "a.mp4", audio="aac"), video._demuxed
+
+    def damaged(*arguments: object) -> Iterator[av.Packet]:
+        later = 0
+        for packet in demuxed(*arguments):
+            if packet.stream.type == "audio" and packet.size:
+                packet.pts, packet.dts = packet.pts + later, packet.dts + later
+                if 20 * 1024 <= packet.pts < 21 * 1024:
+                    packet.duration = later = 1 << 32
+            yield packet
+
+    monkeypatch.setattr(video, "_demuxed", damaged)
+    count = len(sound_of(path))
+    with FrameWriter(tmp_path / "b.mp4", width=64, height=48, audio_from=path) as writer:
+        for frame in FrameReader(path):
+            writer.push(frame)
+    kept = len(sound_of(tmp_path / "b.mp4"))
+    assert 20 <= kept < count
+    assert writer.warnings == (f"the sound of {path} is damaged: {count - kept} of its packets left out",)
+
+
+def test_one_wrong_duration_loses_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_clip(tmp_path / "a.mkv", frames=50, audio="ac3")
+    times = [float(p.pts * p.time_base) for p in audio_packets(path)]
+    demuxed = video._demuxed
+
+    def damaged(*arguments: object) -> Iterator[av.Packet]:
+        for packet in demuxed(*arguments):
+            if packet.stream.type == "audio" and packet.size and 1000 <= packet.pts < 1032:
+                packet.duration = 60_000
+            yield packet
+
+    monkeypatch.setattr(video, "_demuxed", damaged)
+    found = list(audio_packets(path))
+    assert [float(p.pts * p.time_base) for p in found] == pytest.approx(times, abs=0.003)
+    assert max(p.duration for p in found) < 2 * 1536
+
+
+def test_sound_behind_a_pause_that_no_container_holds_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.flv", frames=50, codec="flv", audio="libmp3lame")
+    move_flv(path, 8, dict.fromkeys(range(20, 1000), 1e5))
+    count = len(sound_of(path))
+    with FrameWriter(tmp_path / "b.mp4", width=64, height=48, audio_from=path) as writer:
+        for frame in FrameReader(path):
+            writer.push(frame)
+    assert writer.warnings == (f"the sound of {path} is damaged: {count - 20} of its packets left out",)
+    assert len(sound_of(tmp_path / "b.mp4")) == 20
 
 
 def test_sound_is_cut_with_the_pictures(tmp_path: Path) -> None:
@@ -1010,6 +1210,43 @@ def test_a_device_is_written_directly_and_never_replaced() -> None:
         out.write(b"x")
     out.discard()
     assert Path("/dev/full").is_char_device()
+
+
+def test_a_picture_is_written_into_a_pipe_and_never_replaces_it(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", frames_of(1))
+    os.mkfifo(tmp_path / "pipe.png")
+    for force in (False, True):
+        with subprocess.Popen(["cat", tmp_path / "pipe.png"], stdout=subprocess.PIPE) as cat:
+            write(tmp_path / "pipe.png", frames_of(1), force=force)
+            assert cat.communicate()[0] == (tmp_path / "a.png").read_bytes()
+    assert (tmp_path / "pipe.png").is_fifo() and len(os.listdir(tmp_path)) == 2
+
+
+def test_mp4_into_a_pipe_is_refused_and_matroska_is_not(tmp_path: Path) -> None:
+    for name in ("pipe.mp4", "pipe.mkv"):
+        os.mkfifo(tmp_path / name)
+    with subprocess.Popen(["cat", tmp_path / "pipe.mp4"], stdout=subprocess.PIPE) as cat:
+        with pytest.raises(InputError, match="pipe.mp4 is a pipe, and this cannot be written to one: use .mkv or .y4m"):
+            FrameWriter(tmp_path / "pipe.mp4", width=64, height=48)
+        assert cat.communicate()[0] == b""
+    with subprocess.Popen(["cat", tmp_path / "pipe.mkv"], stdout=subprocess.PIPE) as cat:
+        write(tmp_path / "pipe.mkv", frames_of(3))
+        (tmp_path / "a.mkv").write_bytes(cat.communicate()[0])
+    assert read_all(tmp_path / "a.mkv")[0] == 3
+    assert sorted(os.listdir(tmp_path)) == ["a.mkv", "pipe.mkv", "pipe.mp4"]
+
+
+def test_a_pause_beyond_mp4_is_refused_and_a_last_picture_is_shown_as_long_as_mp4_holds(tmp_path: Path) -> None:
+    frames = [Frame(picture(0), 0), Frame(picture(1), 7 * 3600 * TICKS_PER_S)]
+    with pytest.raises(InputError, match="a.mp4: MP4 cannot hold a pause of 7.0 hours: use .mkv"):
+        write(tmp_path / "a.mp4", frames)
+    assert os.listdir(tmp_path) == []
+    write(tmp_path / "a.mkv", frames)
+    assert [frame.pts for frame in FrameReader(tmp_path / "a.mkv")] == [frame.pts for frame in frames]
+    writer = FrameWriter(tmp_path / "b.mp4", width=64, height=48)
+    writer.push(frames[0])
+    writer.close(last_duration_ticks=1 << 31)
+    assert len(list(FrameReader(tmp_path / "b.mp4"))) == 1
 
 
 def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:

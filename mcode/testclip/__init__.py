@@ -78,7 +78,7 @@ def write_clip(
         raise InputError(f"{path}: a clip is written as .mp4 or .mkv")
     _check(scene, seconds, size)
     total = max(1, round(seconds * fps))
-    file = OutputFile(path, force=force)
+    file = OutputFile(path, force=force, remedy="name a file, as clip.mp4")
     try:
         output = av.open(file, "w", format="mp4" if path.suffix.lower() == ".mp4" else "matroska")
         even = size[0] % 2 == 0 and size[1] % 2 == 0
