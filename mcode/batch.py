@@ -55,6 +55,7 @@ class Settings:
     coder: str = "huffman"
     quality: int | None = None
     refresh_s: float = 10.0
+    adaptive: bool = False
     device: str = "auto"
     size: tuple[int, int] | None = None
     audio: str | bool = "copy"
@@ -165,6 +166,7 @@ class SegmentEncoder:
             refresh_s=s.refresh_s,
             size=s.size,
             refine=refiner,
+            adaptive=s.adaptive,
         )
         begins: Seam | None = None
         behind: Seam | None = None

@@ -9,6 +9,7 @@ test can put one in its place which a reader computes by hand.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -37,12 +38,16 @@ DEAD_ZONE = 0.6
 saves 9 % of the bits of feature maps at equal PSNR (docs/log.md), and still pictures stay still."""
 CUT_THRESHOLD = 30.0
 """Grey levels: two frames whose 16x16 thumbnails differ more on average have a cut between them."""
+BEND = 1.0
+"""Adaptive keyframes: so much of the squared error of a keyframe may the frames of a gap together be off the line between its
+ends."""
 LONGEST_FILLER_S = 10
 """A gap after a loss is filled with frames up to this length; across a longer one the stream starts anew."""
 _EVEN_TOLERANCE = TICKS_PER_S // 1000
 _LEAST_TICKS = TICKS_PER_S // 1000
 _MOST_AT_ONCE = 64
 _GREY_TOLERANCE = 1
+_LUMA_PIXELS = 160 * 90
 _NEVER_S = 1e9  # as good as infinity, and a number of ticks
 
 
@@ -115,8 +120,9 @@ class Encoder:
     "range", which takes the fewest bits, of models with a hyperprior. quality: 1 to as many as the model has, at most 15; None
     for its own default. refresh_s: the first keyframe after this time is sent whole, so that decoding can start there; 0:
     every one, infinity: the first alone. slices: parts of a keyframe that decode alone, 1..255. display: (width, height) that
-    a decoder shows, when another. cuts: look for cuts. dead_zone: see DEAD_ZONE; of deltas. refine: gives better symbols for
-    a keyframe, at leisure (`mcode.refine.Refiner`).
+    a decoder shows, when another. cuts: look for cuts. adaptive: n is the most, keyframes come sooner where what lies between
+    them is not on the line between their latents (see BEND). dead_zone: see DEAD_ZONE; of deltas. refine: gives better symbols
+    for a keyframe, at leisure (`mcode.refine.Refiner`).
 
     Raises ArgumentError (a ValueError) for values outside these, TypeError for a model that is none, ManifoldError for a size
     or quality that the model has not, InputError for `range` without a hyperprior.
@@ -135,6 +141,7 @@ class Encoder:
         slices: int = 1,
         display: tuple[int, int] | None = None,
         cuts: bool = True,
+        adaptive: bool = False,
         dead_zone: float = DEAD_ZONE,
         refine: Refine | None = None,
     ) -> None:
@@ -154,7 +161,7 @@ class Encoder:
         quality = model.default_quality if quality is None else _integer("quality", quality, MOST_QUALITIES)
         self.model, self.width, self.height = model, width, height
         self.tables = model.tables(quality)
-        self.cuts, self.dead_zone, self.refine = cuts, dead_zone, refine
+        self.cuts, self.adaptive, self.dead_zone, self.refine = cuts, adaptive and n > 1, dead_zone, refine
         self.refresh_ticks = round(min(refresh_s, _NEVER_S) * TICKS_PER_S)
         self.header = StreamHeader(
             manifold_id=manifold_id,
@@ -173,6 +180,8 @@ class Encoder:
         self._newest: Frame | None = None  # the last of them
         self._last_pts = self._last_refresh = 0
         self._thumbnail: np.ndarray | None = None
+        self._lumas: list[tuple[int, np.ndarray]] = []  # (pts, small luma) of the last keyframe and the frames since
+        self._lost = 0.0  # mean squared error of the last refresh
         self._want_refresh = False
         self._all_grey = True  # the frames since the last keyframe
 
@@ -188,8 +197,8 @@ class Encoder:
         before = self._waiting[-1] if self._waiting else self._last_pts
         if self._symbols is not None and frame.pts <= before:
             raise ValueError(f"pts is {frame.pts}; times rise, and the frame before is at {before}")
-        cut = self._is_cut(frame)
-        packets = self.flush() if cut else []
+        cut, bends = self._is_cut(frame), self._bends(frame)
+        packets = self.flush() if cut or bends else []
         self._waiting.append(frame.pts)
         self._all_grey = self._all_grey and _is_grey(frame.rgb)
         if cut or self._symbols is None or len(self._waiting) == self.header.n:
@@ -211,6 +220,15 @@ class Encoder:
         thumbnail = cv2.resize(frame.rgb, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
         before, self._thumbnail = self._thumbnail, thumbnail
         return before is not None and float(np.abs(thumbnail - before).mean()) > CUT_THRESHOLD
+
+    def _bends(self, frame: Frame) -> bool:
+        """Whether the frames since the last keyframe are too far off the line from it to this one, which is noted."""
+        if not self.adaptive:
+            return False
+        self._lumas.append((frame.pts, _small_luma(frame.rgb)))
+        (start, first), (end, last) = self._lumas[0], self._lumas[-1]
+        off = ((first + (pts - start) / (end - start) * (last - first)) - luma for pts, luma in self._lumas[1:-1])
+        return sum(float(np.square(part).mean()) for part in off) > BEND * self._lost
 
     def _keyframe(self, frame: Frame, cut: bool = False) -> Packet:
         """Encodes `frame`, the last of those waiting, and starts a new gap."""
@@ -246,6 +264,9 @@ class Encoder:
         )
         if refresh:
             self._last_refresh, self._want_refresh = frame.pts, False
+            if self.adaptive:
+                self._lost = self._error(frame.rgb, symbols)
+        self._lumas = [luma for luma in self._lumas if luma[0] >= frame.pts]
         self._symbols, self._last_pts = symbols, frame.pts
         return packet
 
@@ -255,6 +276,12 @@ class Encoder:
         scaled = (latent.float() * self.model.gain(self.header.quality).view(-1, 1, 1)).cpu()
         before, fresh = (torch.from_numpy(part) for part in (self._symbols, symbols))
         return hold(scaled, before, fresh, self.dead_zone).numpy()
+
+    def _error(self, rgb: np.ndarray, symbols: np.ndarray) -> float:
+        """Mean squared error of what a decoder shows of the symbols."""
+        latent = dequantise(symbols, self.model.inverse(self.header.quality))
+        (shown,) = self.model.synthesise(latent[None], self.width, self.height)
+        return float(np.square(shown.astype(np.float32) - rgb).mean())
 
     def _huffman(self, symbols: np.ndarray, delta: np.ndarray | None) -> list[bytes]:
         whole = slices.split(symbols, self.header.slices)
@@ -469,6 +496,14 @@ def frames_at_once(width: int, height: int) -> int:
     """How many frames between keyframes are synthesised in one batch: memory stays bounded. 64 at most, as tiny ones cost the
     networks more than their pixels."""
     return max(1, min(_MOST_AT_ONCE, BATCH_PIXELS // (width * height)))
+
+
+def _small_luma(rgb: np.ndarray) -> np.ndarray:
+    """Grey levels, float32, of at most about _LUMA_PIXELS."""
+    height, width, _ = rgb.shape
+    scale = min(1.0, math.sqrt(_LUMA_PIXELS / (width * height)))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 def _is_grey(rgb: np.ndarray) -> bool:

@@ -67,9 +67,9 @@ Notify = Callable[[str], None]
 class SendConfig:
     """What `mcode send` is asked for. Raises InputError.
 
-    input: a file, "camera:0" or "testsrc". to: rtp://HOST:PORT. baseline: "h264", "h265" or "none"; baseline_rate:
-    "equal" (to what the MCode lane is measured to send) or kbit/s. sdp: a session description to write. size: (width,
-    height) to code. fec: "8+2", parity packets for every so many; fec_header: send payload headers twice. loop: files
+    input: a file, "camera:0" or "testsrc". to: rtp://HOST:PORT. baseline: "h264", "h265" or "none"; baseline_rate: "equal" (to
+    what the MCode lane is measured to send) or kbit/s. adaptive: see `Encoder`. sdp: a session description to write. size:
+    (width, height) to code. fec: "8+2", parity packets for every so many; fec_header: send payload headers twice. loop: files
     start over.
     """
 
@@ -80,6 +80,7 @@ class SendConfig:
     coder: str = "huffman"
     quality: int | None = None
     refresh_s: float = 5.0
+    adaptive: bool = False
     baseline: str = "h264"
     baseline_rate: str | float = "equal"
     channel: ChannelSettings = field(default_factory=ChannelSettings)
@@ -387,6 +388,7 @@ class Sender:
             coder=config.coder,
             quality=config.quality,
             refresh_s=config.refresh_s,
+            adaptive=config.adaptive,
             slices=self._slices or 1,
             display=self.source.display,
         )

@@ -102,19 +102,20 @@ def encode_file(
     duration_s: float | None = None,
     audio: str | bool = "copy",
     refine: Refine | None = None,
+    adaptive: bool = False,
     every_frame: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Encodes a video (or an image, then n is 1) into an .mcode file.
 
-    manifold: a name, an id, a file, or one that is loaded. n, coder, quality, refresh_s, refine: see `Encoder`; what refines
-    is of the same manifold, loaded. device: see `load`; of a manifold that is loaded here. size: (width, height) to encode
-    and show; None keeps the source's. A manifold of one fixed size gets the centred part of its aspect, scaled to it, and the
-    decoder scales back. start_s, duration_s: the part to encode, in seconds; None: to the end. audio: "copy" or True keeps the
-    sound, "none" or False leaves it out. every_frame: PSNR and fit are over every
-    frame of long videos, too, see `Meter`. force: overwrite the output. progress: called with the frames done and the frames in
-    all, None where the source does not tell; what it raises ends the encode, without an output.
+    manifold: a name, an id, a file, or one that is loaded. n, coder, quality, refresh_s, adaptive, refine: see `Encoder`; what
+    refines is of the same manifold, loaded. device: see `load`; of a manifold that is loaded here. size: (width, height) to
+    encode and show; None keeps the source's. A manifold of one fixed size gets the centred part of its aspect, scaled to it,
+    and the decoder scales back. start_s, duration_s: the part to encode, in seconds; None: to the end. audio: "copy" or True
+    keeps the sound, "none" or False leaves it out. every_frame: PSNR and fit are over every frame of long videos, too, see
+    `Meter`. force: overwrite the output. progress: called with the frames done and the frames in all, None where the source
+    does not tell; what it raises ends the encode, without an output.
 
     Raises InputError for a source, an output, an option or a number that cannot be used, ManifoldError for a manifold that is
     missing or damaged, or has not that size or quality.
@@ -132,6 +133,7 @@ def encode_file(
         refresh_s=refresh_s,
         size=size,
         refine=refine,
+        adaptive=adaptive,
         every_frame=every_frame,
         start_s=start_s,
         duration_s=duration_s,
@@ -208,6 +210,7 @@ class Encoding:
         refresh_s: float,
         size: tuple[int, int] | None,
         refine: Refine | None,
+        adaptive: bool,
         every_frame: bool = False,
         start_s: float = 0.0,
         duration_s: float | None = None,
@@ -219,7 +222,15 @@ class Encoding:
         coded, display, aspect = geometry((source.width, source.height), size, model.frame_size)
         self.reader = FrameReader(input, start_s=start_s, duration_s=duration_s, size=coded, crop_to=aspect)
         self._encoder = Encoder(
-            model, *coded, n=self.n, coder=coder, quality=quality, refresh_s=refresh_s, display=display, refine=refine
+            model,
+            *coded,
+            n=self.n,
+            coder=coder,
+            quality=quality,
+            refresh_s=refresh_s,
+            display=display,
+            adaptive=adaptive,
+            refine=refine,
         )
         alone = is_image or refine is not None  # refining needs all threads itself
         self.jobs: Jobs[Measures] = Jobs(0) if alone else Jobs.on(model.device)

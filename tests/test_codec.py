@@ -55,6 +55,34 @@ def test_middle_frame_is_the_mean_of_its_keyframes():
     assert levels(decode(encode(frames, n=2, cuts=False))) == [100, 110, 120]
 
 
+def test_adaptive_keyframes_come_sooner_where_frames_are_off_the_line():
+    straight = [100, 102, 104, 106, 108, 110, 112, 114, 116]
+    bent = [100, 102, 104, 106, 108, 104, 100, 96, 92]  # turns at the fifth
+    jump = [100, 100, 100, 112, 112, 112, 112, 112, 112]
+    for values, at in [(straight, [0, 8]), (bent, [0, 4, 8]), (jump, [0, 2, 3, 8])]:
+        frames = [grey(value, i) for i, value in enumerate(values)]
+        packets = encode(frames, n=8, cuts=False, adaptive=True)
+        assert [p.pts // TICKS for p in packets] == at and [p.steps for p in packets[1:]] == list(np.diff(at))
+        assert levels(decode(packets)) == values
+    assert [p.pts // TICKS for p in encode(frames, n=8, cuts=False)] == [0, 8]
+
+
+def test_adaptive_keyframes_follow_the_times_of_frames_and_their_own_error():
+    uneven = [Frame(grey(100 + at, 0).rgb, at * TICKS) for at in (0, 1, 5, 6, 20)]  # straight in time, not in number
+    assert len(encode(uneven, n=8, cuts=False, adaptive=True)) == 2
+    rng = np.random.default_rng(0)
+    grain = rng.normal(0, 20, (9, 8, 16, 3))  # of which blocks' means keep nothing: errors of 400, of which a turn of 3 is lost
+    grain -= grain.reshape(9, 2, 4, 4, 4, 3).mean((2, 4), keepdims=True).repeat(4, 2).repeat(4, 4).reshape(grain.shape)
+    turn = [100, 101, 102, 103, 103, 103, 102, 101, 100]
+    frames = [Frame((value + grain[0]).round().clip(0, 255).astype(np.uint8), i * TICKS) for i, value in enumerate(turn)]
+    assert len(encode(frames, n=8, cuts=False, adaptive=True)) == 2
+    assert len(encode([grey(value, i) for i, value in enumerate(turn)], n=8, cuts=False, adaptive=True)) > 2
+
+
+def test_adaptive_with_n_1_is_the_image_codec_still():
+    assert [p.steps for p in encode(ramp(3, 5), n=1, adaptive=True)] == [1, 1, 1]
+
+
 def test_n_1_is_the_image_codec():
     packets = encode([grey(90, 0)], n=1)
     assert len(packets) == 1 and packets[0].header is not None and packets[0].steps == 1

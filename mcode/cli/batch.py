@@ -10,6 +10,7 @@ import typer
 from mcode.cli.apps import app
 from mcode.cli.extras import extras
 from mcode.cli.options import (
+    Adaptive,
     Audio,
     CodedSize,
     Coder,
@@ -58,6 +59,7 @@ def batch(
     coder: Coder = "huffman",
     quality: Quality = None,
     refresh: Refresh = 10,
+    adaptive: Adaptive = False,
     device: Device = "auto",
     size: CodedSize = None,
     audio: Audio = "copy",
@@ -105,6 +107,7 @@ def batch(
         coder=coder,
         quality=quality,
         refresh_s=refresh,
+        adaptive=adaptive,
         device=device,
         size=size,
         audio=audio,

@@ -11,6 +11,7 @@ import typer
 
 from mcode.cli.apps import app, manifolds_app
 from mcode.cli.options import (
+    Adaptive,
     Audio,
     CodedSize,
     Coder,
@@ -58,6 +59,7 @@ def encode(
     coder: Coder = "huffman",
     quality: Quality = None,
     refresh: Refresh = 10,
+    adaptive: Adaptive = False,
     device: Device = "auto",
     size: CodedSize = None,
     start: Start = 0,
@@ -89,6 +91,7 @@ def encode(
             coder=coder,
             quality=quality,
             refresh_s=refresh,
+            adaptive=adaptive,
             device=device,
             size=size,
             start_s=start,
@@ -102,10 +105,11 @@ def encode(
     if as_json:
         print_json(report)
         return
+    sent = f"{report.keyframes:,} sent, one in {report.n}{' or sooner' if adaptive else ''}"
     print_report(
         output,
         {
-            "frames": f"{report.frames:,} in {minutes(report.duration_s)}: {report.keyframes:,} sent, one in {report.n}",
+            "frames": f"{report.frames:,} in {minutes(report.duration_s)}: {sent}",
             "rate": _rate(report.frames, report.rate_kbps, report.bits_per_pixel, report.payload_bytes),
             "file": f"{byte_count(report.file_bytes)}, container and sound included",
             "quality": f"{decibels(report.psnr_db)} PSNR",

@@ -11,6 +11,7 @@ from mcode.cli.apps import app
 from mcode.cli.extras import check_display, extras, signals_end
 from mcode.cli.options import (
     DEMO_SIZE,
+    Adaptive,
     BitErrorRate,
     CodedSize,
     Coder,
@@ -119,6 +120,7 @@ def send(
             help="Both lanes send a picture whole this often: there a receiver joins or recovers.",
         ),
     ] = 5,
+    adaptive: Adaptive = False,
     baseline: Annotated[
         str,
         typer.Option(
@@ -227,6 +229,7 @@ def send(
         coder=coder,
         quality=quality,
         refresh_s=refresh,
+        adaptive=adaptive,
         baseline=baseline,
         baseline_rate=baseline_rate,
         channel=ChannelSettings(bit_error_rate, loss, burst, delay_ms, jitter_ms, seed),

@@ -239,6 +239,10 @@ Refresh = Annotated[
         help="A keyframe is sent whole this often: there a player can join or seek.",
     ),
 ]
+Adaptive = Annotated[
+    bool,
+    typer.Option("--adaptive", help="N is the most: keyframes come sooner where the frames between would blur."),
+]
 Start = Annotated[
     float,
     typer.Option(
