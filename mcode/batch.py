@@ -94,7 +94,7 @@ class Seam(NamedTuple):
 
     @classmethod
     def of(cls, frame: Frame) -> Seam:
-        return cls(frame.pts, zlib.crc32(frame.rgb.data))
+        return cls(frame.pts, zlib.crc32(frame.rgb.tobytes()))
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class FrameReader:
     Pixels: any pixel format becomes 8-bit RGB. The file's matrix and range are followed; where it names no matrix, BT.709
     is assumed from 1280 pixels of width or above 576 of height, else BT.601. Transparent pictures lie on white. Rotation
     and mirroring in the metadata are applied. The sample aspect ratio is not: pixels are square here. HDR is not
-    tone-mapped.
+    tone-mapped. Rows may be padded in memory, as FFmpeg leaves them: copying them would take 2 to 14 % of reading's time.
 
     Times: the first frame has pts 0; ticks of 1/90,000 s, strictly increasing, also where the file's are missing or run
     backwards. start_s, duration_s: the frames with start_s <= time < start of the first such frame + duration_s.

@@ -1,6 +1,6 @@
 """The delay from camera to screen on the loopback, by a clock burnt into the picture; sender and receiver are two processes.
 
-python scripts/measure_delay.py [--seconds 20] [--n 4] [--manifold NAME --size 320x180] [-o docs/results/delay.json]
+python scripts/measure_delay.py [--seconds 20] [--n 4] [--manifold NAME --size 320x180] [-o delay.json]
 
 The sender's source is a camera that paints the time of day in milliseconds as 16 black and white blocks (Gray code) into
 each frame, at 25 frames/s. The receiver notes when a picture first stands on the screen (polled every millisecond), and
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import random
 import statistics
@@ -30,14 +29,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from soak import machine  # noqa: E402
+from soak import machine, write_or_print  # noqa: E402
 
 from mcode.frame import TICKS_PER_S, Frame  # noqa: E402
 from mcode.receive import Receiver  # noqa: E402
 from mcode.send import SendConfig, Sender, Source, read_stamp, test_picture  # noqa: E402
 from mcode.training.adapt import adapt_linear  # noqa: E402
 from mcode.video import FrameWriter  # noqa: E402
-from mcode.whole import write_whole  # noqa: E402
 
 FPS = 25
 WRAP_MS = 1 << 16
@@ -152,7 +150,7 @@ def main() -> int:
     parser.add_argument("--no-baseline", action="store_true", help="send MCode alone")
     parser.add_argument("--note", default="", help="what else ran on the machine")
     parser.add_argument("--send", action="store_true", help=argparse.SUPPRESS)  # this is the sender's process
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "results" / "delay.json")
+    parser.add_argument("-o", "--output", type=Path, help="a file for the result; printed if left out")
     given = parser.parse_args()
     if given.send:
         send(given)
@@ -161,9 +159,7 @@ def main() -> int:
         learned = given.manifold is None
         given.manifold = given.manifold or learn(Path(folder), given.size)
         result = measure(given, learned)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(given.output, json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    write_or_print(given.output, result)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Frames a second in the player's window: how many are shown, how many are dropped. Offscreen, the real window and session.
 
-python scripts/measure_player.py [--seconds 15] [--only general] [-o docs/results/player.json]
+python scripts/measure_player.py [--seconds 15] [--only general] [-o player.json]
 
 Two clips, rendered here, encoded live beside H.264 as in the window: talking-head at 128x128 and 60 frames/s, general at
 640x360 and 25 frames/s. A frame counts when a tick of the window made it the newest of its lane and the picture area was
@@ -28,10 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from PyQt6.QtWidgets import QApplication  # noqa: E402
-from soak import machine  # noqa: E402
+from soak import machine, write_or_print  # noqa: E402
 
 from mcode.testclip import write_clip  # noqa: E402
-from mcode.whole import write_whole  # noqa: E402
 from player.session import Settings  # noqa: E402
 from player.window import Window  # noqa: E402
 
@@ -157,7 +156,7 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=4)
     parser.add_argument("--only", choices=[case["manifold"] for case in CASES], help="this manifold alone")
     parser.add_argument("--note", default="", help="what else ran on the machine")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "results" / "player.json")
+    parser.add_argument("-o", "--output", type=Path, help="a file for the result; printed if left out")
     given = parser.parse_args()
     app = QApplication([])
     app.setStyle("Fusion")
@@ -174,9 +173,8 @@ def main() -> int:
             clip = Path(folder) / f"{case['scene']}.mp4"
             write_clip(clip, scene=case["scene"], seconds=CLIP_S, size=case["size"], fps=case["fps"], seed=1)
             rows.append(measure(app, case, clip, given.seconds, given.n))
-            print(json.dumps(rows[-1]), flush=True)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(given.output, json.dumps({**about, "rows": rows}, indent=1) + "\n")
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    write_or_print(given.output, {**about, "rows": rows})
     return 0
 
 

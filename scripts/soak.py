@@ -1,6 +1,6 @@
 """A long live stream on the loopback, sender and receiver in one process: does it stay up, in step and small?
 
-python scripts/soak.py CLIP [--seconds 3600] [--manifold talking-head] [-o docs/results/soak.json]
+python scripts/soak.py CLIP [--seconds 3600] [--manifold talking-head] [-o soak.json]
 
 CLIP is sent over and over with its sound and an H.264 lane beside it, through 5 % loss and bit errors of 1e-3. Every ten
 seconds: memory, counters, frames shown, and by how much the picture on the screen is ahead of the sound being heard. That
@@ -190,6 +190,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def write_or_print(output: Path | None, result: dict[str, Any]) -> None:
+    """As JSON, into the file, or to standard output where it is None."""
+    text = json.dumps(result, indent=1) + "\n"
+    if output is None:
+        sys.stdout.write(text)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output, text)
+
+
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
@@ -205,7 +215,7 @@ def main() -> int:
     parser.add_argument("--bit-error-rate", type=float, default=1e-3)
     parser.add_argument("--port", type=int, default=5504)
     parser.add_argument("--note", default="", help="what else ran on the machine")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "results" / "soak.json")
+    parser.add_argument("-o", "--output", type=Path, help="a file for the result; printed if left out")
     given = parser.parse_args()
     try:
         return measure(given)
@@ -233,12 +243,11 @@ def measure(given: argparse.Namespace) -> int:
     }
 
     def tell(samples: list[Sample]) -> None:
-        print(samples[-1], flush=True)
+        print(samples[-1], file=sys.stderr, flush=True)
 
     done = soak(config, given.seconds, progress=tell)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(given.output, json.dumps({**about, **asdict(done)}, indent=1) + "\n")
-    print(f"{given.output}: grew {done.growth_mb:.1f} MB, drift {done.drift_ms} ms; {'; '.join(done.problems) or 'passed'}")
+    write_or_print(given.output, {**about, **asdict(done)})
+    print(f"grew {done.growth_mb:.1f} MB, drift {done.drift_ms} ms; {'; '.join(done.problems) or 'passed'}", file=sys.stderr)
     return int(bool(done.problems))
 
 

@@ -30,6 +30,7 @@ from mcode.training.adapt import adapt_linear
 from mcode.transcode import Encoded, EncodeReport, Measures, encode_file
 from mcode.video import FrameReader, FrameWriter, audio_packets
 
+from .small_hific import small_manifolds
 from .test_video import make_clip
 
 ROOT = Path(__file__).parent.parent
@@ -165,6 +166,14 @@ def test_segments_together_are_the_whole_video(settings, source, tmp_path):
     sounds = [[bytes(packet) for packet in audio_packets(file)] for file in (path, tmp_path / "alone.mcode")]
     assert sounds[0] == sounds[1] and len(sounds[0]) > 100
     assert report.psnr_db == pytest.approx(alone.psnr_db, abs=0.5) and report.fit == pytest.approx(alone.fit, abs=0.05)
+
+
+def test_a_width_whose_rows_are_padded_in_memory_is_cut_as_any_other(tmp_path):
+    source = make_clip(tmp_path / "a.mp4", frames=50, width=58, options={"g": "25"})
+    assert not next(iter(FrameReader(source))).rgb.flags.c_contiguous
+    any_size, _ = small_manifolds(tmp_path)
+    report = batched(Settings(str(any_size), device="cpu"), source, tmp_path, segment_s=1)
+    assert report.frames == 50 and McodeReader(tmp_path / "a.mcode").refresh_times() == [0, 1]
 
 
 def test_the_measures_of_segments_are_those_of_the_file(settings, clip, tmp_path):

@@ -274,6 +274,28 @@ def test_range_is_a_lane_where_the_manifold_has_a_hyperprior(tmp_path):
         evaluate_channel(clip, manifold=BlockMeans(), lanes=("range",), **options)
 
 
+def test_exposed_headers_are_hit_too_and_cost_frames(tmp_path):
+    from mcode.evaluation.channel import evaluate_channel
+    from mcode.send import test_picture
+    from mcode.video import FrameWriter
+
+    from .block_means import TICKS, BlockMeans, Frame
+
+    clip = tmp_path / "clip.mkv"
+    with FrameWriter(clip, width=64, height=48) as writer:
+        for index in range(32):
+            writer.push(Frame(test_picture(index, 64, 48), index * TICKS))
+    options = {"lanes": ("fixed", "h264"), "bit_error_rates": (1e-2,), "losses": (0.3,), "seeds": 2, "n": 2, "refresh_s": 0.5}
+    spared, exposed = (
+        evaluate_channel(clip, tmp_path / f"out{expose}", manifold=BlockMeans(), expose_headers=expose, **options)
+        for expose in (False, True)
+    )
+    for before, row in zip(spared.rows, exposed.rows, strict=True):
+        assert row.shown < before.shown if row.bit_error_rate else row == before
+    assert not spared.expose_headers and exposed.expose_headers
+    assert "bit errors hit the headers" in (tmp_path / "outTrue/channel.md").read_text()
+
+
 def test_rates_are_over_the_time_that_the_last_picture_stands_too(tmp_path):
     from mcode.evaluation.channel import evaluate_channel
     from mcode.send import test_picture

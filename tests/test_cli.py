@@ -646,7 +646,7 @@ def test_every_option_of_evaluate_channel_arrives(mcode, monkeypatch):
     sys.modules["mcode.evaluation.channel"].LABELS = {}
     sys.modules["mcode.evaluation.channel"].channel_text = str
     arguments = "evaluate channel a.mp4 -o out -m me -n 8 --quality 2 --lanes fixed,h264,fixed --seeds 2 --size 64x48"
-    more = "--start 1 --duration 2 --device cpu --force --json"
+    more = "--start 1 --duration 2 --expose-headers --device cpu --force --json"
     assert mcode(*arguments.split(), *more.split())[0] == 0
     assert channel.args == ("a.mp4", "out")
     assert channel.options == {
@@ -658,6 +658,7 @@ def test_every_option_of_evaluate_channel_arrives(mcode, monkeypatch):
         "size": (64, 48),
         "start_s": 1,
         "duration_s": 2,
+        "expose_headers": True,
         "device": "cpu",
         "force": True,
     }

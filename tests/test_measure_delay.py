@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -55,3 +56,13 @@ def test_clocks_read_wrongly_are_left_out(script):
 def test_without_clocks_there_is_no_figure(script):
     with pytest.raises(SystemExit, match="clock"):
         script.delays([(DAY_S + i, 3600 * i, None) for i in range(50)])
+
+
+@pytest.mark.parametrize("given", [(), ("-o", "made/delay.json")])
+def test_a_result_is_printed_or_goes_into_the_file_that_was_named(script, tmp_path, monkeypatch, capsys, given):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["measure_delay.py", "--manifold", "any", *given])
+    monkeypatch.setattr(script, "measure", lambda *_: {"median_ms": 140})
+    assert script.main() == 0
+    text = (tmp_path / given[1]).read_text() if given else capsys.readouterr().out
+    assert json.loads(text) == {"median_ms": 140} and len(list(tmp_path.iterdir())) == len(given) // 2

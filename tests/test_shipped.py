@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,26 @@ def test_a_shipped_manifold_is_whole_small_and_has_a_card(path):
     assert info.file_bytes < 25_000_000
     for key in ("title", "data", "licence", "training_command", "not_for", "scores"):
         assert info.card.get(key), key
+
+
+def test_the_cards_scores_are_those_of_the_results():
+    results = Path(__file__).parent.parent / "docs" / "results"
+    head = {
+        (row["codec"], row["setting"]): f"{row['kbps']:.2f} kbit/s, {row['psnr_db']:.2f} dB, VGG19 distance {row['vgg']:.4f}"
+        for row in json.loads((results / "paper/talking-head.json").read_text())["rows"]
+    }
+    linear = head["linear, M = 50", "N = 8"].replace("VGG19 distance ", "")
+    assert manifold.read_info("talking-head").card["scores"] == {
+        "grid_s1_dev_n8": head["NCode residual, M = 100", "N = 8"],
+        "linear_50_there": linear,
+    }
+    found = {}
+    for row in json.loads((results / "kodak-images.json").read_text())["rows"]:
+        if row["codec"] == "MCode general" and row["setting"].endswith(", range"):
+            seen = f"{row['psnr_db']:.2f} dB, VGG19 {row['vgg19']:.3f}, MobileNet {row['mobilenet']:.3f}"
+            found[f"kodak_{row['setting'][:9].replace(' ', '_')}"] = f"range {row['bpp']:.3f} bit/pixel, {seen}"
+    scores = manifold.read_info("general").card["scores"]
+    assert {key: text.partition(", ")[2] for key, text in scores.items()} == found and len(found) == 8
 
 
 def test_general_is_small():

@@ -2,8 +2,9 @@
 repeatable.
 
 Every lane is what `mcode send` sends and `mcode receive` shows: RTP packets, their headers spared by bit errors
-alike, the session description known to the receiver (MCode's stream header; SPS and PPS). Quality is that of what a
-viewer sees at each frame's time, a frozen picture included, against the frames that all encoders were fed.
+alike (unless they are exposed), the session description known to the receiver (MCode's stream header; SPS and PPS).
+Quality is that of what a viewer sees at each frame's time, a frozen picture included, against the frames that all
+encoders were fed.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class ChannelReport:
     rows: tuple[ChannelRow, ...]
     files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    expose_headers: bool = False
 
 
 def evaluate_channel(
@@ -121,6 +123,7 @@ def evaluate_channel(
     size: tuple[int, int] | None = None,
     start_s: float = 0.0,
     duration_s: float | None = None,
+    expose_headers: bool = False,
     device: str = "auto",
     force: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
@@ -130,8 +133,9 @@ def evaluate_channel(
     lanes: of LANES; all that the manifold can where left out. output: a folder for channel.json, channel.md, channel.png
     (curves) and pictures.png (one frame under each condition). The frames are held in memory: without duration_s the first
     LONGEST_S of them, and a warning says so. There is no way back: a receiver cannot ask for a refresh.
-    The baselines get the CRF at which they take the rate of the dearest MCode lane, or their floor. Raises InputError,
-    ManifoldError.
+    expose_headers: bit errors hit the RTP and payload headers, too, which they spare otherwise, as in the player; what is
+    dropped for it is lost. The baselines get the CRF at which they take the rate of the dearest MCode lane, or their floor.
+    Raises InputError, ManifoldError.
     """
     unknown = [lane for lane in lanes or () if lane not in LANES]
     if unknown:
@@ -162,7 +166,7 @@ def evaluate_channel(
             scores = []
             for which in range(1 if rate == loss == 0 else seeds):
                 settings = ChannelSettings(bit_error_rate=rate, loss=loss, burst=burst, seed=seed + which)
-                shown = simulate(sender, frames, settings)
+                shown = simulate(sender, frames, settings, expose_headers)
                 scores.append(_score(frames, shown))
                 if which == 0:
                     pictures[lane, rate, loss] = shown[middle][0]
@@ -190,6 +194,7 @@ def evaluate_channel(
         rates=tuple(_rate(lane, sender, frames, length_s) for lane, sender in senders.items()),
         rows=tuple(rows),
         warnings=(f"measured the first {LONGEST_S:g} s; give --duration for more",) if cut and duration_s is None else (),
+        expose_headers=expose_headers,
     )
     return report if folder is None else _write(report, pictures, frames[middle].rgb, folder)
 
@@ -276,7 +281,9 @@ class BaselineSender:
         return BaselineLane(sdp.Media(self.codec.upper(), 5006, self._packetiser.payload_type, _SSRC, parameters))
 
 
-def simulate(sender: LaneSender, frames: Sequence[Frame], settings: ChannelSettings) -> list[tuple[np.ndarray, bool]]:
+def simulate(
+    sender: LaneSender, frames: Sequence[Frame], settings: ChannelSettings, expose_headers: bool = False
+) -> list[tuple[np.ndarray, bool]]:
     """(picture that a viewer sees at each frame's time, whether it is a new one): through the channel of these
     settings.
 
@@ -295,7 +302,7 @@ def simulate(sender: LaneSender, frames: Sequence[Frame], settings: ChannelSetti
         units = []
         for packet, spared in packets:
             first = packet.timestamp if first is None else first
-            for at_s, data in channel.transmit(bytes(packet), spared, now_s):
+            for at_s, data in channel.transmit(bytes(packet), 0 if expose_headers else spared, now_s):
                 units += lane.push(data, at_s)
         # The hold of the reorder buffer is below a frame's time: what is lost is given up before the next one.
         units += lane.poll(now_s + 0.035)
@@ -440,7 +447,7 @@ def table(report: ChannelReport) -> str:
     title = (
         f"{shown_name(report.input)}: {report.width}x{report.height}, {report.duration_s:.1f} s, N = {report.n}, "
         f"manifold {report.manifold} {report.manifold_id}, refresh every {report.refresh_s:g} s, no way back, "
-        f"{report.seeds} seeds, PSNR in dB (SSIM)."
+        f"{report.seeds} seeds, bit errors {'hit' if report.expose_headers else 'spare'} the headers, PSNR in dB (SSIM)."
     )
     lines = [title, ""]
     for sent in report.rates:
