@@ -55,13 +55,13 @@ class Settings:
     coder: str = "huffman"
     quality: int | None = None
     refresh_s: float = 10.0
-    adaptive: bool = False
     device: str = "auto"
     size: tuple[int, int] | None = None
     audio: str | bool = "copy"
     refine: int = 0
     refine_by: str = "eye"
     perceptual: str | None = None
+    adaptive: bool = False
 
     def load(self) -> tuple[Manifold, Refiner | None]:
         """Raises McodeError where the manifold does not do what is asked for, and for what is no setting."""
@@ -119,7 +119,12 @@ class Failure:
     trace: str = ""
 
 
-def _failure(error: McodeError | OSError) -> Failure:
+def _failure(error: Exception, input: Path) -> Failure:
+    """Why the input failed; of what is neither its fault nor the user's, with a traceback. While it is handled."""
+    if isinstance(error, MemoryError):
+        return Failure(f"{input}: out of memory; try a smaller --size, or fewer --workers")
+    if not isinstance(error, (McodeError, OSError)):
+        return Failure(f"{input}: a fault in mcode: {type(error).__name__}: {error}", traceback.format_exc())
     if isinstance(error, OSError):
         return Failure(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     return Failure(str(error))
@@ -139,12 +144,8 @@ class SegmentEncoder:
         """Raises nothing: this is the outermost frame of a process whose errors nobody sees."""
         try:
             return self._part(segment)
-        except MemoryError:
-            return Failure(f"{segment.input}: out of memory; try a smaller --size, or fewer --workers")
-        except (McodeError, OSError) as error:
-            return _failure(error)
         except Exception as error:
-            return Failure(f"{segment.input}: a fault in mcode: {type(error).__name__}: {error}", traceback.format_exc())
+            return _failure(error, segment.input)
 
     def _part(self, segment: Segment) -> Part:
         if self._loaded is None:
@@ -280,8 +281,8 @@ def encode_files(
             continue
         try:
             queue += file.plan(segment_s, settings.audio)
-        except (McodeError, OSError) as error:
-            done(file.failed(_failure(error)))
+        except Exception as error:
+            done(file.failed(_failure(error, file.input)))
             continue
         open_files[file.output] = file
         unknown, total = unknown or file.expected is None, total + (file.expected or 0)
@@ -298,8 +299,8 @@ def encode_files(
                         frames += part.encoded.frames
                         current.add(segment, part)
                         report = current.close(model) if current.is_whole else None
-                except (McodeError, OSError) as error:
-                    report = current.failed(_failure(error))
+                except Exception as error:
+                    report = current.failed(_failure(error, current.input))
                 if report is not None:
                     del open_files[current.output]
                     _drop(queue, current.output)

@@ -148,7 +148,7 @@ class Encoder:
         manifold_id = _checked_id(model)
         n, slices = _integer("n", n, 65_535), _integer("slices", slices, 255)
         width, height = _integer("width", width, 65_535), _integer("height", height, 65_535)
-        shown = _pair("display", display or (width, height))
+        shown = _pair("display", (width, height) if display is None else display)
         if not dead_zone >= 0:
             raise ArgumentError(f"dead_zone is {dead_zone}; it is 0 steps or more")
         if not refresh_s >= 0:

@@ -36,6 +36,7 @@ _FREE_SAMPLE_BYTES = 1 << 20
 _MOST_BYTES_PER_PIXEL = 4  # no coder comes near: beyond it, and a MiB for times and small pictures, a size is damage
 _LATEST = 1 << 62  # ticks: later than any video, and sums of two still fit 64 bits
 _LONGEST_GAP = (1 << 32) - 1  # ticks, 13.25 hours: durations of samples have 32 bits
+_LONGEST_TOLD_MS = (1 << 32) - 1  # 49.7 days
 _REFRESH_BIT = 1  # of a sample's first byte, see packet.py
 
 
@@ -89,8 +90,8 @@ class McodeWriter:
     def write(self, packet: Packet, n: int) -> int:
         """Append a keyframe; n as in its stream header. Returns the sample's bytes.
 
-        Raises ValueError where the first packet is no refresh or pts (ticks) does not increase, InputError where time leaps
-        by more than a sample can tell.
+        Raises ValueError where the first packet is no refresh or begins before 0, or pts (ticks) does not increase, InputError
+        where time leaps by more than a sample can tell.
         """
         if self._last_pts is not None:
             check_gap(self._file.path, self._last_pts, packet.pts)
@@ -98,6 +99,8 @@ class McodeWriter:
         if self._last_pts is None:
             if packet.header is None:
                 raise ValueError("a file starts with a refresh")
+            if packet.pts < 0:
+                raise ValueError(f"pts is {packet.pts}; a file's times begin at 0 or later")
             self._write_header(sample)
         else:
             if packet.pts <= self._last_pts:
@@ -124,12 +127,12 @@ class McodeWriter:
         try:
             if self._last_pts is None:
                 raise InputError(f"nothing to write to {self._file.path}: no frame was encoded")
-            end = self._last_pts + (last_duration_ticks or self._last_gap)
+            end = self._last_pts + min(last_duration_ticks or self._last_gap, _LONGEST_GAP)
             self._write_fragments(end, and_all_sound=True)
             self.warnings += self._audio.warnings(".mcode") if self._audio else ()
             # Until here the duration was 0: that is how a reader knows an unfinished file.
             self._file.seek(self._duration_at)
-            self._file.write(struct.pack(">I", -(-end * 1000 // TICKS_PER_S)))
+            self._file.write(struct.pack(">I", min(-(-end * 1000 // TICKS_PER_S), _LONGEST_TOLD_MS)))
             self._file.commit()
         except BaseException:
             self.abort()

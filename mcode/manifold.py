@@ -578,12 +578,15 @@ class Manifold:
     def synthesise(self, latents: Tensor, width: int, height: int) -> np.ndarray:
         """Latents (B, C, h, w) to pictures, uint8 (B, H, W, 3). Large ones in parts, as in `analyse`. Raises ValueError for
         latents of another size, ManifoldError for a size that the manifold has not."""
+        import torch
+
         shape = self.latent_shape(width, height)
         if tuple(latents.shape[1:]) != shape:
             raise ValueError(f"latents are {tuple(latents.shape)}, and of {width}x{height} (B, {', '.join(map(str, shape))})")
+        if not len(latents):
+            return np.empty((0, height, width, 3), np.uint8)
+        latents = latents.to(self.device, torch.float32)
         if self._around_mean:
-            import torch
-
             with torch.inference_mode():
                 latents = self._mean_net.y_hat(latents)
         count, _, h, w = latents.shape

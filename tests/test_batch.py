@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcode import batch, cli, manifold
+from mcode import batch, cli, codec, manifold
 from mcode.batch import BatchReport, Done, Failure, Here, Segment, Settings, encode_files, outputs_of
 from mcode.codec import Decoder
 from mcode.container import McodeReader
@@ -327,6 +327,32 @@ def test_one_bad_input_does_not_stop_the_others(settings, clip, tmp_path):
     assert [report.count(state) for state in ("encoded", "skipped", "failed")] == [2, 0, 2]
 
 
+def test_a_fault_in_writing_fails_its_file_alone(settings, clip, tmp_path, monkeypatch):
+    shutil.copy(clip, tmp_path / "a.mp4")
+    close = batch.McodeWriter.close
+
+    def faulty(self, *args):
+        if self.path.name == "a.mcode":
+            raise ZeroDivisionError("division by zero")
+        close(self, *args)
+
+    monkeypatch.setattr(batch.McodeWriter, "close", faulty)
+    first, second = encode_files([tmp_path / "a.mp4", clip], tmp_path / "out", settings, Here(settings)).files
+    assert first.error == f"{tmp_path}/a.mp4: a fault in mcode: ZeroDivisionError: division by zero" and "faulty" in first.trace
+    assert second.state == "encoded" and leftovers(tmp_path / "out") == ["clip.mcode"]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_segments_of_adaptive_keyframes_show_every_frame(settings, tmp_path, monkeypatch, adaptive):
+    monkeypatch.setattr(codec, "BEND", 0.0)
+    source = make_clip(tmp_path / "a.mp4", frames=75, options={"g": "25"})
+    report = batched(replace(settings, n=8, adaptive=adaptive), source, tmp_path / "out", segment_s=1)
+    decoder = Decoder(manifold.load(settings.manifold, "cpu"))
+    packets = list(McodeReader(tmp_path / "out/a.mcode"))
+    assert len([frame for packet in packets for frame in decoder.push(packet)]) == report.frames == 75
+    assert (len(packets) > 60) == adaptive  # nothing moves on a line
+
+
 def test_where_all_fail_no_folder_is_made(settings, tmp_path):
     for folder, stays in (("new", False), ("old", True)):
         (tmp_path / "old").mkdir(exist_ok=True)
@@ -474,9 +500,10 @@ def test_every_option_arrives(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(batch, "RayWorkers", workers)
     monkeypatch.setattr(batch, "encode_files", run)
     options = "--n 8 -m me --coder fixed --quality 3 --refresh 2.5 --device cpu --size 64x48 --audio none"
+    options += " --adaptive"
     more = "--refine 7 --refine-by vgg19 --perceptual W --segment 1:30 --workers 3 --cluster head:6379 --force --json"
     assert cli.main(["batch", "a", "b", "-o", "out", *options.split(), *more.split()]) == 0
-    expected = Settings("me", 8, "fixed", 3, 2.5, "cpu", (64, 48), "none", 7, "vgg19", "W")
+    expected = Settings("me", 8, "fixed", 3, 2.5, "cpu", (64, 48), "none", 7, "vgg19", "W", True)
     assert seen["settings"] == seen["given"] == expected and (seen["count"], seen["cluster"]) == (3, "head:6379")
     assert (seen["inputs"], seen["folder"]) == (["a", "b"], "out")
     assert seen["options"]["segment_s"] == 90 and seen["options"]["force"]

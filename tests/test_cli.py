@@ -286,6 +286,7 @@ def test_the_defaults_of_encode(mcode, transcode):
         "coder": "huffman",
         "quality": None,
         "refresh_s": 10,
+        "adaptive": False,
         "device": "auto",
         "size": None,
         "start_s": 0,
@@ -298,7 +299,7 @@ def test_the_defaults_of_encode(mcode, transcode):
 
 def test_every_option_of_encode_arrives(mcode, transcode):
     arguments = "--n 8 --manifold me.safetensors --coder fixed --quality 3 --refresh 2.5 --device cpu --size 640x360"
-    more = "--start 1:30 --duration 0:01:00.5 --audio none --force --json"
+    more = "--adaptive --start 1:30 --duration 0:01:00.5 --audio none --force --json"
     assert mcode("encode", "a", "-o", "b", *arguments.split(), *more.split())[0] == 0
     assert transcode.options == {
         "n": 8,
@@ -306,6 +307,7 @@ def test_every_option_of_encode_arrives(mcode, transcode):
         "coder": "fixed",
         "quality": 3,
         "refresh_s": 2.5,
+        "adaptive": True,
         "device": "cpu",
         "size": (640, 360),
         "start_s": 90,
@@ -475,7 +477,7 @@ def sender(monkeypatch) -> Library:
 def test_every_option_of_send_arrives(mcode, sender):
     arguments = "send camera:1 --to rtp://10.0.0.1:7000 -n 8 -m me --coder fixed --quality 3 --refresh 2 --baseline h265"
     channel = "--baseline-rate 7.5 --bit-error-rate 1e-3 --loss 0.05 --burst 3 --delay-ms 40 --jitter-ms 5 --seed 9"
-    more = "--no-realtime --sdp o.sdp --size 64x48 --start 1 --duration 2 --loop --audio none --fec 8+2"
+    more = "--adaptive --no-realtime --sdp o.sdp --size 64x48 --start 1 --duration 2 --loop --audio none --fec 8+2"
     more += " --header-twice --device cpu"
     assert mcode(*arguments.split(), *channel.split(), *more.split())[0] == 0
     wanted = vars(sender.args[0])
@@ -495,6 +497,7 @@ def test_every_option_of_send_arrives(mcode, sender):
         "coder": "fixed",
         "quality": 3,
         "refresh_s": 2,
+        "adaptive": True,
         "baseline": "h265",
         "baseline_rate": 7.5,
         "realtime": False,

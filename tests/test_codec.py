@@ -490,7 +490,7 @@ def test_a_stream_may_start_at_any_time():
 @pytest.mark.parametrize(
     "options",
     [
-        *({"n": 2.5}, {"quality": 1.0}, {"quality": "1"}, {"slices": 0}, {"slices": 1.5}, {"display": (0, 5)}),
+        *({"n": 2.5}, {"quality": 1.0}, {"quality": "1"}, {"slices": 0}, {"slices": 1.5}, {"display": (0, 5)}, {"display": ()}),
         *({"display": (5.5, 5)}, {"refresh_s": -1}, {"refresh_s": float("nan")}, {"width": 0}, {"height": -5}, {"width": 96.0}),
     ],
 )

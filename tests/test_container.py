@@ -77,6 +77,24 @@ def test_variable_times_and_the_last_duration_are_exact(tmp_path: Path) -> None:
     assert reader.end_ticks == times[-1] + 12_345 and reader.truncated is None
 
 
+def test_times_of_a_calendar_are_exact(tmp_path: Path) -> None:
+    start = 1_796_000_000 * TICKS_PER_S  # the clock of a computer in 2026; a header tells 49.7 days at most
+    with McodeWriter(tmp_path / "a.mcode") as writer:
+        for i in range(4):
+            writer.write(keyframe(i, pts=start + i), N)
+        writer.close(last_duration_ticks=1 << 33)
+    reader = McodeReader(tmp_path / "a.mcode")
+    assert [p.pts for p in reader] == [start + i for i in range(4)] and reader.truncated is None
+
+
+def test_times_before_the_start_are_refused_at_once(tmp_path: Path) -> None:
+    with McodeWriter(tmp_path / "a.mcode") as writer:
+        with pytest.raises(ValueError, match="pts is -3; a file's times begin at 0 or later"):
+            writer.write(keyframe(0, pts=-3), N)
+        writer.write(keyframe(0), N)
+    assert len(McodeReader(tmp_path / "a.mcode")) == 1
+
+
 def test_any_mp4_reader_reads_it(tmp_path: Path) -> None:
     write(tmp_path / "a.mcode", count=200)
     with av.open(str(tmp_path / "a.mcode")) as mp4:

@@ -269,6 +269,12 @@ def test_latents_of_another_size_are_refused(general):
         model.synthesise(latents, 200, 200)
 
 
+def test_latents_of_other_precision_and_none_at_all_are_taken(general):
+    latents = general.analyse(np.random.default_rng(0).integers(0, 255, (1, 64, 96, 3), np.uint8))
+    assert np.array_equal(general.synthesise(latents.double(), 96, 64), general.synthesise(latents, 96, 64))
+    assert general.synthesise(latents[:0], 96, 64).shape == (0, 64, 96, 3)
+
+
 @pytest.mark.filterwarnings("error")
 def test_pictures_that_cannot_be_written_and_views_are_taken_without_a_warning(file):
     rgb = np.random.default_rng(0).integers(0, 255, (1, HEIGHT, WIDTH, 3), np.uint8)
