@@ -192,6 +192,21 @@ def test_a_line_cut_off_by_a_crash_is_asked_again(session, cut):
     assert again.output.read_bytes().count(b"\n") == 1 + again.answered
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\r\n"])
+@pytest.mark.parametrize(("cut", "kept"), [(0, 3), (1, 3), (14, 2)])
+@pytest.mark.parametrize("rater", ["ann", "bob"])
+def test_answers_stay_whatever_their_line_ends(session, end, cut, kept, rater):
+    rating = session()
+    answer_well(rating, most=3)
+    data = rating.output.read_bytes().replace(b"\n", end)
+    rating.output.write_bytes(data[: len(data) - cut])
+    before = read_answers(rating.output)
+    again = session(rater)
+    assert len(before) == kept and read_answers(again.output) == before
+    answer_well(again, most=1)
+    assert read_answers(again.output)[:-1] == before
+
+
 def test_a_full_disk_leaves_no_half_line_and_counts_nothing(session, monkeypatch):
     rating = session()
     answer_well(rating, most=1)
@@ -979,6 +994,14 @@ def test_score_prints_all_raters_and_each_and_draws(mcode, tmp_path):
     assert first["method"] == "a" and first["low"] < first["elo"] < first["high"]
     assert report["by_picture"].keys() == {f"{i}" for i in range(20)} and report["pictures"] == 20
     assert report["by_picture"]["7"][0].keys() == first.keys()
+
+
+def test_answers_that_stand_in_two_files_are_refused(mcode, tmp_path):
+    answers = simulated(SKILL, 40)
+    whole, part = write_answers(tmp_path / "all.csv", answers), write_answers(tmp_path / "part.csv", answers[30:])
+    status, out, err = mcode("study", "score", whole, part)
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert f"{part}: rater 2's answer about 10, " in err and f"stands in {whole}, too; give each answer once" in err
 
 
 def test_score_prints_a_table_by_picture_where_there_are_several(mcode, tmp_path):

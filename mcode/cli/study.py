@@ -193,8 +193,7 @@ def score(
         raise InputError(f"{min(twice)}: named twice; name each file of answers once")
     if output is not None:
         study.check_plot(output, force=force)
-    answers = [answer for file in files for answer in study.read_answers(file)]
-    result = study.score(answers, shuffles=shuffles, seed=seed)
+    result = study.score(study.read_all(files), shuffles=shuffles, seed=seed)
     if result.shuffles < shuffles:
         print_warnings([f"{result.shuffles:,} orders are tried, not {shuffles:,}: there are {result.answers:,} answers"])
     if output is not None:

@@ -124,34 +124,61 @@ _KINDS = {"int": int, "float": float, "str": str}
 
 def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
     """A file of answers, in the order given. A last line cut off in writing is left out; InputError for any other fault."""
+    return _read(path)[0]
+
+
+def read_all(paths: Sequence[str | os.PathLike[str]]) -> list[Answer]:
+    """Of several files. Raises InputError, as `read_answers`, and where one file holds what stands in another, word for word:
+    it would count twice."""
+    found: dict[Answer, str] = {}
+    answers: list[Answer] = []
+    for path in paths:
+        here = read_answers(path)
+        for each in here:
+            if each in found:
+                raise InputError(
+                    f"{path}: {each.rater}'s answer about {each.picture}, {each.better} and {each.worse}, stands in "
+                    f"{found[each]}, too; give each answer once"
+                )
+        found |= dict.fromkeys(here, os.fspath(path))
+        answers += here
+    return answers
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[list[Answer], bytes, int]:
+    """The answers, what the file holds, and how many bytes of that are before a last line cut off."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    data = data.removeprefix(codecs.BOM_UTF8)  # which spreadsheets write
+    mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""  # which spreadsheets write
     try:
-        text = data.decode()
+        text = data[len(mark) :].decode()
     except UnicodeDecodeError as error:
-        if b"\n" in data[error.start :]:
+        if set(data[len(mark) + error.start :]) & set(b"\r\n"):
             raise InputError(f"{path}: not a file of answers (not text)") from error
-        text = data[: error.start].decode()
-    rows = csv.reader(io.StringIO(text, newline=""))
+        text = data[len(mark) : len(mark) + error.start].decode()
+    if not text:
+        return [], data, 0
+    source = io.StringIO(text, newline="")
+    rows = csv.reader(source)
     try:
-        if text and tuple(next(rows, ())) != _COLUMNS:
+        if tuple(next(rows, ())) != _COLUMNS:
             raise InputError(f"{path}: not a file of answers; its first line should be {','.join(_COLUMNS)}")
-        lines = [row for row in rows if row]
+        end = source.tell()
+        lines = [(row, source.tell()) for row in rows if row]
     except csv.Error as error:
         raise InputError(f"{path}: line {rows.line_num} is no answer ({error})") from error
     answers = []
-    for number, row in enumerate(lines, start=2):
+    for number, (row, row_end) in enumerate(lines, start=2):
         try:
-            answer = _answer(row)
+            answers.append(_answer(row))
         except ValueError as error:
-            if number == len(lines) + 1 and not text.endswith("\n"):
-                break
+            if number == len(lines) + 1 and text[-1] not in "\r\n":
+                return answers, data, len(mark) + len(text[:end].encode())
             raise InputError(f"{path}: line {number} is no answer ({error})") from error
-        answers.append(answer)
-    return answers
+        end = row_end
+    return answers, data, len(mark) + len(text.encode())
 
 
 def _answer(row: list[str]) -> Answer:
@@ -231,11 +258,11 @@ class Session:
         self._crops: dict[str, tuple[int, int, int, int]] = {}
         self._drawn: dict[str, int] = {}
         self.answered = 0
-        earlier = read_answers(self.output) if self.output.exists() else []
+        earlier, data, whole_bytes = _read(self.output) if self.output.exists() else ([], b"", 0)
         for number, answer in enumerate(earlier, start=2):
             if answer.rater == self.rater:
                 self._replay(answer, number)
-        self._mend()
+        self._mend(data, whole_bytes)
         self._seen_bytes = self._file_bytes()
 
     @property
@@ -334,19 +361,12 @@ class Session:
     def _random(self, *purpose: object) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(repr((self.rater, *purpose)).encode())])
 
-    def _mend(self) -> None:
-        """Ends the file with a whole line, which a crash while writing may have left cut off."""
-        if not self.output.exists():
-            return
-        data = self.output.read_bytes()
-        if not data or data.endswith(b"\n"):
-            return
-        whole, _, tail = data.rpartition(b"\n")
-        try:
-            _answer(next(csv.reader([tail.decode()])))
+    def _mend(self, data: bytes, whole_bytes: int) -> None:
+        """Ends the file with a whole line, which a crash while writing may have left cut off. data, whole_bytes: as read."""
+        if whole_bytes < len(data):
+            os.truncate(self.output, whole_bytes)
+        if data[:whole_bytes][-1:] not in (b"", b"\r", b"\n"):
             self._write(b"\n")
-        except (ValueError, StopIteration, csv.Error):
-            os.truncate(self.output, len(whole) + 1 if whole else 0)
 
     def _append(self, answer: Answer) -> None:
         text = io.StringIO()
