@@ -234,8 +234,8 @@ def _load(path: Path) -> Any:
             f"{path}: refused, since loading it would run code ({asked[1]}); take it from where {REPOSITORY} links it"
         ) from error
     except (
-        *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error),
-        zipfile.BadZipFile,
+        *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, AssertionError),
+        *(struct.error, zipfile.BadZipFile),
     ) as error:
         raise InputError(f"{path}: no checkpoint of PyTorch, or one cut short; fetch it again") from error
 
