@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mcode.errors import InputError, ManifoldError
-from mcode.manifold import ManifoldInfo, folders, load, read_info
+from mcode.manifold import PACKAGED, ManifoldInfo, folders, load, read_info, user_folder
+from mcode.whole import give_name
 
 LIMIT_BYTES = 2 << 30
 TIMEOUT_S = 30.0
@@ -79,11 +80,11 @@ def fetch_manifold(
         raise InputError(f"{url}: a manifold's URL ends in NAME.safetensors")
     if len(os.fsencode(name)) > 200:
         raise InputError(f"{url}: a manifold's name is shorter than this")
-    folder = folders()[-2]
+    folder = user_folder()
     target = folder / name
     if target.exists() and not force:
         raise InputError(f"{target}: exists; add --force to replace it")
-    if (folders()[-1] / name).exists() and not force:
+    if (PACKAGED / name).exists() and not force:
         raise InputError(f"{url}: would take the place of {target.stem}, which comes with MCode; add --force to let it")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as place:
@@ -93,7 +94,10 @@ def fetch_manifold(
             load(part, "cpu")
         except ManifoldError as error:
             raise InputError(f"{url}: {str(error).replace(str(part), name)}") from error
-        os.replace(part, target)
+        try:
+            give_name(part, target, replace=force)
+        except FileExistsError as error:
+            raise InputError(f"{target}: exists; add --force to replace it") from error
     return Fetched(str(target), url, found, wanted is not None, target.stat().st_size, read_info(target))
 
 
@@ -156,6 +160,9 @@ def download(
             f"{url}: cannot be reached ({reason}); fetch it where there is a network and put the file into "
             f"{place or target.parent}"
         ) from error
+    except http.client.IncompleteRead as error:
+        watch.check(url)
+        raise InputError(f"{url}: cut short after {done:,} bytes; try again") from error
     except (http.client.HTTPException, ValueError) as error:
         watch.check(url)
         raise InputError(f"{url}: no usable answer ({type(error).__name__}: {error!s:.200}); check the address") from error

@@ -94,7 +94,7 @@ def import_hific_pytorch(
     name = name or shown_name(Path(output).stem if output else path.stem.lower())
     if not is_name(name):
         raise InputError(f"--name {name}: a manifold's name is a file name without folders, as hific-low")
-    target = Path(output) if output else manifold.folders()[-2] / f"{name}.safetensors"
+    target = Path(output) if output else manifold.user_folder() / f"{name}.safetensors"
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: a manifold is a .safetensors file; give a name that ends so")
     if target.exists() and not force:
@@ -234,8 +234,8 @@ def _load(path: Path) -> Any:
             f"{path}: refused, since loading it would run code ({asked[1]}); take it from where {REPOSITORY} links it"
         ) from error
     except (
-        *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error),
-        zipfile.BadZipFile,
+        *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, AssertionError),
+        *(struct.error, zipfile.BadZipFile),
     ) as error:
         raise InputError(f"{path}: no checkpoint of PyTorch, or one cut short; fetch it again") from error
 

@@ -14,6 +14,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from .nets.paper import MeanHific
     from .nets.tiled import Part
 
+PACKAGED = Path(__file__).parent / "manifolds"
+"""The folder of those that come with MCode."""
 SEARCH_VARIABLE = "MCODE_MANIFOLDS"
 """Environment variable with further folders of manifolds, separated as PATH is."""
 GRAPHS_VARIABLE = "MCODE_CUDA_GRAPHS"
@@ -73,10 +76,20 @@ class ManifoldInfo:
 
 
 def folders() -> list[Path]:
-    """Where manifolds are looked for by name: $MCODE_MANIFOLDS, then the user's data folder, then the package."""
+    """Where manifolds are looked for by name: $MCODE_MANIFOLDS, the user's data folder, if there is one, the package."""
     extra = [Path(p) for p in os.environ.get(SEARCH_VARIABLE, "").split(os.pathsep) if p]
-    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return [*extra, home / "mcode" / "manifolds", Path(__file__).parent / "manifolds"]
+    with suppress(InputError):
+        extra.append(user_folder())
+    return [*extra, PACKAGED]
+
+
+def user_folder() -> Path:
+    """Where new manifolds go. Raises InputError for a user without a home."""
+    try:
+        data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    except RuntimeError as error:
+        raise InputError("this user has no home folder; set XDG_DATA_HOME to a folder for manifolds") from error
+    return data / "mcode" / "manifolds"
 
 
 def find(name_or_path: str | os.PathLike[str]) -> Path:
@@ -108,9 +121,10 @@ def find_id(manifold_id: bytes) -> Path:
         paths = [path for path in paths if _is_whole(path)] or paths
     if paths:
         return paths[0]
+    place = folders()[-2:][0]  # the user's, if there is one
     raise ManifoldError(
         f"this stream needs manifold {wanted}, which is not installed; put its .safetensors file, from whoever encoded the "
-        f"stream, into {folders()[-2]}, or name it with --manifold"
+        f"stream, into {place}, or name it with --manifold"
     )
 
 
@@ -143,13 +157,17 @@ def list_manifolds(skipped: list[str] | None = None) -> list[ManifoldInfo]:
 
 def _installed(skipped: list[str] | None = None) -> Iterator[ManifoldInfo]:
     """All that can be read in `folders()`, whatever their names. skipped: takes what is wrong with each of the others."""
-    for folder in dict.fromkeys(folders()):
-        for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
-            try:
-                yield read_info(path)
-            except (ManifoldError, OSError) as error:
-                if skipped is not None:
-                    skipped.append(str(error))
+    for path in installed_files():
+        try:
+            yield read_info(path)
+        except (ManifoldError, OSError) as error:
+            if skipped is not None:
+                skipped.append(str(error))
+
+
+def installed_files() -> list[Path]:
+    """Every manifold's file in `folders()`, also those which cannot be read."""
+    return [path for folder in dict.fromkeys(folders()) if folder.is_dir() for path in sorted(folder.glob("*.safetensors"))]
 
 
 def read_info(name_or_path: str | os.PathLike[str]) -> ManifoldInfo:
@@ -279,9 +297,8 @@ def _write(
 ) -> str:
     from safetensors.numpy import save_file
 
-    for key, array in tensors.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ManifoldError(f"{os.fspath(path)}: not written, since {key} holds what is no finite number")
+    if endless := _not_finite(tensors):
+        raise ManifoldError(f"{os.fspath(path)}: not written, since {endless} holds what is no finite number")
     config_text = json.dumps(config, sort_keys=True)
     manifold_id = content_id(kind, config_text, tables, tensors)
     metadata = {
@@ -303,6 +320,11 @@ def _write(
     return manifold_id
 
 
+def _not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
+    """The name of the first that holds an infinity or what is no number."""
+    return next((name for name, array in tensors.items() if array.dtype.kind == "f" and not np.isfinite(array).all()), None)
+
+
 def load(name_or_path: str | os.PathLike[str], device: str | torch.device = "auto", *, precision: str = "auto") -> Manifold:
     """A manifold ready to use, by its name, id or file.
 
@@ -322,6 +344,8 @@ def load(name_or_path: str | os.PathLike[str], device: str | torch.device = "aut
     actual = content_id(info.kind, metadata["config"], metadata["tables"], tensors)
     if actual != info.id:
         raise ManifoldError(f"{path}: content is {actual}, but the file says {info.id}; fetch it again")
+    if endless := _not_finite(tensors):
+        raise ManifoldError(f"{path}: {endless!r:.80} holds what is no finite number; take another manifold")
     return Manifold(info, metadata["tables"], tensors, choose_device(device), precision)
 
 

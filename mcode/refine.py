@@ -67,10 +67,13 @@ class Prices:
             if found is None or model.hyper is None or model.frame_size is not None:
                 raise ValueError
             lambdas = tuple(float(v) for v in found["lambdas"])
+            weights = float(found["perceptual"]), float(found["squeezenet"])
             if len(lambdas) != model.qualities or not all(0 < v < math.inf for v in lambdas):
                 raise ValueError
-            return cls(lambdas, float(found["perceptual"]), float(found["squeezenet"]))
-        except (KeyError, TypeError, ValueError):
+            if not all(0 <= v < math.inf for v in weights):
+                raise ValueError
+            return cls(lambdas, *weights)
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(
                 f"--refine: manifold {model.name} does not say what bits are worth in it; use --manifold general, or leave "
                 "--refine out"

@@ -28,6 +28,22 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def give_name(part: Path, target: Path, *, replace: bool) -> None:
+    """Renames `part`. Without `replace` a file there is a FileExistsError, however late it came, on file systems that have hard
+    links."""
+    if not replace:
+        try:
+            os.link(part, target)
+        except FileExistsError:
+            raise
+        except OSError:
+            pass
+        else:
+            part.unlink()
+            return
+    os.replace(part, target)
+
+
 @contextmanager
 def whole_tensors(path: str | os.PathLike[str]) -> Iterator[Path]:
     """`whole` for safetensors' save_file, which makes files private and has errors of its own: what is written is as readable

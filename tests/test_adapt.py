@@ -10,6 +10,7 @@ import torch
 
 from mcode import manifold
 from mcode.errors import InputError, ManifoldError
+from mcode.frame import Frame
 from mcode.training import adapt
 from mcode.training.adapt import adapt_linear, principal_components
 from mcode.transcode import encode_file
@@ -126,4 +127,32 @@ def test_a_size_whose_components_fill_the_memory_is_refused_before_reading(clip,
 def test_too_few_frames_are_told_before_their_components_are_filled_up(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "zeros", lambda *size, **_: pytest.fail(f"allocates {size}") if size[0] else torch.empty(0))
     with pytest.raises(InputError, match="^50 frames are too few for 4096 coordinates; use --m 25 or more footage$"):
-        adapt_linear([clip], tmp_path / "me.safetensors", m=4096, size=(16, 16))
+        adapt_linear([clip], tmp_path / "me.safetensors", m=4096, size=(48, 48))
+
+
+def test_footage_of_few_distinct_frames_is_coded_as_well_as_reported(tmp_path):
+    rng = np.random.default_rng(4)
+    slides = np.repeat(np.repeat(rng.integers(0, 2, (3, 6, 8, 3), np.uint8) * 255, 8, 1), 8, 2)
+    deck = tmp_path / "deck.mkv"
+    with FrameWriter(deck, width=64, height=48) as writer:
+        for i in range(36):
+            writer.push(Frame(slides[i // 12], i * 3600))
+    path = tmp_path / "deck.safetensors"
+    report = adapt_linear([deck], path, m=12, size=(64, 48))
+    for quality in (1, 5, 8):
+        for coder in ("huffman", "fixed"):
+            coded = encode_file(deck, tmp_path / "deck.mcode", manifold=path, n=4, quality=quality, coder=coder, force=True)
+            assert coded.psnr_db > min(report.psnr_db, 50) - 1, (quality, coder)
+
+
+def test_no_difference_of_two_frames_wraps():
+    coordinates = np.array([[9000.0, 1.0], [-9000.0, 2.0]], np.float32)
+    for error in (0.0, 1e9):
+        symbols = np.rint(coordinates / adapt._steps(coordinates, error, 3 * 64 * 48)[:, None, None])
+        assert np.abs(np.diff(symbols, axis=1)).max() <= 32767
+
+
+def test_more_coordinates_than_a_picture_has_values_are_refused_before_reading(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapt, "FrameReader", None)
+    with pytest.raises(InputError, match="^--m 49: pictures of 4x4 have 48 values; use --m 48 or fewer, or a larger --size$"):
+        adapt_linear([clip], tmp_path / "me.safetensors", m=49, size=(4, 4))

@@ -359,3 +359,13 @@ def test_frames_are_analysed_once_and_not_held():
     tracemalloc.stop()
     assert found[0] is found[2] and found[1] is found[3] and len(asked) == 2
     assert held < first.nbytes  # the latents alone are half as much
+
+
+def test_a_name_with_dollars_is_drawn_as_it_is():
+    from mcode.evaluation import channel
+
+    lane = next(iter(channel.LABELS))
+    rows = tuple(channel.ChannelRow(lane, rate, 0.0, 30.0, 0.9, 0.0, 30.0, 1.0) for rate in (0.0, 1e-3))
+    rates = (channel.LaneRate(lane, 1.0, 1.0, 1, False),)
+    report = channel.ChannelReport("cost_$_and_$.mp4", "m", "0" * 16, 4, 64, 48, 1, 1.0, 1, 1.0, 2.0, rates, rows)
+    assert channel._drawn(report).startswith(b"\x89PNG")

@@ -164,6 +164,13 @@ def test_a_report_leaves_alone_what_else_the_folder_holds(footage, manifold, tmp
     assert len(list(tmp_path.iterdir())) == 3 + len(mine)
 
 
+def test_footage_whose_name_has_two_dollars_gets_a_picture(footage, manifold, tmp_path):
+    (tmp_path / "cost_$_and_$.mp4").symlink_to(footage)
+    given = {"against": ("h264",), "manifold": manifold, "device": "cpu", "duration_s": 0.2}
+    report = compare(tmp_path / "cost_$_and_$.mp4", tmp_path / "out.html", **given)
+    assert Path(report.files["picture"]).exists()
+
+
 def test_footage_whose_name_is_no_utf_8_gets_a_report(footage, manifold, tmp_path):
     odd = tmp_path / os.fsdecode(b"caf\xe9.mp4")
     try:

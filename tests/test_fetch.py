@@ -20,9 +20,9 @@ from .test_manifold import HEIGHT, WIDTH, M, save
 
 
 class Server(ThreadingHTTPServer):
-    """files: path -> (bytes to send, length to announce or None)."""
+    """files: path -> (bytes to send, length to announce, transfer encoding or None)."""
 
-    files: dict[str, tuple[bytes, int | None]]
+    files: dict[str, tuple[bytes, int | str | None]]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -33,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
         content, length = self.server.files[self.path]
         self.send_response(200)
         if length is not None:
-            self.send_header("Content-Length", str(length))
+            self.send_header("Content-Length" if isinstance(length, int) else "Transfer-Encoding", str(length))
         self.end_headers()
         self.wfile.write(content)
 
@@ -60,6 +60,17 @@ def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     monkeypatch.delenv(manifold.SEARCH_VARIABLE, raising=False)
     return tmp_path / "home" / "mcode" / "manifolds"
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without a home, as in a container."""
+
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", none)
 
 
 @pytest.fixture
@@ -224,6 +235,11 @@ def test_progress_is_told_of_what_has_come(dripping, tmp_path):
     assert len(told) > 2
 
 
+def test_a_chunked_transfer_that_is_cut_is_to_be_tried_again(server, home):
+    server.files["/cut.safetensors"] = (b"5\r\nabcde\r\n400\r\nabc", "chunked")
+    refused(home, r"cut short after .* bytes; try again$", address(server, "/cut.safetensors"))
+
+
 def test_a_slow_server_that_does_send_is_waited_for(dripping, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "LEAST_BYTES", 2)
     first = b"HTTP/1.0 200 OK\r\nContent-Length: 40\r\n\r\n"
@@ -266,6 +282,35 @@ def test_a_file_that_is_there_is_not_replaced(server, home, content):
         fetch.fetch_manifold(address(server))
     assert (home / "tiny.safetensors").read_text() == "mine"
     assert not fetch.fetch_manifold(address(server), force=True).checked
+
+
+def test_a_file_that_comes_meanwhile_is_not_replaced(server, home, content, monkeypatch):
+    server.files["/tiny.safetensors"] = (content, None)
+    load = fetch.load
+
+    def late(*arguments):
+        (home / "tiny.safetensors").write_text("mine")
+        return load(*arguments)
+
+    monkeypatch.setattr(fetch, "load", late)
+    with pytest.raises(InputError, match="tiny.safetensors: exists; add --force to replace it$"):
+        fetch.fetch_manifold(address(server))
+    assert (home / "tiny.safetensors").read_text() == "mine" and len(list(home.iterdir())) == 1
+    fetch.fetch_manifold(address(server), force=True)
+    assert (home / "tiny.safetensors").read_bytes() == content
+
+
+def test_the_help_tells_whether_this_version_pins_any(capsys):
+    main(["manifolds", "fetch", "--help"])
+    assert ("none so far" in " ".join(capsys.readouterr().out.split())) == (not fetch.MANIFOLDS)
+
+
+def test_without_a_home_it_says_what_to_set(server, content, monkeypatch, homeless, capsys):
+    server.files["/tiny.safetensors"] = (content, None)
+    assert main(["manifolds", "fetch", address(server)]) == 2
+    assert (
+        capsys.readouterr().err == "mcode: error: this user has no home folder; set XDG_DATA_HOME to a folder for manifolds\n"
+    )
 
 
 def test_the_command_prints_the_hash_to_pin(server, home, content, capsys):

@@ -262,12 +262,12 @@ TENSORS = {
     "gain of other channels": ({"gain": ones(2, 5), "inverse": ones(2, 5)}, "gains are"),
     "gain of few qualities": ({"gain": ones(1, 6)}, "gain is"),
     "inverse of few qualities": ({"inverse": ones(1, 6)}, "inverse is"),
-    "gain is no number": ({"gain": np.full((2, 6), np.nan, np.float32)}, "no gains"),
-    "inverse is endless": ({"inverse": np.full((2, 6), np.inf, np.float32)}, "no numbers"),
+    "gain is no number": ({"gain": np.full((2, 6), np.nan, np.float32)}, "holds what is no finite"),
+    "inverse is endless": ({"inverse": np.full((2, 6), np.inf, np.float32)}, "holds what is no finite"),
     "margin of another shape": ({"zero_margin": ones(3)}, "zero_margin is"),
     "no margin": ({"zero_margin": ones(0)}, "zero_margin is"),
     "one more tensor": ({"more\x1b[31m": ones(3)}, r"'more\\x1b\[31m' is no part"),
-    "sizes that are no numbers": ({"hyper.tables.sizes": np.full(144, np.nan, np.float32)}, "tables are damaged"),
+    "sizes that are no numbers": ({"hyper.tables.sizes": np.full(144, np.nan, np.float32)}, "holds what is no finite"),
 }
 
 
@@ -339,6 +339,27 @@ def test_a_file_with_anothers_id_does_not_stand_in_for_it(folder):
     assert manifold.find_id(bytes.fromhex(info.id)) == folder / "good.safetensors"
     shutil.copy(folder / "good.safetensors", folder / "0.safetensors")
     assert manifold.find_id(bytes.fromhex(info.id)) == folder / "0.safetensors"
+
+
+def test_verify_sees_every_installed_file(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(manifold.SEARCH_VARIABLE, str(tmp_path / "more"))
+    (tmp_path / "more").mkdir()
+    save(folder / "mine.safetensors")
+    assert main(["manifolds", "verify"]) == 0
+    header, body = parts(folder / "mine.safetensors")
+    write(tmp_path / "more" / "other.safetensors", header, bytes(len(body)))  # "mine" by its name, too, and damaged
+    (folder / "short.safetensors").write_bytes((folder / "mine.safetensors").read_bytes()[:50])
+    capsys.readouterr()
+    assert main(["manifolds", "verify"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        len([line for line in lines if "BAD" in line]) == 2 and sum(line.endswith("  ok") for line in lines) == len(lines) - 2
+    )
+    assert main(["manifolds", "verify", "--json"]) == 1
+    found = {result["path"]: result for result in json.loads(capsys.readouterr().out)["manifolds"]}
+    short = found[str(folder / "short.safetensors")]
+    assert (short["name"], short["id"], short["ok"]) == ("short", None, False) and "short.safetensors: " in short["error"]
+    assert found[str(folder / "mine.safetensors")]["ok"]
 
 
 ESCAPES = "\x1b]0;pwned\x07\x1b[31mred\x9b\u202e"

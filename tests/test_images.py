@@ -102,6 +102,34 @@ def tiny_manifold(folder: Path, name: str, gains: tuple[float, ...]) -> Path:
     return path
 
 
+def test_a_measurement_with_a_damaged_directory_is_whole_or_none(tmp_path):
+    class Judge:
+        identity = "none"
+
+        def patch_features(self, patches):
+            return {"squeezenet": np.zeros((1, 8), np.float32)}
+
+    cache = images._Cache(tmp_path, Judge(), {})
+    features = {"squeezenet": np.arange(16, dtype=np.float32).reshape(2, 8)}
+    cache.put(None, "p", images._Measured(1.0, {"psnr_db": 30.0}, features))
+    path = cache._path(None, "p")
+    data = path.read_bytes()
+    directory = data.index(b"PK\1\2")
+    for i in range(8 * directory, 8 * (directory + 46)):
+        path.write_bytes(data[: i // 8] + bytes([data[i // 8] ^ 1 << i % 8]) + data[i // 8 + 1 :])
+        found = cache.get(None, "p")
+        assert found is None or (found.bpp == 1 and np.array_equal(found.features["squeezenet"], features["squeezenet"]))
+
+
+def test_names_with_dollars_stand_on_the_pages_as_they_are():
+    metric = METRICS[0]
+    rows = tuple(
+        images.ImageRow(name, "1", bpp, {metric.key: 30.0}) for name in ("MCode cost_$_and_$", "b") for bpp in (0.1, 0.2)
+    )
+    report = images.ImagesReport("p", 1, 0, 0, (metric,), rows, (), {}, {}, 0, 0, (), ())
+    assert b"</svg>" in images_report._drawn(report, metric, "svg")
+
+
 def test_rows_are_means_and_bd_rates_are_against_the_anchor(stand_ins, pictures, tmp_path):
     report = evaluate_images(pictures, tmp_path / "out", codecs=("jpeg", "h265"), crops=0)
     assert [(row.codec, row.setting) for row in report.rows[:2]] == [("JPEG", "step 64"), ("JPEG", "step 32")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 import zipfile
 import zlib
@@ -292,6 +293,16 @@ def test_files_that_are_no_checkpoints_are_refused(tiny, tmp_path):
     torch.save([1, 2], cut)
     refused(cut, "has no model_state_dict")
     refused(tmp_path / "absent.pt", "no such file")
+
+
+def test_a_damaged_file_of_the_older_form_is_refused(tiny, tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save({"model_state_dict": tiny[1]}, path, _use_new_zipfile_serialization=False)
+    data = bytearray(path.read_bytes())
+    key = re.search(rb"storage.{0,40}X.\0\0\0(\d{4,})", data, re.DOTALL)  # the name of a storage that is nowhere then
+    data[key.end() - 1] ^= 1
+    path.write_bytes(data)
+    refused(path, "no checkpoint of PyTorch, or one cut short; fetch it again")
 
 
 def test_tensors_that_claim_more_than_the_file_holds_are_refused(tiny, tmp_path):

@@ -84,6 +84,29 @@ def test_what_is_no_finite_number_is_not_written(tmp_path, value):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_finite_number_is_not_loaded(tmp_path, value, monkeypatch):
+    with monkeypatch.context() as careless:
+        careless.setattr(manifold, "_not_finite", lambda tensors: None)
+        save(tmp_path / "a.safetensors", tensors=tensors() | {"mean": np.full(96, value, np.float16)})
+    with pytest.raises(ManifoldError, match=r"a.safetensors: 'mean' holds what is no finite number; take another manifold$"):
+        manifold.load(tmp_path / "a.safetensors")
+
+
+def test_a_user_without_a_home_has_the_other_folders(monkeypatch, tmp_path):
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", none)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.delenv(manifold.SEARCH_VARIABLE, raising=False)
+    assert manifold.folders() == [manifold.PACKAGED] and "general" in {info.name for info in manifold.list_manifolds()}
+    with pytest.raises(ManifoldError, match="is not installed; put its .safetensors file, from whoever encoded"):
+        manifold.find_id(bytes(8))
+    with pytest.raises(InputError, match="set XDG_DATA_HOME"):
+        manifold.user_folder()
+
+
 def test_same_content_same_id_and_the_card_does_not_count(tmp_path):
     a = save(tmp_path / "a.safetensors")
     b = save(tmp_path / "b.safetensors", card={"title": "corrected"})

@@ -151,7 +151,10 @@ def test_niqe_of_photographs_is_small_and_rises_with_noise_and_blur(data_dir):
 def test_other_files_than_niqes_parameters_are_one_line(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"nothing")
     np.savez(tmp_path / "b.npz", other=np.zeros(3))
-    for name in ("a.npz", "b.npz", "absent.npz"):
+    (tmp_path / "empty.npz").touch()
+    data = (tmp_path / "b.npz").read_bytes()
+    (tmp_path / "packed.npz").write_bytes(data.replace(b"PK\1\2-\3-\0\0\0\0\0", b"PK\1\2-\3-\0\0\0\5\0"))
+    for name in ("a.npz", "b.npz", "empty.npz", "packed.npz", "absent.npz"):
         with pytest.raises(InputError, match="not the parameters of NIQE"):
             Niqe(tmp_path / name)
 

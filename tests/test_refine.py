@@ -234,6 +234,18 @@ def test_a_manifold_without_sound_prices_is_refused(tmp_path, card):
         Refiner(manifold.load(dense, "cpu"), 1)
 
 
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), -1e30])
+@pytest.mark.parametrize("name", ["perceptual", "squeezenet", "lambdas"])
+def test_prices_that_are_no_prices_are_refused(tmp_path, name, value):
+    _, dense = small_manifolds(tmp_path)
+    good = {"lambdas": [1e-3] * manifold.read_info(dense).qualities, "perceptual": 1, "squeezenet": 0}
+    manifold.rewrite(dense, dense, card={PRICES: good})
+    assert Prices.of(manifold.load(dense, "cpu")).perceptual == 1
+    manifold.rewrite(dense, dense, card={PRICES: good | {name: [value] * len(good["lambdas"]) if name == "lambdas" else value}})
+    with pytest.raises(InputError, match="--refine: manifold .* does not say what bits are worth in it"):
+        Prices.of(manifold.load(dense, "cpu"))
+
+
 def test_refining_encodes_a_file_that_decodes(tmp_path, clip, monkeypatch):
     monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
     common = ["encode", str(clip), "-n", "4", "--duration", "0.16", "--coder", "range", "--device", "cpu", "--json"]

@@ -192,6 +192,21 @@ def test_a_line_cut_off_by_a_crash_is_asked_again(session, cut):
     assert again.output.read_bytes().count(b"\n") == 1 + again.answered
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\r\n"])
+@pytest.mark.parametrize(("cut", "kept"), [(0, 3), (1, 3), (14, 2)])
+@pytest.mark.parametrize("rater", ["ann", "bob"])
+def test_answers_stay_whatever_their_line_ends(session, end, cut, kept, rater):
+    rating = session()
+    answer_well(rating, most=3)
+    data = rating.output.read_bytes().replace(b"\n", end)
+    rating.output.write_bytes(data[: len(data) - cut])
+    before = read_answers(rating.output)
+    again = session(rater)
+    assert len(before) == kept and read_answers(again.output) == before
+    answer_well(again, most=1)
+    assert read_answers(again.output)[:-1] == before
+
+
 def test_a_full_disk_leaves_no_half_line_and_counts_nothing(session, monkeypatch):
     rating = session()
     answer_well(rating, most=1)
@@ -475,9 +490,9 @@ def test_bradley_terrys_intervals_hold_the_truth_nineteen_times_in_twenty_and_sh
     truth = np.array(list(SKILL.values()))
     for count in (200, 800):
         for seed in range(60):
-            strength, error = bradley_terry(random_games(SKILL, count, seed), len(SKILL))
-            inside.append(np.abs(strength - truth) < 1.96 * error)
-        widths[count] = error.mean()
+            strength, half = bradley_terry(random_games(SKILL, count, seed), len(SKILL))
+            inside.append(np.abs(strength - truth) < half)
+        widths[count] = half.mean()
     assert 0.92 < np.mean(inside) < 0.985
     assert widths[800] == pytest.approx(widths[200] / 2, rel=0.15)
 
@@ -495,9 +510,54 @@ def test_elo_recovers_the_skill_from_noisy_answers_by_binary_search():
 def test_bradley_terrys_intervals_hold_the_truth_of_noisy_answers_by_binary_search():
     truth, inside = np.array(list(SKILL.values())), []
     for seed in range(40):
-        strength, error = bradley_terry(ranked_games(SKILL, 50, seed), len(SKILL))
-        inside.append(np.abs(strength - truth) < 1.96 * error)
+        strength, half = bradley_terry(ranked_games(SKILL, 50, seed), len(SKILL))
+        inside.append(np.abs(strength - truth) < half)
     assert 0.92 < np.mean(inside) < 0.985
+
+
+def differing(pictures: int, raters: int, by_picture: float, by_rater: float, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Games of `ranked_games`, each picture and each rater with skills of its own, which deviate by so many points; and the
+    picture and the rater of each game."""
+    rng, skill = np.random.default_rng(seed), np.array(list(SKILL.values()))
+    own, taste = rng.normal(0, by_picture, (pictures, len(skill))), rng.normal(0, by_rater, (raters, len(skill)))
+    games, parts = [], []
+    for picture, rater in itertools.product(range(pictures), range(raters)):
+        here = dict(enumerate(skill + own[picture] + taste[rater]))
+        games.append(ranked_games(here, 1, int(rng.integers(1 << 31))))
+        parts.append(np.tile((picture, rater), (len(games[-1]), 1)))
+    return np.concatenate(games), list(np.concatenate(parts).T)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "raters", "by_picture", "by_rater"),
+    [(10, 5, 200, 0), (10, 1, 200, 0), (3, 5, 200, 0), (10, 5, 0, 100), (10, 5, 150, 100), (10, 5, 0, 0)],
+)
+def test_bradley_terrys_intervals_hold_what_other_pictures_and_raters_give(pictures, raters, by_picture, by_rater):
+    truth, _ = bradley_terry(differing(40, 40, by_picture, by_rater, 0)[0], len(SKILL))
+    inside, alone = [], []
+    for seed in range(1, 61):
+        games, parts = differing(pictures, raters, by_picture, by_rater, seed)
+        strength, half = bradley_terry(games, len(SKILL), parts)
+        inside.append(np.abs(strength - truth) < half)
+        alone.append(np.abs(strength - truth) < bradley_terry(games, len(SKILL))[1])
+    assert np.mean(inside) > 0.91
+    assert by_picture + by_rater == 0 or np.mean(inside) > np.mean(alone)
+
+
+def test_scores_tell_pictures_and_raters_apart():
+    games, (pictures, raters) = differing(6, 3, 300, 0, 1)
+    names = list(SKILL)
+    answers = [
+        replace(answers_of(games[:1], SKILL)[0], rater=f"{r}", picture=f"{p}", better=names[a], worse=names[b], left=names[a])
+        for (a, b), p, r in zip(games.tolist(), pictures, raters, strict=True)
+    ]
+    strength, half = bradley_terry(games, len(names), [pictures, raters])
+    for each in score(answers, shuffles=1).methods:
+        at = names.index(each.method)
+        assert each.strength_low == pytest.approx(strength[at] - half[at])
+        assert each.strength_high == pytest.approx(strength[at] + half[at])
+    for picture in score(answers, shuffles=1).by_picture.values():
+        assert all(np.isfinite((each.strength_low, each.strength_high)).all() for each in picture)
 
 
 def test_bradley_terry_of_two_methods_is_the_logarithm_of_the_odds():
@@ -508,8 +568,8 @@ def test_bradley_terry_of_two_methods_is_the_logarithm_of_the_odds():
 
 
 def test_a_method_that_always_wins_has_a_finite_strength():
-    strength, error = bradley_terry(np.array([[0, 1]] * 50), 2)
-    assert np.isfinite(strength).all() and np.isfinite(error).all() and strength[0] > strength[1] + 400
+    strength, half = bradley_terry(np.array([[0, 1]] * 50), 2, [np.arange(50) % 5, np.arange(50) % 2])
+    assert np.isfinite(strength).all() and np.isfinite(half).all() and strength[0] > strength[1] + 400
 
 
 def test_answers_by_binary_search_give_the_raters_order(session):
@@ -550,6 +610,12 @@ def test_the_work_is_bounded_by_fewer_shuffles(monkeypatch):
 def test_no_answers_are_no_scores():
     with pytest.raises(InputError, match="no answers to score"):
         score([])
+
+
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path):
+    dollars = dict(zip(("cost_$_and_$", "$^$", *"cde"), SKILL.values(), strict=True))
+    study.plot(score(simulated(dollars, 60), shuffles=50), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").exists()
 
 
 def test_the_plot_is_drawn_and_not_over_another_file(tmp_path):
@@ -929,26 +995,36 @@ def test_prepare_prints_the_rates(mcode, images, tmp_path):
     assert [each["method"] for each in json.loads(out)["methods"]] == ["jpeg-5", "jpeg-9"]
 
 
+def test_prepare_warns_where_the_cheapest_setting_has_far_more_bits_than_wanted(mcode, images, tmp_path):
+    status, out, err = mcode(
+        "study", "prepare", images, "-o", tmp_path / "study", "--codecs", "webp:0,jpeg@0.5x,webp@1x", "--json"
+    )
+    assert status == 0 and [each["at_floor"] for each in json.loads(out)["methods"]] == [0, 2, 0]
+    assert err.count("\n") == 1
+    assert "jpeg-at-0.5x: 2 of 2 pictures have over 5% more bits than wanted, at jpeg's cheapest setting; a higher rate" in err
+    assert {facts["at_floor"] for facts in noted(tmp_path / "study")["jpeg-at-0.5x"]["pictures"].values()} == {True}
+
+
 def test_prepare_takes_several_manifolds_a_coder_and_refinement(mcode, images, tmp_path, brighter):
     first, second = small_manifolds(tmp_path)[1], tmp_path / "second.safetensors"
     manifold.rewrite(first, second, card={}, name="second")
     files = f"{first},{second}"
     command = ("study", "prepare", images, "-o", tmp_path / "study", "-m", files, "--coder", "range", "--refine", 2)
-    codecs = "mcode/second:q2,mcode-unrefined:q2,jpeg@1x"
+    codecs = "mcode/second:q2,mcode-unrefined:q2,webp@9x"
     status, out, err = mcode(*command, "--device", "cpu", "--codecs", codecs)
     assert (status, err) == (0, "")
     rows = [line.split("  ") for line in out.splitlines()[2:]]
     assert [[cell.strip() for cell in row if cell][:3] for row in rows] == [
         ["mcode-second-2", "second", "range, refined 2 by eye"],
         ["mcode-unrefined-2", "plain", "range"],
-        ["jpeg-at-1x", "-", "-"],
+        ["webp-at-9x", "-", "-"],
     ]
     assert [each[:3] for each in brighter] == [("second", 2, "eye")]
     found = {name: (*each["manifolds"], each["coder"], each["refine"]) for name, each in noted(tmp_path / "study").items()}
     assert found == {
         "mcode-second-2": ("second", "range", 2),
         "mcode-unrefined-2": ("plain", "range", 0),
-        "jpeg-at-1x": (None, 0),
+        "webp-at-9x": (None, 0),
     }
 
 
@@ -979,6 +1055,14 @@ def test_score_prints_all_raters_and_each_and_draws(mcode, tmp_path):
     assert first["method"] == "a" and first["low"] < first["elo"] < first["high"]
     assert report["by_picture"].keys() == {f"{i}" for i in range(20)} and report["pictures"] == 20
     assert report["by_picture"]["7"][0].keys() == first.keys()
+
+
+def test_answers_that_stand_in_two_files_are_refused(mcode, tmp_path):
+    answers = simulated(SKILL, 40)
+    whole, part = write_answers(tmp_path / "all.csv", answers), write_answers(tmp_path / "part.csv", answers[30:])
+    status, out, err = mcode("study", "score", whole, part)
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert f"{part}: rater 2's answer about 10, " in err and f"stands in {whole}, too; give each answer once" in err
 
 
 def test_score_prints_a_table_by_picture_where_there_are_several(mcode, tmp_path):

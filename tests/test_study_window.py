@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("PyQt6.QtWidgets")
 pytest.importorskip("pytestqt")
@@ -272,12 +273,15 @@ def test_an_answer_that_cannot_be_written_is_said_and_can_be_given_again(window,
     assert len(answers_of(made)) == 1 and not made.hint.text()
 
 
-def test_a_picture_that_has_gone_ends_the_window_and_keeps_the_answers(window, qtbot, folder):
+@pytest.mark.parametrize("smaller", [False, True])
+def test_a_picture_that_has_gone_ends_the_window_and_keeps_the_answers(window, qtbot, folder, smaller):
     made = window()
     first = made.question.picture
     for path in folder.glob("*/*.png"):
         if path.stem != first:
             path.write_bytes(b"no picture")
+            if smaller:
+                Image.new("RGB", (3, 2)).save(path)
     answer_well(qtbot, made)
     assert isinstance(made.problem, InputError) and ".png: " in str(made.problem)
     assert not made.isVisible() and len(answers_of(made)) >= 2

@@ -254,22 +254,24 @@ def verify(
     """
     from mcode import manifold
 
-    wanted = [manifold.read_info(name) for name in manifolds] if manifolds else manifold.list_manifolds()
-    results = []
-    for known in wanted:
+    paths = [manifold.read_info(name).path for name in manifolds] if manifolds else manifold.installed_files()
+    results: list[dict[str, Any]] = []
+    for path in paths:
+        result: dict[str, Any] = {"name": path.stem, "path": path, "id": None, "ok": False, "error": None}
         try:
-            manifold.verify(known.path)
-            error = None
-        except ManifoldError as mismatch:
-            error = one_line(str(mismatch))
-        results.append({"name": known.name, "path": known.path, "id": known.id, "ok": error is None, "error": error})
+            known = manifold.read_info(path)
+            result |= {"name": known.name, "id": known.id}
+            result["ok"] = bool(manifold.verify(path))
+        except (ManifoldError, OSError) as fault:
+            result["error"] = one_line(str(fault))
+        results.append(result)
     good = all(result["ok"] for result in results)
     if as_json:
         print_json({"ok": good, "manifolds": results})
     else:
         for result in results:
             state = "ok" if result["ok"] else f"BAD: {result['error']}"
-            print(printable(f"{result['name']}  {result['id']}  {state}"))
+            print(printable(f"{result['name']}  {result['id'] or '-'}  {state}"))
     if not good:
         raise typer.Exit(1)
 

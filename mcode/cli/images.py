@@ -207,7 +207,12 @@ def import_(
 @manifolds_app.command()
 def fetch(
     source: Annotated[
-        str, typer.Argument(metavar="NAME|URL", help="A manifold that MCode knows, or an http(s) URL.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME|URL",
+            help="The http(s) URL of a manifold, or the name of one that this version pins: none so far.",
+            show_default=False,
+        ),
     ],
     sha256: Annotated[
         str | None,

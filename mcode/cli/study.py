@@ -76,6 +76,12 @@ def prepare(
             for each in prepared.methods
             if each.reached < prepared.pictures
         ]
+        + [
+            f"{each.method}: {each.at_floor} of {prepared.pictures} pictures have over {study.FLOOR_SHARE:.0%} more bits than "
+            f"wanted, at {each.codec}'s cheapest setting; a higher rate or quality of what it is compared with makes them equal"
+            for each in prepared.methods
+            if each.at_floor
+        ]
     )
     if as_json:
         print_json(prepared)
@@ -185,7 +191,7 @@ def score(
 
     Elo with k = 30 and N = 400 over shuffled orders of the answers: median and 95 % interval. That interval tells only what
     the order does, and few answers leave Elo near its start of 1500. How sure the answers make a score, the Bradley-Terry
-    model's interval tells, on the same scale.
+    model's interval tells, on the same scale: it covers what other pictures and raters of the kind would give.
     """
     from mcode.evaluation import study
 
@@ -193,8 +199,7 @@ def score(
         raise InputError(f"{min(twice)}: named twice; name each file of answers once")
     if output is not None:
         study.check_plot(output, force=force)
-    answers = [answer for file in files for answer in study.read_answers(file)]
-    result = study.score(answers, shuffles=shuffles, seed=seed)
+    result = study.score(study.read_all(files), shuffles=shuffles, seed=seed)
     if result.shuffles < shuffles:
         print_warnings([f"{result.shuffles:,} orders are tried, not {shuffles:,}: there are {result.answers:,} answers"])
     if output is not None:

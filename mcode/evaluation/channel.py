@@ -490,7 +490,8 @@ def _drawn(report: ChannelReport) -> bytes:
         for each in row_axes:
             each.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(f"{shown_name(report.input)}, {report.width}x{report.height}, N = {report.n}, {report.seeds} seeds")
+    title = f"{shown_name(report.input)}, {report.width}x{report.height}, N = {report.n}, {report.seeds} seeds"
+    figure.suptitle(title, parse_math=False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()

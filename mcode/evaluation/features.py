@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -343,7 +344,10 @@ def load_standard(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         state = torch.load(place, map_location="cpu", weights_only=True)
         return {k: v for k, v in state.items() if isinstance(v, Tensor)}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
+    except (
+        *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, AssertionError),
+        *(TypeError, OverflowError, struct.error),
+    ) as error:
         raise InputError(f"{place}: not readable as weights; fetch it again") from error
 
 

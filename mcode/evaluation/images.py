@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from mcode.evaluation import stills
 from mcode.evaluation.bd import BdRate, bd_rate, require_bjontegaard
 from mcode.evaluation.frechet import PATCH, patch_count
 from mcode.evaluation.judges import Judges, Metric, least_size
+from mcode.evaluation.niqe import DAMAGED
 from mcode.evaluation.stills import REFINED, StillCodec
 from mcode.latents import choose_device
 from mcode.manifold import PRICES, Manifold, ManifoldInfo, load
@@ -474,7 +474,7 @@ class _Cache:
                 known = json.loads(str(file["scores"]))
                 scores = {"ssim": None, **known["scores"]}  # files from before it was measured have none
                 return _Measured(known["bpp"], scores, {name: file[name] for name in self._names})
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        except DAMAGED:
             return None
 
     def read(self, codec: StillCodec | None, picture: str) -> _Measured:

@@ -185,7 +185,8 @@ def _drawn(report: ImagesReport, metric: Metric, kind: str) -> bytes:
     axes.set_xlabel("bit/pixel")
     axes.set_ylabel(metric.label)
     axes.set_title(f"{metric.label} ({'more' if metric.higher_is_better else 'less'} is better)", loc="left", fontsize=11)
-    axes.legend(frameon=False, fontsize=8.5)
+    for text in axes.legend(frameon=False, fontsize=8.5).get_texts():
+        text.set_parse_math(False)  # names of curves are as their files'
     file = io.BytesIO()
     figure.savefig(file, format=kind, dpi=120, transparent=kind == "svg")
     return file.getvalue()

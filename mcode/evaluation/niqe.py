@@ -5,9 +5,13 @@ Mittal, Soundararajan, Bovik 2013, with the authors' parameters (a 7x7 Gaussian 
 
 from __future__ import annotations
 
+import lzma
 import math
 import os
+import struct
+import tokenize
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +23,11 @@ from mcode.evaluation.metrics import luma
 
 NIQE_FILE = "niqe_pris_params.npz"
 """The authors' model of natural pictures: mu_pris_param (1, 36), cov_pris_param (36, 36), gaussian_window (7, 7)."""
+DAMAGED = (
+    *(OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError),
+    *(struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+)
+"""What numpy raises of .npz files that are damaged."""
 BLOCK = 96
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _SHAPES = np.arange(0.2, 10, 0.001)  # of generalised Gaussians, as in the authors' code
@@ -33,7 +42,7 @@ class Niqe:
                 self.mean = file["mu_pris_param"].astype(np.float64).reshape(36)
                 self.covariance = file["cov_pris_param"].astype(np.float64).reshape(36, 36)
                 self.window = file["gaussian_window"].astype(np.float64).reshape(7, 7)
-        except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise InputError(f"{Path(parameters)}: not the parameters of NIQE ({error})") from error
 
     def __call__(self, rgb: np.ndarray) -> float | None:

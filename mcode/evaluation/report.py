@@ -162,7 +162,7 @@ def _figure(report: CompareReport, lanes: Sequence[Lane], curves: Curves, title:
     picture_in = 14.0 / count
     heights = [picture_in * min(aspect, 1.3), picture_in, 3.4]
     figure = Figure(figsize=(14, sum(heights) + 1.9), layout="constrained")
-    figure.suptitle(_headline(report, title), fontsize=15, fontweight="bold", x=0.012, ha="left")
+    figure.suptitle(_headline(report, title), fontsize=15, fontweight="bold", x=0.012, ha="left", parse_math=False)
     grid = figure.add_gridspec(3, 1, height_ratios=heights)
     top, close = grid[0].subgridspec(1, count), grid[1].subgridspec(1, count)
     middle = len(lanes[0].strip) // 2

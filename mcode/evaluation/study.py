@@ -48,6 +48,8 @@ MOST_GAMES = 300_000_000
 """Answers times shuffles at most (about half a minute); beyond that there are fewer shuffles, and the report says so."""
 MOST_METHODS = 500
 """Scores need memory for the square of their number."""
+FLOOR_SHARE = 0.05
+"""By how much the bits of two methods may differ and still be called equal."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,11 @@ class Material:
     files: dict[tuple[str, str], Path]
 
     def read(self, method: str, picture: str) -> np.ndarray:
-        """uint8 (H, W, 3), as `video.read_picture` shows it; InputError where the file has changed since and is none now."""
-        return read_picture(self.files[method, picture])
+        """uint8 (H, W, 3), as `video.read_picture` shows it; InputError where the file has changed since and is none now, or
+        one of another size."""
+        rgb = read_picture(self.files[method, picture])
+        _check_size(self.files[method, picture], rgb, self.sizes[picture])
+        return rgb
 
 
 def open_material(folder: str | os.PathLike[str], *, progress: Callable[[int, int | None], None] | None = None) -> Material:
@@ -91,12 +96,17 @@ def open_material(folder: str | os.PathLike[str], *, progress: Callable[[int, in
         files |= {(method, name): path for name, path in pictures.items()}
     sizes: dict[str, tuple[int, int]] = {}
     for done, ((_, name), path) in enumerate(files.items(), start=1):
-        height, width, _ = read_picture(path).shape
-        if (width, height) != (wanted := sizes.setdefault(name, (width, height))):
-            raise InputError(f"{path}: {width}x{height}, but the original is {wanted[0]}x{wanted[1]}")
+        rgb = read_picture(path)
+        _check_size(path, rgb, sizes.setdefault(name, (rgb.shape[1], rgb.shape[0])))
         if progress:
             progress(done, len(files))
     return Material(folder, tuple(found), tuple(originals), sizes, files)
+
+
+def _check_size(path: Path, rgb: np.ndarray, wanted: tuple[int, int]) -> None:
+    height, width, _ = rgb.shape
+    if (width, height) != wanted:
+        raise InputError(f"{path}: {width}x{height}, but the original is {wanted[0]}x{wanted[1]}")
 
 
 @dataclass(frozen=True)
@@ -124,34 +134,61 @@ _KINDS = {"int": int, "float": float, "str": str}
 
 def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
     """A file of answers, in the order given. A last line cut off in writing is left out; InputError for any other fault."""
+    return _read(path)[0]
+
+
+def read_all(paths: Sequence[str | os.PathLike[str]]) -> list[Answer]:
+    """Of several files. Raises InputError, as `read_answers`, and where one file holds what stands in another, word for word:
+    it would count twice."""
+    found: dict[Answer, str] = {}
+    answers: list[Answer] = []
+    for path in paths:
+        here = read_answers(path)
+        for each in here:
+            if each in found:
+                raise InputError(
+                    f"{path}: {each.rater}'s answer about {each.picture}, {each.better} and {each.worse}, stands in "
+                    f"{found[each]}, too; give each answer once"
+                )
+        found |= dict.fromkeys(here, os.fspath(path))
+        answers += here
+    return answers
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[list[Answer], bytes, int]:
+    """The answers, what the file holds, and how many bytes of that are before a last line cut off."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    data = data.removeprefix(codecs.BOM_UTF8)  # which spreadsheets write
+    mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""  # which spreadsheets write
     try:
-        text = data.decode()
+        text = data[len(mark) :].decode()
     except UnicodeDecodeError as error:
-        if b"\n" in data[error.start :]:
+        if set(data[len(mark) + error.start :]) & set(b"\r\n"):
             raise InputError(f"{path}: not a file of answers (not text)") from error
-        text = data[: error.start].decode()
-    rows = csv.reader(io.StringIO(text, newline=""))
+        text = data[len(mark) : len(mark) + error.start].decode()
+    if not text:
+        return [], data, 0
+    source = io.StringIO(text, newline="")
+    rows = csv.reader(source)
     try:
-        if text and tuple(next(rows, ())) != _COLUMNS:
+        if tuple(next(rows, ())) != _COLUMNS:
             raise InputError(f"{path}: not a file of answers; its first line should be {','.join(_COLUMNS)}")
-        lines = [row for row in rows if row]
+        end = source.tell()
+        lines = [(row, source.tell()) for row in rows if row]
     except csv.Error as error:
         raise InputError(f"{path}: line {rows.line_num} is no answer ({error})") from error
     answers = []
-    for number, row in enumerate(lines, start=2):
+    for number, (row, row_end) in enumerate(lines, start=2):
         try:
-            answer = _answer(row)
+            answers.append(_answer(row))
         except ValueError as error:
-            if number == len(lines) + 1 and not text.endswith("\n"):
-                break
+            if number == len(lines) + 1 and text[-1] not in "\r\n":
+                return answers, data, len(mark) + len(text[:end].encode())
             raise InputError(f"{path}: line {number} is no answer ({error})") from error
-        answers.append(answer)
-    return answers
+        end = row_end
+    return answers, data, len(mark) + len(text.encode())
 
 
 def _answer(row: list[str]) -> Answer:
@@ -231,11 +268,11 @@ class Session:
         self._crops: dict[str, tuple[int, int, int, int]] = {}
         self._drawn: dict[str, int] = {}
         self.answered = 0
-        earlier = read_answers(self.output) if self.output.exists() else []
+        earlier, data, whole_bytes = _read(self.output) if self.output.exists() else ([], b"", 0)
         for number, answer in enumerate(earlier, start=2):
             if answer.rater == self.rater:
                 self._replay(answer, number)
-        self._mend()
+        self._mend(data, whole_bytes)
         self._seen_bytes = self._file_bytes()
 
     @property
@@ -334,19 +371,12 @@ class Session:
     def _random(self, *purpose: object) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(repr((self.rater, *purpose)).encode())])
 
-    def _mend(self) -> None:
-        """Ends the file with a whole line, which a crash while writing may have left cut off."""
-        if not self.output.exists():
-            return
-        data = self.output.read_bytes()
-        if not data or data.endswith(b"\n"):
-            return
-        whole, _, tail = data.rpartition(b"\n")
-        try:
-            _answer(next(csv.reader([tail.decode()])))
+    def _mend(self, data: bytes, whole_bytes: int) -> None:
+        """Ends the file with a whole line, which a crash while writing may have left cut off. data, whole_bytes: as read."""
+        if whole_bytes < len(data):
+            os.truncate(self.output, whole_bytes)
+        if data[:whole_bytes][-1:] not in (b"", b"\r", b"\n"):
             self._write(b"\n")
-        except (ValueError, StopIteration, csv.Error):
-            os.truncate(self.output, len(whole) + 1 if whole else 0)
 
     def _append(self, answer: Answer) -> None:
         text = io.StringIO()
@@ -381,8 +411,9 @@ def _check_appendable(path: Path) -> None:
 @dataclass(frozen=True)
 class MethodScore:
     """elo, low, high: median and 95 % interval over the shuffled orders of the answers, as in the paper. strength,
-    strength_low, strength_high: the Bradley-Terry model's, on Elo's scale, with the interval that the number of answers
-    allows: the shuffles' tells only what the order does, and few answers leave Elo near START. wins of games."""
+    strength_low, strength_high: the Bradley-Terry model's, on Elo's scale, with the interval that the answers allow for other
+    pictures and raters of the kind (see `bradley_terry`): the shuffles' tells only what the order does, and few answers leave
+    Elo near START. wins of games."""
 
     method: str
     elo: float
@@ -438,7 +469,8 @@ def _scores(answers: Sequence[Answer], shuffles: int, rng: np.random.Generator) 
     index = {name: i for i, name in enumerate(names)}
     games = np.array([(index[answer.better], index[answer.worse]) for answer in answers])
     low, median, high = np.percentile(elo(games, len(names), shuffles=shuffles, rng=rng), (2.5, 50, 97.5), axis=0)
-    strength, error = bradley_terry(games, len(names))
+    parts = [np.unique(of, return_inverse=True)[1] for of in ([a.picture for a in answers], [a.rater for a in answers])]
+    strength, half = bradley_terry(games, len(names), parts)
     wins = np.bincount(games[:, 0], minlength=len(names))
     played = np.bincount(games.ravel(), minlength=len(names))
     scores = [
@@ -448,8 +480,8 @@ def _scores(answers: Sequence[Answer], shuffles: int, rng: np.random.Generator) 
             low=float(low[i]),
             high=float(high[i]),
             strength=float(strength[i]),
-            strength_low=float(strength[i] - 1.96 * error[i]),
-            strength_high=float(strength[i] + 1.96 * error[i]),
+            strength_low=float(strength[i] - half[i]),
+            strength_high=float(strength[i] + half[i]),
             wins=int(wins[i]),
             games=int(played[i]),
         )
@@ -478,11 +510,14 @@ def elo(games: np.ndarray, methods: int, *, shuffles: int, rng: np.random.Genera
     return scores
 
 
-def bradley_terry(games: np.ndarray, methods: int) -> tuple[np.ndarray, np.ndarray]:
-    """Strengths on Elo's scale and their standard errors, both (methods,), the mean at START (Bradley, Terry 1952).
+def bradley_terry(games: np.ndarray, methods: int, parts: Sequence[np.ndarray] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Strengths on Elo's scale and half of their 95 % intervals, both (methods,), the mean at START (Bradley, Terry 1952).
 
     The most probable strengths under the same logistic law as Elo's and a normal prior of 3 logits (521 points), which keeps
-    a method that always wins finite. By Newton's method.
+    a method that always wins finite. By Newton's method. games: int (n, 2), winner and loser. parts: of each game its picture,
+    its rater, int (n,), from 0. Answers about one picture are alike, and so are those of one rater: with parts the interval is
+    that of other ones of the kind, by a covariance clustered by each (Cameron, Gelbach, Miller 2011), and never narrower than
+    that of answers which have nothing in common. Where there is one part alone nothing can tell how others differ from it.
     """
     prior, theta = 1 / 9, np.zeros(methods)
     winner, loser = games.T
@@ -498,9 +533,31 @@ def bradley_terry(games: np.ndarray, methods: int) -> tuple[np.ndarray, np.ndarr
         if np.abs(step).max() < 1e-9:
             break
     centre = np.eye(methods) - 1 / methods
-    covariance = centre @ np.linalg.inv(hessian) @ centre
+    inverse = np.linalg.inv(hessian) @ centre
+    alone = 1.96**2 * np.diag(centre @ inverse)
+    clustered = [_clustered(games, share, part, inverse) for part in parts if part.max() > 0]
+    # What each alone would give is in both.
+    squared = np.maximum(alone, np.sum(clustered, axis=0) - alone * (len(clustered) - 1)) if clustered else alone
     scale = SPREAD / math.log(10)
-    return START + scale * (theta - theta.mean()), scale * np.sqrt(np.diag(covariance))
+    return START + scale * (theta - theta.mean()), scale * np.sqrt(squared)
+
+
+def _clustered(games: np.ndarray, share: np.ndarray, part: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """The squares (methods,) of half the 95 % interval by how much the parts pull apart. share: the gradient of each game."""
+    count = int(part.max()) + 1
+    pull = np.zeros((count, len(inverse)))
+    np.add.at(pull, (part, games[:, 0]), share)
+    np.subtract.at(pull, (part, games[:, 1]), share)
+    moved = (pull - pull.mean(0)) @ inverse
+    return np.asarray(_student(count - 1) ** 2 * count / (count - 1) * np.square(moved).sum(0))
+
+
+def _student(freedom: int) -> float:
+    """Within how many deviations Student's t of so many degrees of freedom stays 95 % of the time: sqrt(freedom) tan(angle) of
+    an angle with a density of cos^(freedom - 1)."""
+    angle = np.linspace(0, math.pi / 2, 100_001)
+    area = np.cumsum(np.cos(angle) ** (freedom - 1))
+    return math.sqrt(freedom) * math.tan(np.interp(0.95 * area[-1], area, angle))
 
 
 def check_plot(path: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -546,7 +603,7 @@ def plot(result: StudyScore, path: str | os.PathLike[str], *, force: bool = Fals
         elinewidth=1.2,
         label="all raters: Bradley-Terry and its 95 %",
     )
-    axes.set_yticks(list(rows.values()), list(rows))
+    axes.set_yticks(list(rows.values()), list(rows), parse_math=False)
     axes.set_ylim(-0.7, len(rows) - 0.4)
     axes.set_xlabel("Elo score (more is closer to the original)")
     axes.grid(axis="x", alpha=0.3)
@@ -578,8 +635,9 @@ class Method:
 
 @dataclass(frozen=True)
 class PreparedMethod:
-    """bpp, psnr_db: means over the pictures. reached: of how many pictures the wanted rate could be reached. manifolds: ids by
-    name. coder, refine (steps), refine_by: MCode's; None, 0 and None where there is none."""
+    """bpp, psnr_db: means over the pictures. reached: of how many pictures the wanted rate could be reached; at_floor: of how
+    many the cheapest setting has more than that, by over FLOOR_SHARE. manifolds: ids by name. coder, refine (steps), refine_by:
+    MCode's; None, 0 and None where there is none."""
 
     method: str
     codec: str
@@ -587,6 +645,7 @@ class PreparedMethod:
     bpp: float
     psnr_db: float
     reached: int
+    at_floor: int
     manifolds: dict[str, str]
     coder: str | None
     refine: int
@@ -729,6 +788,7 @@ def prepare(
                     "bpp": coded.bpp,
                     "psnr_db": psnr(rgb, coded.decoded),
                     "reached": wanted is None or coded.bpp >= wanted,
+                    "at_floor": wanted is not None and coded.at_floor and coded.bpp > wanted * (1 + FLOOR_SHARE),
                 }
                 Image.fromarray(coded.decoded).save(partial / method.name / f"{picture}.png")
                 if progress:
@@ -820,10 +880,11 @@ class _Ladder:
 
 @dataclass(frozen=True)
 class _Coded:
-    """manifold: its name, of MCode. decoded: uint8 (H, W, 3)."""
+    """manifold: its name, of MCode. decoded: uint8 (H, W, 3). at_floor: the setting is the cheapest."""
 
     setting: int
     manifold: str | None
+    at_floor: bool
     bytes: int
     decoded: np.ndarray
 
@@ -843,6 +904,7 @@ def _prepared(method: Method, ladders: Sequence[_Ladder], options: _Options, not
         bpp=sum(each["bpp"] for each in note.values()) / len(note),
         psnr_db=sum(each["psnr_db"] for each in note.values()) / len(note),
         reached=sum(each["reached"] for each in note.values()),
+        at_floor=sum(each["at_floor"] for each in note.values()),
         manifolds=manifolds,
         coder=options.coder if manifolds else None,
         refine=refine,
@@ -856,7 +918,7 @@ def _at(ladder: _Ladder, setting: int | None, wanted: float | None, rgb: np.ndar
 
     def coded(setting: int) -> _Coded:
         if setting not in made:
-            made[setting] = _Coded(setting, ladder.manifold, *ladder.still(setting).code(rgb))
+            made[setting] = _Coded(setting, ladder.manifold, setting == ladder.settings[0], *ladder.still(setting).code(rgb))
         return made[setting]
 
     if setting is not None:

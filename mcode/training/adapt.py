@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import manifold
 from ..coders import CodeTables, huffman
 from ..errors import InputError
+from ..latents import LARGEST_SYMBOL
 from ..nets.linear import Linear
 from ..text import shown_name
 from ..video import FrameReader
@@ -65,7 +66,7 @@ def adapt_linear(
     """Writes a linear manifold of `m` coordinates at `size` (width, height) learned from the videos' centred parts.
 
     seconds: use at most so much of each video. The same frames give the same manifold. Memory grows with (m + SPARE) times
-    the size, not with the footage. Raises InputError, also where that is more than LARGEST_ROWS bytes.
+    the size, not with the footage. Raises InputError, also where that is more than LARGEST_ROWS bytes or m is more than 3 W H.
     """
     output = Path(output)
     if output.suffix != ".safetensors":
@@ -82,6 +83,11 @@ def adapt_linear(
         raise InputError(
             f"--size {width}x{height}: {m} coordinates of so large frames need {needed / 2**30:,.0f} GiB of memory for their "
             f"components, {LARGEST_ROWS >> 30} are the most; use --size {less} or smaller"
+        )
+    pixels = 3 * width * height
+    if m > pixels:
+        raise InputError(
+            f"--m {m}: pictures of {width}x{height} have {pixels} values; use --m {pixels} or fewer, or a larger --size"
         )
     count = 0
 
@@ -102,11 +108,9 @@ def adapt_linear(
     net.mean.copy_(mean.half().float())
     net.prepare()
     coordinates, rounded_error, exact_error, clips, fps = _project(net, mean, rows, videos, size, seconds)
-    share = QUANTISER_SHARE * torch.pow(2.0, DEFAULT_QUALITY - torch.arange(1, QUALITIES + 1).float())
-    net.step.copy_(torch.sqrt(12 * share * max(exact_error, 1.0) / m))
+    net.step.copy_(torch.from_numpy(_steps(coordinates, exact_error, pixels)))
     tables, kbps = _tables(net.step.numpy(), coordinates, clips, fps)
     step = float(net.step[DEFAULT_QUALITY - 1])
-    pixels = 3 * width * height
     error = (rounded_error + m * step**2 / 12) / pixels
     tensors = {
         "basis": net.basis.numpy(),
@@ -227,6 +231,18 @@ def _project(
             clips.append(here)
         rates.append(FrameReader(video).info.average_fps or 25.0)
     return np.concatenate(coordinates), rounded / frames, exact / frames, clips, float(np.mean(rates))
+
+
+def _steps(coordinates: np.ndarray, error: float, values: int) -> np.ndarray:
+    """Of each quality, in grey levels. coordinates: (frames, m); error: squared, per frame of so many values, of what the
+    components leave out.
+
+    Below 1/12 a value it is less than what rounding to grey levels adds. No symbol of this footage is clipped then, nor does
+    the difference of two wrap, however little the components leave out: of a few slides that is nothing.
+    """
+    share = QUANTISER_SHARE * np.exp2(DEFAULT_QUALITY - np.arange(1, QUALITIES + 1))
+    least = 2 * np.abs(coordinates).max() / LARGEST_SYMBOL
+    return np.maximum(np.sqrt(12 * share * max(error, values / 12) / coordinates.shape[1]), least).astype(np.float32)
 
 
 def _tables(steps: np.ndarray, coordinates: np.ndarray, clips: list[int], fps: float) -> tuple[list[CodeTables], float]:
