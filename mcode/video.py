@@ -38,7 +38,7 @@ from PIL import Image, UnidentifiedImageError
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.packet import LARGEST_PICTURE, too_large
-from mcode.whole import partial_name
+from mcode.whole import give_name, partial_name
 
 StrPath = str | os.PathLike[str]
 
@@ -1207,17 +1207,7 @@ def _give_name(temporary: Path, final: Path, force: bool) -> None:
             file.write(temporary.read_bytes())
         temporary.unlink()
         return
-    if not force:
-        try:
-            os.link(temporary, final)
-        except FileExistsError:
-            raise
-        except OSError:
-            pass
-        else:
-            temporary.unlink()
-            return
-    os.replace(temporary, final)
+    give_name(temporary, final, replace=force)
 
 
 def _output_error(path: StrPath, error: OSError) -> InputError:
