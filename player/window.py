@@ -90,6 +90,7 @@ class Window(QWidget):
         self._memory = QSettings("mcode", "player") if remember else None
         self.session: Session | None = None
         self.audio: Audio | LiveAudio | None = None
+        self._lost_audio: Audio | LiveAudio | None = None  # its card does not answer
         self._heard_jump = 0
         self._ended_s: float | None = None  # where a clip had ended when its picture was clicked
         self.recorder: Recorder | None = None
@@ -316,12 +317,20 @@ class Window(QWidget):
 
     def _end_session(self) -> None:
         self._stop_recording()
-        if self.audio is not None:
-            self.audio.halt()
-            self.audio = None
+        self._end_sound()
         if self.session is not None:
             self.session.close()
             self.session = None
+
+    def _end_sound(self) -> None:
+        """Where the card does not answer, for good."""
+        audio, self.audio = self.audio, None
+        if audio is None:
+            return
+        audio.halt()
+        if not audio.answers(time.monotonic()):
+            self._sound, self._lost_audio = False, audio
+            self.message.say("The sound card does not answer; playing without sound", problem=True)
 
     def _show_settings(self, session: Session) -> None:
         """In the controls. Of the manifolds those that can be chosen, and first the session's own where it is not
@@ -353,7 +362,7 @@ class Window(QWidget):
         session, now_s = self.session, time.monotonic()
         if session is None:
             return
-        self._keep_sound(session)
+        self._keep_sound(session, now_s)
         changed = session.tick()
         if changed:
             self.view.update()
@@ -394,13 +403,16 @@ class Window(QWidget):
         self._told = [" ".join(notice.split()) for notice in dict.fromkeys([*unread, *notices])][-MOST_NOTICES:]
         self.message.say("; ".join(self._told))
 
-    def _keep_sound(self, session: Session) -> None:
-        """Sound runs while pictures run at speed 1; then it is the clock."""
+    def _keep_sound(self, session: Session, now_s: float) -> None:
+        """Sound runs while pictures run at speed 1; then it is the clock. Without a card that answers, none from then on."""
         audio = self.audio
         if audio is None:
             return
+        if not audio.answers(now_s):
+            self._end_sound()
+            return
         if isinstance(audio, LiveAudio):
-            audio.feed(time.monotonic(), session.clock.paused)
+            audio.feed(now_s, session.clock.paused)
             return
         wanted = not session.clock.paused and session.clock.speed == 1.0 and not session.ended and session.busy is None
         if wanted and (not audio.playing or session.jump != self._heard_jump):
