@@ -568,6 +568,9 @@ def test_clock_text():
     [
         (["nowhere.mcode"], "no such file"),
         (["udp://127.0.0.1:5004"], "rtp://HOST:PORT"),
+        ([""], "empty name"),
+        (["camera:front"], "a camera is named by its number"),
+        (["--demo", "clip.mp4"], "--demo and clip.mp4: give one of them"),
         (["--demo", "--n", "0"], "1 to 32"),
         (["--demo", "--loss", "2"], "loss"),
         (["--demo", "--bit-error-rate", "7"], "bit error rate"),
@@ -579,6 +582,68 @@ def test_wrong_arguments_end_with_2_and_one_line(arguments, words, capsys):
     assert player_app.main(arguments) == 2
     printed = capsys.readouterr().err
     assert words in printed and printed.startswith("mcode: error: ") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("wrong.mp4", "is not a video"), ("wrong.mcode", "wrong.mcode"), ("a.sdp", "SDP"), ("", "is a folder")]
+)
+def test_a_file_that_is_nothing_to_play_ends_with_2_and_one_line(name, words, tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"neither a video nor a session\n" * 40)
+    path = tmp_path if not name else (tmp_path / "file").rename(tmp_path / name)
+    assert player_app.main([str(path)]) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and printed.startswith("mcode: error: ") and printed.count("\n") == 1
+
+
+@pytest.fixture
+def previous_handlers():
+    from PyQt6.QtCore import qInstallMessageHandler
+
+    handler, signals = qInstallMessageHandler(None), signal.getsignal(signal.SIGINT)
+    qInstallMessageHandler(handler)
+    yield
+    signal.signal(signal.SIGINT, signals)
+    qInstallMessageHandler(handler)
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_what_the_window_cannot_play_is_told_on_stderr_and_by_the_status(
+    another, qapp, monkeypatch, capsys, mcode_clip, previous_handlers
+):
+    def failing(source: str, settings: Settings, **_):
+        if source == "rtp://nowhere:5004":
+            raise InputError("rtp://nowhere:5004: unknown host")
+        return Playback(source, manifold=BlockMeans())
+
+    def shown(self):
+        self.setVisible(True)
+        self.failed.connect(lambda _: self.open(str(mcode_clip)) if another else QTimer.singleShot(0, self.close))
+        self.opened.connect(lambda _: QTimer.singleShot(0, self.close))
+
+    monkeypatch.setattr("player.sources.open_source", failing)
+    monkeypatch.setattr(Window, "show", shown)
+    assert player_app.main(["rtp://nowhere:5004", "--no-sound"]) == (0 if another else 2)
+    assert capsys.readouterr().err == "mcode: error: rtp://nowhere:5004: unknown host\n"
+
+
+@pytest.mark.qt_log_level_fail("CRITICAL")
+def test_ctrl_c_ends_the_window_and_qt_prints_nothing(qapp, monkeypatch, capsys, previous_handlers):
+    from PyQt6.QtCore import qWarning
+
+    from player import audio
+
+    lost = threading.Event()
+    monkeypatch.setattr(audio, "_lost", lost)
+
+    def shown(self):
+        self.setVisible(True)
+        for text in ("PulseAudioService: pa_context_connect() failed", "QBackingStore::flush() called ...", "a real warning"):
+            qWarning(text)
+        QTimer.singleShot(0, lambda: signal.raise_signal(signal.SIGINT))
+
+    monkeypatch.setattr(Window, "show", shown)
+    assert player_app.main(["--no-sound"]) == 0
+    assert capsys.readouterr().err == "a real warning\n" and lost.is_set()
 
 
 def test_a_missing_extra_and_a_missing_display_are_one_line(monkeypatch, capsys):
@@ -595,7 +660,7 @@ def test_a_missing_extra_and_a_missing_display_are_one_line(monkeypatch, capsys)
         assert words in printed and printed.count("\n") == 1
 
 
-def test_the_command_line_opens_what_it_names_with_its_settings(qapp, monkeypatch, mcode_clip):
+def test_the_command_line_opens_what_it_names_with_its_settings(qapp, monkeypatch, mcode_clip, previous_handlers):
     opened = []
 
     def end(self):
@@ -608,11 +673,7 @@ def test_the_command_line_opens_what_it_names_with_its_settings(qapp, monkeypatc
 
     monkeypatch.setattr(Window, "show", shown)
     arguments = ["-n", "7", "--coder", "fixed", "--loss", "0.25", "--seed", "3", "--device", "cpu", "--no-sound"]
-    previous = signal.getsignal(signal.SIGINT)
-    try:
-        assert player_app.main([str(mcode_clip), *arguments]) == 0
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    assert player_app.main([str(mcode_clip), *arguments]) == 0
     ((device, settings, opening),) = opened
     assert device == "cpu" and settings == Settings(n=7, coder="fixed", loss=0.25, seed=3) and len(opening) == 1
 
@@ -630,6 +691,9 @@ class Ear:
 
     def halt(self) -> None:
         self.playing = False
+
+    def answers(self, now_s: float) -> bool:
+        return True
 
     @property
     def heard_s(self) -> float | None:
@@ -651,3 +715,45 @@ def test_a_short_seek_takes_the_sound_along(source, window, qtbot, mcode_clip):
     qtbot.waitUntil(lambda: len(ear.asked) == 2, timeout=PATIENCE_MS)
     (first_s, _), (second_s, _) = ear.asked
     assert second_s - first_s > 0.5, "the sound was not taken along"
+
+
+class DeafCard:
+    """A sound card that takes a little and then nothing."""
+
+    def start(self, pipe) -> None:
+        pipe.readData(1000)
+
+    def stop(self) -> None: ...
+    def setVolume(self, volume: float) -> None: ...
+
+    def bufferSize(self) -> int:
+        return 1000
+
+    def bytesFree(self) -> int:
+        return 1000
+
+
+def test_a_sound_card_that_stops_holds_the_pictures_up_no_longer(qtbot, monkeypatch, mcode_clip, clip):
+    for name in ("player.audio.has_sound_card", "player.window.has_sound_card"):
+        monkeypatch.setattr(name, lambda: True)
+    monkeypatch.setattr("player.audio._sink", DeafCard)
+    monkeypatch.setattr("player.audio.NO_ANSWER_S", 0.3)
+
+    def sounding(source: str, settings: Settings) -> Playback:
+        session = Playback(mcode_clip, manifold=BlockMeans())
+        session.audio_path, session.loop = str(clip), True
+        return session
+
+    made = Window(opener=sounding, remember=False, sound=True)
+    qtbot.addWidget(made)
+    with qtbot.waitSignal(made.opened, timeout=PATIENCE_MS):
+        made.open("first")
+    assert made.audio is not None
+    qtbot.waitUntil(lambda: "does not answer; playing without sound" in made.message.text, timeout=PATIENCE_MS)
+    assert made.audio is None and made._lost_audio is not None
+    before = made.session.lanes[0].serial
+    qtbot.waitUntil(lambda: made.session.lanes[0].serial > before + 10, timeout=PATIENCE_MS)
+    with qtbot.waitSignal(made.opened, timeout=PATIENCE_MS):
+        made.open("second")
+    assert made.audio is None
+    made.close()
