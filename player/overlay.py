@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PyQt6.QtCore import QEvent, QObject, QPointF, QRectF, Qt, QTimer, pyqtSignal
-from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent, QPixmap, QResizeEvent
+from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent, QPixmap, QResizeEvent, QTextDocument
 from PyQt6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from . import icons
 from .session import Rows
-from .theme import BODY, DARK, SMALL, TINY, TITLE, Theme, font, with_alpha
+from .theme import BODY, DARK, SMALL, TINY, TITLE, Theme, font, with_alpha, wrapped
 
 MESSAGE_MS = 3500
 PICTURE = 56
@@ -161,8 +162,8 @@ class Message(QWidget):
     def say(self, text: str, *, problem: bool = False) -> None:
         self.text, self._problem = " ".join(text.split()), problem
         self.setAccessibleName(self.text)
+        self.show()  # which may give the parent another size
         self.place()
-        self.show()
         self.raise_()
         self._timer.stop()
         if not problem:
@@ -176,10 +177,13 @@ class Message(QWidget):
     def place(self) -> None:
         parent = self.parentWidget()
         assert parent is not None
-        metrics = QFontMetricsF(font(BODY))
-        width = min(parent.width() - 24, round(metrics.horizontalAdvance(self.text)) + 52)
-        lines = -(-round(metrics.horizontalAdvance(self.text)) // max(1, width - 52)) or 1
-        height = 22 + 17 * min(lines, 3)
+        width = min(parent.width() - 24, round(QFontMetricsF(font(BODY)).horizontalAdvance(self.text)) + 54)
+        laid_out = QTextDocument(self.text)
+        laid_out.setDefaultFont(font(BODY))
+        laid_out.setDefaultTextOption(wrapped(Qt.AlignmentFlag.AlignLeft))
+        laid_out.setDocumentMargin(0)
+        laid_out.setTextWidth(width - 50)
+        height = min(parent.height() - 24, math.ceil(laid_out.size().height()) + 24)
         self.setGeometry((parent.width() - width) // 2, parent.height() - height - 16, width, height)
         self.update()
 
@@ -197,8 +201,8 @@ class Message(QWidget):
         painter.drawEllipse(QPointF(20, self.height() / 2), 3.5, 3.5)
         painter.setPen(QColor(t.text))
         painter.setFont(font(BODY))
-        flags = Qt.AlignmentFlag.AlignVCenter | Qt.TextFlag.TextWordWrap
-        painter.drawText(QRectF(34, 4, self.width() - 50, self.height() - 8), int(flags), self.text)
+        text = QRectF(34, 4, self.width() - 50, self.height() - 8)
+        painter.drawText(text, self.text, wrapped(Qt.AlignmentFlag.AlignVCenter))
 
 
 class Busy(QWidget):
@@ -249,7 +253,8 @@ class Busy(QWidget):
         painter.drawArc(circle, -self._turn * 16, 90 * 16)
         painter.setPen(QColor(t.dim))
         painter.setFont(font(BODY))
-        painter.drawText(QRectF(0, middle.y() + 28, self.width(), 24), Qt.AlignmentFlag.AlignCenter, self.text)
+        below = QRectF(16, middle.y() + 32, self.width() - 32, self.height())
+        painter.drawText(below, self.text, wrapped(Qt.AlignmentFlag.AlignHCenter))
 
 
 class Welcome(QWidget):

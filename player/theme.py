@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from PyQt6.QtGui import QColor, QFont, QFontDatabase, QPalette
+from PyQt6.QtCore import Qt
+from PyQt6.QtGui import QColor, QFont, QFontDatabase, QPalette, QTextOption
 from PyQt6.QtWidgets import QApplication
 
 FAMILIES = (
@@ -90,6 +91,13 @@ def font(size_px: int = BODY, weight: QFont.Weight = QFont.Weight.Normal, spacin
     made.setFeature(QFont.Tag("tnum"), 1)
     if spacing:
         made.setLetterSpacing(QFont.SpacingType.AbsoluteSpacing, spacing)
+    return made
+
+
+def wrapped(alignment: Qt.AlignmentFlag) -> QTextOption:
+    """For drawText: lines break between words, and within one that is longer than a line, as a path may be."""
+    made = QTextOption(alignment)
+    made.setWrapMode(QTextOption.WrapMode.WrapAtWordBoundaryOrAnywhere)
     return made
 
 
