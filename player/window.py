@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -48,7 +49,14 @@ PANEL_FROM, CHARTS_FROM = 860, 560
 PANEL_FITS = 420
 """Narrower windows show no panel even when asked: beside it no picture would fit."""
 MOST_RECENT, MOST_NOTICES = 8, 3
+MOST_STEM_BYTES = 200
+"""Of a source's name in that of a recording: file systems take 255 bytes, and the unfinished file has a longer name."""
 HIDE_POINTER_MS = 2500
+REPEATED = {
+    *(Qt.Key.Key_Left, Qt.Key.Key_Right, Qt.Key.Key_Down, Qt.Key.Key_Up),
+    *(Qt.Key.Key_Period, Qt.Key.Key_Comma, Qt.Key.Key_BracketLeft, Qt.Key.Key_BracketRight),
+}
+"""Keys that go on acting while they are held: seek, step, speed."""
 FIRST_ADDRESS = "rtp://127.0.0.1:5004"
 
 Opener = Callable[..., Session]
@@ -533,7 +541,7 @@ class Window(QWidget):
         """The comparison as a PNG, at twice the view's size where that is small; returns its path."""
         if self.session is None:
             return None
-        path = path or _free_name(_pictures(), Path(self.session.title).stem or "mcode", ".png")
+        path = path or _free_name(_pictures(), self.session.title, "-{}.png")
         size = self.view.size() * max(1.0, self.devicePixelRatioF())
         if self.view.picture(QSize(round(size.width()), round(size.height()))).save(path):
             self.message.say(f"Saved {path}")
@@ -545,7 +553,7 @@ class Window(QWidget):
         if self.recorder is not None:
             self._stop_recording()
         elif self.session is not None:
-            path = _free_name(_pictures(), (Path(self.session.title).stem or "mcode") + "-comparison", ".mp4")
+            path = _free_name(_pictures(), self.session.title, "-comparison-{}.mp4")
             self.recorder = Recorder(path, RECORD_SIZE.width(), RECORD_SIZE.height())
             self._record_start_s = time.monotonic()
             self._recorded_s = 0.0
@@ -677,6 +685,8 @@ class Window(QWidget):
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
         key, text = Qt.Key(event.key()), event.text()
+        if event.isAutoRepeat() and key not in REPEATED:
+            return
         if event.modifiers() & Qt.KeyboardModifier.ControlModifier:
             if key == Qt.Key.Key_O:
                 self.ask_open()
@@ -758,12 +768,20 @@ def _application() -> QApplication:
 
 
 def _pictures() -> Path:
+    """Where screenshots and recordings go."""
     from PyQt6.QtCore import QStandardPaths
 
     folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.PicturesLocation)
-    return Path(folder) if folder and Path(folder).is_dir() else Path.cwd()
+    if os.path.isdir(folder):
+        return Path(folder)
+    try:
+        return Path.cwd()
+    except OSError:  # it has been removed
+        return Path.home()
 
 
-def _free_name(folder: Path, stem: str, suffix: str) -> str:
-    numbers = (f"-{i}" for i in range(1, 10_000))
-    return str(next(p for n in numbers if not (p := folder / f"{stem}{n}{suffix}").exists()))
+def _free_name(folder: Path, title: str, ending: str) -> str:
+    """A path for what is made of a source of that title. ending: with {} for a number."""
+    stem = Path(title).stem.encode("utf-8", "ignore")[:MOST_STEM_BYTES].decode("utf-8", "ignore") or "mcode"
+    paths = (os.path.join(folder, stem + ending.format(i)) for i in itertools.count(1))
+    return next(path for path in paths if not os.path.exists(path))

@@ -18,8 +18,8 @@ import pytest
 pytest.importorskip("PyQt6.QtWidgets")
 pytest.importorskip("pytestqt")
 
-from PyQt6.QtCore import QMimeData, QPoint, QPointF, QSize, Qt, QTimer, QUrl
-from PyQt6.QtGui import QDropEvent
+from PyQt6.QtCore import QEvent, QMimeData, QPoint, QPointF, QSize, Qt, QTimer, QUrl
+from PyQt6.QtGui import QDropEvent, QKeyEvent
 from PyQt6.QtWidgets import QAbstractButton, QComboBox, QWidget
 
 from mcode.errors import InputError
@@ -479,6 +479,37 @@ def test_screenshot_is_the_view(playing, qtbot, tmp_path):
     (frame,) = FrameReader(path)
     assert frame.rgb.std() > 10
     assert (frame.width, frame.height) == (playing.view.width(), playing.view.height())
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_screenshots_of_long_names_and_in_folders_that_are_gone(gone, playing, qtbot, tmp_path, monkeypatch):
+    monkeypatch.setattr("PyQt6.QtCore.QStandardPaths.writableLocation", lambda kind: "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "working"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    if gone:
+        folder.rmdir()
+    playing.session.title = "\N{CJK UNIFIED IDEOGRAPH-4E00}" * 80 + ".mp4"
+    press(qtbot, playing, "ss")
+    names = sorted(path.name for path in (tmp_path if gone else folder).glob("*.png"))
+    assert names == ["\N{CJK UNIFIED IDEOGRAPH-4E00}" * 66 + f"-{i}.png" for i in (1, 2)]
+    assert playing.message.text.startswith("Saved ")
+
+
+def test_a_held_key_acts_once_but_where_one_goes_on_by_it(playing, monkeypatch):
+    acts = []
+    for name in ("screenshot", "toggle_recording", "toggle_pause", "ask_open", "step", "seek_by", "change_speed"):
+        monkeypatch.setattr(playing, name, lambda *_, name=name: acts.append(name))
+    control = Qt.KeyboardModifier.ControlModifier
+    keys = [(Qt.Key.Key_S, "s"), (Qt.Key.Key_R, "r"), (Qt.Key.Key_Space, " "), (Qt.Key.Key_O, "", control)]
+    keys += [(Qt.Key.Key_Period, "."), (Qt.Key.Key_Left, ""), (Qt.Key.Key_BracketRight, "]")]
+    for key, text, *modifiers in keys:
+        for held in (False, True, True):
+            modifier = modifiers[0] if modifiers else Qt.KeyboardModifier.NoModifier
+            playing.keyPressEvent(QKeyEvent(QEvent.Type.KeyPress, key, modifier, text, held))
+    once, often = ["screenshot", "toggle_recording", "toggle_pause", "ask_open"], ["step", "seek_by", "change_speed"]
+    assert acts == once + [name for name in often for _ in range(3)]
 
 
 def test_recording_is_a_video_of_the_comparison(playing, qtbot, tmp_path, monkeypatch):
