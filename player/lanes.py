@@ -26,6 +26,7 @@ class Lane:
         self.name, self.title = name, title
         self.waiting = WAITING  # what stands where its first picture will be: also why none comes
         self.note = ""  # a word on its rate, for the caption
+        self.rate_text: str | None = None  # for the caption in place of what the counters say, which of a still is nothing
         self.has_original = True  # to measure against; where it is elsewhere, quality is unknown
         self.counters = LaneCounters()
         self.newest: Frame | None = None

@@ -108,10 +108,13 @@ class Remote(Session):
         c.decode_ms, c.network_ms, c.wait_ms = view.delay.decode_ms, view.delay.network_ms, view.delay.wait_ms
         c.dropped = counted.skipped
         newest = view.newest
-        if newest is None or self.clock.paused or newest[2] == self._seen[lane.name]:
+        if newest is None:
             return False
-        c.decoded.add(newest[2] - self._seen[lane.name])
-        self._seen[lane.name] = newest[2]
+        if newest[2] > self._seen[lane.name]:  # while paused, too: it goes on
+            c.decoded.add(newest[2] - self._seen[lane.name])
+            self._seen[lane.name] = newest[2]
+        if self.clock.paused or newest[0] is lane.newest:
+            return False
         lane.present(newest[0])
         if lane.name == "baseline":
             lane.title = coder_named(view.codec).label

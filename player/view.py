@@ -300,7 +300,9 @@ def caption_values(lane: Lane, notes: bool = True) -> list[str]:
     values = []
     if lane.name != "original":
         kbps = c.rate_kbps
-        if kbps:
+        if lane.rate_text:
+            values.append(lane.rate_text)
+        elif kbps:
             values.append(f"{rate_text(kbps)} kbit/s" + (f", {lane.note}" if lane.note and notes else ""))
         if math.isfinite(c.psnr_db):
             values.append(f"{c.psnr_db:.1f} dB")

@@ -509,6 +509,8 @@ class Window(QWidget):
             self.stats.raise_()
 
     def toggle_charts(self) -> None:
+        if not self.charts_button.isEnabled():
+            return
         self._charts_wanted = not self.charts.isVisible()
         self._settle(asked=self.charts)
 
@@ -635,7 +637,8 @@ class Window(QWidget):
         full, width, height = self.isFullScreen(), self.width(), self.height()
         playing = self.session is not None
         panel = playing and self._panel_wanted and not full and (width >= PANEL_FROM or asked is self.controls)
-        charts = playing and self._charts_wanted and not full and (height >= CHARTS_FROM or asked is self.charts)
+        still = self.session is not None and self.session.still
+        charts = playing and not still and self._charts_wanted and not full and (height >= CHARTS_FROM or asked is self.charts)
         panel, charts = panel and width >= PANEL_FITS, charts and width >= 480
         self.controls.setVisible(panel)
         self.panel_rule.setVisible(panel)
@@ -643,6 +646,7 @@ class Window(QWidget):
         self.charts_rule.setVisible(charts)
         self.panel_button.setChecked(panel)
         self.charts_button.setChecked(charts)
+        self.charts_button.setEnabled(not still)
         for widget in (self.header, self.header_rule, self.transport, self.transport_rule):
             widget.setVisible(not full)
         self.title.setVisible(width >= 620)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 
 import pytest
 
@@ -56,11 +55,13 @@ def test_pause_holds_the_picture_and_play_goes_on(stream):
     sender.start()
     wait_until(session, lambda: session.lanes[0].serial > 3)
     session.pause(True)
-    held = session.lanes[0].serial
-    for _ in range(20):
-        session.tick()
-        time.sleep(0.01)
-    assert session.lanes[0].serial == held
+    lane, view = session.lanes[0], session.receiver.lanes["mcode"]
+    held, seen = lane.serial, view.shown
+    decoded = []
+    lane.counters.decoded.add = decoded.append
+    wait_until(session, lambda: view.shown > seen + 10)
+    assert lane.serial == held
+    assert sum(decoded) >= 5 and max(decoded) < sum(decoded), "those of the pause are counted at its end"
     session.pause(False)
     wait_until(session, lambda: session.lanes[0].serial > held + 3)
 

@@ -358,6 +358,16 @@ def test_captions_come_back_in_full_screen(playing, qtbot):
     assert playing.view.captions
 
 
+def test_a_still_has_no_charts(window, qtbot):
+    session = comparison("stripes", Settings())
+    session.still = True
+    window.show_session(session)
+    press(qtbot, window, "g")
+    assert not window.charts.isVisible() and not window.charts_button.isEnabled()
+    window.show_session(comparison("stripes", Settings()))
+    assert window.charts.isVisible() and window.charts_button.isEnabled()
+
+
 def test_a_video_without_a_duration_is_not_live_and_has_no_way_back(window):
     feed = PaintedFeed("raw", stripes, (64, 48))
     window.show_session(Compare(feed, load=lambda name: BlockMeans()))
