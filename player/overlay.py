@@ -62,19 +62,26 @@ KEYS = (
 
 
 class Stats(QWidget):
-    """A card of names and aligned values over the pictures."""
+    """A card of names and aligned values over the pictures, smaller where it would not fit."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
         self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
         self.setAccessibleName("Stats")
         self.rows: Rows = []
+        self._scale = 1.0
         self.hide()
 
     def show_rows(self, rows: Rows) -> None:
         self.rows = rows
+        parent = self.parentWidget()
+        assert parent is not None
         name_width, value_width = self._widths()
-        self.resize(round(name_width + value_width + 58), round(len(rows) * 19 + 26))
+        width, height = name_width + value_width + 58, len(rows) * 19 + 26
+        room_width, room_height = parent.width() - 16, parent.height() - 16
+        self._scale = min(1.0, room_width / width, room_height / height)
+        width, height = round(width * self._scale), round(height * self._scale)
+        self.setGeometry(min(26, 8 + room_width - width), min(26, 8 + room_height - height), width, height)
         self.update()
 
     def paintEvent(self, event: QPaintEvent) -> None:
@@ -83,7 +90,8 @@ class Stats(QWidget):
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(with_alpha("#07090c", 0.80))
         painter.drawRoundedRect(QRectF(self.rect()), 10, 10)
-        name_width, _ = self._widths()
+        painter.scale(self._scale, self._scale)
+        name_width, value_width = self._widths()
         for index, (name, value) in enumerate(self.rows):
             y = 13 + index * 19
             inset = 12 if name.startswith(" ") else 0
@@ -91,7 +99,7 @@ class Stats(QWidget):
             painter.setPen(QColor("#8c95a5"))
             painter.drawText(QRectF(16 + inset, y, name_width + 8, 19), Qt.AlignmentFlag.AlignVCenter, name.strip())
             painter.setPen(QColor("#f1f3f6"))
-            painter.drawText(QRectF(40 + name_width, y, self.width(), 19), Qt.AlignmentFlag.AlignVCenter, value)
+            painter.drawText(QRectF(40 + name_width, y, value_width + 2, 19), Qt.AlignmentFlag.AlignVCenter, value)
 
     def _widths(self) -> tuple[float, float]:
         metrics = QFontMetricsF(font(SMALL))
@@ -125,7 +133,10 @@ class Keys(QWidget):
         between = 1.5 * gap
         wide = sum(key + text for key, text in widths) + between * (len(KEYS) - 1)
         box = QRectF(0, 0, wide + 2 * padding, (most + 1.6) * row_height + 2 * padding)
-        box.moveCenter(QPointF(self.rect().center()))
+        painter.translate(QPointF(self.rect().center()))
+        fits = min(1.0, self.width() / box.width(), self.height() / box.height())
+        painter.scale(fits, fits)
+        box.moveCenter(QPointF(0, 0))
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(QColor(t.surface))
         painter.drawRoundedRect(box, 14, 14)

@@ -92,7 +92,7 @@ class Window(QWidget):
         self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         self.setWindowTitle("MCode")
         self.setAcceptDrops(True)
-        self.setMinimumSize(320, 240)
+        self.setMinimumSize(400, 240)
         self.resize(1280, 760)
         self._opener, self._sound = opener, sound
         self._memory = QSettings("mcode", "player") if remember else None
@@ -502,7 +502,6 @@ class Window(QWidget):
     def toggle_stats(self) -> None:
         shown = self.stats.isHidden()  # also on the page that is not shown
         self.stats.setVisible(shown)
-        self.stats.move(26, 26)
         self.stats_button.setChecked(shown)
         if shown and self.session is not None:
             self.stats.show_rows(self.session.stats())
@@ -659,6 +658,7 @@ class Window(QWidget):
         self.charts_button.setVisible(width >= 480)
         self._settle_captions()
         self.busy.setGeometry(self.view.rect())
+        self.stats.show_rows(self.stats.rows)
         self.keys.setGeometry(self.rect())
 
     def _settle_captions(self) -> None:

@@ -20,7 +20,7 @@ pytest.importorskip("pytestqt")
 
 from PyQt6.QtCore import QEvent, QMimeData, QPoint, QPointF, QSize, Qt, QTimer, QUrl
 from PyQt6.QtGui import QDropEvent, QKeyEvent
-from PyQt6.QtWidgets import QAbstractButton, QComboBox, QWidget
+from PyQt6.QtWidgets import QAbstractButton, QComboBox, QLabel, QWidget
 
 from mcode.errors import InputError
 from mcode.video import FrameReader
@@ -388,7 +388,7 @@ def test_controls_of_nothing_open_do_nothing(playing, qtbot):
 
 
 def test_the_panel_is_shown_only_where_a_picture_fits_beside_it(playing, qtbot):
-    playing.resize(320, 240)
+    playing.resize(400, 240)
     press(qtbot, playing, "c")
     assert not playing.controls.isVisible() and not playing.panel_button.isChecked()
     assert playing.message.text == "The window is too narrow for the controls"
@@ -561,7 +561,7 @@ def test_recording_that_cannot_be_finished_is_told(playing, qtbot, tmp_path, mon
     assert playing.message.text.startswith("cannot write ") and "\n" not in playing.message.text
 
 
-@pytest.mark.parametrize("size", [(480, 320), (320, 240), (1280, 760), (900, 400)])
+@pytest.mark.parametrize("size", [(480, 320), (400, 240), (1280, 760), (900, 400)])
 def test_every_size_keeps_the_pictures_inside_and_in_view(playing, qtbot, size):
     playing.resize(*size)
     qtbot.wait(50)
@@ -573,6 +573,26 @@ def test_every_size_keeps_the_pictures_inside_and_in_view(playing, qtbot, size):
             assert playing.view.rect().contains(place.picture.toRect())
             assert place.picture.width() >= 60
             assert place.picture.width() / place.picture.height() == pytest.approx(64 / 48, rel=0.05)
+
+
+def test_nothing_is_cut_off_in_the_smallest_window(playing, qtbot):
+    playing.resize(1, 1)
+    qtbot.waitUntil(lambda: playing.size() == playing.minimumSize())
+    press(qtbot, playing, "i")
+    qtbot.waitUntil(lambda: playing.pages.width() == playing.width() and len(playing.stats.rows) > 8)
+    texts = [*playing.header.findChildren(QWidget), *playing.transport.findChildren(QWidget)]
+    narrow = [w for w in texts if isinstance(w, QAbstractButton | QLabel) and w.isVisible()]
+    assert all(w.width() >= w.minimumSizeHint().width() for w in narrow)
+    assert playing.view.rect().contains(playing.stats.geometry())
+    press(qtbot, playing, "?")
+    bright = array_of(playing.keys.grab().toImage()).max(axis=(0, 2)) > 120
+    assert not bright[:5].any() and not bright[-5:].any() and bright.any()
+    press(qtbot, playing, "?")
+    path = "/home/ann/" + "a-folder/" * 12 + "x" * 120 + ".png"
+    playing.message.say(f"Saved {path}")
+    shot = array_of(playing.message.grab().toImage())[:, 34:].max(axis=2) > 120
+    assert playing.message.height() > 22 + 3 * 17, "so long a text is cut off"
+    assert playing.pages.rect().contains(playing.message.geometry()) and not shot[:, -8:].any()
 
 
 def test_controls_have_names_for_screen_readers(playing):
