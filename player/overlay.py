@@ -14,6 +14,7 @@ from PyQt6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidg
 from . import icons
 from .session import Rows
 from .theme import BODY, DARK, SMALL, TINY, TITLE, Theme, font, with_alpha, wrapped
+from .widgets import literal
 
 MESSAGE_MS = 3500
 PICTURE = 56
@@ -338,11 +339,11 @@ class Welcome(QWidget):
             return
         head = QLabel("RECENT")
         head.setFont(font(TINY, QFont.Weight.DemiBold, spacing=0.9))
-        head.setProperty("tone", "faint")
+        head.setProperty("tone", "dim")
         head.setContentsMargins(10, 0, 0, 4)
         self._recent_rows.addWidget(head)
         for path in paths[:5]:
-            button = QPushButton(_shortened(path))
+            button = QPushButton(literal(_shortened(path)))
             button.setObjectName("link")
             button.setFont(font(BODY))
             button.setToolTip(path)

@@ -23,7 +23,8 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours by purpose, as #rrggbb. canvas: around the pictures; surface: panels; raised: controls on them."""
+    """Colours by purpose, as #rrggbb. canvas: around the pictures; surface: panels; raised: controls on them; faint: what is
+    disabled or needs no reading, the others have the contrast of WCAG AA."""
 
     name: str
     canvas: str
@@ -67,7 +68,7 @@ LIGHT = Theme(
     text="#161a20",
     dim="#566072",
     faint="#8c96a6",
-    accent="#0b8f75",
+    accent="#097561",
     on_accent="#ffffff",
     baseline="#5d6b80",
     warning="#a86400",
@@ -118,7 +119,7 @@ def palette(theme: Theme) -> QPalette:
         (role.WindowText, theme.text),
         (role.Text, theme.text),
         (role.ButtonText, theme.text),
-        (role.PlaceholderText, theme.faint),
+        (role.PlaceholderText, theme.dim),
         (role.ToolTipBase, theme.hover),
         (role.ToolTipText, theme.text),
         (role.Highlight, theme.accent),

@@ -143,6 +143,7 @@ class Window(QWidget):
         self.title = QLabel("")
         self.title.setFont(font(TITLE))
         self.title.setProperty("tone", "dim")
+        self.title.setTextFormat(Qt.TextFormat.PlainText)  # a file may be called <b>
         self.title.setMinimumWidth(0)
         row.addWidget(self.brand)
         row.addSpacing(12)

@@ -30,6 +30,7 @@ from player.controls import BER_STEPS, ber_of, ber_text, step_of_ber
 from player.overlay import KEYS
 from player.playback import Playback
 from player.session import BER_LEAST, BER_MOST, Settings
+from player.theme import DARK, LIGHT
 from player.view import Arrangement, array_of, image_of
 from player.widgets import Slider, clock_text
 from player.window import Window
@@ -430,6 +431,41 @@ def test_recent_lists_what_is_there(qtbot, tmp_path, monkeypatch):
     gone.write_bytes(b"")  # a disk that is plugged in again
     assert made.recent() == [str(here), str(gone), "rtp://127.0.0.1:5004"]
     made.close()
+
+
+def test_names_of_files_are_shown_as_they_are(window, monkeypatch):
+    name = "Tom & Jerry <b>R&D.mcode"
+    window.welcome.set_recent([name])
+    (button,) = [b for b in window.welcome.findChildren(QAbstractButton) if b.toolTip() == name]
+    assert button.text() == "Tom && Jerry <b>R&&D.mcode"
+    monkeypatch.setattr(window, "recent", lambda: [name])
+    lines = []
+    monkeypatch.setattr("player.window.QMenu.exec", lambda menu, _: lines.extend(a.text() for a in menu.actions()))
+    window.show_open_menu()
+    assert "Tom && Jerry <b>R&&D.mcode" in lines
+    session = comparison("stripes", Settings())
+    session.title = "<i>" * 20
+    window.show_session(session)
+    assert window.title.sizeHint().width() > 100, "taken for a markup"
+
+
+@pytest.mark.parametrize("theme", [DARK, LIGHT])
+def test_what_must_be_read_has_contrast(theme, playing):
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+    def contrast(a: str, b: str) -> float:
+        """WCAG 2.2, 1.4.3; AA wants 4.5."""
+        dark, bright = sorted((light(a), light(b)))
+        return (bright + 0.05) / (dark + 0.05)
+
+    for colour in (theme.text, theme.dim, theme.accent):
+        assert min(contrast(colour, ground) for ground in (theme.surface, theme.canvas, theme.raised)) >= 4.5
+    assert contrast(theme.on_accent, theme.accent) >= 4.5 and contrast(theme.problem, theme.surface) >= 4.5
+    faint = [label.text() for label in playing.findChildren(QLabel) if label.property("tone") == "faint"]
+    assert not faint, "nothing is disabled here"
 
 
 def test_drop_opens_the_file(window, qtbot, mcode_clip):
