@@ -7,8 +7,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mcode.errors import InputError
+
+if TYPE_CHECKING:
+    from PyQt6.QtCore import QMessageLogContext, QtMsgType
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,41 +36,71 @@ def run(
     sound: bool = True,
     full_screen: bool = False,
 ) -> int:
-    """The window, until it is closed; returns Qt's status. Raises McodeError for what can be told before it opens."""
+    """The window, until it is closed; returns Qt's status, or 2 where what was opened last cannot be played, which is said in
+    one line on stderr, too. Raises McodeError for what can be told before it opens."""
     from mcode.manifold import read_info
 
     from .session import Settings
-    from .sources import check_source, open_source
+    from .sources import open_source, probe_source
 
     settings = Settings(n=n, coder=coder, manifold=manifold, bit_error_rate=bit_error_rate, loss=loss, seed=seed)
+    if demo and source is not None:
+        raise InputError(f"--demo and {source}: give one of them")
     source = "demo:" if demo else source
-    if source:
-        check_source(source)
+    if source is not None:
+        probe_source(source)
     if manifold is not None:
         read_info(manifold)
     if sys.platform.startswith("linux") and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or os.environ.get("QT_QPA_PLATFORM")
     ):
         raise InputError("no display to open a window on; `mcode decode` writes a video instead")
-    from PyQt6.QtCore import QTimer
+    from PyQt6.QtCore import QTimer, qInstallMessageHandler
     from PyQt6.QtWidgets import QApplication
 
     from .window import Window
 
+    qInstallMessageHandler(_hear_qt)
     application = QApplication.instance() or QApplication(["mcode"])
     assert isinstance(application, QApplication)
     application.setApplicationName("MCode")
     application.setStyle("Fusion")
     window = Window(opener=partial(open_source, device=device), sound=sound)
     window.start_with(settings)
+    problem: str | None = None
+
+    def note(new: str | None) -> None:
+        nonlocal problem
+        problem = new
+        if new:
+            print(f"mcode: error: {new}", file=sys.stderr)
+
+    window.opened.connect(lambda _: note(None))
+    window.failed.connect(note)
     window.showFullScreen() if full_screen else window.show()
-    if source:
+    if source is not None:
         window.open(source)
-    signal.signal(signal.SIGINT, lambda *_: window.close())
+    signal.signal(signal.SIGINT, lambda *_: QTimer.singleShot(0, window.close))  # not amid whatever it interrupts
     wake = QTimer()  # lets Python see Ctrl-C while Qt waits
     wake.timeout.connect(lambda: None)
     wake.start(300)
-    return application.exec()
+    try:
+        return application.exec() or 2 * bool(problem)
+    finally:
+        qInstallMessageHandler(None)  # Qt may speak after Python has ended
+
+
+def _hear_qt(kind: QtMsgType, context: QMessageLogContext, message: str | None) -> None:
+    """Qt's messages, but those that tell whoever plays a video nothing."""
+    from PyQt6.QtCore import qFormatLogMessage
+
+    from .audio import SERVER_LOST, note_lost_server
+
+    text = message or ""
+    if SERVER_LOST in text:
+        note_lost_server()
+    elif "QBackingStore::flush()" not in text:
+        print(qFormatLogMessage(kind, context, text), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -24,15 +25,30 @@ if TYPE_CHECKING:
 
 RATE, CHANNELS, BYTES = 48_000, 2, 2
 _BYTES_PER_S = RATE * CHANNELS * BYTES
+_CARD_BYTES = _BYTES_PER_S // 8
 _AHEAD_S = 0.6
 _SILENCE = bytes(_BYTES_PER_S // 100)
 _GAP_S = 0.01
 """A longer gap between two pieces is silence; a shorter one is the coarseness of their time stamps."""
+NO_ANSWER_S = 3.0
+"""A card that takes nothing for this long is given up. (PulseAudio's null sink may take two seconds at a time.)"""
+SERVER_LOST = "pa_context_connect() failed"
+"""What Qt prints where it finds no PulseAudio, or not again; QAudioSink.start() then aborts the process."""
+
+DOUBT_S = 1.0
+"""One that has played, and has taken nothing for this long when it is to stop, is not started again."""
+
+_lost = threading.Event()
+
+
+def note_lost_server() -> None:
+    """Qt said SERVER_LOST: no sound from now on."""
+    _lost.set()
 
 
 class _Pipe(QIODevice):
     """Bytes from the decoder's thread to the sound card's. Silence where there are none yet, and after the end. given: what
-    the card has of the file; silence after the end counts, so that the pictures go on."""
+    the card has of the file; silence after the end counts, so that the pictures go on. taken: all that it ever took."""
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -40,6 +56,7 @@ class _Pipe(QIODevice):
         self._pieces: deque[bytes] = deque()
         self.waiting = 0
         self.given = 0
+        self.taken = 0
         self._ended = False
         self.open(QIODevice.OpenModeFlag.ReadOnly)
 
@@ -74,6 +91,7 @@ class _Pipe(QIODevice):
         with self._lock:
             if not self._pieces:
                 silence = _SILENCE[:most]
+                self.taken += len(silence)
                 if self._ended:
                     self.given += len(silence)
                 return silence
@@ -83,6 +101,7 @@ class _Pipe(QIODevice):
                 piece = piece[:most]
             self.waiting -= len(piece)
             self.given += len(piece)
+            self.taken += len(piece)
             self._lock.notify_all()
             return piece
 
@@ -90,44 +109,69 @@ class _Pipe(QIODevice):
         return -1
 
 
-class Audio:
+class _Sound:
+    """A pipe into the sound card, and whether the card takes what is in it."""
+
+    playing = True
+
+    def __init__(self) -> None:
+        self._pipe, self._sink = _Pipe(), _sink()
+        self._taken, self._stood_s, self._asked_s = 0, 0.0, time.monotonic()
+        self._gone = False
+
+    def answers(self, now_s: float) -> bool:
+        """To be called often; now_s: time.monotonic(). Once it is False, keep this and call nothing of it: Qt's sink may block
+        or abort, even where it is deleted."""
+        waited_s = min(now_s - self._asked_s, 0.1)  # what holds up the window may hold up the card, too
+        stands = self.playing and self._pipe.taken == self._taken
+        self._stood_s = self._stood_s + waited_s if stands else 0.0
+        self._taken, self._asked_s = self._pipe.taken, now_s
+        self._gone |= self._stood_s >= NO_ANSWER_S or _lost.is_set()
+        return not self._gone
+
+    def halt(self) -> None:
+        """Silence. A card that has come to a stand is left as it is."""
+        self._gone |= self._stood_s >= DOUBT_S and self._pipe.taken > 2 * _CARD_BYTES
+        if not self._gone:
+            self._sink.stop()
+        self._pipe.clear()
+
+
+class Audio(_Sound):
     """One file's sound. heard_s: where in the file the ear is, None while nothing can be said."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
         self.path = os.fspath(path)
-        self._pipe, self._sink = _Pipe(), _sink()
         self._start_s = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._muted = False
-        self._running = False
+        self.playing = False
 
     def play_from(self, start_s: float) -> None:
         self.halt()
+        if self._gone:
+            return
         self._start_s = start_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._decode, args=(start_s, self._stop), name="player sound", daemon=True)
         self._thread.start()
         self._sink.start(self._pipe)
-        self._running = True
+        self.playing = True
 
     def halt(self) -> None:
         """Silence; play_from goes on."""
-        self._running = False
         self._stop.set()
-        self._sink.stop()
-        self._pipe.clear()
+        super().halt()
+        self.playing = False
         if self._thread is not None:
             self._thread.join(2.0)
             self._thread = None
 
     @property
-    def playing(self) -> bool:
-        return self._running
-
-    @property
     def heard_s(self) -> float | None:
-        if not self._running or not self._pipe.given:
+        if not self.playing or not self._pipe.given:
             return None
         in_card = max(0, self._sink.bufferSize() - self._sink.bytesFree())
         return self._start_s + (self._pipe.given - in_card) / _BYTES_PER_S
@@ -178,14 +222,14 @@ def _samples(packet: av.Packet[av.AudioStream], resampler: av.AudioResampler) ->
     return made
 
 
-class LiveAudio:
+class LiveAudio(_Sound):
     """A live stream's sound: pieces that say when they are due. Late ones are left out, gaps are silence."""
 
     LATE_S, MOST_WAITING_S = 0.08, 0.3
 
     def __init__(self, pieces: deque[AudioChunk]) -> None:
-        self._pieces, self._pipe = pieces, _Pipe()
-        self._sink = _sink()
+        super().__init__()
+        self._pieces = pieces
         self.muted = False
         self._sink.start(self._pipe)
 
@@ -200,10 +244,6 @@ class LiveAudio:
             if late_s > self.LATE_S or paused or self.muted or waiting_s > self.MOST_WAITING_S:
                 continue
             self._pipe.put(_stereo(samples))
-
-    def halt(self) -> None:
-        self._sink.stop()
-        self._pipe.clear()
 
 
 def _stereo(samples: np.ndarray) -> bytes:
@@ -220,7 +260,7 @@ def _sink() -> QAudioSink:
     sound_format.setChannelCount(CHANNELS)
     sound_format.setSampleFormat(QAudioFormat.SampleFormat.Int16)
     made = QAudioSink(QMediaDevices.defaultAudioOutput(), sound_format)
-    made.setBufferSize(_BYTES_PER_S // 8)
+    made.setBufferSize(_CARD_BYTES)
     return made
 
 
@@ -229,7 +269,7 @@ def has_sound_card() -> bool:
     QLoggingCategory.setFilterRules("qt.multimedia.*=false")
     from PyQt6.QtMultimedia import QMediaDevices
 
-    return not QMediaDevices.defaultAudioOutput().isNull()
+    return not _lost.is_set() and not QMediaDevices.defaultAudioOutput().isNull()
 
 
 def open_audio(path: str | os.PathLike[str] | None) -> Audio | None:

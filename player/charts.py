@@ -57,7 +57,7 @@ class Strip(QWidget):
         self._title.setFont(font(SMALL, QFont.Weight.DemiBold))
         self._unit = QLabel(chart.unit)
         self._unit.setFont(font(SMALL))
-        self._unit.setProperty("tone", "faint")
+        self._unit.setProperty("tone", "dim")
         self._head.addWidget(self._title)
         self._head.addWidget(self._unit)
         self._head.addStretch(1)
@@ -120,7 +120,7 @@ class Strip(QWidget):
         self.plot.setBackground(theme.surface)
         axis = self.plot.getAxis("left")
         axis.setPen(QColor(0, 0, 0, 0))
-        axis.setTextPen(QColor(theme.faint))
+        axis.setTextPen(QColor(theme.dim))
         for rule in self._rules:
             rule.setPen(pg.mkPen(theme.line, width=1))
         for name, curve in self._curves.items():

@@ -155,7 +155,7 @@ class Controls(QWidget):
             column.addWidget(field)
         self.note = QLabel("")
         self.note.setFont(font(SMALL))
-        self.note.setProperty("tone", "faint")
+        self.note.setProperty("tone", "dim")
         self.note.setWordWrap(True)
         column.addWidget(self.note)
         column.addStretch(1)

@@ -16,6 +16,7 @@ from .counters import LaneCounters
 
 MOST_WAITING_BYTES = 96 << 20
 MOST_WAITING = 256
+WAITING = "Waiting for a picture"
 
 
 class Lane:
@@ -23,7 +24,9 @@ class Lane:
 
     def __init__(self, name: str, title: str) -> None:
         self.name, self.title = name, title
+        self.waiting = WAITING  # what stands where its first picture will be: also why none comes
         self.note = ""  # a word on its rate, for the caption
+        self.rate_text: str | None = None  # for the caption in place of what the counters say, which of a still is nothing
         self.has_original = True  # to measure against; where it is elsewhere, quality is unknown
         self.counters = LaneCounters()
         self.newest: Frame | None = None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PyQt6.QtCore import QEvent, QObject, QPointF, QRectF, Qt, QTimer, pyqtSignal
-from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent, QPixmap, QResizeEvent
+from PyQt6.QtGui import QColor, QFont, QFontMetricsF, QMouseEvent, QPainter, QPaintEvent, QPixmap, QResizeEvent, QTextDocument
 from PyQt6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from . import icons
 from .session import Rows
-from .theme import BODY, DARK, SMALL, TINY, TITLE, Theme, font, with_alpha
+from .theme import BODY, DARK, SMALL, TINY, TITLE, Theme, font, with_alpha, wrapped
+from .widgets import literal
 
 MESSAGE_MS = 3500
 PICTURE = 56
@@ -61,19 +63,26 @@ KEYS = (
 
 
 class Stats(QWidget):
-    """A card of names and aligned values over the pictures."""
+    """A card of names and aligned values over the pictures, smaller where it would not fit."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
         self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
         self.setAccessibleName("Stats")
         self.rows: Rows = []
+        self._scale = 1.0
         self.hide()
 
     def show_rows(self, rows: Rows) -> None:
         self.rows = rows
+        parent = self.parentWidget()
+        assert parent is not None
         name_width, value_width = self._widths()
-        self.resize(round(name_width + value_width + 58), round(len(rows) * 19 + 26))
+        width, height = name_width + value_width + 58, len(rows) * 19 + 26
+        room_width, room_height = parent.width() - 16, parent.height() - 16
+        self._scale = min(1.0, room_width / width, room_height / height)
+        width, height = round(width * self._scale), round(height * self._scale)
+        self.setGeometry(min(26, 8 + room_width - width), min(26, 8 + room_height - height), width, height)
         self.update()
 
     def paintEvent(self, event: QPaintEvent) -> None:
@@ -82,7 +91,8 @@ class Stats(QWidget):
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(with_alpha("#07090c", 0.80))
         painter.drawRoundedRect(QRectF(self.rect()), 10, 10)
-        name_width, _ = self._widths()
+        painter.scale(self._scale, self._scale)
+        name_width, value_width = self._widths()
         for index, (name, value) in enumerate(self.rows):
             y = 13 + index * 19
             inset = 12 if name.startswith(" ") else 0
@@ -90,7 +100,7 @@ class Stats(QWidget):
             painter.setPen(QColor("#8c95a5"))
             painter.drawText(QRectF(16 + inset, y, name_width + 8, 19), Qt.AlignmentFlag.AlignVCenter, name.strip())
             painter.setPen(QColor("#f1f3f6"))
-            painter.drawText(QRectF(40 + name_width, y, self.width(), 19), Qt.AlignmentFlag.AlignVCenter, value)
+            painter.drawText(QRectF(40 + name_width, y, value_width + 2, 19), Qt.AlignmentFlag.AlignVCenter, value)
 
     def _widths(self) -> tuple[float, float]:
         metrics = QFontMetricsF(font(SMALL))
@@ -124,7 +134,10 @@ class Keys(QWidget):
         between = 1.5 * gap
         wide = sum(key + text for key, text in widths) + between * (len(KEYS) - 1)
         box = QRectF(0, 0, wide + 2 * padding, (most + 1.6) * row_height + 2 * padding)
-        box.moveCenter(QPointF(self.rect().center()))
+        painter.translate(QPointF(self.rect().center()))
+        fits = min(1.0, self.width() / box.width(), self.height() / box.height())
+        painter.scale(fits, fits)
+        box.moveCenter(QPointF(0, 0))
         painter.setPen(Qt.PenStyle.NoPen)
         painter.setBrush(QColor(t.surface))
         painter.drawRoundedRect(box, 14, 14)
@@ -161,8 +174,8 @@ class Message(QWidget):
     def say(self, text: str, *, problem: bool = False) -> None:
         self.text, self._problem = " ".join(text.split()), problem
         self.setAccessibleName(self.text)
+        self.show()  # which may give the parent another size
         self.place()
-        self.show()
         self.raise_()
         self._timer.stop()
         if not problem:
@@ -176,10 +189,13 @@ class Message(QWidget):
     def place(self) -> None:
         parent = self.parentWidget()
         assert parent is not None
-        metrics = QFontMetricsF(font(BODY))
-        width = min(parent.width() - 24, round(metrics.horizontalAdvance(self.text)) + 52)
-        lines = -(-round(metrics.horizontalAdvance(self.text)) // max(1, width - 52)) or 1
-        height = 22 + 17 * min(lines, 3)
+        width = min(parent.width() - 24, round(QFontMetricsF(font(BODY)).horizontalAdvance(self.text)) + 54)
+        laid_out = QTextDocument(self.text)
+        laid_out.setDefaultFont(font(BODY))
+        laid_out.setDefaultTextOption(wrapped(Qt.AlignmentFlag.AlignLeft))
+        laid_out.setDocumentMargin(0)
+        laid_out.setTextWidth(width - 50)
+        height = min(parent.height() - 24, math.ceil(laid_out.size().height()) + 24)
         self.setGeometry((parent.width() - width) // 2, parent.height() - height - 16, width, height)
         self.update()
 
@@ -197,8 +213,8 @@ class Message(QWidget):
         painter.drawEllipse(QPointF(20, self.height() / 2), 3.5, 3.5)
         painter.setPen(QColor(t.text))
         painter.setFont(font(BODY))
-        flags = Qt.AlignmentFlag.AlignVCenter | Qt.TextFlag.TextWordWrap
-        painter.drawText(QRectF(34, 4, self.width() - 50, self.height() - 8), int(flags), self.text)
+        text = QRectF(34, 4, self.width() - 50, self.height() - 8)
+        painter.drawText(text, self.text, wrapped(Qt.AlignmentFlag.AlignVCenter))
 
 
 class Busy(QWidget):
@@ -249,7 +265,8 @@ class Busy(QWidget):
         painter.drawArc(circle, -self._turn * 16, 90 * 16)
         painter.setPen(QColor(t.dim))
         painter.setFont(font(BODY))
-        painter.drawText(QRectF(0, middle.y() + 28, self.width(), 24), Qt.AlignmentFlag.AlignCenter, self.text)
+        below = QRectF(16, middle.y() + 32, self.width() - 32, self.height())
+        painter.drawText(below, self.text, wrapped(Qt.AlignmentFlag.AlignHCenter))
 
 
 class Welcome(QWidget):
@@ -322,11 +339,11 @@ class Welcome(QWidget):
             return
         head = QLabel("RECENT")
         head.setFont(font(TINY, QFont.Weight.DemiBold, spacing=0.9))
-        head.setProperty("tone", "faint")
+        head.setProperty("tone", "dim")
         head.setContentsMargins(10, 0, 0, 4)
         self._recent_rows.addWidget(head)
         for path in paths[:5]:
-            button = QPushButton(_shortened(path))
+            button = QPushButton(literal(_shortened(path)))
             button.setObjectName("link")
             button.setFont(font(BODY))
             button.setToolTip(path)

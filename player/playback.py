@@ -48,7 +48,11 @@ class Playback(Session):
         settings = settings or Settings()
         settings = Settings(**{**vars(settings), "n": header.n, "coder": header.coder, "quality": header.quality})
         super().__init__(Path(path).name, [Lane("mcode", "MCode")], settings, clock)
-        self.lanes[0].counters.bits = RateMeter(now=lambda: self.clock.time_s)
+        lane = self.lanes[0]
+        lane.counters.bits = RateMeter(now=lambda: self.clock.time_s)
+        self.still = reader.keyframes == 1
+        if self.still:
+            lane.rate_text = f"{8 * reader.payload_bytes / (header.width * header.height):.3f} bit/pixel"
         self.path = os.fspath(path)
         self.display = header.display_width, header.display_height
         self.duration_s = reader.duration_s
@@ -160,11 +164,12 @@ class Playback(Session):
     def stats(self) -> Rows:
         header, c = self.reader.header, self.lanes[0].counters
         model = self.model
+        kbps = 8 / 1000 * self.reader.payload_bytes / max(self.reader.duration_s, 1e-9)
         return [
             ("Picture", f"{header.width} × {header.height}"),
             ("Manifold", f"{getattr(model, 'name', '')} {header.manifold_id.hex()[:8]}".strip()),
             ("Keyframes", f"{every(header.n)}, {header.coder}, quality {header.quality}"),
-            ("Rate", f"{self.reader.payload_bytes * 8 / 1000 / max(self.reader.duration_s, 1e-9):.2f} kbit/s"),
+            ("Rate", self.lanes[0].rate_text or f"{kbps:.2f} kbit/s"),
             ("Decoded", f"{c.decoded.per_s:.1f} frames/s"),
             ("Shown", f"{c.shown.per_s:.1f} frames/s"),
             ("Dropped", f"{c.dropped:,} frames"),

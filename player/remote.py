@@ -12,7 +12,7 @@ from mcode.manifold import load
 from mcode.receive import LaneView, Receiver
 
 from .clock import Clock
-from .lanes import Lane
+from .lanes import WAITING, Lane
 from .link import channel_settings
 from .session import CHANNEL_FIELDS, Rows, Session, Settings, every
 
@@ -57,7 +57,7 @@ class Remote(Session):
             lane.has_original = False
         self.lanes = lanes
         self.source = os.fspath(source)
-        self.busy = f"Waiting for a sender at {self.source}"
+        self.busy = self._waiting = f"Waiting for a sender at {self.source}"
         self._bytes = {lane.name: 0 for lane in lanes}
         self._seen = {lane.name: 0 for lane in lanes}
         self._problem: str | None = None
@@ -87,14 +87,17 @@ class Remote(Session):
         for lane in self.lanes:
             view = self.receiver.lanes[lane.name]
             changed |= self._refresh(lane, view)
-        if changed:
+        if any(lane.newest is not None for lane in self.lanes):
             self.busy = None
+        else:
+            self.busy = self._problem or self._waiting
         stream = self.receiver.lanes["mcode"].stream if "mcode" in self.receiver.lanes else None
         if stream is not None and (stream.n, stream.coder) != (self._settings.n, self._settings.coder):
             self._settings = replace(self._settings, n=stream.n, coder=stream.coder)  # for the controls to show
         return changed
 
     def _refresh(self, lane: Lane, view: LaneView) -> bool:
+        lane.waiting = _line(view.error) or WAITING
         c, counted = lane.counters, view.counters()
         c.bits.add(8 * (counted.received_bytes - self._bytes[lane.name]))
         self._bytes[lane.name] = counted.received_bytes
@@ -105,18 +108,20 @@ class Remote(Session):
         c.decode_ms, c.network_ms, c.wait_ms = view.delay.decode_ms, view.delay.network_ms, view.delay.wait_ms
         c.dropped = counted.skipped
         newest = view.newest
-        if newest is None or self.clock.paused or newest[2] == self._seen[lane.name]:
+        if newest is None:
             return False
-        c.decoded.add(newest[2] - self._seen[lane.name])
-        self._seen[lane.name] = newest[2]
+        if newest[2] > self._seen[lane.name]:  # while paused, too: it goes on
+            c.decoded.add(newest[2] - self._seen[lane.name])
+            self._seen[lane.name] = newest[2]
+        if self.clock.paused or newest[0] is lane.newest:
+            return False
         lane.present(newest[0])
         if lane.name == "baseline":
             lane.title = coder_named(view.codec).label
         return True
 
     def _tell(self) -> None:
-        error = self.receiver.error
-        problem = " ".join(str(error).split()) if error is not None else None
+        problem = _line(self.receiver.error)
         if problem != self._problem:
             self._problem = problem
             if problem:
@@ -162,3 +167,7 @@ class Remote(Session):
     @property
     def position_s(self) -> float:
         return self.clock.time_s if not self.busy else 0.0
+
+
+def _line(error: Exception | None) -> str | None:
+    return None if error is None else " ".join(str(error).split())

@@ -55,10 +55,11 @@ class Session:
     """One thing being played. Threads work in the background; tick(), called by the window, shows what is due.
 
     failed: why it cannot go on, one line, else None. notices: news for the user, one line each, oldest first.
-    adjustable: the names of Settings that act here. live: it has no end and no way back.
+    adjustable: the names of Settings that act here. live: it has no end and no way back. still: it is one picture, of which
+    nothing changes that a chart could show.
     """
 
-    live = False
+    live = still = False
     loop = False
     channel_note = ""  # what the simulated channel does here, for the panel
     adjustable: frozenset[str] = frozenset()

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import mcode.manifold
+from mcode.container import McodeReader
 from mcode.errors import FormatError, InputError, ManifoldError
 from mcode.frame import Frame
+from mcode.receive import read_session
 
 from .compare import Compare
 from .demo import prepare
@@ -36,12 +38,7 @@ def open_source(source: str | os.PathLike[str], settings: Settings | None = None
 
         return Remote(text, settings, device=device)
     if text.startswith("camera:"):
-        number = text.removeprefix("camera:") or "0"
-        if not number.isdigit():
-            raise InputError(f"{text}: a camera is named by its number, as camera:0")
-        return _compare(CameraFeed(int(number)), settings, device)
-    if Path(text).is_dir():
-        raise InputError(f"{text} is a folder; open a file in it")
+        return _compare(CameraFeed(_camera_number(text)), settings, device)
     try:
         return Playback(text, manifold=None, device=device, settings=settings)
     except FormatError:
@@ -51,12 +48,42 @@ def open_source(source: str | os.PathLike[str], settings: Settings | None = None
 
 
 def check_source(source: str) -> None:
-    """Raises InputError for what is neither a path that exists nor one of the other sources."""
+    """Raises InputError for what is neither a path that exists, and no folder, nor one of the other sources."""
+    if source.startswith("camera:"):
+        _camera_number(source)
+    if os.path.isdir(source):
+        raise InputError(f"{source} is a folder; open a file in it")
     if source.startswith(("demo:", "camera:", STREAM_SCHEME)) or os.path.exists(source):
         return
+    if not source:
+        raise InputError("no file has an empty name; name one, or none for an empty window")
     if "://" in source:
         raise InputError(f"{source}: give a stream as {STREAM_SCHEME}HOST:PORT or by its SDP file")
     raise InputError(f"{source}: no such file")
+
+
+def probe_source(source: str) -> None:
+    """As check_source, and McodeError for a file that is no video, stream or session. Only a regular file is read from: a pipe
+    gives what it has once."""
+    check_source(source)
+    if not os.path.isfile(source):
+        return
+    if Path(source).suffix.lower() == ".sdp":
+        read_session(source)
+        return
+    try:
+        McodeReader(source)
+    except FormatError:
+        if Path(source).suffix.lower() == ".mcode":
+            raise
+        VideoFeed(source)
+
+
+def _camera_number(source: str) -> int:
+    number = source.removeprefix("camera:") or "0"
+    if not number.isdigit():
+        raise InputError(f"{source}: a camera is named by its number, as camera:0")
+    return int(number)
 
 
 def _compare(feed: VideoFeed | CameraFeed, settings: Settings, device: str) -> Compare:

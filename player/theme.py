@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from PyQt6.QtGui import QColor, QFont, QFontDatabase, QPalette
+from PyQt6.QtCore import Qt
+from PyQt6.QtGui import QColor, QFont, QFontDatabase, QPalette, QTextOption
 from PyQt6.QtWidgets import QApplication
 
 FAMILIES = (
@@ -22,7 +23,8 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours by purpose, as #rrggbb. canvas: around the pictures; surface: panels; raised: controls on them."""
+    """Colours by purpose, as #rrggbb. canvas: around the pictures; surface: panels; raised: controls on them; faint: what is
+    disabled or needs no reading, the others have the contrast of WCAG AA."""
 
     name: str
     canvas: str
@@ -66,7 +68,7 @@ LIGHT = Theme(
     text="#161a20",
     dim="#566072",
     faint="#8c96a6",
-    accent="#0b8f75",
+    accent="#097561",
     on_accent="#ffffff",
     baseline="#5d6b80",
     warning="#a86400",
@@ -93,6 +95,13 @@ def font(size_px: int = BODY, weight: QFont.Weight = QFont.Weight.Normal, spacin
     return made
 
 
+def wrapped(alignment: Qt.AlignmentFlag) -> QTextOption:
+    """For drawText: lines break between words, and within one that is longer than a line, as a path may be."""
+    made = QTextOption(alignment)
+    made.setWrapMode(QTextOption.WrapMode.WrapAtWordBoundaryOrAnywhere)
+    return made
+
+
 def with_alpha(colour: str, alpha: float) -> QColor:
     made = QColor(colour)
     made.setAlphaF(alpha)
@@ -110,7 +119,7 @@ def palette(theme: Theme) -> QPalette:
         (role.WindowText, theme.text),
         (role.Text, theme.text),
         (role.ButtonText, theme.text),
-        (role.PlaceholderText, theme.faint),
+        (role.PlaceholderText, theme.dim),
         (role.ToolTipBase, theme.hover),
         (role.ToolTipText, theme.text),
         (role.Highlight, theme.accent),

@@ -37,7 +37,7 @@ class Transport(QWidget):
         self.time.setFont(font(BODY, QFont.Weight.Medium))
         self.length = QLabel("")
         self.length.setFont(font(BODY))
-        self.length.setProperty("tone", "faint")
+        self.length.setProperty("tone", "dim")
         self.live_dot, self.live = Dot("#ffffff", 8), QLabel("LIVE")
         self.live.setFont(font(SMALL, QFont.Weight.DemiBold, spacing=0.6))
         self.timeline = Timeline()

@@ -16,7 +16,7 @@ from PyQt6.QtWidgets import QSizePolicy, QWidget
 from mcode.frame import Frame
 
 from .lanes import Lane
-from .theme import BODY, DARK, SMALL, Theme, font, with_alpha
+from .theme import BODY, DARK, SMALL, Theme, font, with_alpha, wrapped
 
 GAP = 14.0
 CAPTION = 34.0
@@ -161,7 +161,7 @@ class VideoView(QWidget):
         frame = place.lane.newest
         if frame is None:
             painter.fillPath(path, QColor(self.theme.surface))
-            self._paint_waiting(painter, place.picture)
+            self._paint_waiting(painter, place)
             return
         device = painter.device()
         target = place.picture.size() * (device.devicePixelRatioF() if device is not None else 1.0)
@@ -169,10 +169,10 @@ class VideoView(QWidget):
         painter.setClipPath(path, Qt.ClipOperation.IntersectClip)
         painter.drawImage(place.picture, image)
 
-    def _paint_waiting(self, painter: QPainter, rect: QRectF) -> None:
-        painter.setPen(QColor(self.theme.faint))
+    def _paint_waiting(self, painter: QPainter, place: Place) -> None:
+        painter.setPen(QColor(self.theme.dim))
         painter.setFont(font(SMALL))
-        painter.drawText(rect, Qt.AlignmentFlag.AlignCenter, "Waiting for a picture")
+        painter.drawText(place.picture.adjusted(8, 4, -8, -4), place.lane.waiting, wrapped(Qt.AlignmentFlag.AlignCenter))
 
     def _scaled_image(self, lane: Lane, frame: Frame, size: QSize, cache: bool) -> QImage:
         """The frame at the size it is painted at: area means to shrink, but linear where it is by little, which takes a
@@ -300,7 +300,9 @@ def caption_values(lane: Lane, notes: bool = True) -> list[str]:
     values = []
     if lane.name != "original":
         kbps = c.rate_kbps
-        if kbps:
+        if lane.rate_text:
+            values.append(lane.rate_text)
+        elif kbps:
             values.append(f"{rate_text(kbps)} kbit/s" + (f", {lane.note}" if lane.note and notes else ""))
         if math.isfinite(c.psnr_db):
             values.append(f"{c.psnr_db:.1f} dB")

@@ -44,9 +44,14 @@ class IconButton(QToolButton):
         self.setIcon(icons.icon(self._icon, normal, t.accent if self.isChecked() else t.text, t.faint))
 
 
+def literal(text: str) -> str:
+    """For a button or a menu, where a single & marks a key."""
+    return text.replace("&", "&&")
+
+
 def offer(menu: QMenu, text: str, act: Callable[[], object]) -> None:
     """One more line of a menu."""
-    action = menu.addAction(text)
+    action = menu.addAction(literal(text))
     assert action is not None
     action.triggered.connect(lambda: act())
 

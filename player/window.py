@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -48,7 +49,14 @@ PANEL_FROM, CHARTS_FROM = 860, 560
 PANEL_FITS = 420
 """Narrower windows show no panel even when asked: beside it no picture would fit."""
 MOST_RECENT, MOST_NOTICES = 8, 3
+MOST_STEM_BYTES = 200
+"""Of a source's name in that of a recording: file systems take 255 bytes, and the unfinished file has a longer name."""
 HIDE_POINTER_MS = 2500
+REPEATED = {
+    *(Qt.Key.Key_Left, Qt.Key.Key_Right, Qt.Key.Key_Down, Qt.Key.Key_Up),
+    *(Qt.Key.Key_Period, Qt.Key.Key_Comma, Qt.Key.Key_BracketLeft, Qt.Key.Key_BracketRight),
+}
+"""Keys that go on acting while they are held: seek, step, speed."""
 FIRST_ADDRESS = "rtp://127.0.0.1:5004"
 
 Opener = Callable[..., Session]
@@ -84,12 +92,13 @@ class Window(QWidget):
         self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         self.setWindowTitle("MCode")
         self.setAcceptDrops(True)
-        self.setMinimumSize(320, 240)
+        self.setMinimumSize(400, 240)
         self.resize(1280, 760)
         self._opener, self._sound = opener, sound
         self._memory = QSettings("mcode", "player") if remember else None
         self.session: Session | None = None
         self.audio: Audio | LiveAudio | None = None
+        self._lost_audio: Audio | LiveAudio | None = None  # its card does not answer
         self._heard_jump = 0
         self._ended_s: float | None = None  # where a clip had ended when its picture was clicked
         self.recorder: Recorder | None = None
@@ -134,6 +143,7 @@ class Window(QWidget):
         self.title = QLabel("")
         self.title.setFont(font(TITLE))
         self.title.setProperty("tone", "dim")
+        self.title.setTextFormat(Qt.TextFormat.PlainText)  # a file may be called <b>
         self.title.setMinimumWidth(0)
         row.addWidget(self.brand)
         row.addSpacing(12)
@@ -316,12 +326,20 @@ class Window(QWidget):
 
     def _end_session(self) -> None:
         self._stop_recording()
-        if self.audio is not None:
-            self.audio.halt()
-            self.audio = None
+        self._end_sound()
         if self.session is not None:
             self.session.close()
             self.session = None
+
+    def _end_sound(self) -> None:
+        """Where the card does not answer, for good."""
+        audio, self.audio = self.audio, None
+        if audio is None:
+            return
+        audio.halt()
+        if not audio.answers(time.monotonic()):
+            self._sound, self._lost_audio = False, audio
+            self.message.say("The sound card does not answer; playing without sound", problem=True)
 
     def _show_settings(self, session: Session) -> None:
         """In the controls. Of the manifolds those that can be chosen, and first the session's own where it is not
@@ -353,7 +371,7 @@ class Window(QWidget):
         session, now_s = self.session, time.monotonic()
         if session is None:
             return
-        self._keep_sound(session)
+        self._keep_sound(session, now_s)
         changed = session.tick()
         if changed:
             self.view.update()
@@ -394,13 +412,16 @@ class Window(QWidget):
         self._told = [" ".join(notice.split()) for notice in dict.fromkeys([*unread, *notices])][-MOST_NOTICES:]
         self.message.say("; ".join(self._told))
 
-    def _keep_sound(self, session: Session) -> None:
-        """Sound runs while pictures run at speed 1; then it is the clock."""
+    def _keep_sound(self, session: Session, now_s: float) -> None:
+        """Sound runs while pictures run at speed 1; then it is the clock. Without a card that answers, none from then on."""
         audio = self.audio
         if audio is None:
             return
+        if not audio.answers(now_s):
+            self._end_sound()
+            return
         if isinstance(audio, LiveAudio):
-            audio.feed(time.monotonic(), session.clock.paused)
+            audio.feed(now_s, session.clock.paused)
             return
         wanted = not session.clock.paused and session.clock.speed == 1.0 and not session.ended and session.busy is None
         if wanted and (not audio.playing or session.jump != self._heard_jump):
@@ -482,13 +503,14 @@ class Window(QWidget):
     def toggle_stats(self) -> None:
         shown = self.stats.isHidden()  # also on the page that is not shown
         self.stats.setVisible(shown)
-        self.stats.move(26, 26)
         self.stats_button.setChecked(shown)
         if shown and self.session is not None:
             self.stats.show_rows(self.session.stats())
             self.stats.raise_()
 
     def toggle_charts(self) -> None:
+        if not self.charts_button.isEnabled():
+            return
         self._charts_wanted = not self.charts.isVisible()
         self._settle(asked=self.charts)
 
@@ -521,7 +543,7 @@ class Window(QWidget):
         """The comparison as a PNG, at twice the view's size where that is small; returns its path."""
         if self.session is None:
             return None
-        path = path or _free_name(_pictures(), Path(self.session.title).stem or "mcode", ".png")
+        path = path or _free_name(_pictures(), self.session.title, "-{}.png")
         size = self.view.size() * max(1.0, self.devicePixelRatioF())
         if self.view.picture(QSize(round(size.width()), round(size.height()))).save(path):
             self.message.say(f"Saved {path}")
@@ -533,7 +555,7 @@ class Window(QWidget):
         if self.recorder is not None:
             self._stop_recording()
         elif self.session is not None:
-            path = _free_name(_pictures(), (Path(self.session.title).stem or "mcode") + "-comparison", ".mp4")
+            path = _free_name(_pictures(), self.session.title, "-comparison-{}.mp4")
             self.recorder = Recorder(path, RECORD_SIZE.width(), RECORD_SIZE.height())
             self._record_start_s = time.monotonic()
             self._recorded_s = 0.0
@@ -615,7 +637,8 @@ class Window(QWidget):
         full, width, height = self.isFullScreen(), self.width(), self.height()
         playing = self.session is not None
         panel = playing and self._panel_wanted and not full and (width >= PANEL_FROM or asked is self.controls)
-        charts = playing and self._charts_wanted and not full and (height >= CHARTS_FROM or asked is self.charts)
+        still = self.session is not None and self.session.still
+        charts = playing and not still and self._charts_wanted and not full and (height >= CHARTS_FROM or asked is self.charts)
         panel, charts = panel and width >= PANEL_FITS, charts and width >= 480
         self.controls.setVisible(panel)
         self.panel_rule.setVisible(panel)
@@ -623,6 +646,7 @@ class Window(QWidget):
         self.charts_rule.setVisible(charts)
         self.panel_button.setChecked(panel)
         self.charts_button.setChecked(charts)
+        self.charts_button.setEnabled(not still)
         for widget in (self.header, self.header_rule, self.transport, self.transport_rule):
             widget.setVisible(not full)
         self.title.setVisible(width >= 620)
@@ -635,6 +659,7 @@ class Window(QWidget):
         self.charts_button.setVisible(width >= 480)
         self._settle_captions()
         self.busy.setGeometry(self.view.rect())
+        self.stats.show_rows(self.stats.rows)
         self.keys.setGeometry(self.rect())
 
     def _settle_captions(self) -> None:
@@ -665,6 +690,8 @@ class Window(QWidget):
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
         key, text = Qt.Key(event.key()), event.text()
+        if event.isAutoRepeat() and key not in REPEATED:
+            return
         if event.modifiers() & Qt.KeyboardModifier.ControlModifier:
             if key == Qt.Key.Key_O:
                 self.ask_open()
@@ -746,12 +773,20 @@ def _application() -> QApplication:
 
 
 def _pictures() -> Path:
+    """Where screenshots and recordings go."""
     from PyQt6.QtCore import QStandardPaths
 
     folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.PicturesLocation)
-    return Path(folder) if folder and Path(folder).is_dir() else Path.cwd()
+    if os.path.isdir(folder):
+        return Path(folder)
+    try:
+        return Path.cwd()
+    except OSError:  # it has been removed
+        return Path.home()
 
 
-def _free_name(folder: Path, stem: str, suffix: str) -> str:
-    numbers = (f"-{i}" for i in range(1, 10_000))
-    return str(next(p for n in numbers if not (p := folder / f"{stem}{n}{suffix}").exists()))
+def _free_name(folder: Path, title: str, ending: str) -> str:
+    """A path for what is made of a source of that title. ending: with {} for a number."""
+    stem = Path(title).stem.encode("utf-8", "ignore")[:MOST_STEM_BYTES].decode("utf-8", "ignore") or "mcode"
+    paths = (os.path.join(folder, stem + ending.format(i)) for i in itertools.count(1))
+    return next(path for path in paths if not os.path.exists(path))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import socket
-import time
 
 import pytest
 
-from mcode.errors import InputError
+from mcode.errors import InputError, ManifoldError
 from mcode.send import SendConfig, Sender
 from player.remote import Remote
 from player.session import Settings
@@ -56,11 +55,13 @@ def test_pause_holds_the_picture_and_play_goes_on(stream):
     sender.start()
     wait_until(session, lambda: session.lanes[0].serial > 3)
     session.pause(True)
-    held = session.lanes[0].serial
-    for _ in range(20):
-        session.tick()
-        time.sleep(0.01)
-    assert session.lanes[0].serial == held
+    lane, view = session.lanes[0], session.receiver.lanes["mcode"]
+    held, seen = lane.serial, view.shown
+    decoded = []
+    lane.counters.decoded.add = decoded.append
+    wait_until(session, lambda: view.shown > seen + 10)
+    assert lane.serial == held
+    assert sum(decoded) >= 5 and max(decoded) < sum(decoded), "those of the pause are counted at its end"
     session.pause(False)
     wait_until(session, lambda: session.lanes[0].serial > held + 3)
 
@@ -133,3 +134,29 @@ def test_wrong_sdp_is_one_clear_line(tmp_path):
     with pytest.raises(InputError) as raised:
         Remote(path)
     assert "wrong.sdp" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("baseline", ["none", "h264"])
+def test_a_missing_manifold_is_told_as_long_as_it_is_missing(baseline):
+    def missing(manifold_id: bytes):
+        raise ManifoldError(f"no manifold {manifold_id.hex()[:8]} is installed")
+
+    url = f"rtp://127.0.0.1:{free_port()}"
+    session = Remote(url)
+    session._find = missing
+    session.start()
+    try:
+        config = SendConfig("testsrc", url, size=(64, 48), coder="fixed", baseline=baseline, duration_s=120.0, audio=False)
+        with Sender(config, model=BlockMeans()) as sender:
+            sender.start()
+            wait_until(session, lambda: len(session.notices) > 0)
+            if baseline != "none":
+                wait_until(session, lambda: session.lanes[1].serial > 5)
+            session.notices.clear()
+            heard = session.receiver.lanes["mcode"].counters().received
+            wait_until(session, lambda: session.receiver.lanes["mcode"].counters().received > heard + 5)
+            assert not session.notices and session.lanes[0].newest is None
+            assert session.lanes[0].waiting.startswith("no manifold ") and session.lanes[0].waiting.endswith(" is installed")
+            assert session.busy == (session.lanes[0].waiting if baseline == "none" else None)
+    finally:
+        session.close()

@@ -243,6 +243,23 @@ def test_wrong_manifold_is_named(mcode_clip):
     assert BlockMeans.id in session.failed and "manifold" in session.failed
 
 
+def test_a_still_has_one_rate(tmp_path):
+    from player.view import caption_values
+
+    path = tmp_path / "still.mcode"
+    encoder = Encoder(BlockMeans(), 64, 48, n=1, coder="fixed")
+    with McodeWriter(path) as writer:
+        for packet in [*encoder.push(grey(90, 0, 64, 48)), *encoder.flush()]:
+            writer.write(packet, 1)
+    session = Playback(path, manifold=BlockMeans())
+    wanted = f"{8 * session.reader.payload_bytes / (64 * 48):.3f} bit/pixel"
+    session.start()
+    wait_until(session, lambda: session.ended)
+    assert session.still and dict(session.stats())["Rate"] == wanted
+    assert caption_values(session.lanes[0]) == [wanted]
+    session.close()
+
+
 def test_stats_tell_the_stream(playback):
     rows = dict(playback.stats())
     assert rows["Picture"] == "64 × 48" and "every 4 frames, fixed" in rows["Keyframes"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,11 +27,15 @@ PATIENCE_S = 60
 class Card:
     """A sound card with an empty buffer."""
 
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
     def start(self, pipe) -> None:
         self.pipe = pipe
+        self.calls.append("start")
 
     def stop(self) -> None:
-        pass
+        self.calls.append("stop")
 
     def setVolume(self, volume: float) -> None:
         self.volume = volume
@@ -152,6 +157,49 @@ def test_packet_that_does_not_decode_is_a_short_silence(card, clip, monkeypatch)
         played.append(np.frombuffer(card.play(SECOND * 3 // 2), np.int16))
     sound.halt()
     assert np.corrcoef(played[0][-RATE:], played[1][-RATE:])[0, 1] > 0.99, "what follows is not at its time"
+
+
+@pytest.mark.parametrize("acts", [False, True])
+def test_card_that_comes_to_a_stand_is_given_up_and_left_alone(acts, card, clip):
+    sound, now_s = Audio(clip), time.monotonic()
+    sound.play_from(0.0)
+    for _ in range(50):
+        card.play(SECOND // 50)
+        now_s += 0.1
+        assert sound.answers(now_s), "a card that plays"
+    now_s += 1000
+    assert sound.answers(now_s), "the window stood, too"
+    for _ in range(15 if acts else 40):
+        now_s += 0.1
+        sound.answers(now_s)
+    card.calls.clear()
+    sound.play_from(1.0) if acts else sound.halt()
+    assert not sound.answers(now_s) and not sound.playing and not card.calls
+
+
+def test_short_stand_or_a_pause_is_no_stop(card, clip):
+    sound, now_s = Audio(clip), time.monotonic()
+    sound.play_from(0.0)
+    for _ in range(25):  # a card that needs its time to begin
+        now_s += 0.1
+        assert sound.answers(now_s)
+    sound.play_from(0.5)
+    card.play(SECOND // 2)
+    assert sound.answers(now_s) and sound.playing
+    sound.halt()
+    for _ in range(100):
+        now_s += 0.1
+        assert sound.answers(now_s)
+
+
+def test_server_that_is_lost_is_never_asked_again(card, clip, monkeypatch):
+    monkeypatch.setattr(audio, "_lost", threading.Event())
+    sound = Audio(clip)
+    assert sound.answers(time.monotonic())
+    audio.note_lost_server()
+    assert not sound.answers(time.monotonic()) and not audio.has_sound_card()
+    sound.play_from(0.0)
+    assert not card.calls
 
 
 def test_no_path_is_no_sound():

@@ -18,9 +18,9 @@ import pytest
 pytest.importorskip("PyQt6.QtWidgets")
 pytest.importorskip("pytestqt")
 
-from PyQt6.QtCore import QMimeData, QPoint, QPointF, QSize, Qt, QTimer, QUrl
-from PyQt6.QtGui import QDropEvent
-from PyQt6.QtWidgets import QAbstractButton, QComboBox, QWidget
+from PyQt6.QtCore import QEvent, QMimeData, QPoint, QPointF, QSize, Qt, QTimer, QUrl
+from PyQt6.QtGui import QDropEvent, QKeyEvent
+from PyQt6.QtWidgets import QAbstractButton, QComboBox, QLabel, QWidget
 
 from mcode.errors import InputError
 from mcode.video import FrameReader
@@ -30,6 +30,7 @@ from player.controls import BER_STEPS, ber_of, ber_text, step_of_ber
 from player.overlay import KEYS
 from player.playback import Playback
 from player.session import BER_LEAST, BER_MOST, Settings
+from player.theme import DARK, LIGHT
 from player.view import Arrangement, array_of, image_of
 from player.widgets import Slider, clock_text
 from player.window import Window
@@ -358,6 +359,16 @@ def test_captions_come_back_in_full_screen(playing, qtbot):
     assert playing.view.captions
 
 
+def test_a_still_has_no_charts(window, qtbot):
+    session = comparison("stripes", Settings())
+    session.still = True
+    window.show_session(session)
+    press(qtbot, window, "g")
+    assert not window.charts.isVisible() and not window.charts_button.isEnabled()
+    window.show_session(comparison("stripes", Settings()))
+    assert window.charts.isVisible() and window.charts_button.isEnabled()
+
+
 def test_a_video_without_a_duration_is_not_live_and_has_no_way_back(window):
     feed = PaintedFeed("raw", stripes, (64, 48))
     window.show_session(Compare(feed, load=lambda name: BlockMeans()))
@@ -378,7 +389,7 @@ def test_controls_of_nothing_open_do_nothing(playing, qtbot):
 
 
 def test_the_panel_is_shown_only_where_a_picture_fits_beside_it(playing, qtbot):
-    playing.resize(320, 240)
+    playing.resize(400, 240)
     press(qtbot, playing, "c")
     assert not playing.controls.isVisible() and not playing.panel_button.isChecked()
     assert playing.message.text == "The window is too narrow for the controls"
@@ -420,6 +431,41 @@ def test_recent_lists_what_is_there(qtbot, tmp_path, monkeypatch):
     gone.write_bytes(b"")  # a disk that is plugged in again
     assert made.recent() == [str(here), str(gone), "rtp://127.0.0.1:5004"]
     made.close()
+
+
+def test_names_of_files_are_shown_as_they_are(window, monkeypatch):
+    name = "Tom & Jerry <b>R&D.mcode"
+    window.welcome.set_recent([name])
+    (button,) = [b for b in window.welcome.findChildren(QAbstractButton) if b.toolTip() == name]
+    assert button.text() == "Tom && Jerry <b>R&&D.mcode"
+    monkeypatch.setattr(window, "recent", lambda: [name])
+    lines = []
+    monkeypatch.setattr("player.window.QMenu.exec", lambda menu, _: lines.extend(a.text() for a in menu.actions()))
+    window.show_open_menu()
+    assert "Tom && Jerry <b>R&&D.mcode" in lines
+    session = comparison("stripes", Settings())
+    session.title = "<i>" * 20
+    window.show_session(session)
+    assert window.title.sizeHint().width() > 100, "taken for a markup"
+
+
+@pytest.mark.parametrize("theme", [DARK, LIGHT])
+def test_what_must_be_read_has_contrast(theme, playing):
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+    def contrast(a: str, b: str) -> float:
+        """WCAG 2.2, 1.4.3; AA wants 4.5."""
+        dark, bright = sorted((light(a), light(b)))
+        return (bright + 0.05) / (dark + 0.05)
+
+    for colour in (theme.text, theme.dim, theme.accent):
+        assert min(contrast(colour, ground) for ground in (theme.surface, theme.canvas, theme.raised)) >= 4.5
+    assert contrast(theme.on_accent, theme.accent) >= 4.5 and contrast(theme.problem, theme.surface) >= 4.5
+    faint = [label.text() for label in playing.findChildren(QLabel) if label.property("tone") == "faint"]
+    assert not faint, "nothing is disabled here"
 
 
 def test_drop_opens_the_file(window, qtbot, mcode_clip):
@@ -481,6 +527,37 @@ def test_screenshot_is_the_view(playing, qtbot, tmp_path):
     assert (frame.width, frame.height) == (playing.view.width(), playing.view.height())
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_screenshots_of_long_names_and_in_folders_that_are_gone(gone, playing, qtbot, tmp_path, monkeypatch):
+    monkeypatch.setattr("PyQt6.QtCore.QStandardPaths.writableLocation", lambda kind: "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "working"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    if gone:
+        folder.rmdir()
+    playing.session.title = "\N{CJK UNIFIED IDEOGRAPH-4E00}" * 80 + ".mp4"
+    press(qtbot, playing, "ss")
+    names = sorted(path.name for path in (tmp_path if gone else folder).glob("*.png"))
+    assert names == ["\N{CJK UNIFIED IDEOGRAPH-4E00}" * 66 + f"-{i}.png" for i in (1, 2)]
+    assert playing.message.text.startswith("Saved ")
+
+
+def test_a_held_key_acts_once_but_where_one_goes_on_by_it(playing, monkeypatch):
+    acts = []
+    for name in ("screenshot", "toggle_recording", "toggle_pause", "ask_open", "step", "seek_by", "change_speed"):
+        monkeypatch.setattr(playing, name, lambda *_, name=name: acts.append(name))
+    control = Qt.KeyboardModifier.ControlModifier
+    keys = [(Qt.Key.Key_S, "s"), (Qt.Key.Key_R, "r"), (Qt.Key.Key_Space, " "), (Qt.Key.Key_O, "", control)]
+    keys += [(Qt.Key.Key_Period, "."), (Qt.Key.Key_Left, ""), (Qt.Key.Key_BracketRight, "]")]
+    for key, text, *modifiers in keys:
+        for held in (False, True, True):
+            modifier = modifiers[0] if modifiers else Qt.KeyboardModifier.NoModifier
+            playing.keyPressEvent(QKeyEvent(QEvent.Type.KeyPress, key, modifier, text, held))
+    once, often = ["screenshot", "toggle_recording", "toggle_pause", "ask_open"], ["step", "seek_by", "change_speed"]
+    assert acts == once + [name for name in often for _ in range(3)]
+
+
 def test_recording_is_a_video_of_the_comparison(playing, qtbot, tmp_path, monkeypatch):
     monkeypatch.setattr("player.window._pictures", lambda: tmp_path)
     monkeypatch.setattr("player.window.RECORD_SIZE", QSize(320, 180))
@@ -520,7 +597,7 @@ def test_recording_that_cannot_be_finished_is_told(playing, qtbot, tmp_path, mon
     assert playing.message.text.startswith("cannot write ") and "\n" not in playing.message.text
 
 
-@pytest.mark.parametrize("size", [(480, 320), (320, 240), (1280, 760), (900, 400)])
+@pytest.mark.parametrize("size", [(480, 320), (400, 240), (1280, 760), (900, 400)])
 def test_every_size_keeps_the_pictures_inside_and_in_view(playing, qtbot, size):
     playing.resize(*size)
     qtbot.wait(50)
@@ -532,6 +609,26 @@ def test_every_size_keeps_the_pictures_inside_and_in_view(playing, qtbot, size):
             assert playing.view.rect().contains(place.picture.toRect())
             assert place.picture.width() >= 60
             assert place.picture.width() / place.picture.height() == pytest.approx(64 / 48, rel=0.05)
+
+
+def test_nothing_is_cut_off_in_the_smallest_window(playing, qtbot):
+    playing.resize(1, 1)
+    qtbot.waitUntil(lambda: playing.size() == playing.minimumSize())
+    press(qtbot, playing, "i")
+    qtbot.waitUntil(lambda: playing.pages.width() == playing.width() and len(playing.stats.rows) > 8)
+    texts = [*playing.header.findChildren(QWidget), *playing.transport.findChildren(QWidget)]
+    narrow = [w for w in texts if isinstance(w, QAbstractButton | QLabel) and w.isVisible()]
+    assert all(w.width() >= w.minimumSizeHint().width() for w in narrow)
+    assert playing.view.rect().contains(playing.stats.geometry())
+    press(qtbot, playing, "?")
+    bright = array_of(playing.keys.grab().toImage()).max(axis=(0, 2)) > 120
+    assert not bright[:5].any() and not bright[-5:].any() and bright.any()
+    press(qtbot, playing, "?")
+    path = "/home/ann/" + "a-folder/" * 12 + "x" * 120 + ".png"
+    playing.message.say(f"Saved {path}")
+    shot = array_of(playing.message.grab().toImage())[:, 34:].max(axis=2) > 120
+    assert playing.message.height() > 22 + 3 * 17, "so long a text is cut off"
+    assert playing.pages.rect().contains(playing.message.geometry()) and not shot[:, -8:].any()
 
 
 def test_controls_have_names_for_screen_readers(playing):
@@ -568,6 +665,9 @@ def test_clock_text():
     [
         (["nowhere.mcode"], "no such file"),
         (["udp://127.0.0.1:5004"], "rtp://HOST:PORT"),
+        ([""], "empty name"),
+        (["camera:front"], "a camera is named by its number"),
+        (["--demo", "clip.mp4"], "--demo and clip.mp4: give one of them"),
         (["--demo", "--n", "0"], "1 to 32"),
         (["--demo", "--loss", "2"], "loss"),
         (["--demo", "--bit-error-rate", "7"], "bit error rate"),
@@ -579,6 +679,68 @@ def test_wrong_arguments_end_with_2_and_one_line(arguments, words, capsys):
     assert player_app.main(arguments) == 2
     printed = capsys.readouterr().err
     assert words in printed and printed.startswith("mcode: error: ") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("wrong.mp4", "is not a video"), ("wrong.mcode", "wrong.mcode"), ("a.sdp", "SDP"), ("", "is a folder")]
+)
+def test_a_file_that_is_nothing_to_play_ends_with_2_and_one_line(name, words, tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"neither a video nor a session\n" * 40)
+    path = tmp_path if not name else (tmp_path / "file").rename(tmp_path / name)
+    assert player_app.main([str(path)]) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and printed.startswith("mcode: error: ") and printed.count("\n") == 1
+
+
+@pytest.fixture
+def previous_handlers():
+    from PyQt6.QtCore import qInstallMessageHandler
+
+    handler, signals = qInstallMessageHandler(None), signal.getsignal(signal.SIGINT)
+    qInstallMessageHandler(handler)
+    yield
+    signal.signal(signal.SIGINT, signals)
+    qInstallMessageHandler(handler)
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_what_the_window_cannot_play_is_told_on_stderr_and_by_the_status(
+    another, qapp, monkeypatch, capsys, mcode_clip, previous_handlers
+):
+    def failing(source: str, settings: Settings, **_):
+        if source == "rtp://nowhere:5004":
+            raise InputError("rtp://nowhere:5004: unknown host")
+        return Playback(source, manifold=BlockMeans())
+
+    def shown(self):
+        self.setVisible(True)
+        self.failed.connect(lambda _: self.open(str(mcode_clip)) if another else QTimer.singleShot(0, self.close))
+        self.opened.connect(lambda _: QTimer.singleShot(0, self.close))
+
+    monkeypatch.setattr("player.sources.open_source", failing)
+    monkeypatch.setattr(Window, "show", shown)
+    assert player_app.main(["rtp://nowhere:5004", "--no-sound"]) == (0 if another else 2)
+    assert capsys.readouterr().err == "mcode: error: rtp://nowhere:5004: unknown host\n"
+
+
+@pytest.mark.qt_log_level_fail("CRITICAL")
+def test_ctrl_c_ends_the_window_and_qt_prints_nothing(qapp, monkeypatch, capsys, previous_handlers):
+    from PyQt6.QtCore import qWarning
+
+    from player import audio
+
+    lost = threading.Event()
+    monkeypatch.setattr(audio, "_lost", lost)
+
+    def shown(self):
+        self.setVisible(True)
+        for text in ("PulseAudioService: pa_context_connect() failed", "QBackingStore::flush() called ...", "a real warning"):
+            qWarning(text)
+        QTimer.singleShot(0, lambda: signal.raise_signal(signal.SIGINT))
+
+    monkeypatch.setattr(Window, "show", shown)
+    assert player_app.main(["--no-sound"]) == 0
+    assert capsys.readouterr().err == "a real warning\n" and lost.is_set()
 
 
 def test_a_missing_extra_and_a_missing_display_are_one_line(monkeypatch, capsys):
@@ -595,7 +757,7 @@ def test_a_missing_extra_and_a_missing_display_are_one_line(monkeypatch, capsys)
         assert words in printed and printed.count("\n") == 1
 
 
-def test_the_command_line_opens_what_it_names_with_its_settings(qapp, monkeypatch, mcode_clip):
+def test_the_command_line_opens_what_it_names_with_its_settings(qapp, monkeypatch, mcode_clip, previous_handlers):
     opened = []
 
     def end(self):
@@ -608,11 +770,7 @@ def test_the_command_line_opens_what_it_names_with_its_settings(qapp, monkeypatc
 
     monkeypatch.setattr(Window, "show", shown)
     arguments = ["-n", "7", "--coder", "fixed", "--loss", "0.25", "--seed", "3", "--device", "cpu", "--no-sound"]
-    previous = signal.getsignal(signal.SIGINT)
-    try:
-        assert player_app.main([str(mcode_clip), *arguments]) == 0
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    assert player_app.main([str(mcode_clip), *arguments]) == 0
     ((device, settings, opening),) = opened
     assert device == "cpu" and settings == Settings(n=7, coder="fixed", loss=0.25, seed=3) and len(opening) == 1
 
@@ -630,6 +788,9 @@ class Ear:
 
     def halt(self) -> None:
         self.playing = False
+
+    def answers(self, now_s: float) -> bool:
+        return True
 
     @property
     def heard_s(self) -> float | None:
@@ -651,3 +812,45 @@ def test_a_short_seek_takes_the_sound_along(source, window, qtbot, mcode_clip):
     qtbot.waitUntil(lambda: len(ear.asked) == 2, timeout=PATIENCE_MS)
     (first_s, _), (second_s, _) = ear.asked
     assert second_s - first_s > 0.5, "the sound was not taken along"
+
+
+class DeafCard:
+    """A sound card that takes a little and then nothing."""
+
+    def start(self, pipe) -> None:
+        pipe.readData(1000)
+
+    def stop(self) -> None: ...
+    def setVolume(self, volume: float) -> None: ...
+
+    def bufferSize(self) -> int:
+        return 1000
+
+    def bytesFree(self) -> int:
+        return 1000
+
+
+def test_a_sound_card_that_stops_holds_the_pictures_up_no_longer(qtbot, monkeypatch, mcode_clip, clip):
+    for name in ("player.audio.has_sound_card", "player.window.has_sound_card"):
+        monkeypatch.setattr(name, lambda: True)
+    monkeypatch.setattr("player.audio._sink", DeafCard)
+    monkeypatch.setattr("player.audio.NO_ANSWER_S", 0.3)
+
+    def sounding(source: str, settings: Settings) -> Playback:
+        session = Playback(mcode_clip, manifold=BlockMeans())
+        session.audio_path, session.loop = str(clip), True
+        return session
+
+    made = Window(opener=sounding, remember=False, sound=True)
+    qtbot.addWidget(made)
+    with qtbot.waitSignal(made.opened, timeout=PATIENCE_MS):
+        made.open("first")
+    assert made.audio is not None
+    qtbot.waitUntil(lambda: "does not answer; playing without sound" in made.message.text, timeout=PATIENCE_MS)
+    assert made.audio is None and made._lost_audio is not None
+    before = made.session.lanes[0].serial
+    qtbot.waitUntil(lambda: made.session.lanes[0].serial > before + 10, timeout=PATIENCE_MS)
+    with qtbot.waitSignal(made.opened, timeout=PATIENCE_MS):
+        made.open("second")
+    assert made.audio is None
+    made.close()
