@@ -306,6 +306,14 @@ class _Network:
             link.answer(now)
         return found
 
+    def flush(self) -> list[tuple[_Link, Any]]:
+        """(lane, unit to decode) of what waits behind gaps: nothing more is waited for. The last call before `close`."""
+        found: list[tuple[_Link, Any]] = []
+        for link in self.links:
+            link.reception.give_up()
+            found += self._located(link, link.lane.poll(time.monotonic()))
+        return found
+
     def _take(self, link: _Link, datagram: bytes, peer: tuple) -> list[tuple[_Link, Any]]:
         now = time.monotonic()
         link.heard += 1
@@ -873,9 +881,12 @@ def _receive(
 ) -> None:
     picture = network.links[0]
     started_s = last_s = time.monotonic()
-    while not stop.is_set():
+    goodbye_s: float | None = None
+    ended = False
+    while True:
+        ended = ended or stop.is_set()
         try:
-            units = network.wait(0.1)
+            units = network.flush() if ended else network.wait(0.1)
         except McodeError as error:
             if not recorder.frames:
                 raise
@@ -889,7 +900,7 @@ def _receive(
                 continue
             for frame in picture.lane.decode(unit):
                 recorder.push(frame, unit, link)
-                if stop.is_set() or (duration_s is not None and recorder.length_s >= duration_s):
+                if duration_s is not None and recorder.length_s >= duration_s:
                     return
             if picture.lane.error is not None:
                 if not recorder.frames:
@@ -897,19 +908,22 @@ def _receive(
                 return  # what came before is kept, and the report warns
             if progress is not None:
                 progress(recorder.frames, None)
+        if ended:
+            break
         now = time.monotonic()
         if units:  # decoded by now, which may take longer than idle_s: a manifold is loaded
             last_s = now
+        goodbye_s = (goodbye_s or now) if picture.said_goodbye else None
         tail_s = 0.0 if picture.lane.deadline_s is None else _LONGEST_TAIL_S
-        if picture.said_goodbye and now - last_s > max(0.5, tail_s):
-            recorder.most_sound_s = math.inf if duration_s is None else duration_s
-            break
-        if recorder.frames and now - last_s > idle_s + tail_s:
+        if goodbye_s is not None and now - max(last_s, goodbye_s) > _GOODBYE_S:
+            ended = True
+        elif recorder.frames and now - last_s > idle_s + tail_s:
             recorder.warnings.append(f"the sender fell silent; what came in {recorder.length_s:.1f} s is written")
+            ended = True
+        elif not recorder.frames and now - started_s > wait_s:
+            ended = True
+        if ended:
             recorder.most_sound_s = math.inf if duration_s is None else duration_s
-            break
-        if not recorder.frames and now - started_s > wait_s:
-            break
     if not recorder.frames and not stop.is_set():
         what = os.fspath(source)
         if not any(link.heard for link in network.links):
@@ -920,7 +934,9 @@ def _receive(
 _MOST_REPAIR_S = 20.0
 """A recording has time to wait for repair, of slow streams, too."""
 _LONGEST_TAIL_S = _MOST_REPAIR_S + 1.0
-"""What waits behind a gap is waited for at the end, too: longer than a reception holds it."""
+"""Silence behind a gap may be waiting for its repair: longer than a reception holds it."""
+_GOODBYE_S = 0.5
+"""For how long what a goodbye overtook is waited for."""
 
 
 class _Spool:

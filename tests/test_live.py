@@ -609,31 +609,37 @@ def test_a_recording_goes_on_after_a_decode_longer_than_the_silence_that_ends_it
     )
     recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[])
     monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s))
-    network = SimpleNamespace(links=[link], wait=wait)
+    network = SimpleNamespace(links=[link], wait=wait, flush=list)
     _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, stop, None)
     assert decoded == [0, 1, 2, 3, 4] and recorder.warnings == []
 
 
-@pytest.mark.parametrize(("gap_ends_s", "written"), [(1.5, [1]), (math.inf, [])])
-def test_what_waits_behind_a_gap_at_a_goodbye_is_written_and_not_waited_for_without_end(monkeypatch, gap_ends_s, written):
-    now_s, decoded = 0.0, []
+@pytest.mark.parametrize("end", ["stop", "goodbye"])
+def test_what_waits_behind_a_gap_at_the_end_is_written(network, monkeypatch, end):
+    """Packets waited for as long as repair may take: 2 s."""
+    now_s, written, stop = 100.0, [], threading.Event()
+    link = network.links[0]
+    link.lane.recoverer.is_announced = True
+    packetiser = payload.Packetiser(7)
+    coming = [bytes(rtp) for packet in keyframes(waves(12), coder="fixed") for rtp in packetiser.push(packet)]
+    del coming[9], coming[4]
 
     def wait(timeout_s):
         nonlocal now_s
-        now_s += timeout_s
-        assert now_s < 30
-        if now_s < gap_ends_s or lane.deadline_s is None:
-            return []
-        lane.deadline_s = None
-        return [(link, 1)]
+        now_s += 0.04 if coming else timeout_s
+        assert now_s < 101.5
+        if coming:
+            return network._take(link, coming.pop(0), ("127.0.0.1", 9))
+        if end == "stop":
+            stop.set()
+        link.said_goodbye = end == "goodbye"
+        return []
 
-    lane = SimpleNamespace(decode=lambda unit: decoded.append(unit) or [], error=None, deadline_s=gap_ends_s)
-    link = SimpleNamespace(name="mcode", lane=lane, said_goodbye=True, heard=1)
-    recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[])
-    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s))
-    network = SimpleNamespace(links=[link], wait=wait)
-    _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, threading.Event(), None)
-    assert decoded == written
+    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s, time=lambda: now_s))
+    recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[], push=lambda frame, *_: written.append(frame.pts // TICKS))
+    followed = SimpleNamespace(links=[link], wait=wait, flush=network.flush)
+    _receive(followed, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, stop, None)
+    assert written == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] and link.reception.counters.lost == 2
 
 
 # Real datagrams
