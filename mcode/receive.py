@@ -979,16 +979,18 @@ class _Spool:
 
 @dataclass
 class _Heard:
-    """One sender's sound in a recording. base_unix_s: the sender's time of pts 0, as last known. pictures: the number of the
-    pictures' sender that it belongs to."""
+    """One sender's sound in a recording, between two leaps of the pictures. base_unix_s: the sender's time of pts 0, as last
+    known. leaps: of the pictures before it. pictures: the number of their zero that it belongs to."""
 
     ssrc: int
     base_unix_s: float
+    leaps: int
     pictures: int = 0
 
 
-_LARGEST_LEAP = 60 * TICKS_PER_S
-"""By how much a picture's time may be ahead of the time that went by: a sender may be faster than real time."""
+_LARGEST_LEAP = 3600 * TICKS_PER_S
+"""By how much a picture's time may be ahead of the time that went by: a sender may be faster than real time and its pictures far
+apart, and the receiver's clock stands while the machine sleeps."""
 _LARGEST_STEP_BACK = TICKS_PER_S
 
 
@@ -1003,12 +1005,13 @@ class _Recorder:
         self._writer: FrameWriter | None = None
         self._sound: _Spool | None = None
         self._heard: list[_Heard] = []
-        self._zeros_unix_s: list[float] = []  # each picture sender's time of the file's beginning, as last known
+        self._zeros_unix_s: list[float] = []  # of each picture sender, and after each leap: its time of the file's beginning
         self._base: int | None = None
+        self._base_before = 0  # the latest leap of this sender's
         self._ssrc: int | None = None
         self._last = -1
         self._last_s = 0.0
-        self._gap = TICKS_PER_S // 25
+        self._gap = self._gap_before = TICKS_PER_S // 25
         self._leaps = 0
         self._padded: tuple[int, int] | None = None
         self.most_sound_s = 0.0  # how long the sound may go on after the last picture, once the stream came to its end
@@ -1028,24 +1031,31 @@ class _Recorder:
         if unit.ssrc != self._ssrc:  # another sender, or the same anew: its time goes on where ours is
             ahead = 0 if self._base is None else max(self._gap, round((now - self._last_s) * TICKS_PER_S))
             self._base, self._ssrc = frame.pts - (max(0, self._last) + ahead if self.frames else 0), unit.ssrc
-            self._zeros_unix_s.append((link.sent_unix_s(frame.pts) or 0.0) - (frame.pts - self._base) / TICKS_PER_S)
-        elif unit.ssrc == link.base_ssrc and link.base_unix_s is not None:  # a report may have moved it
-            self._zeros_unix_s[-1] = link.base_unix_s + (self._base or 0) / link.clock_hz
+            self._base_before = self._base
+            self._zeros_unix_s.append(0.0)
         assert self._base is not None
         pts = frame.pts - self._base
         elapsed = round((now - self._last_s) * TICKS_PER_S)
-        if self.frames and (pts > self._last + elapsed + _LARGEST_LEAP or pts < self._last - _LARGEST_STEP_BACK):
+        usual = self._last + elapsed + TICKS_PER_S
+        returns = pts > usual and self._last < frame.pts - self._base_before <= usual  # to the time before a leap
+        if self.frames and (returns or pts > self._last + elapsed + _LARGEST_LEAP or pts < self._last - _LARGEST_STEP_BACK):
             # A damaged time, or a clock that was set: the pictures go on as they come.
-            self._base += pts - self._last - (elapsed if elapsed > self._gap + TICKS_PER_S else self._gap)
-            pts = frame.pts - self._base
+            gap = min(self._gap, self._gap_before)  # the step before may have been the wild one
+            leap = pts - self._last - (elapsed if elapsed > gap + TICKS_PER_S else gap)
+            self._base, self._base_before = self._base + leap, self._base
+            pts -= leap
             self._leaps += 1
+            self._zeros_unix_s.append(self._zeros_unix_s[-1] + leap / TICKS_PER_S)  # what was heard so far keeps its own
+        if unit.ssrc == link.base_ssrc and link.base_unix_s is not None:  # a report may have moved it
+            self._zeros_unix_s[-1] = link.base_unix_s + self._base / link.clock_hz
         if pts <= self._last:
             return
         if self._writer is None:
             self.width, self.height = wanted
             self._writer = FrameWriter(self.output, width=wanted[0], height=wanted[1], force=self.force)
         self._writer.push(Frame(self._fitted(frame.rgb, *wanted), pts))
-        self._gap = pts - self._last if self._last >= 0 else self._gap
+        if self._last >= 0:
+            self._gap_before, self._gap = self._gap, pts - self._last
         self._last, self._last_s = pts, now
         self.frames += 1
 
@@ -1064,8 +1074,8 @@ class _Recorder:
     def hear(self, link: _Link, packet: opus.OpusPacket) -> None:
         if link.base_unix_s is None or link.base_ssrc != packet.ssrc:
             return
-        if not self._heard or self._heard[-1].ssrc != packet.ssrc:
-            self._heard.append(_Heard(packet.ssrc, link.base_unix_s))
+        if not self._heard or (self._heard[-1].ssrc, self._heard[-1].leaps) != (packet.ssrc, self._leaps):
+            self._heard.append(_Heard(packet.ssrc, link.base_unix_s, self._leaps))
         self._heard[-1].base_unix_s = link.base_unix_s
         self._heard[-1].pictures = max(0, len(self._zeros_unix_s) - 1)
         self._sound = self._sound or _Spool(self.output.parent, time.monotonic())

@@ -956,11 +956,44 @@ def test_pictures_of_a_wild_time_are_written_as_they_come_and_told(tmp_path, mon
 
 
 def test_a_sender_faster_than_time_and_a_long_silence_are_no_leaps(tmp_path, monkeypatch):
-    now_s = iter([0.0, 0.01, 0.02, 7200.02, 7200.03])
+    now_s = iter([0.0, 0.01, 0.02, 0.03, 7200.03, 7200.04])
     monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: next(now_s)))
-    times_s = [0, 4, 30, 7230, 7231]
+    times_s = [0, 4, 30, 1830, 9030, 9031]
     warnings, written = recorded(tmp_path, [(Frame(grey(9, 0, 64, 48).rgb, at_s * 90_000), 7) for at_s in times_s])
     assert [frame.pts / 90_000 for frame in written] == times_s and not warnings
+
+
+@pytest.mark.parametrize(
+    ("wild", "by_s", "is_sound_wild", "longer_s"),
+    [
+        ([10], 30, False, 30),
+        ([10], 7200, False, 0),
+        ([10], -5, False, 0),
+        (range(10, 25), -5, True, 0),
+        (range(10, 25), 7200, True, 0),
+        (range(10, 25), 300, True, 300),
+    ],
+)
+def test_sound_keeps_its_place_before_and_after_a_leap(tmp_path, monkeypatch, wild, by_s, is_sound_wild, longer_s):
+    now_s = 0.0
+    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s))
+    recorder = _Recorder(tmp_path / "a.mp4", None, False)
+    picture, sound = (SimpleNamespace(base_unix_s=1000.0, base_ssrc=7, clock_hz=hz) for hz in (90_000, 48_000))
+    for i in range(25):
+        now_s = 0.04 * i
+        off_s = 100 + by_s * (i in wild)
+        for pts in (0, 960):
+            at = 48_000 * (off_s if is_sound_wild else 100) + 1920 * i + pts
+            recorder.hear(sound, opus.OpusPacket(b"\xfc\xff\xfe", at, 0, 7))
+        recorder.push(grey(100, 25 * off_s + i, 64, 48), SimpleNamespace(ssrc=7), picture)
+    recorder.close()
+    recorder.release()
+    wanted = [i * TICKS + 90_000 * longer_s * (i >= 10) for i in range(25)]
+    assert [frame.pts for frame in FrameReader(tmp_path / "a.mp4")] == wanted
+    with av.open(os.fspath(tmp_path / "a.mp4")) as container:
+        heard = {round(100 * float(packet.pts * packet.time_base)) for packet in container.demux(audio=0) if packet.size}
+    # What came just before the leap was known may be missing.
+    assert {pts // 900 + more for i, pts in enumerate(wanted) if i not in (10, 11) for more in (0, 2)} <= heard
 
 
 def test_a_second_sender_of_another_shape_stands_within_black(tmp_path):
