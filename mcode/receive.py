@@ -989,8 +989,8 @@ class _Heard:
 
 
 _LARGEST_LEAP = 3600 * TICKS_PER_S
-"""By how much a picture's time may be ahead of the time that went by: a sender may be faster than real time and its pictures far
-apart, and the receiver's clock stands while the machine sleeps."""
+"""By how much a picture's time may be ahead of the time that went by: a sender may be faster than real time, its pictures far
+apart, and the clock here stands while the machine sleeps."""
 _LARGEST_STEP_BACK = TICKS_PER_S
 
 
@@ -1115,14 +1115,15 @@ class _Recorder:
                 opus_stream.codec_context.open()
                 timed = self._timed(sound)
                 waiting = next(timed, None)
-                for packet in pictures.demux(pictures.streams.video[0]):
-                    if packet.dts is None:
-                        continue
-                    while waiting and waiting[1] / opus.CLOCK_HZ <= packet.dts * packet.time_base:
+                count = 0
+                for packet in _with_dts(pictures.demux(pictures.streams.video[0])):
+                    while waiting and waiting[1] / opus.CLOCK_HZ <= (packet.dts or 0) * packet.time_base:
                         self._mux_sound(both, opus_stream, *waiting)
                         waiting = next(timed, None)
                     packet.stream = video
                     both.mux(packet)
+                    count += 1
+                assert count == self.frames, (count, self.frames)
                 while waiting:
                     self._mux_sound(both, opus_stream, *waiting)
                     waiting = next(timed, None)
@@ -1158,3 +1159,21 @@ class _Recorder:
     def release(self) -> None:
         if self._sound is not None:
             self._sound.close()
+
+
+def _with_dts(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    """libavformat tells no dts in a Matroska file of just 7 pictures: there they are the pts in order, so much earlier that
+    none is after its pts."""
+    held: list[tuple[int, av.Packet]] = []
+    for packet in packets:
+        if packet.dts is None and packet.pts is not None:
+            held.append((packet.pts, packet))
+            continue
+        times = sorted(pts for pts, _ in held)
+        earlier = max((at - pts for at, (pts, _) in zip(times, held, strict=True)), default=0)
+        for at, (_, each) in zip(times, held, strict=True):
+            each.dts = at - earlier
+            yield each
+        held = []
+        if packet.size:
+            yield packet

@@ -1056,6 +1056,21 @@ def test_sound_in_packets_of_any_length_is_written_whole(tmp_path, start, length
     assert np.diff(times) == pytest.approx(length / 48_000, abs=0.0015)
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+@pytest.mark.parametrize("count", [1, 6, 7, 8])
+def test_a_short_recording_with_sound_has_all_its_pictures(tmp_path, suffix, count):
+    path = tmp_path / f"a{suffix}"
+    recorder = _Recorder(path, None, False)
+    picture, sound = (SimpleNamespace(base_unix_s=1000.0, base_ssrc=7, clock_hz=hz) for hz in (90_000, 48_000))
+    for index in range(count):
+        recorder.push(Frame(test_picture(index, 64, 48), index * TICKS), SimpleNamespace(ssrc=7), picture)
+        recorder.hear(sound, opus.OpusPacket(b"\xfc\xff\xfe", 1920 * index, 0, 7))
+    recorder.close()
+    recorder.release()
+    assert [frame.pts for frame in FrameReader(path)] == [index * TICKS for index in range(count)]
+    assert probe(path).audio_codec in ("opus", "libopus")
+
+
 def test_an_uninstalled_manifold_is_shown_and_the_player_goes_on(port):
     with Receiver(f"rtp://127.0.0.1:{port}") as receiver:
         sender = Sender(config(port, baseline="h264", duration_s=None), model=MODEL)
