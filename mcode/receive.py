@@ -149,9 +149,10 @@ class _Link:
             self.guessed_skew_s = skew_s
 
     def hear(self, data: bytes, peer: tuple, now_s: float) -> float | None:
-        """Control packets of the sender; its Unix time, where they tell it. While one is followed nobody else is heard."""
+        """Control packets of the sender, whatever port they leave by; its Unix time, where they tell it. While one is followed
+        no other address is heard."""
         sent_unix_s = None
-        if self.reception.ssrc is not None and self.peer not in (None, peer):
+        if self.reception.ssrc is not None and self.peer is not None and self.peer[0] != peer[0]:
             self.reception.counters.foreign += 1
             return None
         try:

@@ -1012,9 +1012,9 @@ def test_a_goodbye_of_somebody_else_is_not_heard_and_a_stream_that_goes_on_said_
     datagrams = [bytes(rtp) for packet in keyframes(waves(4)) for rtp in packetiser.push(packet)]
     goodbye = rtcp.compound([rtcp.ReceiverReport(7), rtcp.Bye((7,))])
     network._take(link, datagrams[0], peer)
-    network._take(link, goodbye, ("127.0.0.1", 10))
+    network._take(link, goodbye, ("127.0.0.2", 9))
     assert not link.said_goodbye and link.reception.ssrc == 7 and link.reception.counters.foreign == 1
-    network._take(link, goodbye, peer)
+    network._take(link, goodbye, ("127.0.0.1", 10))  # a port of its own for RTCP
     assert link.said_goodbye and network._take(link, datagrams[1], peer) and link.said_goodbye
     link.reception._bye_s -= 1  # a second ago
     assert network._take(link, datagrams[2], peer)
