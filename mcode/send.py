@@ -647,7 +647,8 @@ class _Lane:
 
     def _measure_round_trip(self, block: rtcp.ReportBlock, now_s: float) -> None:
         """Where the block answers a report of ours (RFC 3550, 6.4.1), whose NTP time need not be the time it was sent."""
-        sent_s = next((at_s for middle, at_s in reversed(self._reported) if middle == block.last_report), None)
+        # tuple() is of one moment: another thread sends reports.
+        sent_s = next((at_s for middle, at_s in reversed(tuple(self._reported)) if middle == block.last_report), None)
         if sent_s is not None:
             self.round_trip_s = max(0.0, now_s - sent_s - block.since_last_report / 65536)
 

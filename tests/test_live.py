@@ -1154,6 +1154,23 @@ def test_the_round_trip_is_measured_from_when_a_report_was_sent_whatever_time_it
         assert sender.status().lanes["mcode"].round_trip_ms == pytest.approx(250, abs=0.1)
 
 
+def test_a_report_may_go_out_while_an_answer_is_heard(port):
+    with Sender(config(port), model=MODEL) as sender:
+        lane = sender.mcode
+
+        class Asked(int):
+            def __eq__(self, other):
+                lane.note_report(0, 0.0)
+                return False
+
+            __hash__ = int.__hash__
+
+        lane.note_report(1 << 16, 0.0)
+        lane.note_report(2 << 16, 0.0)
+        lane.hear(rtcp.ReceiverReport(5, (rtcp.ReportBlock(lane.ssrc, 0.0, 0, 0, 0, Asked(1), 0),)))
+        assert len(lane._reported) == 4 and lane.round_trip_s is None
+
+
 def test_packets_that_the_system_does_not_take_are_told_and_a_receiver_not_there_yet_is_none(port):
     class Refusing:
         def __init__(self, socket, error):
