@@ -1455,6 +1455,21 @@ def test_sound_goes_out_while_the_next_picture_is_waited_for(port, clip_with_sou
     assert 48 <= len(sounds) <= 51
 
 
+@pytest.mark.parametrize("sound_s", [0.3, 0.8, 2.0])
+def test_the_sound_of_the_last_pictures_time_is_sent_in_each_round(tmp_path, port, sound_s):
+    clip = slides(tmp_path / "slides.mkv", [0, 0.2, 0.5], sound_s)  # rounds of 0.8 s
+    wanted = SendConfig(os.fspath(clip), to=f"rtp://127.0.0.1:{port}", baseline="none", loop=True)
+    with Sender(wanted, model=MODEL) as sender:
+        sent_s = []
+        for index, frame in zip(range(9), sender.source, strict=False):
+            sent_s += [pts / 48_000 for _, pts in sender.source.audio_until(frame.pts_s)]
+            assert frame.pts_s == pytest.approx([0, 0.2, 0.5][index % 3] + 0.8 * (index // 3), abs=0.002)
+    rounds = [[at_s - 0.8 * k for at_s in sent_s if 0.8 * k - 0.02 <= at_s < 0.8 * k + 0.78] for k in range(2)]
+    for each in rounds:
+        assert each[-1] == pytest.approx(min(sound_s, 0.77), abs=0.05) and np.diff(each).max() < 0.021
+    assert np.diff(sent_s).min() > 0
+
+
 def test_sound_comes_to_the_player_with_its_time(port, clip_with_sound):
     with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL) as receiver:
         wanted = SendConfig(os.fspath(clip_with_sound), to=f"rtp://127.0.0.1:{port}", baseline="none", loop=True)
