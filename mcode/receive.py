@@ -565,9 +565,8 @@ class LaneView:
         return time.monotonic() if due is None else due
 
     def _ready_s(self) -> float:
-        """When the first of those that wait is to be shown."""
-        frame, latest_s = self._ready[0]
-        return min(self._due_s(frame.pts), latest_s)
+        """When the next of those that wait is to be shown: one of a wild time holds up none behind it."""
+        return min(min(self._due_s(frame.pts), latest_s) for frame, latest_s in self._ready)
 
     def _wanted(self, pts: int) -> bool:
         """Whether a frame not yet synthesised can still be shown."""

@@ -769,6 +769,22 @@ def test_no_frame_waits_longer_than_it_may_whatever_the_clock_says(monkeypatch):
         view.close()
 
 
+def test_a_frame_of_a_wild_time_holds_up_none_behind_it():
+    clock = PlayoutClock()
+    clock.due_s = lambda sent_unix_s: sent_unix_s
+    now_s = time.monotonic()
+    due_s = {0: now_s + 3600, 1: now_s, 2: now_s + 3600}
+    view = LaneView(SimpleNamespace(name="mcode", lane=None, sent_unix_s=lambda pts: due_s[pts // TICKS]), clock)
+    try:
+        with view._changed:  # before any is shown
+            for index in range(3):
+                view._hold(grey(100, index))
+        wait_for(lambda: view.shown == 1)
+        assert view.frame.pts == TICKS and view.skipped == 1 and len(view._ready) == 1
+    finally:
+        view.close()
+
+
 def test_frames_that_wait_until_they_are_due_are_bounded_in_bytes():
     link = SimpleNamespace(name="mcode", lane=None, sent_unix_s=lambda pts: 0.0)
     clock = PlayoutClock()
