@@ -1116,8 +1116,11 @@ class _Recorder:
                 timed = self._timed(sound)
                 waiting = next(timed, None)
                 count = 0
-                for packet in _with_dts(pictures.demux(pictures.streams.video[0])):
-                    while waiting and waiting[1] / opus.CLOCK_HZ <= (packet.dts or 0) * packet.time_base:
+                for packet in pictures.demux(pictures.streams.video[0]):
+                    if packet.pts is None:  # the end
+                        continue
+                    packet.dts = packet.pts  # no B-frames; libavformat tells no dts of 7 pictures in Matroska
+                    while waiting and waiting[1] / opus.CLOCK_HZ <= packet.pts * packet.time_base:
                         self._mux_sound(both, opus_stream, *waiting)
                         waiting = next(timed, None)
                     packet.stream = video
@@ -1159,21 +1162,3 @@ class _Recorder:
     def release(self) -> None:
         if self._sound is not None:
             self._sound.close()
-
-
-def _with_dts(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
-    """libavformat tells no dts in a Matroska file of just 7 pictures: there they are the pts in order, so much earlier that
-    none is after its pts."""
-    held: list[tuple[int, av.Packet]] = []
-    for packet in packets:
-        if packet.dts is None and packet.pts is not None:
-            held.append((packet.pts, packet))
-            continue
-        times = sorted(pts for pts, _ in held)
-        earlier = max((at - pts for at, (pts, _) in zip(times, held, strict=True)), default=0)
-        for at, (_, each) in zip(times, held, strict=True):
-            each.dts = at - earlier
-            yield each
-        held = []
-        if packet.size:
-            yield packet
