@@ -167,6 +167,8 @@ class Recoverer:
         if crc16(packet.header + packet.payload[:5]) != crc or not _fit(data, parity) or index >= parity:
             raise WireError("a parity packet's header is damaged")
         self.parity_packets += 1
+        for other in [each for each in self._groups if each[0] == packet.ssrc and _is_far(each[1], packet.sequence)]:
+            self._drop(other)  # before the numbers come round: old parity makes false packets of new ones
         key = (packet.ssrc, first)
         group = self._groups.setdefault(key, _Group(data, parity))
         if (group.data, group.parity) != (data, parity):
@@ -212,6 +214,10 @@ class Recoverer:
                 rebuilt.append(datagram)
         self.recovered += len(rebuilt)
         return rebuilt
+
+
+def _is_far(first: int, newest: int) -> bool:
+    return _MOST_PACKETS < (newest - first) & 0xFFFF < 0x10000 - _MOST_PACKETS
 
 
 def _rows(datagrams: Iterable[bytes], width: int | None = None) -> np.ndarray:

@@ -149,9 +149,10 @@ class _Link:
             self.guessed_skew_s = skew_s
 
     def hear(self, data: bytes, peer: tuple, now_s: float) -> float | None:
-        """Control packets of the sender; its Unix time, where they tell it. While one is followed nobody else is heard."""
+        """Control packets of the sender, whatever port they leave by; its Unix time, where they tell it. While one is followed
+        no other address is heard."""
         sent_unix_s = None
-        if self.reception.ssrc is not None and self.peer not in (None, peer):
+        if self.reception.ssrc is not None and self.peer is not None and self.peer[0] != peer[0]:
             self.reception.counters.foreign += 1
             return None
         try:
@@ -304,6 +305,14 @@ class _Network:
         for link in self.links:
             found += self._located(link, link.lane.poll(now))
             link.answer(now)
+        return found
+
+    def flush(self) -> list[tuple[_Link, Any]]:
+        """(lane, unit to decode) of what waits behind gaps: nothing more is waited for. The last call before `close`."""
+        found: list[tuple[_Link, Any]] = []
+        for link in self.links:
+            link.reception.give_up()
+            found += self._located(link, link.lane.poll(time.monotonic()))
         return found
 
     def _take(self, link: _Link, datagram: bytes, peer: tuple) -> list[tuple[_Link, Any]]:
@@ -556,9 +565,8 @@ class LaneView:
         return time.monotonic() if due is None else due
 
     def _ready_s(self) -> float:
-        """When the first of those that wait is to be shown."""
-        frame, latest_s = self._ready[0]
-        return min(self._due_s(frame.pts), latest_s)
+        """When the next of those that wait is to be shown: one of a wild time holds up none behind it."""
+        return min(min(self._due_s(frame.pts), latest_s) for frame, latest_s in self._ready)
 
     def _wanted(self, pts: int) -> bool:
         """Whether a frame not yet synthesised can still be shown."""
@@ -873,9 +881,12 @@ def _receive(
 ) -> None:
     picture = network.links[0]
     started_s = last_s = time.monotonic()
-    while not stop.is_set():
+    goodbye_s: float | None = None
+    ended = False
+    while True:
+        ended = ended or stop.is_set()
         try:
-            units = network.wait(0.1)
+            units = network.flush() if ended else network.wait(0.1)
         except McodeError as error:
             if not recorder.frames:
                 raise
@@ -889,7 +900,7 @@ def _receive(
                 continue
             for frame in picture.lane.decode(unit):
                 recorder.push(frame, unit, link)
-                if stop.is_set() or (duration_s is not None and recorder.length_s >= duration_s):
+                if duration_s is not None and recorder.length_s >= duration_s:
                     return
             if picture.lane.error is not None:
                 if not recorder.frames:
@@ -897,19 +908,22 @@ def _receive(
                 return  # what came before is kept, and the report warns
             if progress is not None:
                 progress(recorder.frames, None)
+        if ended:
+            break
         now = time.monotonic()
         if units:  # decoded by now, which may take longer than idle_s: a manifold is loaded
             last_s = now
+        goodbye_s = (goodbye_s or now) if picture.said_goodbye else None
         tail_s = 0.0 if picture.lane.deadline_s is None else _LONGEST_TAIL_S
-        if picture.said_goodbye and now - last_s > max(0.5, tail_s):
-            recorder.most_sound_s = math.inf if duration_s is None else duration_s
-            break
-        if recorder.frames and now - last_s > idle_s + tail_s:
+        if goodbye_s is not None and now - max(last_s, goodbye_s) > _GOODBYE_S:
+            ended = True
+        elif recorder.frames and now - last_s > idle_s + tail_s:
             recorder.warnings.append(f"the sender fell silent; what came in {recorder.length_s:.1f} s is written")
+            ended = True
+        elif not recorder.frames and now - started_s > wait_s:
+            ended = True
+        if ended:
             recorder.most_sound_s = math.inf if duration_s is None else duration_s
-            break
-        if not recorder.frames and now - started_s > wait_s:
-            break
     if not recorder.frames and not stop.is_set():
         what = os.fspath(source)
         if not any(link.heard for link in network.links):
@@ -920,7 +934,9 @@ def _receive(
 _MOST_REPAIR_S = 20.0
 """A recording has time to wait for repair, of slow streams, too."""
 _LONGEST_TAIL_S = _MOST_REPAIR_S + 1.0
-"""What waits behind a gap is waited for at the end, too: longer than a reception holds it."""
+"""Silence behind a gap may be waiting for its repair: longer than a reception holds it."""
+_GOODBYE_S = 0.5
+"""For how long what a goodbye overtook is waited for."""
 
 
 class _Spool:
@@ -963,16 +979,18 @@ class _Spool:
 
 @dataclass
 class _Heard:
-    """One sender's sound in a recording. base_unix_s: the sender's time of pts 0, as last known. pictures: the number of the
-    pictures' sender that it belongs to."""
+    """One sender's sound in a recording, between two leaps of the pictures. base_unix_s: the sender's time of pts 0, as last
+    known. leaps: of the pictures before it. pictures: the number of their zero that it belongs to."""
 
     ssrc: int
     base_unix_s: float
+    leaps: int
     pictures: int = 0
 
 
-_LARGEST_LEAP = 60 * TICKS_PER_S
-"""By how much a picture's time may be ahead of the time that went by: a sender may be faster than real time."""
+_LARGEST_LEAP = 3600 * TICKS_PER_S
+"""By how much a picture's time may be ahead of the time that went by: a sender may be faster than real time, its pictures far
+apart, and the clock here stands while the machine sleeps."""
 _LARGEST_STEP_BACK = TICKS_PER_S
 
 
@@ -987,12 +1005,13 @@ class _Recorder:
         self._writer: FrameWriter | None = None
         self._sound: _Spool | None = None
         self._heard: list[_Heard] = []
-        self._zeros_unix_s: list[float] = []  # each picture sender's time of the file's beginning, as last known
+        self._zeros_unix_s: list[float] = []  # of each picture sender, and after each leap: its time of the file's beginning
         self._base: int | None = None
+        self._base_before = 0  # the latest leap of this sender's
         self._ssrc: int | None = None
         self._last = -1
         self._last_s = 0.0
-        self._gap = TICKS_PER_S // 25
+        self._gap = self._gap_before = TICKS_PER_S // 25
         self._leaps = 0
         self._padded: tuple[int, int] | None = None
         self.most_sound_s = 0.0  # how long the sound may go on after the last picture, once the stream came to its end
@@ -1012,24 +1031,31 @@ class _Recorder:
         if unit.ssrc != self._ssrc:  # another sender, or the same anew: its time goes on where ours is
             ahead = 0 if self._base is None else max(self._gap, round((now - self._last_s) * TICKS_PER_S))
             self._base, self._ssrc = frame.pts - (max(0, self._last) + ahead if self.frames else 0), unit.ssrc
-            self._zeros_unix_s.append((link.sent_unix_s(frame.pts) or 0.0) - (frame.pts - self._base) / TICKS_PER_S)
-        elif unit.ssrc == link.base_ssrc and link.base_unix_s is not None:  # a report may have moved it
-            self._zeros_unix_s[-1] = link.base_unix_s + (self._base or 0) / link.clock_hz
+            self._base_before = self._base
+            self._zeros_unix_s.append(0.0)
         assert self._base is not None
         pts = frame.pts - self._base
         elapsed = round((now - self._last_s) * TICKS_PER_S)
-        if self.frames and (pts > self._last + elapsed + _LARGEST_LEAP or pts < self._last - _LARGEST_STEP_BACK):
+        usual = self._last + elapsed + TICKS_PER_S
+        returns = pts > usual and self._last < frame.pts - self._base_before <= usual  # to the time before a leap
+        if self.frames and (returns or pts > self._last + elapsed + _LARGEST_LEAP or pts < self._last - _LARGEST_STEP_BACK):
             # A damaged time, or a clock that was set: the pictures go on as they come.
-            self._base += pts - self._last - (elapsed if elapsed > self._gap + TICKS_PER_S else self._gap)
-            pts = frame.pts - self._base
+            gap = min(self._gap, self._gap_before)  # the step before may have been the wild one
+            leap = pts - self._last - (elapsed if elapsed > gap + TICKS_PER_S else gap)
+            self._base, self._base_before = self._base + leap, self._base
+            pts -= leap
             self._leaps += 1
+            self._zeros_unix_s.append(self._zeros_unix_s[-1] + leap / TICKS_PER_S)  # what was heard so far keeps its own
+        if unit.ssrc == link.base_ssrc and link.base_unix_s is not None:  # a report may have moved it
+            self._zeros_unix_s[-1] = link.base_unix_s + self._base / link.clock_hz
         if pts <= self._last:
             return
         if self._writer is None:
             self.width, self.height = wanted
             self._writer = FrameWriter(self.output, width=wanted[0], height=wanted[1], force=self.force)
         self._writer.push(Frame(self._fitted(frame.rgb, *wanted), pts))
-        self._gap = pts - self._last if self._last >= 0 else self._gap
+        if self._last >= 0:
+            self._gap_before, self._gap = self._gap, pts - self._last
         self._last, self._last_s = pts, now
         self.frames += 1
 
@@ -1048,8 +1074,8 @@ class _Recorder:
     def hear(self, link: _Link, packet: opus.OpusPacket) -> None:
         if link.base_unix_s is None or link.base_ssrc != packet.ssrc:
             return
-        if not self._heard or self._heard[-1].ssrc != packet.ssrc:
-            self._heard.append(_Heard(packet.ssrc, link.base_unix_s))
+        if not self._heard or (self._heard[-1].ssrc, self._heard[-1].leaps) != (packet.ssrc, self._leaps):
+            self._heard.append(_Heard(packet.ssrc, link.base_unix_s, self._leaps))
         self._heard[-1].base_unix_s = link.base_unix_s
         self._heard[-1].pictures = max(0, len(self._zeros_unix_s) - 1)
         self._sound = self._sound or _Spool(self.output.parent, time.monotonic())
@@ -1089,14 +1115,18 @@ class _Recorder:
                 opus_stream.codec_context.open()
                 timed = self._timed(sound)
                 waiting = next(timed, None)
+                count = 0
                 for packet in pictures.demux(pictures.streams.video[0]):
-                    if packet.dts is None:
+                    if packet.pts is None:  # the end
                         continue
-                    while waiting and waiting[1] / opus.CLOCK_HZ <= packet.dts * packet.time_base:
+                    packet.dts = packet.pts  # no B-frames; libavformat tells no dts of 7 pictures in Matroska
+                    while waiting and waiting[1] / opus.CLOCK_HZ <= packet.pts * packet.time_base:
                         self._mux_sound(both, opus_stream, *waiting)
                         waiting = next(timed, None)
                     packet.stream = video
                     both.mux(packet)
+                    count += 1
+                assert count == self.frames, (count, self.frames)
                 while waiting:
                     self._mux_sound(both, opus_stream, *waiting)
                     waiting = next(timed, None)

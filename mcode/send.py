@@ -647,7 +647,8 @@ class _Lane:
 
     def _measure_round_trip(self, block: rtcp.ReportBlock, now_s: float) -> None:
         """Where the block answers a report of ours (RFC 3550, 6.4.1), whose NTP time need not be the time it was sent."""
-        sent_s = next((at_s for middle, at_s in reversed(self._reported) if middle == block.last_report), None)
+        # tuple() is of one moment: another thread sends reports.
+        sent_s = next((at_s for middle, at_s in reversed(tuple(self._reported)) if middle == block.last_report), None)
         if sent_s is not None:
             self.round_trip_s = max(0.0, now_s - sent_s - block.since_last_report / 65536)
 
@@ -913,7 +914,7 @@ class FileSource(Source):
         first = next(audio_packets(config.input, config.start_s), None) if self.has_audio and config.sdp is not None else None
         self.is_stereo = first is not None and first.stream.codec_context.channels > 1
         self._config = config
-        self._sound: Iterator[tuple[bytes, int]] | None = None
+        self._sound: Iterator[tuple[bytes, int]] = iter(())
         self._next: tuple[bytes, int] | None = None
         if info.duration_s is not None and not config.loop:
             length_s = min(info.duration_s - config.start_s, config.duration_s or math.inf)
@@ -923,8 +924,9 @@ class FileSource(Source):
         start = 0
         while True:
             end = start
-            self._sound = opus_packets(self._config, start / TICKS_PER_S) if self.has_audio else None
-            self._next = next(self._sound, None) if self._sound else None
+            if self.has_audio and self._config.audio:
+                self._sound = _followed(self._next, self._sound, opus_packets(self._config, start / TICKS_PER_S))
+                self._next = next(self._sound, None)
             for frame in self._reader:
                 frame = replace(frame, pts=frame.pts + start)
                 gap, end = frame.pts - end, frame.pts
@@ -932,13 +934,26 @@ class FileSource(Source):
             if not self._config.loop or end == start:
                 return
             start = end + max(1, gap)
-            self._sound = None
             release_decoders()
 
     def audio_until(self, time_s: float) -> Iterator[tuple[bytes, int]]:
-        while self._next is not None and self._next[1] < time_s * opus.CLOCK_HZ and self._sound is not None:
+        while self._next is not None and self._next[1] < time_s * opus.CLOCK_HZ:
             packet, self._next = self._next, next(self._sound, None)
             yield packet
+
+
+def _followed(
+    packet: tuple[bytes, int] | None, rest: Iterator[tuple[bytes, int]], others: Iterator[tuple[bytes, int]]
+) -> Iterator[tuple[bytes, int]]:
+    """A packet and the rest of its round, until the next round's begin; then those."""
+    first = next(others, None)
+    while packet is not None and (first is None or packet[1] < first[1]):
+        yield packet
+        packet = next(rest, None)
+    rest = iter(())  # and its decoder
+    if first is not None:
+        yield first
+    yield from others
 
 
 def release_decoders() -> None:

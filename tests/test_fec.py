@@ -209,6 +209,18 @@ def test_hostile_parity_gives_nothing_new(raw, data):
         assert {d for d in found if d[:2] == sent[0][:2]} <= set(sent)
 
 
+def test_parity_that_was_of_no_use_makes_no_false_packets_when_the_numbers_come_round():
+    def group(first, seed):
+        rng = random.Random(seed)
+        return protect([RtpPacket(96, (first + i) & 0xFFFF, 0, 77, rng.randbytes(100)) for i in range(4)], 4, 1)
+
+    (old, repair), (new, _) = group(65_534, 1), group(65_534, 2)
+    between, its_repair = group(2000, 3)
+    arrived = [*old[2:], *repair, *between, *its_repair, *new[:3]]
+    found, recoverer = recover(arrived)
+    assert found == [*old[2:], *between, *new[:3]] and recoverer.recovered == 0
+
+
 def test_memory_is_bounded():
     recoverer = Recoverer()
     for i in range(5000):

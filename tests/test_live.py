@@ -609,31 +609,37 @@ def test_a_recording_goes_on_after_a_decode_longer_than_the_silence_that_ends_it
     )
     recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[])
     monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s))
-    network = SimpleNamespace(links=[link], wait=wait)
+    network = SimpleNamespace(links=[link], wait=wait, flush=list)
     _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, stop, None)
     assert decoded == [0, 1, 2, 3, 4] and recorder.warnings == []
 
 
-@pytest.mark.parametrize(("gap_ends_s", "written"), [(1.5, [1]), (math.inf, [])])
-def test_what_waits_behind_a_gap_at_a_goodbye_is_written_and_not_waited_for_without_end(monkeypatch, gap_ends_s, written):
-    now_s, decoded = 0.0, []
+@pytest.mark.parametrize("end", ["stop", "goodbye"])
+def test_what_waits_behind_a_gap_at_the_end_is_written(network, monkeypatch, end):
+    """Packets waited for as long as repair may take: 2 s."""
+    now_s, written, stop = 100.0, [], threading.Event()
+    link = network.links[0]
+    link.lane.recoverer.is_announced = True
+    packetiser = payload.Packetiser(7)
+    coming = [bytes(rtp) for packet in keyframes(waves(12), coder="fixed") for rtp in packetiser.push(packet)]
+    del coming[9], coming[4]
 
     def wait(timeout_s):
         nonlocal now_s
-        now_s += timeout_s
-        assert now_s < 30
-        if now_s < gap_ends_s or lane.deadline_s is None:
-            return []
-        lane.deadline_s = None
-        return [(link, 1)]
+        now_s += 0.04 if coming else timeout_s
+        assert now_s < 101.5
+        if coming:
+            return network._take(link, coming.pop(0), ("127.0.0.1", 9))
+        if end == "stop":
+            stop.set()
+        link.said_goodbye = end == "goodbye"
+        return []
 
-    lane = SimpleNamespace(decode=lambda unit: decoded.append(unit) or [], error=None, deadline_s=gap_ends_s)
-    link = SimpleNamespace(name="mcode", lane=lane, said_goodbye=True, heard=1)
-    recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[])
-    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s))
-    network = SimpleNamespace(links=[link], wait=wait)
-    _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, threading.Event(), None)
-    assert decoded == written
+    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s, time=lambda: now_s))
+    recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[], push=lambda frame, *_: written.append(frame.pts // TICKS))
+    followed = SimpleNamespace(links=[link], wait=wait, flush=network.flush)
+    _receive(followed, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, stop, None)
+    assert written == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] and link.reception.counters.lost == 2
 
 
 # Real datagrams
@@ -759,6 +765,22 @@ def test_no_frame_waits_longer_than_it_may_whatever_the_clock_says(monkeypatch):
     try:
         view._hold(grey(100, 0))
         wait_for(lambda: view.shown == 1)
+    finally:
+        view.close()
+
+
+def test_a_frame_of_a_wild_time_holds_up_none_behind_it():
+    clock = PlayoutClock()
+    clock.due_s = lambda sent_unix_s: sent_unix_s
+    now_s = time.monotonic()
+    due_s = {0: now_s + 3600, 1: now_s, 2: now_s + 3600}
+    view = LaneView(SimpleNamespace(name="mcode", lane=None, sent_unix_s=lambda pts: due_s[pts // TICKS]), clock)
+    try:
+        with view._changed:  # before any is shown
+            for index in range(3):
+                view._hold(grey(100, index))
+        wait_for(lambda: view.shown == 1)
+        assert view.frame.pts == TICKS and view.skipped == 1 and len(view._ready) == 1
     finally:
         view.close()
 
@@ -950,11 +972,44 @@ def test_pictures_of_a_wild_time_are_written_as_they_come_and_told(tmp_path, mon
 
 
 def test_a_sender_faster_than_time_and_a_long_silence_are_no_leaps(tmp_path, monkeypatch):
-    now_s = iter([0.0, 0.01, 0.02, 7200.02, 7200.03])
+    now_s = iter([0.0, 0.01, 0.02, 0.03, 7200.03, 7200.04])
     monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: next(now_s)))
-    times_s = [0, 4, 30, 7230, 7231]
+    times_s = [0, 4, 30, 1830, 9030, 9031]
     warnings, written = recorded(tmp_path, [(Frame(grey(9, 0, 64, 48).rgb, at_s * 90_000), 7) for at_s in times_s])
     assert [frame.pts / 90_000 for frame in written] == times_s and not warnings
+
+
+@pytest.mark.parametrize(
+    ("wild", "by_s", "is_sound_wild", "longer_s"),
+    [
+        ([10], 30, False, 30),
+        ([10], 7200, False, 0),
+        ([10], -5, False, 0),
+        (range(10, 25), -5, True, 0),
+        (range(10, 25), 7200, True, 0),
+        (range(10, 25), 300, True, 300),
+    ],
+)
+def test_sound_keeps_its_place_before_and_after_a_leap(tmp_path, monkeypatch, wild, by_s, is_sound_wild, longer_s):
+    now_s = 0.0
+    monkeypatch.setattr("mcode.receive.time", SimpleNamespace(monotonic=lambda: now_s))
+    recorder = _Recorder(tmp_path / "a.mp4", None, False)
+    picture, sound = (SimpleNamespace(base_unix_s=1000.0, base_ssrc=7, clock_hz=hz) for hz in (90_000, 48_000))
+    for i in range(25):
+        now_s = 0.04 * i
+        off_s = 100 + by_s * (i in wild)
+        for pts in (0, 960):
+            at = 48_000 * (off_s if is_sound_wild else 100) + 1920 * i + pts
+            recorder.hear(sound, opus.OpusPacket(b"\xfc\xff\xfe", at, 0, 7))
+        recorder.push(grey(100, 25 * off_s + i, 64, 48), SimpleNamespace(ssrc=7), picture)
+    recorder.close()
+    recorder.release()
+    wanted = [i * TICKS + 90_000 * longer_s * (i >= 10) for i in range(25)]
+    assert [frame.pts for frame in FrameReader(tmp_path / "a.mp4")] == wanted
+    with av.open(os.fspath(tmp_path / "a.mp4")) as container:
+        heard = {round(100 * float(packet.pts * packet.time_base)) for packet in container.demux(audio=0) if packet.size}
+    # What came just before the leap was known may be missing.
+    assert {pts // 900 + more for i, pts in enumerate(wanted) if i not in (10, 11) for more in (0, 2)} <= heard
 
 
 def test_a_second_sender_of_another_shape_stands_within_black(tmp_path):
@@ -973,9 +1028,9 @@ def test_a_goodbye_of_somebody_else_is_not_heard_and_a_stream_that_goes_on_said_
     datagrams = [bytes(rtp) for packet in keyframes(waves(4)) for rtp in packetiser.push(packet)]
     goodbye = rtcp.compound([rtcp.ReceiverReport(7), rtcp.Bye((7,))])
     network._take(link, datagrams[0], peer)
-    network._take(link, goodbye, ("127.0.0.1", 10))
+    network._take(link, goodbye, ("127.0.0.2", 9))
     assert not link.said_goodbye and link.reception.ssrc == 7 and link.reception.counters.foreign == 1
-    network._take(link, goodbye, peer)
+    network._take(link, goodbye, ("127.0.0.1", 10))  # a port of its own for RTCP
     assert link.said_goodbye and network._take(link, datagrams[1], peer) and link.said_goodbye
     link.reception._bye_s -= 1  # a second ago
     assert network._take(link, datagrams[2], peer)
@@ -1015,6 +1070,21 @@ def test_sound_in_packets_of_any_length_is_written_whole(tmp_path, start, length
         times = [float(packet.pts * packet.time_base) for packet in container.demux(audio=0) if packet.pts is not None]
     assert len(times) == recorder.audio_packets == -(-48_000 // length)
     assert np.diff(times) == pytest.approx(length / 48_000, abs=0.0015)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+@pytest.mark.parametrize("count", [1, 6, 7, 8])
+def test_a_short_recording_with_sound_has_all_its_pictures(tmp_path, suffix, count):
+    path = tmp_path / f"a{suffix}"
+    recorder = _Recorder(path, None, False)
+    picture, sound = (SimpleNamespace(base_unix_s=1000.0, base_ssrc=7, clock_hz=hz) for hz in (90_000, 48_000))
+    for index in range(count):
+        recorder.push(Frame(test_picture(index, 64, 48), index * TICKS), SimpleNamespace(ssrc=7), picture)
+        recorder.hear(sound, opus.OpusPacket(b"\xfc\xff\xfe", 1920 * index, 0, 7))
+    recorder.close()
+    recorder.release()
+    assert [frame.pts for frame in FrameReader(path)] == [index * TICKS for index in range(count)]
+    assert probe(path).audio_codec in ("opus", "libopus")
 
 
 def test_an_uninstalled_manifold_is_shown_and_the_player_goes_on(port):
@@ -1098,6 +1168,23 @@ def test_the_round_trip_is_measured_from_when_a_report_was_sent_whatever_time_it
             assert sender.status().lanes["mcode"].round_trip_ms is None
         lane.hear(rtcp.ReceiverReport(5, (block,)))
         assert sender.status().lanes["mcode"].round_trip_ms == pytest.approx(250, abs=0.1)
+
+
+def test_a_report_may_go_out_while_an_answer_is_heard(port):
+    with Sender(config(port), model=MODEL) as sender:
+        lane = sender.mcode
+
+        class Asked(int):
+            def __eq__(self, other):
+                lane.note_report(0, 0.0)
+                return False
+
+            __hash__ = int.__hash__
+
+        lane.note_report(1 << 16, 0.0)
+        lane.note_report(2 << 16, 0.0)
+        lane.hear(rtcp.ReceiverReport(5, (rtcp.ReportBlock(lane.ssrc, 0.0, 0, 0, 0, Asked(1), 0),)))
+        assert len(lane._reported) == 4 and lane.round_trip_s is None
 
 
 def test_packets_that_the_system_does_not_take_are_told_and_a_receiver_not_there_yet_is_none(port):
@@ -1382,6 +1469,21 @@ def test_sound_goes_out_while_the_next_picture_is_waited_for(port, clip_with_sou
     assert {name for name, _ in sounds} == {"opus"}
     assert [at_s for _, at_s in sounds] == pytest.approx([0.02 * i for i in range(len(sounds))], abs=0.021)
     assert 48 <= len(sounds) <= 51
+
+
+@pytest.mark.parametrize("sound_s", [0.3, 0.8, 2.0])
+def test_the_sound_of_the_last_pictures_time_is_sent_in_each_round(tmp_path, port, sound_s):
+    clip = slides(tmp_path / "slides.mkv", [0, 0.2, 0.5], sound_s)  # rounds of 0.8 s
+    wanted = SendConfig(os.fspath(clip), to=f"rtp://127.0.0.1:{port}", baseline="none", loop=True)
+    with Sender(wanted, model=MODEL) as sender:
+        sent_s = []
+        for index, frame in zip(range(9), sender.source, strict=False):
+            sent_s += [pts / 48_000 for _, pts in sender.source.audio_until(frame.pts_s)]
+            assert frame.pts_s == pytest.approx([0, 0.2, 0.5][index % 3] + 0.8 * (index // 3), abs=0.002)
+    rounds = [[at_s - 0.8 * k for at_s in sent_s if 0.8 * k - 0.02 <= at_s < 0.8 * k + 0.78] for k in range(2)]
+    for each in rounds:
+        assert each[-1] == pytest.approx(min(sound_s, 0.77), abs=0.05) and np.diff(each).max() < 0.021
+    assert np.diff(sent_s).min() > 0
 
 
 def test_sound_comes_to_the_player_with_its_time(port, clip_with_sound):

@@ -3,6 +3,7 @@ A.8."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -187,6 +188,10 @@ class Reception:
             self.counters.lost += lost
             lost = 0
         return given
+
+    def give_up(self) -> None:
+        """Nothing more comes: `poll` waits for no gap."""
+        self._begun, self.extra_hold_s = True, -math.inf
 
     def _given_up(self, now_s: float) -> list[Arrived]:
         given: list[Arrived] = []
