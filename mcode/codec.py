@@ -40,7 +40,7 @@ CUT_THRESHOLD = 30.0
 """Grey levels: two frames whose 16x16 thumbnails differ more on average have a cut between them."""
 BEND = 1.0
 """Adaptive keyframes: so much of the squared error of a keyframe may the frames of a gap together be off the line between its
-ends."""
+ends, in luma. The error is measured at refreshes, at cuts and once a second, by a synthesis each."""
 LONGEST_FILLER_S = 10
 """A gap after a loss is filled with frames up to this length; across a longer one the stream starts anew."""
 _EVEN_TOLERANCE = TICKS_PER_S // 1000
@@ -48,6 +48,7 @@ _LEAST_TICKS = TICKS_PER_S // 1000
 _MOST_AT_ONCE = 64
 _GREY_TOLERANCE = 1
 _LUMA_PIXELS = 160 * 90
+_ROUNDING = 1 / 12  # squared error of whole grey levels
 _NEVER_S = 1e9  # as good as infinity, and a number of ticks
 
 
@@ -180,8 +181,8 @@ class Encoder:
         self._newest: Frame | None = None  # the last of them
         self._last_pts = self._last_refresh = 0
         self._thumbnail: np.ndarray | None = None
-        self._lumas: list[tuple[int, np.ndarray]] = []  # (pts, small luma) of the last keyframe and the frames since
-        self._lost = 0.0  # mean squared error of the last refresh
+        self._line: _Line | None = None  # from the last keyframe
+        self._lost, self._lost_at = 0.0, 0  # mean squared error of a keyframe at most a second old, and its pts
         self._want_refresh = False
         self._all_grey = True  # the frames since the last keyframe
 
@@ -197,7 +198,9 @@ class Encoder:
         before = self._waiting[-1] if self._waiting else self._last_pts
         if self._symbols is not None and frame.pts <= before:
             raise ValueError(f"pts is {frame.pts}; times rise, and the frame before is at {before}")
-        cut, bends = self._is_cut(frame), self._bends(frame)
+        cut = self._is_cut(frame)
+        luma = _small_luma(frame.rgb) if self.adaptive else None
+        bends = luma is not None and self._line is not None and self._line.error(frame.pts, luma) > BEND * self._lost
         packets = self.flush() if cut or bends else []
         self._waiting.append(frame.pts)
         self._all_grey = self._all_grey and _is_grey(frame.rgb)
@@ -205,6 +208,8 @@ class Encoder:
             packets.append(self._keyframe(frame, cut))
         else:
             self._newest = Frame(frame.rgb.copy(), frame.pts)  # its buffer may be used again before it is encoded
+            if luma is not None and self._line is not None:
+                self._line.add(frame.pts, luma)
         return packets
 
     def flush(self) -> list[Packet]:
@@ -220,15 +225,6 @@ class Encoder:
         thumbnail = cv2.resize(frame.rgb, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32)
         before, self._thumbnail = self._thumbnail, thumbnail
         return before is not None and float(np.abs(thumbnail - before).mean()) > CUT_THRESHOLD
-
-    def _bends(self, frame: Frame) -> bool:
-        """Whether the frames since the last keyframe are too far off the line from it to this one, which is noted."""
-        if not self.adaptive:
-            return False
-        self._lumas.append((frame.pts, _small_luma(frame.rgb)))
-        (start, first), (end, last) = self._lumas[0], self._lumas[-1]
-        off = ((first + (pts - start) / (end - start) * (last - first)) - luma for pts, luma in self._lumas[1:-1])
-        return sum(float(np.square(part).mean()) for part in off) > BEND * self._lost
 
     def _keyframe(self, frame: Frame, cut: bool = False) -> Packet:
         """Encodes `frame`, the last of those waiting, and starts a new gap."""
@@ -264,9 +260,10 @@ class Encoder:
         )
         if refresh:
             self._last_refresh, self._want_refresh = frame.pts, False
-            if self.adaptive:
-                self._lost = self._error(frame.rgb, symbols)
-        self._lumas = [luma for luma in self._lumas if luma[0] >= frame.pts]
+        if self.adaptive:
+            self._line = _Line(frame.pts, _small_luma(frame.rgb))
+            if refresh or cut or frame.pts - self._lost_at >= TICKS_PER_S:
+                self._lost, self._lost_at = self._error(frame.rgb, symbols), frame.pts
         self._symbols, self._last_pts = symbols, frame.pts
         return packet
 
@@ -281,7 +278,7 @@ class Encoder:
         """Mean squared error of what a decoder shows of the symbols."""
         latent = dequantise(symbols, self.model.inverse(self.header.quality))
         (shown,) = self.model.synthesise(latent[None], self.width, self.height)
-        return float(np.square(shown.astype(np.float32) - rgb).mean())
+        return max(_ROUNDING, float(np.square(shown.astype(np.float32) - rgb).mean()))
 
     def _huffman(self, symbols: np.ndarray, delta: np.ndarray | None) -> list[bytes]:
         whole = slices.split(symbols, self.header.slices)
@@ -496,6 +493,28 @@ def frames_at_once(width: int, height: int) -> int:
     """How many frames between keyframes are synthesised in one batch: memory stays bounded. 64 at most, as tiny ones cost the
     networks more than their pixels."""
     return max(1, min(_MOST_AT_ONCE, BATCH_PIXELS // (width * height)))
+
+
+class _Line:
+    """How far frames are off the line from a keyframe to any later frame: sums over them, of as little memory as three."""
+
+    def __init__(self, pts: int, luma: np.ndarray) -> None:
+        self._pts, self._first = pts, luma
+        self._squares = self._ages = 0.0  # sums of the squares of what has changed, and of the ages in seconds
+        self._changes = np.zeros(luma.shape)  # sum of the changes, each times its age
+
+    def add(self, pts: int, luma: np.ndarray) -> None:
+        """A frame in between. luma: float32 (h, w)."""
+        age, change = (pts - self._pts) / TICKS_PER_S, luma - self._first
+        self._squares += float(np.vdot(change, change))
+        self._ages += age * age
+        self._changes += age * change
+
+    def error(self, pts: int, luma: np.ndarray) -> float:
+        """Sum of the mean squared errors of the frames in between, were they on the line to this one."""
+        age, change = (pts - self._pts) / TICKS_PER_S, (luma - self._first).astype(np.float64)
+        crossed, end = float(np.vdot(self._changes, change)) / age, float(np.vdot(change, change)) / age**2
+        return (self._squares - 2 * crossed + self._ages * end) / luma.size
 
 
 def _small_luma(rgb: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mcode import codec
 from mcode.codec import Decoder, Encoder
 from mcode.errors import ManifoldError, WireError
 from mcode.frame import Frame
@@ -77,6 +78,34 @@ def test_adaptive_keyframes_follow_the_times_of_frames_and_their_own_error():
     frames = [Frame((value + grain[0]).round().clip(0, 255).astype(np.uint8), i * TICKS) for i, value in enumerate(turn)]
     assert len(encode(frames, n=8, cuts=False, adaptive=True)) == 2
     assert len(encode([grey(value, i) for i, value in enumerate(turn)], n=8, cuts=False, adaptive=True)) > 2
+
+
+def test_adaptive_keyframes_are_measured_anew_at_cuts_and_as_time_goes_by():
+    tint = np.array([0, 0, -30])  # colour that begins is sent whole, which would measure anew by itself
+    grain = np.random.default_rng(0).choice([-20, 20], (8, 16, 3))
+    grain[::2] = -grain[1::2]  # of which blocks' means keep nothing
+
+    def picture(level: float, i: int, grains: float) -> Frame:
+        return Frame((level + tint + grains * grain).astype(np.uint8), i * TICKS)
+
+    card = [picture(255, i, 0) for i in range(10)]
+    turn = [picture(100 + min(i, 8 - i, 3), 10 + i, 1) for i in range(9)]
+    assert [p.steps for p in encode(card + turn, n=8, adaptive=True)] == [1, 8, 1, 1, 8]  # at the cut, and none at the turn
+    faded = [picture(100 + min(i % 8, 8 - i % 8, 3), i, min(i, 20) / 20) for i in range(66)]
+    steps = {p.pts // TICKS: p.steps for p in encode(faded, n=8, cuts=False, adaptive=True)}
+    assert max(steps[at] for at in steps if at < 25) < 8 and [steps[at] for at in steps if 35 <= at < 65] == [8, 8, 8, 8]
+
+
+def test_sums_over_a_line_are_the_errors_of_its_frames():
+    rng = np.random.default_rng(0)
+    times = np.cumsum(rng.integers(1, 9 * TICKS, 20)) + 10**12
+    lumas = rng.uniform(0, 255, (20, 9, 16)).astype(np.float32)
+    line = codec._Line(int(times[0]), lumas[0])
+    for k in range(1, 20):
+        at = ((times[1:k] - times[0]) / (times[k] - times[0]))[:, None, None]
+        off = lumas[0] + at * (lumas[k] - lumas[0]) - lumas[1:k]
+        assert line.error(int(times[k]), lumas[k]) == pytest.approx(float((off**2).mean((1, 2)).sum()), rel=1e-4, abs=1e-6)
+        line.add(int(times[k]), lumas[k])
 
 
 def test_adaptive_with_n_1_is_the_image_codec_still():
