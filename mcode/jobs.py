@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -34,6 +35,12 @@ def _work_with(threads: int) -> None:
         before = other.submit(torch.get_num_threads).result()
         torch.set_num_threads(threads)
         other.submit(torch.set_num_threads, before).result()
+
+
+def _begin(threads: int) -> None:
+    """In a thread of a pool, as it begins. One that begins while the process ends can start no other, and needs none."""
+    with suppress(RuntimeError):
+        _work_with(threads)
 
 
 def cores() -> int:
@@ -89,7 +96,7 @@ class Jobs(Generic[T]):
         self._before = torch.get_num_threads()
         each = max(1, self._before // self._threads)
         _work_with(each)
-        return ThreadPoolExecutor(self._threads, "mcode-job", initializer=_work_with, initargs=(each,))
+        return ThreadPoolExecutor(self._threads, "mcode-job", initializer=_begin, initargs=(each,))
 
     def __enter__(self) -> Self:
         return self

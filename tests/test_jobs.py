@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +101,27 @@ def test_an_error_is_raised_where_its_result_is_due_and_nothing_is_left_running(
             jobs.run(lambda i=i: done.append(i) or float(i))
     assert set(threading.enumerate()) == before
     assert len(done) < 10
+
+
+def test_a_thread_that_begins_while_the_process_ends_says_nothing():
+    """As where a signal comes while a pool's thread starts: nobody waits for it."""
+    code = """
+import threading
+from concurrent.futures import thread
+from mcode.jobs import Jobs
+import torch
+torch.set_num_threads(2)
+with Jobs(2) as jobs:
+    jobs.run(int)
+    pool = jobs._started()
+    thread._shutdown = True
+    starts = threading.Thread(target=pool._initializer, args=pool._initargs)
+    starts.start()
+    starts.join()
+    thread._shutdown = False
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_other_devices_have_no_threads_and_processors_not_more_than_torch():
