@@ -780,6 +780,16 @@ def test_of_several_manifolds_the_cheapest_with_enough_bits_is_taken_for_each_pi
     assert beyond["reached"] == 0 and {each["manifold"] for each in beyond["pictures"].values()} == {"blocks"}
 
 
+def test_several_manifolds_stand_at_their_floor_only_where_none_has_fewer_bits(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "FLOOR_SHARE", 0.0)
+    methods = parse_methods(["mcode/coarse:q1", "mcode/blocks+coarse@0.5x", "mcode/blocks+coarse@1.002x"])
+    prepare(images, tmp_path / "study", methods, manifolds=[Blocks(), Coarse()])
+    _, below, between = noted(tmp_path / "study").values()
+    for note, manifold, floor in ((below, "coarse", 2), (between, "blocks", 0)):
+        assert {picture["manifold"] for picture in note["pictures"].values()} == {manifold}
+        assert note["at_floor"] == floor and note["reached"] == 2
+
+
 def test_a_rate_may_be_that_of_any_method_before_it(images, tmp_path):
     methods = parse_methods(["mcode:q1", "jpeg:80", "webp@1.5x:jpeg-80", "webp@1.5x"])
     prepare(images, tmp_path / "study", methods, manifolds=[Blocks()])

@@ -780,7 +780,8 @@ def prepare(
                 wanted = method.bpp
                 if method.times is not None and method.of is not None:
                     wanted = method.times * notes[method.of][picture]["bpp"]
-                coded = _cheapest([_at(ladder, method.setting, wanted, rgb) for ladder in ladders[method.name]], wanted)
+                found = [_at(ladder, method.setting, wanted, rgb) for ladder in ladders[method.name]]
+                coded = _cheapest(found, wanted)
                 notes[method.name][picture] = {
                     "setting": coded.setting,
                     **({"manifold": coded.manifold} if coded.manifold is not None else {}),
@@ -788,7 +789,7 @@ def prepare(
                     "bpp": coded.bpp,
                     "psnr_db": psnr(rgb, coded.decoded),
                     "reached": wanted is None or coded.bpp >= wanted,
-                    "at_floor": wanted is not None and coded.at_floor and coded.bpp > wanted * (1 + FLOOR_SHARE),
+                    "at_floor": wanted is not None and _at_floor(found, wanted) and coded.bpp > wanted * (1 + FLOOR_SHARE),
                 }
                 Image.fromarray(coded.decoded).save(partial / method.name / f"{picture}.png")
                 if progress:
@@ -932,6 +933,11 @@ def _cheapest(found: Sequence[_Coded], wanted: float | None) -> _Coded:
     """With at least `wanted` bits per pixel, else the nearest to it."""
     enough = [each for each in found if wanted is None or each.bpp >= wanted]
     return min(enough, key=lambda each: each.bytes) if enough else max(found, key=lambda each: each.bytes)
+
+
+def _at_floor(found: Sequence[_Coded], wanted: float) -> bool:
+    """Whether no setting of any ladder has fewer than `wanted` bits per pixel. found: of each ladder what `_at` gave."""
+    return all(each.at_floor and each.bpp >= wanted for each in found)
 
 
 def _ladders(
