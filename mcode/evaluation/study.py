@@ -412,8 +412,8 @@ def _check_appendable(path: Path) -> None:
 class MethodScore:
     """elo, low, high: median and 95 % interval over the shuffled orders of the answers, as in the paper. strength,
     strength_low, strength_high: the Bradley-Terry model's, on Elo's scale, with the interval that the answers allow for other
-    pictures and raters of the kind (see `bradley_terry`): the shuffles' tells only what the order does, and few answers leave
-    Elo near START. wins of games."""
+    pictures and raters of the kind, where there are several of each and they gave about as many answers (see `bradley_terry`):
+    the shuffles' tells only what the order does, and few answers leave Elo near START. wins of games."""
 
     method: str
     elo: float
@@ -517,7 +517,8 @@ def bradley_terry(games: np.ndarray, methods: int, parts: Sequence[np.ndarray] =
     a method that always wins finite. By Newton's method. games: int (n, 2), winner and loser. parts: of each game its picture,
     its rater, int (n,), from 0. Answers about one picture are alike, and so are those of one rater: with parts the interval is
     that of other ones of the kind, by a covariance clustered by each (Cameron, Gelbach, Miller 2011), and never narrower than
-    that of answers which have nothing in common. Where there is one part alone nothing can tell how others differ from it.
+    that of answers which have nothing in common. Where there is one part alone, or one with most of the answers,
+    nothing can tell how others differ from it.
     """
     prior, theta = 1 / 9, np.zeros(methods)
     winner, loser = games.T
