@@ -631,6 +631,18 @@ def test_nothing_is_cut_off_in_the_smallest_window(playing, qtbot):
     assert playing.pages.rect().contains(playing.message.geometry()) and not shot[:, -8:].any()
 
 
+def test_views_are_whole_at_every_width_beside_a_long_name(playing, qtbot):
+    def whole() -> bool:
+        buttons = [playing.views.button(arrangement) for arrangement in Arrangement]
+        return all(b.width() >= b.fontMetrics().horizontalAdvance(b.text()) + 4 for b in buttons)
+
+    playing.title.setText("a-long-name-as-recordings-have " * 8)
+    for width in range(playing.minimumWidth(), 901, 10):
+        playing.resize(width, 500)
+        qtbot.waitUntil(lambda: playing.header.width() == playing.width() and whole())
+        assert playing.width() == width
+
+
 def test_controls_have_names_for_screen_readers(playing):
     kinds = (QAbstractButton, QComboBox, Slider)
     nameless = [w for w in playing.findChildren(QWidget) if isinstance(w, kinds) and w.isVisible() and not w.accessibleName()]
