@@ -341,6 +341,11 @@ class Window(QWidget):
             self._sound, self._lost_audio = False, audio
             self.message.say("The sound card does not answer; playing without sound", problem=True)
 
+    @property
+    def lost_sound(self) -> bool:
+        """Whether a sound card did not answer. Qt waits for it when it ends, half a minute or for ever."""
+        return self._lost_audio is not None
+
     def _show_settings(self, session: Session) -> None:
         """In the controls. Of the manifolds those that can be chosen, and first the session's own where it is not
         installed."""

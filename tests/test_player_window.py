@@ -829,6 +829,29 @@ def test_a_short_seek_takes_the_sound_along(source, window, qtbot, mcode_clip):
     assert second_s - first_s > 0.5, "the sound was not taken along"
 
 
+def test_the_command_waits_for_no_sound_card_that_does_not_answer(qapp, monkeypatch, previous_handlers):
+    class Ended(BaseException):
+        pass
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    class Deaf(Ear):
+        def answers(self, now_s: float) -> bool:
+            return False
+
+    def shown(self):
+        self.setVisible(True)
+        self.audio = Deaf()
+        QTimer.singleShot(0, self.close)
+
+    monkeypatch.setattr(Window, "show", shown)
+    monkeypatch.setattr("os._exit", end)
+    with pytest.raises(Ended) as ended:
+        player_app.main([])
+    assert ended.value.args == (0,)
+
+
 class DeafCard:
     """A sound card that takes a little and then nothing."""
 
