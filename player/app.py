@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -85,9 +86,20 @@ def run(
     wake.timeout.connect(lambda: None)
     wake.start(300)
     try:
-        return application.exec() or 2 * bool(problem)
+        status = application.exec() or 2 * bool(problem)
     finally:
         qInstallMessageHandler(None)  # Qt may speak after Python has ended
+    if window.lost_sound:
+        _end_now(status)
+    return status
+
+
+def _end_now(status: int) -> None:
+    """Ends the process without Qt's destructors, which wait for a sound card."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # there is none, or nobody reads it
+            stream.flush()
+    os._exit(status)
 
 
 def _hear_qt(kind: QtMsgType, context: QMessageLogContext, message: str | None) -> None:

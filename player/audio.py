@@ -35,8 +35,9 @@ NO_ANSWER_S = 3.0
 SERVER_LOST = "pa_context_connect() failed"
 """What Qt prints where it finds no PulseAudio, or not again; QAudioSink.start() then aborts the process."""
 
-DOUBT_S = 1.0
-"""One that has played, and has taken nothing for this long when it is to stop, is not started again."""
+DOUBT_S = 2.5
+"""One that has played, and has taken nothing for this long when it is to stop, is not started again. (The null sink stands for
+two seconds between its takes.)"""
 
 _lost = threading.Event()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -346,7 +347,7 @@ class Welcome(QWidget):
             button = QPushButton(literal(_shortened(path)))
             button.setObjectName("link")
             button.setFont(font(BODY))
-            button.setToolTip(path)
+            button.setToolTip(f"<qt>{html.escape(path)}</qt>")
             button.setCursor(Qt.CursorShape.PointingHandCursor)
             button.setMinimumWidth(320)
             button.clicked.connect(self._opener(path))

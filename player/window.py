@@ -144,7 +144,7 @@ class Window(QWidget):
         self.title.setFont(font(TITLE))
         self.title.setProperty("tone", "dim")
         self.title.setTextFormat(Qt.TextFormat.PlainText)  # a file may be called <b>
-        self.title.setMinimumWidth(0)
+        self.title.setMinimumWidth(1)  # 0 is none: the name's own
         row.addWidget(self.brand)
         row.addSpacing(12)
         row.addWidget(self.title, 1)
@@ -340,6 +340,11 @@ class Window(QWidget):
         if not audio.answers(time.monotonic()):
             self._sound, self._lost_audio = False, audio
             self.message.say("The sound card does not answer; playing without sound", problem=True)
+
+    @property
+    def lost_sound(self) -> bool:
+        """Whether a sound card did not answer. Qt waits for it when it ends, half a minute or for ever."""
+        return self._lost_audio is not None
 
     def _show_settings(self, session: Session) -> None:
         """In the controls. Of the manifolds those that can be chosen, and first the session's own where it is not
@@ -649,9 +654,9 @@ class Window(QWidget):
         self.charts_button.setEnabled(not still)
         for widget in (self.header, self.header_rule, self.transport, self.transport_rule):
             widget.setVisible(not full)
-        self.title.setVisible(width >= 620)
-        self._header_row.setStretch(2, 1 if width >= 620 else 0)
-        compact = width < 620
+        compact = width < 640
+        self.title.setVisible(not compact)
+        self._header_row.setStretch(2, 0 if compact else 1)
         labels = ("Side by side", "Wipe", "MCode only") if not compact else ("1", "2", "3")
         for arrangement, label in zip(Arrangement, labels, strict=True):
             self.views.button(arrangement).setText(label)

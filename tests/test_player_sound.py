@@ -169,7 +169,7 @@ def test_card_that_comes_to_a_stand_is_given_up_and_left_alone(acts, card, clip)
         assert sound.answers(now_s), "a card that plays"
     now_s += 1000
     assert sound.answers(now_s), "the window stood, too"
-    for _ in range(15 if acts else 40):
+    for _ in range(27 if acts else 40):
         now_s += 0.1
         sound.answers(now_s)
     card.calls.clear()
@@ -190,6 +190,20 @@ def test_short_stand_or_a_pause_is_no_stop(card, clip):
     for _ in range(100):
         now_s += 0.1
         assert sound.answers(now_s)
+
+
+def test_card_that_takes_two_seconds_at_a_time_survives_a_seek(card, clip):  # as PulseAudio's null sink
+    sound, now_s = Audio(clip), time.monotonic()
+    sound.play_from(0.0)
+    card.play(SECOND)
+    assert sound.answers(now_s)
+    for _ in range(21):
+        now_s += 0.1
+        assert sound.answers(now_s)
+    sound.play_from(0.5)
+    card.play(SECOND // 2)
+    assert sound.answers(now_s) and sound.playing
+    sound.halt()
 
 
 def test_server_that_is_lost_is_never_asked_again(card, clip, monkeypatch):

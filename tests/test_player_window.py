@@ -19,7 +19,7 @@ pytest.importorskip("PyQt6.QtWidgets")
 pytest.importorskip("pytestqt")
 
 from PyQt6.QtCore import QEvent, QMimeData, QPoint, QPointF, QSize, Qt, QTimer, QUrl
-from PyQt6.QtGui import QDropEvent, QKeyEvent
+from PyQt6.QtGui import QDropEvent, QKeyEvent, QTextDocument
 from PyQt6.QtWidgets import QAbstractButton, QComboBox, QLabel, QWidget
 
 from mcode.errors import InputError
@@ -436,7 +436,10 @@ def test_recent_lists_what_is_there(qtbot, tmp_path, monkeypatch):
 def test_names_of_files_are_shown_as_they_are(window, monkeypatch):
     name = "Tom & Jerry <b>R&D.mcode"
     window.welcome.set_recent([name])
-    (button,) = [b for b in window.welcome.findChildren(QAbstractButton) if b.toolTip() == name]
+    (button,) = [b for b in window.welcome.findChildren(QAbstractButton) if b.toolTip()]
+    tip = QTextDocument()
+    tip.setHtml(button.toolTip())
+    assert tip.toPlainText() == name and Qt.mightBeRichText(button.toolTip())
     assert button.text() == "Tom && Jerry <b>R&&D.mcode"
     monkeypatch.setattr(window, "recent", lambda: [name])
     lines = []
@@ -631,6 +634,18 @@ def test_nothing_is_cut_off_in_the_smallest_window(playing, qtbot):
     assert playing.pages.rect().contains(playing.message.geometry()) and not shot[:, -8:].any()
 
 
+def test_views_are_whole_at_every_width_beside_a_long_name(playing, qtbot):
+    def whole() -> bool:
+        buttons = [playing.views.button(arrangement) for arrangement in Arrangement]
+        return all(b.width() >= b.fontMetrics().horizontalAdvance(b.text()) + 4 for b in buttons)
+
+    playing.title.setText("a-long-name-as-recordings-have " * 8)
+    for width in range(playing.minimumWidth(), 901, 10):
+        playing.resize(width, 500)
+        qtbot.waitUntil(lambda: playing.header.width() == playing.width() and whole())
+        assert playing.width() == width
+
+
 def test_controls_have_names_for_screen_readers(playing):
     kinds = (QAbstractButton, QComboBox, Slider)
     nameless = [w for w in playing.findChildren(QWidget) if isinstance(w, kinds) and w.isVisible() and not w.accessibleName()]
@@ -812,6 +827,29 @@ def test_a_short_seek_takes_the_sound_along(source, window, qtbot, mcode_clip):
     qtbot.waitUntil(lambda: len(ear.asked) == 2, timeout=PATIENCE_MS)
     (first_s, _), (second_s, _) = ear.asked
     assert second_s - first_s > 0.5, "the sound was not taken along"
+
+
+def test_the_command_waits_for_no_sound_card_that_does_not_answer(qapp, monkeypatch, previous_handlers):
+    class Ended(BaseException):
+        pass
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    class Deaf(Ear):
+        def answers(self, now_s: float) -> bool:
+            return False
+
+    def shown(self):
+        self.setVisible(True)
+        self.audio = Deaf()
+        QTimer.singleShot(0, self.close)
+
+    monkeypatch.setattr(Window, "show", shown)
+    monkeypatch.setattr("os._exit", end)
+    with pytest.raises(Ended) as ended:
+        player_app.main([])
+    assert ended.value.args == (0,)
 
 
 class DeafCard:

@@ -780,6 +780,16 @@ def test_of_several_manifolds_the_cheapest_with_enough_bits_is_taken_for_each_pi
     assert beyond["reached"] == 0 and {each["manifold"] for each in beyond["pictures"].values()} == {"blocks"}
 
 
+def test_several_manifolds_stand_at_their_floor_only_where_none_has_fewer_bits(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "FLOOR_SHARE", 0.0)
+    methods = parse_methods(["mcode/coarse:q1", "mcode/blocks+coarse@0.5x", "mcode/blocks+coarse@1.002x"])
+    prepare(images, tmp_path / "study", methods, manifolds=[Blocks(), Coarse()])
+    _, below, between = noted(tmp_path / "study").values()
+    for note, name, floor in ((below, "coarse", 2), (between, "blocks", 0)):
+        assert {picture["manifold"] for picture in note["pictures"].values()} == {name}
+        assert note["at_floor"] == floor and note["reached"] == 2
+
+
 def test_a_rate_may_be_that_of_any_method_before_it(images, tmp_path):
     methods = parse_methods(["mcode:q1", "jpeg:80", "webp@1.5x:jpeg-80", "webp@1.5x"])
     prepare(images, tmp_path / "study", methods, manifolds=[Blocks()])
@@ -1074,6 +1084,22 @@ def test_score_prints_a_table_by_picture_where_there_are_several(mcode, tmp_path
     assert table[3].split()[0] == "two" and len(table) == 4 and "Elo by rater" not in out
     _, out, _ = mcode("study", "score", write_answers(tmp_path / "2.csv", answers[:1]), "--shuffles", 1)
     assert "Elo by picture" not in out
+
+
+@pytest.mark.parametrize(
+    ("raters", "pictures", "words"),
+    [
+        (1, 2, "of one rater: the intervals do not cover what other raters would give"),
+        (2, 1, "of one picture: the intervals do not cover what other pictures would give"),
+        (1, 1, "of one rater and one picture: the intervals do not cover what other raters and pictures would give"),
+        (2, 2, None),
+    ],
+)
+def test_score_warns_where_nothing_tells_how_others_differ(mcode, tmp_path, raters, pictures, words):
+    cells = [(f"{rater}", f"{picture}") for rater in range(raters) for picture in range(pictures)]
+    answers = [Answer(rater, 0, picture, "a", "b", "b", 0, 0, 8, 8, 1, 1.0) for rater, picture in cells]
+    status, _, err = mcode("study", "score", write_answers(tmp_path / "1.csv", answers), "--shuffles", 1, "--json")
+    assert status == 0 and err.count("\n") == bool(words) and (words or "") in err
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,8 @@ def score(
 
     Elo with k = 30 and N = 400 over shuffled orders of the answers: median and 95 % interval. That interval tells only what
     the order does, and few answers leave Elo near its start of 1500. How sure the answers make a score, the Bradley-Terry
-    model's interval tells, on the same scale: it covers what other pictures and raters of the kind would give.
+    model's interval tells, on the same scale: it covers what other pictures and raters of the kind would give, where there
+    are several of each and they gave about as many answers.
     """
     from mcode.evaluation import study
 
@@ -200,14 +201,22 @@ def score(
     if output is not None:
         study.check_plot(output, force=force)
     result = study.score(study.read_all(files), shuffles=shuffles, seed=seed)
+    raters = len(result.raters)
     if result.shuffles < shuffles:
         print_warnings([f"{result.shuffles:,} orders are tried, not {shuffles:,}: there are {result.answers:,} answers"])
+    if alone := [what for what, count in (("rater", raters), ("picture", result.pictures)) if count == 1]:
+        others = "s and ".join(alone) + "s"
+        print_warnings(
+            [
+                f"the answers are of one {' and one '.join(alone)}: the intervals do not cover what other {others} would give; "
+                f"only answers of more {others} tell that"
+            ]
+        )
     if output is not None:
         study.plot(result, output, force=force)
     if as_json:
         print_json(result)
         return
-    raters = len(result.raters)
     print(
         f"{result.answers:,} answers of {raters} rater{'s' * (raters > 1)} on {result.pictures} picture"
         f"{'s' * (result.pictures > 1)}; Elo's median over {result.shuffles:,} orders"

@@ -412,8 +412,8 @@ def _check_appendable(path: Path) -> None:
 class MethodScore:
     """elo, low, high: median and 95 % interval over the shuffled orders of the answers, as in the paper. strength,
     strength_low, strength_high: the Bradley-Terry model's, on Elo's scale, with the interval that the answers allow for other
-    pictures and raters of the kind (see `bradley_terry`): the shuffles' tells only what the order does, and few answers leave
-    Elo near START. wins of games."""
+    pictures and raters of the kind, where there are several of each and they gave about as many answers (see `bradley_terry`):
+    the shuffles' tells only what the order does, and few answers leave Elo near START. wins of games."""
 
     method: str
     elo: float
@@ -517,7 +517,8 @@ def bradley_terry(games: np.ndarray, methods: int, parts: Sequence[np.ndarray] =
     a method that always wins finite. By Newton's method. games: int (n, 2), winner and loser. parts: of each game its picture,
     its rater, int (n,), from 0. Answers about one picture are alike, and so are those of one rater: with parts the interval is
     that of other ones of the kind, by a covariance clustered by each (Cameron, Gelbach, Miller 2011), and never narrower than
-    that of answers which have nothing in common. Where there is one part alone nothing can tell how others differ from it.
+    that of answers which have nothing in common. Where there is one part alone, or one with most of the answers,
+    nothing can tell how others differ from it.
     """
     prior, theta = 1 / 9, np.zeros(methods)
     winner, loser = games.T
@@ -780,7 +781,8 @@ def prepare(
                 wanted = method.bpp
                 if method.times is not None and method.of is not None:
                     wanted = method.times * notes[method.of][picture]["bpp"]
-                coded = _cheapest([_at(ladder, method.setting, wanted, rgb) for ladder in ladders[method.name]], wanted)
+                found = [_at(ladder, method.setting, wanted, rgb) for ladder in ladders[method.name]]
+                coded = _cheapest(found, wanted)
                 notes[method.name][picture] = {
                     "setting": coded.setting,
                     **({"manifold": coded.manifold} if coded.manifold is not None else {}),
@@ -788,7 +790,7 @@ def prepare(
                     "bpp": coded.bpp,
                     "psnr_db": psnr(rgb, coded.decoded),
                     "reached": wanted is None or coded.bpp >= wanted,
-                    "at_floor": wanted is not None and coded.at_floor and coded.bpp > wanted * (1 + FLOOR_SHARE),
+                    "at_floor": wanted is not None and _at_floor(found, wanted) and coded.bpp > wanted * (1 + FLOOR_SHARE),
                 }
                 Image.fromarray(coded.decoded).save(partial / method.name / f"{picture}.png")
                 if progress:
@@ -932,6 +934,11 @@ def _cheapest(found: Sequence[_Coded], wanted: float | None) -> _Coded:
     """With at least `wanted` bits per pixel, else the nearest to it."""
     enough = [each for each in found if wanted is None or each.bpp >= wanted]
     return min(enough, key=lambda each: each.bytes) if enough else max(found, key=lambda each: each.bytes)
+
+
+def _at_floor(found: Sequence[_Coded], wanted: float) -> bool:
+    """Whether no setting of any ladder has fewer than `wanted` bits per pixel. found: of each ladder what `_at` gave."""
+    return all(each.at_floor and each.bpp >= wanted for each in found)
 
 
 def _ladders(
