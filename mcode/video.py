@@ -60,6 +60,7 @@ _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1,
 _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
 _JOINABLE = {"mpegts", "mpeg", "matroska,webm", "ogg"}  # formats that are read on where files stand one behind the other
 _LARGEST_SEARCHED = 1 << 28  # bytes of a file that is searched for joints before a seek
+_LONGEST_PLAYLIST = 1 << 24  # bytes, a hundred times those of a long film
 _RESTART_S = Fraction(1, 2)  # a clock that falls back by more, to where it began, has been started anew
 _LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")  # of so many channels, where none is named
 _MOST_AAC_CHANNELS = 6
@@ -546,6 +547,8 @@ def _open(path: StrPath) -> av.container.InputContainer:
     if file.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
+        if _still_grows(file):
+            raise InputError(f"{path} is a playlist that still grows (without #EXT-X-ENDLIST): name the video itself")
         # "file:" keeps FFmpeg from reading the name as a URL, pattern_type one with %d as that of many pictures
         options = {"pattern_type": "none"} if "%" in os.fspath(file) else {}
         container = av.open(f"file:{file}", options=options, metadata_errors="replace")
@@ -557,6 +560,20 @@ def _open(path: StrPath) -> av.container.InputContainer:
         reason = "is cut off before its index (moov), so nothing of it can be read" if is_mp4 else "is not a video or image"
         raise InputError(f"{path} {reason}") from error
     return container
+
+
+def _still_grows(file: Path, *, variants: bool = True) -> bool:
+    """Whether an HLS playlist, or with `variants` one that it names, has no end (RFC 8216, section 4.3.3.4): FFmpeg waits for
+    the rest of it, and no signal ends that."""
+    with open(file, "rb") as raw:
+        if raw.read(7) != b"#EXTM3U":
+            return False
+        text = raw.read(_LONGEST_PLAYLIST)
+    if not re.search(rb"^#EXT-X-STREAM-INF:", text, re.MULTILINE):
+        return not re.search(rb"^#EXT-X-ENDLIST", text, re.MULTILINE)
+    named = re.findall(rb'(?:^|URI=")([^#\s"][^\r\n"]*)', text, re.MULTILINE)
+    found = [file.parent / os.fsdecode(name) for name in named if variants]
+    return any(_still_grows(one, variants=False) for one in found if one.is_file() and os.access(one, os.R_OK))
 
 
 def _picture_stream(container: av.container.InputContainer, path: StrPath) -> av.VideoStream:

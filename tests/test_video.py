@@ -1222,6 +1222,20 @@ def test_a_picture_is_written_into_a_pipe_and_never_replaces_it(tmp_path: Path) 
     assert (tmp_path / "pipe.png").is_fifo() and len(os.listdir(tmp_path)) == 2
 
 
+def test_a_playlist_that_still_grows_is_refused_and_a_whole_one_is_read(tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.ts", frames=10)
+    growing = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:0.4,\na.ts\n"
+    (tmp_path / "whole.m3u8").write_text(growing + "#EXT-X-ENDLIST\n")
+    (tmp_path / "grows.m3u8").write_text(growing)
+    for name in ("whole", "grows"):
+        (tmp_path / f"of-{name}.m3u8").write_text(f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1000\n{name}.m3u8\n")
+    for name in ("whole.m3u8", "of-whole.m3u8"):
+        assert len(list(FrameReader(tmp_path / name))) == 10
+    for name in ("grows.m3u8", "of-grows.m3u8"):
+        with pytest.raises(InputError, match="is a playlist that still grows .*: name the video itself"):
+            probe(tmp_path / name)
+
+
 def test_mp4_into_a_pipe_is_refused_and_matroska_is_not(tmp_path: Path) -> None:
     for name in ("pipe.mp4", "pipe.mkv"):
         os.mkfifo(tmp_path / name)
