@@ -1139,6 +1139,9 @@ class OutputFile:
         self.path = Path(path)
         final = Path(os.path.realpath(path))
         _check_output(path, force)
+        refused = InputError(f"{self.path} is a pipe, and this cannot be written to one: {remedy}")
+        if remedy is not None and self.path.is_fifo():  # opening it would wait for its reader
+            raise refused
         self._final = final if final.is_file() or not final.exists() else None
         self._force = force
         suffix = final.suffix if len(final.suffix) < 20 else ""
@@ -1149,7 +1152,7 @@ class OutputFile:
             raise _output_error(self.path, error) from error
         if remedy is not None and not self._raw.seekable():
             self.discard()
-            raise InputError(f"{self.path} is a pipe, and this cannot be written to one: {remedy}")
+            raise refused
 
     def write(self, data: bytes) -> int:
         rest = memoryview(data)

@@ -503,10 +503,8 @@ def test_a_leap_in_time_beyond_what_samples_can_tell_is_refused(tmp_path: Path) 
 
 def test_a_pipe_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mcode")
-    with subprocess.Popen(["cat", tmp_path / "pipe.mcode"], stdout=subprocess.PIPE) as cat:
-        with pytest.raises(InputError, match="pipe.mcode is a pipe, and this cannot be written to one: name a file"):
-            McodeWriter(tmp_path / "pipe.mcode")
-        assert cat.communicate()[0] == b""
+    with pytest.raises(InputError, match="pipe.mcode is a pipe, and this cannot be written to one: name a file"):
+        McodeWriter(tmp_path / "pipe.mcode")  # at once: nobody reads it
     write(Path("/dev/null"))
 
 

@@ -1239,10 +1239,8 @@ def test_a_playlist_that_still_grows_is_refused_and_a_whole_one_is_read(tmp_path
 def test_mp4_into_a_pipe_is_refused_and_matroska_is_not(tmp_path: Path) -> None:
     for name in ("pipe.mp4", "pipe.mkv"):
         os.mkfifo(tmp_path / name)
-    with subprocess.Popen(["cat", tmp_path / "pipe.mp4"], stdout=subprocess.PIPE) as cat:
-        with pytest.raises(InputError, match="pipe.mp4 is a pipe, and this cannot be written to one: use .mkv or .y4m"):
-            FrameWriter(tmp_path / "pipe.mp4", width=64, height=48)
-        assert cat.communicate()[0] == b""
+    with pytest.raises(InputError, match="pipe.mp4 is a pipe, and this cannot be written to one: use .mkv or .y4m"):
+        FrameWriter(tmp_path / "pipe.mp4", width=64, height=48)  # at once: nobody reads it
     with subprocess.Popen(["cat", tmp_path / "pipe.mkv"], stdout=subprocess.PIPE) as cat:
         write(tmp_path / "pipe.mkv", frames_of(3))
         (tmp_path / "a.mkv").write_bytes(cat.communicate()[0])
