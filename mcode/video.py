@@ -855,12 +855,15 @@ def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = 
     need it to decode the next. A file that breaks off ends the packets. None at all where there is no sound.
     """
     zero = picture_zero(path, start_s)
-    with _open(path) as container:
-        stream = _sound_stream(container)
-        if stream is not None:
-            if start_s > 0 and not _seeks_astray(path):
-                _seek(container, stream, zero - 1)
+    for seeking in (True, False) if start_s > 0 and not _seeks_astray(path) else (False,):
+        with _open(path) as container:
+            stream = _sound_stream(container)
+            if stream is None:
+                return
+            if seeking and not _seek(container, stream, zero - 1):
+                continue  # a seek to before the file fails, and leaves FLV and AVI at a later keyframe
             yield from _cut(container, stream, zero, start_s, duration_s, lambda: None)
+            return
 
 
 def _cut(

@@ -869,6 +869,15 @@ def move_flv(path: Path, kind: int, leaps_s: dict[int, float]) -> Path:
     return path
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [(".flv", "flv"), (".avi", "libx264")])
+def test_a_start_within_the_first_second_keeps_the_sound_from_there_on(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = make_clip(tmp_path / f"a{suffix}", frames=100, codec=codec, audio="libmp3lame", options={"g": "50", "bf": "0"})
+    everything = [bytes(p) for p in audio_packets(path)]
+    found = list(audio_packets(path, 0.5))
+    assert [bytes(p) for p in found] == everything[-len(found) :]
+    assert -0.06 < found[0].pts * found[0].time_base <= 0
+
+
 @pytest.mark.parametrize(("number", "leap_s"), [(0, 2), (20, 2), (20, 3600), (20, -3600)])
 def test_one_wrong_time_loses_no_sound(tmp_path: Path, number: int, leap_s: int) -> None:
     path = make_clip(tmp_path / "a.flv", frames=50, codec="flv", audio="libmp3lame")
