@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mcode import container
-from mcode.container import McodeReader, McodeWriter
+from mcode.container import McodeReader, McodeWriter, check_gap
 from mcode.errors import FormatError, InputError
 from mcode.frame import TICKS_PER_S
 from mcode.packet import Packet, StreamHeader
@@ -498,6 +498,9 @@ def test_a_leap_in_time_beyond_what_samples_can_tell_is_refused(tmp_path: Path) 
     with pytest.raises(InputError, match=r"leaps by 13\.3 hours at second 0.*--start"), McodeWriter(path, force=True) as writer:
         writer.write(keyframe(0), N)
         writer.write(keyframe(1, pts=2**32), N)
+    for n, remedy in ((2, "--duration, or use a smaller --n"), (1, "--duration$")):
+        with pytest.raises(InputError, match=remedy):
+            check_gap(path, 0, 2**32, n)
     assert [packet.pts for packet in McodeReader(path)] == [0, 2**32 - 1]  # the file from before stays
 
 
