@@ -59,6 +59,8 @@ _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 259, 262, 274  # tags of TIFF and EXI
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
 _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
 _JOINABLE = {"mpegts", "mpeg", "matroska,webm", "ogg"}  # formats that are read on where files stand one behind the other
+_EBML_HEADER = re.compile(rb"\x1a\x45\xdf\xa3.{1,64}?(?:matroska|webm)", re.DOTALL)  # RFC 8794, section 11.2.2
+_LONGEST_INDEX = 1 << 24  # bytes behind the last picture: twenty hours with a keyframe every second have 1.4 million
 _LARGEST_SEARCHED = 1 << 28  # bytes of a file that is searched for joints before a seek
 _LONGEST_PLAYLIST = 1 << 24  # bytes, a hundred times those of a long film
 _RESTART_S = Fraction(1, 2)  # a clock that falls back by more, to where it began, has been started anew
@@ -630,11 +632,13 @@ def _decoded(
     """
     damage.promise_is_of_pictures = _stream_duration(container, stream) is not None or not container.streams.audio
     size = container.size
-    end = size
+    end, seen = size, 0
     try:
         for packet in _demuxed(container, stream):
             if container.format.name == "yuv4mpegpipe" and packet.pos is not None:
                 end = packet.pos + packet.size + _LONGEST_Y4M_HEADER
+            elif packet.pos is not None:
+                seen = max(seen, packet.pos + packet.size)
             if from_keyframe and not packet.is_keyframe and packet.size:
                 continue
             from_keyframe = False
@@ -648,6 +652,16 @@ def _decoded(
     except av.error.FFmpegError:
         damage.cut_off = True
     damage.cut_off |= end < size  # FFmpeg passes over a last picture that is not whole
+    if container.format.name == "matroska,webm":
+        damage.cut_off |= _has_another_matroska(container.name.removeprefix("file:"), seen)
+
+
+def _has_another_matroska(path: str, begin: int) -> bool:
+    """Whether a file of its own begins behind this byte: FFmpeg reads on in the second of joined ones, in no third."""
+    with suppress(OSError), open(path, "rb") as file:  # it may be gone by now
+        file.seek(begin)
+        return _EBML_HEADER.search(file.read(_LONGEST_INDEX)) is not None
+    return False
 
 
 def _demuxed(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:

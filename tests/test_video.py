@@ -766,6 +766,13 @@ def test_files_joined_end_to_end_are_read_whole_with_their_sound(tmp_path: Path,
     assert min(np.abs(twice[later + s + 5000 :][:70_000] - once[5000:][:70_000]).max() for s in range(-48, 49)) < 0.01
 
 
+def test_a_third_matroska_file_joined_to_two_is_told_as_missing(tmp_path: Path) -> None:
+    one = make_clip(tmp_path / "a.mkv", frames=50, audio="aac").read_bytes()
+    for parts, told in ((1, None), (2, None), (3, "4.0 s, then it breaks off")):
+        (tmp_path / "b.mkv").write_bytes(parts * one)
+        assert read_all(tmp_path / "b.mkv") == (min(parts, 2) * 50, told)
+
+
 def test_a_start_in_files_joined_end_to_end_loses_nothing(tmp_path: Path) -> None:
     joined = make_clip(tmp_path / "a.ts", frames=50)
     joined.write_bytes(2 * joined.read_bytes())
