@@ -154,7 +154,7 @@ class FrameReader:
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
     packets that did not decode; `runs_backwards` says whether the file's times did not rise; `retimed` counts the frames that
     got another time for it; `last_duration_ticks` is how long the last frame is shown, None where the file does not say so, a
-    picture for one. Memory: two frames beside those inside FFmpeg's decoder (a few, one per thread).
+    picture for one. Memory: three frames beside those inside FFmpeg's decoder (a few, one per thread).
     """
 
     def __init__(
@@ -222,12 +222,13 @@ class FrameReader:
     def _read(self, first: int | None) -> Iterator[Frame]:
         """first: leaves out the frames of a lower pts; None: they start at pts 0, with the first one at or after start_s."""
         self.truncated, self.damaged, self.last_duration_ticks = None, 0, None
-        self.runs_backwards, self.retimed = False, 0
+        self.runs_backwards = False
         damage = _Damage()
         last: int | None = None  # pts
         end: Fraction | None = None  # of the last frame, from the start of the video
         start: Fraction | None = None
         zero = self._zero() if first is not None or self.start_s > 0 else None
+        self.retimed = 0  # _zero() counts the first picture's, too
         if first is not None and zero is not None:
             start = zero + first * TICK
         elif self.start_s > 0:
@@ -278,18 +279,14 @@ class FrameReader:
                 if back_s is not None and start is not None and not _seek(container, stream, start - back_s):
                     continue
                 landed_early = not seeking
-                clock, counted_s = _Clock(), self._began
+                counted_s = self._began
                 given = False
-                for picture in _decoded(container, stream, damage, from_keyframe=seeking):
-                    # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
-                    stamp = picture.dts if container.format.name == "avi" else picture.pts
-                    time_s = None
-                    if stamp is not None:
-                        time_s = stamp * time_base(picture)
-                        shown_s = picture.duration * time_base(picture) or self._period_ticks() * TICK
-                        if container.format.name in _JOINABLE:
-                            time_s += clock.shift(time_s, time_s, shown_s)
-                            self.runs_backwards |= len(clock.shifts) > 1
+                pictures = self._timed(container, _decoded(container, stream, damage, from_keyframe=seeking))
+                for (picture, time_s), (_, then_s) in pairwise(chain(pictures, [(None, None)])):
+                    assert picture is not None
+                    if not given and time_s is not None and then_s is not None and then_s < time_s:
+                        time_s = then_s - self._period_ticks() * TICK  # one wrong time is no place to begin at
+                        self.runs_backwards, self.retimed = True, self.retimed + 1
                     if start is not None:
                         if time_s is None and not landed_early:
                             break  # raw H.264 and H.265 hold no times: count the pictures from the beginning
@@ -305,6 +302,23 @@ class FrameReader:
                     yield picture, time_s
                 if landed_early:
                     return
+
+    def _timed(
+        self, container: av.container.InputContainer, pictures: Iterator[av.VideoFrame]
+    ) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+        """With the times at which they are due by the file, which run on where files were joined."""
+        clock = _Clock()
+        for picture in pictures:
+            # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
+            stamp = picture.dts if container.format.name == "avi" else picture.pts
+            time_s = None
+            if stamp is not None:
+                time_s = stamp * time_base(picture)
+                shown_s = picture.duration * time_base(picture) or self._period_ticks() * TICK
+                if container.format.name in _JOINABLE:
+                    time_s += clock.shift(time_s, time_s, shown_s)
+                    self.runs_backwards |= len(clock.shifts) > 1
+            yield picture, time_s
 
     def _fitted(self, rgb: np.ndarray) -> np.ndarray:
         if self._crop_to is not None:
@@ -838,12 +852,18 @@ def _earliest(
     seek overshot: as FrameReader finds it, by the first picture that decodes."""
     earliest: Fraction | None = None
     undated = 0  # packets since `earliest` that do not say when they are decoded: Matroska's first after a seek
+    period_s = 1 / Fraction((isinstance(stream, av.VideoStream) and stream.average_rate) or 25)
     clock, runs_on = _Clock(), not after_seek and container.format.name in _JOINABLE
     try:
-        for packet in _demuxed(container, stream):
+        for packet, following in pairwise(chain(_demuxed(container, stream), [None])):
+            assert packet is not None
             if packet.pts is None or packet.size == 0 or packet.is_discard or (after_seek and not packet.is_keyframe):
                 continue
             time_s, decoded_s = due_s(packet), None if packet.dts is None else packet.dts * time_base(packet)
+            if not runs_on and following is not None and decoded_s is not None and following.dts is not None:
+                leap_s = decoded_s - following.dts * time_base(following)
+                if leap_s > 0:  # one wrong time, as FrameReader has it
+                    time_s, decoded_s = time_s - leap_s - period_s, decoded_s - leap_s - period_s
             if runs_on:
                 shift = clock.shift(decoded_s, time_s, (packet.duration or 0) * time_base(packet))
                 time_s, decoded_s = time_s + shift, None if decoded_s is None else decoded_s + shift

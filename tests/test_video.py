@@ -556,6 +556,21 @@ def test_one_wrong_time_of_a_picture_moves_no_other(tmp_path: Path, leap_s: int)
     assert reader.retimed == 1 and reader.runs_backwards
 
 
+@pytest.mark.parametrize("number", [0, 10, 24, 25])
+def test_one_wrong_time_is_no_place_to_start_at(tmp_path: Path, number: int) -> None:
+    path = make_clip(tmp_path / "a.flv", frames=50, codec="flv", audio="libmp3lame")
+    found = []
+    for leap_s in (0, 2):
+        move_flv(path, 9, {number: leap_s})
+        for start_s in (0, 1):
+            sound = next(audio_packets(path, start_s))
+            found.append(([frame.pts for frame in FrameReader(path, start_s=start_s)], float(sound.pts * sound.time_base)))
+    (times, sound_s), (later_times, later_sound_s) = found[:2]
+    assert len(times) == 50 and len(later_times) == 25
+    assert found[2] == (times, pytest.approx(sound_s, abs=0.002))
+    assert found[3] == (later_times, pytest.approx(later_sound_s, abs=0.002))
+
+
 def test_pictures_whose_clock_falls_back_keep_their_order(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.flv", frames=50, codec="flv")
     reader = FrameReader(move_flv(path, 9, dict.fromkeys(range(25, 50), -0.5)))
