@@ -284,9 +284,10 @@ class FrameReader:
                 pictures = self._timed(container, _decoded(container, stream, damage, from_keyframe=seeking))
                 for (picture, time_s), (_, then_s) in pairwise(chain(pictures, [(None, None)])):
                     assert picture is not None
-                    if not given and time_s is not None and then_s is not None and then_s < time_s:
+                    moved = not given and time_s is not None and then_s is not None and then_s < time_s
+                    if moved and then_s is not None:
                         time_s = then_s - self._period_ticks() * TICK  # one wrong time is no place to begin at
-                        self.runs_backwards, self.retimed = True, self.retimed + 1
+                        self.runs_backwards = True
                     if start is not None:
                         if time_s is None and not landed_early:
                             break  # raw H.264 and H.265 hold no times: count the pictures from the beginning
@@ -299,6 +300,7 @@ class FrameReader:
                         if not landed_early and due - start > TICK:
                             break  # the seek overshot: try one from earlier on, at last the beginning
                     landed_early = given = True
+                    self.retimed += moved
                     yield picture, time_s
                 if landed_early:
                     return
@@ -851,7 +853,8 @@ def _earliest(
     """When the first picture at or after `start` is due, by the packets from here on; None where there is none, or where a
     seek overshot: as FrameReader finds it, by the first picture that decodes."""
     earliest: Fraction | None = None
-    undated = 0  # packets since `earliest` that do not say when they are decoded: Matroska's first after a seek
+    undated = 0  # packets since `earliest` of which it is not known when they are decoded: Matroska's first after a seek
+    guessed = after_seek and container.format.name == "matroska,webm"
     period_s = 1 / Fraction((isinstance(stream, av.VideoStream) and stream.average_rate) or 25)
     clock, runs_on = _Clock(), not after_seek and container.format.name in _JOINABLE
     try:
@@ -860,6 +863,8 @@ def _earliest(
             if packet.pts is None or packet.size == 0 or packet.is_discard or (after_seek and not packet.is_keyframe):
                 continue
             time_s, decoded_s = due_s(packet), None if packet.dts is None else packet.dts * time_base(packet)
+            if guessed and packet.dts == packet.pts:  # as FFmpeg has it until it knows by how much pictures are reordered
+                decoded_s = None
             if not runs_on and following is not None and decoded_s is not None and following.dts is not None:
                 leap_s = decoded_s - following.dts * time_base(following)
                 if leap_s > 0:  # one wrong time, as FrameReader has it
@@ -872,7 +877,7 @@ def _earliest(
             after_seek = False
             if start is None or time_s >= start - TICK / 2:
                 earliest = time_s if earliest is None else min(earliest, time_s)
-            undated += earliest is not None and packet.dts is None
+            undated += earliest is not None and decoded_s is None
             in_order = decoded_s is not None and earliest is not None and decoded_s >= earliest
             if in_order or undated > _MOST_REORDERED:
                 break

@@ -569,6 +569,8 @@ def test_one_wrong_time_is_no_place_to_start_at(tmp_path: Path, number: int) -> 
     assert len(times) == 50 and len(later_times) == 25
     assert found[2] == (times, pytest.approx(sound_s, abs=0.002))
     assert found[3] == (later_times, pytest.approx(later_sound_s, abs=0.002))
+    reader = FrameReader(path, start_s=1)
+    assert len(list(reader)) == 25 and reader.retimed == (number == 25)  # those left out are not told
 
 
 def test_pictures_whose_clock_falls_back_keep_their_order(tmp_path: Path) -> None:
@@ -898,6 +900,23 @@ def test_a_start_within_the_first_second_keeps_the_sound_from_there_on(tmp_path:
     found = list(audio_packets(path, 0.5))
     assert [bytes(p) for p in found] == everything[-len(found) :]
     assert -0.06 < found[0].pts * found[0].time_base <= 0
+
+
+def test_sound_starts_with_matroskas_pictures_where_these_begin_late(tmp_path: Path) -> None:
+    pictures = make_clip(tmp_path / "a.mp4", frames=75, options={"g": "24", "bf": "3", "b_strategy": "0"})
+    sound, path = make_clip(tmp_path / "b.mp4", frames=325, video=False, audio="aac"), tmp_path / "a.mkv"
+    with av.open(str(pictures)) as films, av.open(str(sound)) as sounds, av.open(str(path), "w") as out:
+        tracks = {s: out.add_stream_from_template(s) for s in (*films.streams, *sounds.streams)}
+        packets = [p for p in (*films.demux(), *sounds.demux()) if p.size]
+        for packet in packets[:75]:
+            packet.pts, packet.dts = (time + int(10 / packet.time_base) for time in (packet.pts, packet.dts))
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            packet.stream = tracks[packet.stream]
+            out.mux(packet)
+    begins = float(video.picture_zero(path))
+    assert 10 <= begins < 10.1
+    for index in range(1, 60):
+        assert float(video.picture_zero(path, index / FPS - 0.02)) == pytest.approx(begins + index / FPS)
 
 
 @pytest.mark.parametrize(("number", "leap_s"), [(0, 2), (20, 2), (20, 3600), (20, -3600)])
