@@ -338,7 +338,8 @@ class FrameReader:
 
     def _end(self, pts: int, zero: Fraction | None, picture: av.VideoFrame) -> Fraction:
         shown = picture.duration * time_base(picture) if picture.duration else self._period_ticks() * TICK
-        skipped = Fraction(self.start_s) if zero is None else zero - self._began
+        # the file's first time may be a wrong one, later than zero
+        skipped = Fraction(self.start_s) if zero is None else max(Fraction(0), zero - self._began)
         return skipped + pts * TICK + shown
 
     def _shortfall(self, damage: _Damage, end: Fraction | None) -> str | None:

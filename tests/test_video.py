@@ -547,13 +547,13 @@ def test_sound_that_begins_before_the_pictures_makes_no_file_cut_off(tmp_path: P
     assert 0 < count < 100 and truncated is not None
 
 
-@pytest.mark.parametrize("leap_s", [2, 3600, -3600])
-def test_one_wrong_time_of_a_picture_moves_no_other(tmp_path: Path, leap_s: int) -> None:
+@pytest.mark.parametrize(("number", "leap_s"), [(0, 2), (20, 2), (20, 3600), (20, -3600)])
+def test_one_wrong_time_of_a_picture_moves_no_other(tmp_path: Path, number: int, leap_s: int) -> None:
     path = make_clip(tmp_path / "a.flv", frames=50, codec="flv")
     times = [frame.pts for frame in FrameReader(path)]
-    reader = FrameReader(move_flv(path, 9, {20: leap_s}))
+    reader = FrameReader(move_flv(path, 9, {number: leap_s}))
     assert [frame.pts for frame in reader] == times
-    assert reader.retimed == 1 and reader.runs_backwards
+    assert reader.retimed == 1 and reader.runs_backwards and reader.truncated is None
 
 
 @pytest.mark.parametrize("number", [0, 10, 24, 25])
