@@ -94,7 +94,7 @@ class McodeWriter:
         where time leaps by more than a sample can tell.
         """
         if self._last_pts is not None:
-            check_gap(self._file.path, self._last_pts, packet.pts)
+            check_gap(self._file.path, self._last_pts, packet.pts, n)
         sample = packet.to_sample(n)
         if self._last_pts is None:
             if packet.header is None:
@@ -208,13 +208,14 @@ class McodeWriter:
             self._file.write(_fragment(self._fragments, tracks))
 
 
-def check_gap(path: StrPath, last_pts: int, pts: int) -> None:
+def check_gap(path: StrPath, last_pts: int, pts: int, n: int) -> None:
     """Raises InputError where two keyframes that follow each other are further apart than a sample can tell. path: of whose
-    times they are."""
+    times they are; n: frames from one to the next."""
     if pts - last_pts > _LONGEST_GAP:
         raise InputError(
             f"{path}: time leaps by {(pts - last_pts) / TICKS_PER_S / 3600:.1f} hours at second {last_pts / TICKS_PER_S:.0f}, "
-            "and 13 fit between two keyframes; encode the parts apart, by --start and --duration, or use a smaller --n"
+            "and 13 fit between two keyframes; encode the parts apart, by --start and --duration"
+            + (", or use a smaller --n" if n > 1 else "")
         )
 
 

@@ -255,7 +255,7 @@ class Encoding:
         self._meter.finish()
 
     def _measured(self, packet: Packet) -> Iterator[Packet]:
-        check_gap(self.reader.path, packet.pts if self._sent_pts is None else self._sent_pts, packet.pts)
+        check_gap(self.reader.path, packet.pts if self._sent_pts is None else self._sent_pts, packet.pts, self.n)
         self._sent_pts = packet.pts
         yield packet
         self._meter.measure(packet)

@@ -59,7 +59,10 @@ _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 259, 262, 274  # tags of TIFF and EXI
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
 _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
 _JOINABLE = {"mpegts", "mpeg", "matroska,webm", "ogg"}  # formats that are read on where files stand one behind the other
+_EBML_HEADER = re.compile(rb"\x1a\x45\xdf\xa3.{1,64}?(?:matroska|webm)", re.DOTALL)  # RFC 8794, section 11.2.2
+_LONGEST_INDEX = 1 << 24  # bytes behind the last picture: twenty hours with a keyframe every second have 1.4 million
 _LARGEST_SEARCHED = 1 << 28  # bytes of a file that is searched for joints before a seek
+_LONGEST_PLAYLIST = 1 << 24  # bytes, a hundred times those of a long film
 _RESTART_S = Fraction(1, 2)  # a clock that falls back by more, to where it began, has been started anew
 _LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")  # of so many channels, where none is named
 _MOST_AAC_CHANNELS = 6
@@ -151,7 +154,7 @@ class FrameReader:
     After an iteration `truncated` says how much of a cut-off file there was ("2.0 of 3.0 s"), else None; `damaged` counts
     packets that did not decode; `runs_backwards` says whether the file's times did not rise; `retimed` counts the frames that
     got another time for it; `last_duration_ticks` is how long the last frame is shown, None where the file does not say so, a
-    picture for one. Memory: two frames beside those inside FFmpeg's decoder (a few, one per thread).
+    picture for one. Memory: three frames beside those inside FFmpeg's decoder (a few, one per thread).
     """
 
     def __init__(
@@ -219,12 +222,13 @@ class FrameReader:
     def _read(self, first: int | None) -> Iterator[Frame]:
         """first: leaves out the frames of a lower pts; None: they start at pts 0, with the first one at or after start_s."""
         self.truncated, self.damaged, self.last_duration_ticks = None, 0, None
-        self.runs_backwards, self.retimed = False, 0
+        self.runs_backwards = False
         damage = _Damage()
         last: int | None = None  # pts
         end: Fraction | None = None  # of the last frame, from the start of the video
         start: Fraction | None = None
         zero = self._zero() if first is not None or self.start_s > 0 else None
+        self.retimed = 0  # _zero() counts the first picture's, too
         if first is not None and zero is not None:
             start = zero + first * TICK
         elif self.start_s > 0:
@@ -275,18 +279,15 @@ class FrameReader:
                 if back_s is not None and start is not None and not _seek(container, stream, start - back_s):
                     continue
                 landed_early = not seeking
-                clock, counted_s = _Clock(), self._began
+                counted_s = self._began
                 given = False
-                for picture in _decoded(container, stream, damage, from_keyframe=seeking):
-                    # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
-                    stamp = picture.dts if container.format.name == "avi" else picture.pts
-                    time_s = None
-                    if stamp is not None:
-                        time_s = stamp * time_base(picture)
-                        shown_s = picture.duration * time_base(picture) or self._period_ticks() * TICK
-                        if container.format.name in _JOINABLE:
-                            time_s += clock.shift(time_s, time_s, shown_s)
-                            self.runs_backwards |= len(clock.shifts) > 1
+                pictures = self._timed(container, _decoded(container, stream, damage, from_keyframe=seeking))
+                for (picture, time_s), (_, then_s) in pairwise(chain(pictures, [(None, None)])):
+                    assert picture is not None
+                    moved = not given and time_s is not None and then_s is not None and then_s < time_s
+                    if moved and then_s is not None:
+                        time_s = then_s - self._period_ticks() * TICK  # one wrong time is no place to begin at
+                        self.runs_backwards = True
                     if start is not None:
                         if time_s is None and not landed_early:
                             break  # raw H.264 and H.265 hold no times: count the pictures from the beginning
@@ -299,9 +300,27 @@ class FrameReader:
                         if not landed_early and due - start > TICK:
                             break  # the seek overshot: try one from earlier on, at last the beginning
                     landed_early = given = True
+                    self.retimed += moved
                     yield picture, time_s
                 if landed_early:
                     return
+
+    def _timed(
+        self, container: av.container.InputContainer, pictures: Iterator[av.VideoFrame]
+    ) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
+        """With the times at which they are due by the file, which run on where files were joined."""
+        clock = _Clock()
+        for picture in pictures:
+            # AVI stores no presentation times: FFmpeg's guesses run backwards at B-frames, the dts do not
+            stamp = picture.dts if container.format.name == "avi" else picture.pts
+            time_s = None
+            if stamp is not None:
+                time_s = stamp * time_base(picture)
+                shown_s = picture.duration * time_base(picture) or self._period_ticks() * TICK
+                if container.format.name in _JOINABLE:
+                    time_s += clock.shift(time_s, time_s, shown_s)
+                    self.runs_backwards |= len(clock.shifts) > 1
+            yield picture, time_s
 
     def _fitted(self, rgb: np.ndarray) -> np.ndarray:
         if self._crop_to is not None:
@@ -319,7 +338,8 @@ class FrameReader:
 
     def _end(self, pts: int, zero: Fraction | None, picture: av.VideoFrame) -> Fraction:
         shown = picture.duration * time_base(picture) if picture.duration else self._period_ticks() * TICK
-        skipped = Fraction(self.start_s) if zero is None else zero - self._began
+        # the file's first time may be a wrong one, later than zero
+        skipped = Fraction(self.start_s) if zero is None else max(Fraction(0), zero - self._began)
         return skipped + pts * TICK + shown
 
     def _shortfall(self, damage: _Damage, end: Fraction | None) -> str | None:
@@ -546,6 +566,8 @@ def _open(path: StrPath) -> av.container.InputContainer:
     if file.stat().st_size == 0:
         raise InputError(f"{path} is empty")
     try:
+        if _still_grows(file):
+            raise InputError(f"{path} is a playlist that still grows (without #EXT-X-ENDLIST): name the video itself")
         # "file:" keeps FFmpeg from reading the name as a URL, pattern_type one with %d as that of many pictures
         options = {"pattern_type": "none"} if "%" in os.fspath(file) else {}
         container = av.open(f"file:{file}", options=options, metadata_errors="replace")
@@ -557,6 +579,20 @@ def _open(path: StrPath) -> av.container.InputContainer:
         reason = "is cut off before its index (moov), so nothing of it can be read" if is_mp4 else "is not a video or image"
         raise InputError(f"{path} {reason}") from error
     return container
+
+
+def _still_grows(file: Path, *, variants: bool = True) -> bool:
+    """Whether an HLS playlist, or with `variants` one that it names, has no end (RFC 8216, section 4.3.3.4): FFmpeg waits for
+    the rest of it, and no signal ends that."""
+    with open(file, "rb") as raw:
+        if raw.read(7) != b"#EXTM3U":
+            return False
+        text = raw.read(_LONGEST_PLAYLIST)
+    if not re.search(rb"^#EXT-X-STREAM-INF:", text, re.MULTILINE):
+        return not re.search(rb"^#EXT-X-ENDLIST", text, re.MULTILINE)
+    named = re.findall(rb'(?:^|URI=")([^#\s"][^\r\n"]*)', text, re.MULTILINE)
+    found = [file.parent / os.fsdecode(name) for name in named if variants]
+    return any(_still_grows(one, variants=False) for one in found if one.is_file() and os.access(one, os.R_OK))
 
 
 def _picture_stream(container: av.container.InputContainer, path: StrPath) -> av.VideoStream:
@@ -613,11 +649,13 @@ def _decoded(
     """
     damage.promise_is_of_pictures = _stream_duration(container, stream) is not None or not container.streams.audio
     size = container.size
-    end = size
+    end, seen = size, 0
     try:
         for packet in _demuxed(container, stream):
             if container.format.name == "yuv4mpegpipe" and packet.pos is not None:
                 end = packet.pos + packet.size + _LONGEST_Y4M_HEADER
+            elif packet.pos is not None:
+                seen = max(seen, packet.pos + packet.size)
             if from_keyframe and not packet.is_keyframe and packet.size:
                 continue
             from_keyframe = False
@@ -631,6 +669,16 @@ def _decoded(
     except av.error.FFmpegError:
         damage.cut_off = True
     damage.cut_off |= end < size  # FFmpeg passes over a last picture that is not whole
+    if container.format.name == "matroska,webm":
+        damage.cut_off |= _has_another_matroska(container.name.removeprefix("file:"), seen)
+
+
+def _has_another_matroska(path: str, begin: int) -> bool:
+    """Whether a file of its own begins behind this byte: FFmpeg reads on in the second of joined ones, in no third."""
+    with suppress(OSError), open(path, "rb") as file:  # it may be gone by now
+        file.seek(begin)
+        return _EBML_HEADER.search(file.read(_LONGEST_INDEX)) is not None
+    return False
 
 
 def _demuxed(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
@@ -806,13 +854,22 @@ def _earliest(
     """When the first picture at or after `start` is due, by the packets from here on; None where there is none, or where a
     seek overshot: as FrameReader finds it, by the first picture that decodes."""
     earliest: Fraction | None = None
-    undated = 0  # packets since `earliest` that do not say when they are decoded: Matroska's first after a seek
+    undated = 0  # packets since `earliest` of which it is not known when they are decoded: Matroska's first after a seek
+    guessed = after_seek and container.format.name == "matroska,webm"
+    period_s = 1 / Fraction((isinstance(stream, av.VideoStream) and stream.average_rate) or 25)
     clock, runs_on = _Clock(), not after_seek and container.format.name in _JOINABLE
     try:
-        for packet in _demuxed(container, stream):
+        for packet, following in pairwise(chain(_demuxed(container, stream), [None])):
+            assert packet is not None
             if packet.pts is None or packet.size == 0 or packet.is_discard or (after_seek and not packet.is_keyframe):
                 continue
             time_s, decoded_s = due_s(packet), None if packet.dts is None else packet.dts * time_base(packet)
+            if guessed and packet.dts == packet.pts:  # as FFmpeg has it until it knows by how much pictures are reordered
+                decoded_s = None
+            if not runs_on and following is not None and decoded_s is not None and following.dts is not None:
+                leap_s = decoded_s - following.dts * time_base(following)
+                if leap_s > 0:  # one wrong time, as FrameReader has it
+                    time_s, decoded_s = time_s - leap_s - period_s, decoded_s - leap_s - period_s
             if runs_on:
                 shift = clock.shift(decoded_s, time_s, (packet.duration or 0) * time_base(packet))
                 time_s, decoded_s = time_s + shift, None if decoded_s is None else decoded_s + shift
@@ -821,7 +878,7 @@ def _earliest(
             after_seek = False
             if start is None or time_s >= start - TICK / 2:
                 earliest = time_s if earliest is None else min(earliest, time_s)
-            undated += earliest is not None and packet.dts is None
+            undated += earliest is not None and decoded_s is None
             in_order = decoded_s is not None and earliest is not None and decoded_s >= earliest
             if in_order or undated > _MOST_REORDERED:
                 break
@@ -838,12 +895,15 @@ def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = 
     need it to decode the next. A file that breaks off ends the packets. None at all where there is no sound.
     """
     zero = picture_zero(path, start_s)
-    with _open(path) as container:
-        stream = _sound_stream(container)
-        if stream is not None:
-            if start_s > 0 and not _seeks_astray(path):
-                _seek(container, stream, zero - 1)
+    for seeking in (True, False) if start_s > 0 and not _seeks_astray(path) else (False,):
+        with _open(path) as container:
+            stream = _sound_stream(container)
+            if stream is None:
+                return
+            if seeking and not _seek(container, stream, zero - 1):
+                continue  # a seek to before the file fails, and leaves FLV and AVI at a later keyframe
             yield from _cut(container, stream, zero, start_s, duration_s, lambda: None)
+            return
 
 
 def _cut(
@@ -1122,6 +1182,9 @@ class OutputFile:
         self.path = Path(path)
         final = Path(os.path.realpath(path))
         _check_output(path, force)
+        refused = InputError(f"{self.path} is a pipe, and this cannot be written to one: {remedy}")
+        if remedy is not None and self.path.is_fifo():  # opening it would wait for its reader
+            raise refused
         self._final = final if final.is_file() or not final.exists() else None
         self._force = force
         suffix = final.suffix if len(final.suffix) < 20 else ""
@@ -1132,7 +1195,7 @@ class OutputFile:
             raise _output_error(self.path, error) from error
         if remedy is not None and not self._raw.seekable():
             self.discard()
-            raise InputError(f"{self.path} is a pipe, and this cannot be written to one: {remedy}")
+            raise refused
 
     def write(self, data: bytes) -> int:
         rest = memoryview(data)

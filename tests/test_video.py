@@ -547,13 +547,30 @@ def test_sound_that_begins_before_the_pictures_makes_no_file_cut_off(tmp_path: P
     assert 0 < count < 100 and truncated is not None
 
 
-@pytest.mark.parametrize("leap_s", [2, 3600, -3600])
-def test_one_wrong_time_of_a_picture_moves_no_other(tmp_path: Path, leap_s: int) -> None:
+@pytest.mark.parametrize(("number", "leap_s"), [(0, 2), (20, 2), (20, 3600), (20, -3600)])
+def test_one_wrong_time_of_a_picture_moves_no_other(tmp_path: Path, number: int, leap_s: int) -> None:
     path = make_clip(tmp_path / "a.flv", frames=50, codec="flv")
     times = [frame.pts for frame in FrameReader(path)]
-    reader = FrameReader(move_flv(path, 9, {20: leap_s}))
+    reader = FrameReader(move_flv(path, 9, {number: leap_s}))
     assert [frame.pts for frame in reader] == times
-    assert reader.retimed == 1 and reader.runs_backwards
+    assert reader.retimed == 1 and reader.runs_backwards and reader.truncated is None
+
+
+@pytest.mark.parametrize("number", [0, 10, 24, 25])
+def test_one_wrong_time_is_no_place_to_start_at(tmp_path: Path, number: int) -> None:
+    path = make_clip(tmp_path / "a.flv", frames=50, codec="flv", audio="libmp3lame")
+    found = []
+    for leap_s in (0, 2):
+        move_flv(path, 9, {number: leap_s})
+        for start_s in (0, 1):
+            sound = next(audio_packets(path, start_s))
+            found.append(([frame.pts for frame in FrameReader(path, start_s=start_s)], float(sound.pts * sound.time_base)))
+    (times, sound_s), (later_times, later_sound_s) = found[:2]
+    assert len(times) == 50 and len(later_times) == 25
+    assert found[2] == (times, pytest.approx(sound_s, abs=0.002))
+    assert found[3] == (later_times, pytest.approx(later_sound_s, abs=0.002))
+    reader = FrameReader(path, start_s=1)
+    assert len(list(reader)) == 25 and reader.retimed == (number == 25)  # those left out are not told
 
 
 def test_pictures_whose_clock_falls_back_keep_their_order(tmp_path: Path) -> None:
@@ -766,6 +783,13 @@ def test_files_joined_end_to_end_are_read_whole_with_their_sound(tmp_path: Path,
     assert min(np.abs(twice[later + s + 5000 :][:70_000] - once[5000:][:70_000]).max() for s in range(-48, 49)) < 0.01
 
 
+def test_a_third_matroska_file_joined_to_two_is_told_as_missing(tmp_path: Path) -> None:
+    one = make_clip(tmp_path / "a.mkv", frames=50, audio="aac").read_bytes()
+    for parts, told in ((1, None), (2, None), (3, "4.0 s, then it breaks off")):
+        (tmp_path / "b.mkv").write_bytes(parts * one)
+        assert read_all(tmp_path / "b.mkv") == (min(parts, 2) * 50, told)
+
+
 def test_a_start_in_files_joined_end_to_end_loses_nothing(tmp_path: Path) -> None:
     joined = make_clip(tmp_path / "a.ts", frames=50)
     joined.write_bytes(2 * joined.read_bytes())
@@ -867,6 +891,32 @@ def move_flv(path: Path, kind: int, leaps_s: dict[int, float]) -> Path:
         at += 11 + int.from_bytes(data[at + 1 : at + 4]) + 4
     path.write_bytes(data)
     return path
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".flv", "flv"), (".avi", "libx264")])
+def test_a_start_within_the_first_second_keeps_the_sound_from_there_on(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = make_clip(tmp_path / f"a{suffix}", frames=100, codec=codec, audio="libmp3lame", options={"g": "50", "bf": "0"})
+    everything = [bytes(p) for p in audio_packets(path)]
+    found = list(audio_packets(path, 0.5))
+    assert [bytes(p) for p in found] == everything[-len(found) :]
+    assert -0.06 < found[0].pts * found[0].time_base <= 0
+
+
+def test_sound_starts_with_matroskas_pictures_where_these_begin_late(tmp_path: Path) -> None:
+    pictures = make_clip(tmp_path / "a.mp4", frames=75, options={"g": "24", "bf": "3", "b_strategy": "0"})
+    sound, path = make_clip(tmp_path / "b.mp4", frames=325, video=False, audio="aac"), tmp_path / "a.mkv"
+    with av.open(str(pictures)) as films, av.open(str(sound)) as sounds, av.open(str(path), "w") as out:
+        tracks = {s: out.add_stream_from_template(s) for s in (*films.streams, *sounds.streams)}
+        packets = [p for p in (*films.demux(), *sounds.demux()) if p.size]
+        for packet in packets[:75]:
+            packet.pts, packet.dts = (time + int(10 / packet.time_base) for time in (packet.pts, packet.dts))
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            packet.stream = tracks[packet.stream]
+            out.mux(packet)
+    begins = float(video.picture_zero(path))
+    assert 10 <= begins < 10.1
+    for index in range(1, 60):
+        assert float(video.picture_zero(path, index / FPS - 0.02)) == pytest.approx(begins + index / FPS)
 
 
 @pytest.mark.parametrize(("number", "leap_s"), [(0, 2), (20, 2), (20, 3600), (20, -3600)])
@@ -1222,13 +1272,25 @@ def test_a_picture_is_written_into_a_pipe_and_never_replaces_it(tmp_path: Path) 
     assert (tmp_path / "pipe.png").is_fifo() and len(os.listdir(tmp_path)) == 2
 
 
+def test_a_playlist_that_still_grows_is_refused_and_a_whole_one_is_read(tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.ts", frames=10)
+    growing = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:0.4,\na.ts\n"
+    (tmp_path / "whole.m3u8").write_text(growing + "#EXT-X-ENDLIST\n")
+    (tmp_path / "grows.m3u8").write_text(growing)
+    for name in ("whole", "grows"):
+        (tmp_path / f"of-{name}.m3u8").write_text(f"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1000\n{name}.m3u8\n")
+    for name in ("whole.m3u8", "of-whole.m3u8"):
+        assert len(list(FrameReader(tmp_path / name))) == 10
+    for name in ("grows.m3u8", "of-grows.m3u8"):
+        with pytest.raises(InputError, match="is a playlist that still grows .*: name the video itself"):
+            probe(tmp_path / name)
+
+
 def test_mp4_into_a_pipe_is_refused_and_matroska_is_not(tmp_path: Path) -> None:
     for name in ("pipe.mp4", "pipe.mkv"):
         os.mkfifo(tmp_path / name)
-    with subprocess.Popen(["cat", tmp_path / "pipe.mp4"], stdout=subprocess.PIPE) as cat:
-        with pytest.raises(InputError, match="pipe.mp4 is a pipe, and this cannot be written to one: use .mkv or .y4m"):
-            FrameWriter(tmp_path / "pipe.mp4", width=64, height=48)
-        assert cat.communicate()[0] == b""
+    with pytest.raises(InputError, match="pipe.mp4 is a pipe, and this cannot be written to one: use .mkv or .y4m"):
+        FrameWriter(tmp_path / "pipe.mp4", width=64, height=48)  # at once: nobody reads it
     with subprocess.Popen(["cat", tmp_path / "pipe.mkv"], stdout=subprocess.PIPE) as cat:
         write(tmp_path / "pipe.mkv", frames_of(3))
         (tmp_path / "a.mkv").write_bytes(cat.communicate()[0])
