@@ -474,6 +474,15 @@ def sender(monkeypatch) -> Library:
     return found
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_live_programs_share_the_cores(mcode, sender, monkeypatch, given, expected):
+    monkeypatch.setenv("OMP_WAIT_POLICY", str(given))
+    if given is None:
+        del os.environ["OMP_WAIT_POLICY"]
+    assert mcode("send", "testsrc")[0] == 0
+    assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
 def test_every_option_of_send_arrives(mcode, sender):
     arguments = "send camera:1 --to rtp://10.0.0.1:7000 -n 8 -m me --coder fixed --quality 3 --refresh 2 --baseline h265"
     channel = "--baseline-rate 7.5 --bit-error-rate 1e-3 --loss 0.05 --burst 3 --delay-ms 40 --jitter-ms 5 --seed 9"

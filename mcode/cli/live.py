@@ -91,6 +91,12 @@ def testclip(
         print(f"{output}: {minutes(seconds)} of {scene}, {byte_count(file_bytes)}")
 
 
+def _share_cores() -> None:
+    """Before PyTorch is imported: its threads that wait for work sleep. By themselves they spin, and two live programs on the
+    same cores then stand still most of the time (docs/log.md)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @app.command()
 def send(
     input: Annotated[
@@ -216,6 +222,7 @@ def send(
     An ordinary codec and the sound go beside MCode. The simulated channel damages all pictures alike, before they
     leave. Ends with the source, by Ctrl-C or by SIGTERM.
     """
+    _share_cores()
     with extras():
         from mcode.send import SendConfig
         from mcode.send import send as send_stream
@@ -333,6 +340,7 @@ def receive(
     """
     if output == "-":
         raise InputError("-o -: a live stream is written to a file; name one, as out.mp4")
+    _share_cores()
     with extras():
         from mcode.receive import receive_to_file
 
