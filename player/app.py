@@ -29,6 +29,8 @@ def run(
     demo: bool = False,
     manifold: str | None = None,
     n: int = 4,
+    adaptive: bool = False,
+    quality: int | None = None,
     coder: str = "huffman",
     bit_error_rate: float = 0.0,
     loss: float = 0.0,
@@ -44,14 +46,25 @@ def run(
     from .session import Settings
     from .sources import open_source, probe_source
 
-    settings = Settings(n=n, coder=coder, manifold=manifold, bit_error_rate=bit_error_rate, loss=loss, seed=seed)
+    settings = Settings(
+        n=n,
+        adaptive=adaptive,
+        coder=coder,
+        manifold=manifold,
+        quality=quality,
+        bit_error_rate=bit_error_rate,
+        loss=loss,
+        seed=seed,
+    )
     if demo and source is not None:
         raise InputError(f"--demo and {source}: give one of them")
     source = "demo:" if demo else source
     if source is not None:
         probe_source(source)
     if manifold is not None:
-        read_info(manifold)
+        info = read_info(manifold)
+        if quality is not None and quality > info.qualities:
+            raise InputError(f"--quality {quality}: manifold {info.name} has qualities 1 to {info.qualities}")
     if sys.platform.startswith("linux") and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or os.environ.get("QT_QPA_PLATFORM")
     ):

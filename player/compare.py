@@ -37,7 +37,7 @@ from .counters import RateMeter, smoothed
 from .feeds import Feed
 from .lanes import Lane
 from .link import BaselineLink, Got, Link, MCodeLink, Sent, cut_to, unit_pts
-from .session import CHANNEL_FIELDS, Rows, Session, Settings, every
+from .session import CHANNEL_FIELDS, Rows, Session, Settings, every, quality_with
 
 REFRESH_S = 5.0
 """Both codecs send a picture whole this often: where the one heals, the other does too."""
@@ -59,7 +59,7 @@ Load = Callable[[str | None], Model]
 class Compare(Session):
     """Lanes: MCode, the baseline ("h264", "h265", or None for none) and the original. load: a manifold by name."""
 
-    adjustable = frozenset({"n", "coder", "manifold", "bit_error_rate", "loss", "delay_ms"})
+    adjustable = frozenset({"n", "adaptive", "coder", "manifold", "quality", "bit_error_rate", "loss", "delay_ms"})
     channel_note = "Both lanes meet the same seeded damage. Headers are protected in both."
 
     def __init__(
@@ -176,11 +176,12 @@ class Compare(Session):
 
     def stats(self) -> Rows:
         s, c = self.settings, self.lanes[0].counters
+        quality = f", quality {quality_with(self.model, s.quality)}" if self.model else ""
         wait_ms = 1000 * s.n / self.feed.fps
         rows = [
             ("Picture", f"{self.coded[0]} × {self.coded[1]}" if self.coded else "–"),
             ("Manifold", f"{getattr(self.model, 'name', '')} {self.model.id[:8]}".strip() if self.model else "–"),
-            ("Keyframes", f"{every(s.n)}, {s.coder}"),
+            ("Keyframes", f"{every(s.n, s.adaptive)}, {s.coder}{quality}"),
             ("Source", f"{self.feed.fps:.4g} frames/s"),
         ]
         for lane in self.lanes:
@@ -514,7 +515,16 @@ class _MCodeSide(_Side[Packet, Received]):
             return None  # frames of the new size are under way
         slices = 1 if shape[1] * shape[2] < 64 else 4
         coder = "huffman" if wanted.coder == "range" and model.hyper is None else wanted.coder
-        return Encoder(model, *size, n=wanted.n, coder=coder, quality=wanted.quality, refresh_s=REFRESH_S, slices=slices)
+        return Encoder(
+            model,
+            *size,
+            n=wanted.n,
+            adaptive=wanted.adaptive,
+            coder=coder,
+            quality=quality_with(model, wanted.quality),
+            refresh_s=REFRESH_S,
+            slices=slices,
+        )
 
     def _possible(self, wanted: Settings) -> Settings:
         """The manifold last chosen may lack what the coder needs: then another, which the user is told."""

@@ -11,9 +11,9 @@ from PyQt6.QtGui import QFont, QPainter, QPaintEvent
 from PyQt6.QtWidgets import QComboBox, QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from . import icons
-from .session import BER_LEAST, BER_MOST, LOSS_MOST, N_MOST, Settings
+from .session import BER_LEAST, BER_MOST, LOSS_MOST, N_MOST, Settings, qualities, quality_with
 from .theme import BODY, DARK, SMALL, TINY, Theme, font
-from .widgets import Segments, Slider
+from .widgets import Segments, Slider, Switch
 
 BER_STEPS_PER_DECADE = 10
 BER_STEPS = round(math.log10(BER_MOST / BER_LEAST) * BER_STEPS_PER_DECADE) + 1
@@ -104,6 +104,7 @@ class Controls(QWidget):
         self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         self.setAccessibleName("Controls")
         self._settings, self._adjustable = Settings(), frozenset[str]()
+        self._model: Any = None
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
         scroll = QScrollArea()
@@ -121,6 +122,10 @@ class Controls(QWidget):
         column.addWidget(_heading("Stream"))
         self.n = Field("Keyframe interval N", N_MOST - 1, "Every N-th frame is sent; those between are made by the receiver")
         column.addWidget(self.n)
+        self.adaptive = Switch("Adaptive", "N is the most: keyframes come sooner where the frames between would blur")
+        column.addWidget(self.adaptive)
+        self.quality = Field("Quality", 0, "More detail for more bits; the other codec follows the rate")
+        column.addWidget(self.quality)
         self.coder = Segments("Coder", tuple((coder, label) for coder, label, _ in CODERS))
         for coder, _, hint in CODERS:
             self.coder.button(coder).setToolTip(hint)
@@ -161,6 +166,8 @@ class Controls(QWidget):
         column.addStretch(1)
 
         self.n.slider.moved.connect(lambda step: self.change(n=step + 1))
+        self.adaptive.clicked.connect(lambda on: self.change(adaptive=on))
+        self.quality.slider.moved.connect(lambda step: self.change(quality=step + 1))
         self.coder.chosen.connect(lambda coder: self.change(coder=coder))
         self.manifold.activated.connect(lambda index: self.change(manifold=self.manifold.itemData(index)))
         self.ber.slider.moved.connect(lambda step: self.change(bit_error_rate=ber_of(step)))
@@ -174,6 +181,10 @@ class Controls(QWidget):
     def settings(self) -> Settings:
         return self._settings
 
+    @property
+    def _quality(self) -> int:
+        return 1 if self._model is None else quality_with(self._model, self._settings.quality)
+
     def set_manifolds(self, choices: list[tuple[str | None, str]], chosen: str | None) -> None:
         """choices: (value, label)."""
         self.manifold.clear()
@@ -181,8 +192,12 @@ class Controls(QWidget):
             self.manifold.addItem(label, value)
         self.manifold.setCurrentIndex(max(0, self.manifold.findData(chosen)) if choices else -1)
 
-    def set_range(self, possible: bool) -> None:
-        """Whether the manifold in use has what the range coder needs."""
+    def set_model(self, model: Any) -> None:
+        """The manifold in use, None while there is none: what it has is what can be chosen."""
+        self._model = model
+        self.quality.slider.steps = (1 if model is None else qualities(model)) - 1
+        self.quality.setVisible(self.quality.slider.steps > 0)
+        possible = getattr(model, "hyper", None) is not None
         button, hint = self.coder.button("range"), CODERS[-1][2] if possible else NO_HYPERPRIOR
         button.setEnabled(possible)
         button.setToolTip(hint)
@@ -192,12 +207,17 @@ class Controls(QWidget):
         """Without emitting changed. What is not adjustable here is shown, greyed."""
         self._settings, self._adjustable = settings, adjustable
         self.n.slider.value = settings.n - 1
+        self.adaptive.setChecked(settings.adaptive and settings.n > 1)
+        self.quality.slider.value = self._quality - 1
         self.coder.value = settings.coder
         self.ber.slider.value = step_of_ber(settings.bit_error_rate)
         self.loss.slider.value = round(settings.loss * 100)
         self.delay.slider.value = round(settings.delay_ms / DELAY_STEP_MS)
         self._show_texts()
         self.n.setEnabled("n" in adjustable)
+        self.adaptive.setVisible("adaptive" in adjustable)
+        self.adaptive.setEnabled(settings.n > 1)
+        self.quality.setEnabled("quality" in adjustable)
         for name, control, label in (
             ("coder", self.coder, self._coder_label),
             ("manifold", self.manifold, self._manifold_label),
@@ -210,8 +230,9 @@ class Controls(QWidget):
         self.reset.setVisible("loss" in adjustable)
 
     def apply(self, theme: Theme) -> None:
-        for field in (self.n, self.ber, self.loss, self.delay):
+        for field in (self.n, self.quality, self.ber, self.loss, self.delay):
             field.slider.apply(theme)
+        self.adaptive.apply(theme)
         self.manifold.theme = theme
 
     def change(self, **values: Any) -> None:
@@ -223,6 +244,7 @@ class Controls(QWidget):
     def _show_texts(self) -> None:
         s = self._settings
         self.n.show_text(f"{s.n} frame" + ("s" if s.n > 1 else ""))
+        self.quality.show_text(f"{self._quality} of {self.quality.slider.steps + 1}")
         self.ber.show_text(ber_text(s.bit_error_rate))
         self.loss.show_text(f"{100 * s.loss:.3g} %" if s.loss else "none")
         self.delay.show_text(f"{s.delay_ms:.0f} ms" if s.delay_ms else "none")

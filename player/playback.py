@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -46,7 +47,7 @@ class Playback(Session):
         self.reader = reader = McodeReader(path)
         header = reader.header
         settings = settings or Settings()
-        settings = Settings(**{**vars(settings), "n": header.n, "coder": header.coder, "quality": header.quality})
+        settings = replace(settings, n=header.n, adaptive=False, coder=header.coder, quality=header.quality)
         super().__init__(Path(path).name, [Lane("mcode", "MCode")], settings, clock)
         lane = self.lanes[0]
         lane.counters.bits = RateMeter(now=lambda: self.clock.time_s)

@@ -92,8 +92,8 @@ class Remote(Session):
         else:
             self.busy = self._problem or self._waiting
         stream = self.receiver.lanes["mcode"].stream if "mcode" in self.receiver.lanes else None
-        if stream is not None and (stream.n, stream.coder) != (self._settings.n, self._settings.coder):
-            self._settings = replace(self._settings, n=stream.n, coder=stream.coder)  # for the controls to show
+        if stream is not None:  # for the controls to show
+            self._settings = replace(self._settings, n=stream.n, coder=stream.coder, quality=stream.quality)
         return changed
 
     def _refresh(self, lane: Lane, view: LaneView) -> bool:

@@ -29,9 +29,11 @@ LOSS_MOST = 0.5
 
 @dataclass(frozen=True)
 class Settings:
-    """What the controls set. manifold: name or path, None for the source's own; quality: None for its default."""
+    """What the controls set. manifold: name or path, None for the source's own; quality: see `quality_with`; adaptive: see
+    `mcode.Encoder`."""
 
     n: int = 4
+    adaptive: bool = False
     coder: str = "huffman"
     manifold: str | None = None
     quality: int | None = None
@@ -43,9 +45,19 @@ class Settings:
     seed: int = 0
 
 
-def every(n: int) -> str:
+def every(n: int, adaptive: bool = False) -> str:
     """A keyframe interval in words."""
-    return "every frame" if n == 1 else f"every {n} frames"
+    return "every frame" if n == 1 else f"every {n} frames" + (" or sooner" if adaptive else "")
+
+
+def qualities(model: Any) -> int:
+    """How many qualities a manifold has."""
+    return getattr(model, "qualities", model.default_quality)  # which `Model` alone does not promise
+
+
+def quality_with(model: Any, wanted: int | None) -> int:
+    """What a wanted quality is with a manifold: its default for None, its best where it has fewer."""
+    return model.default_quality if wanted is None else min(wanted, qualities(model))
 
 
 CHANNEL_FIELDS = ("bit_error_rate", "loss", "burst", "delay_ms", "jitter_ms", "seed")

@@ -1,15 +1,25 @@
-"""The window's own controls: a slider, a row of choices, an icon button, a timeline. They know nothing of video."""
+"""The window's own controls: a slider, a switch, a row of choices, an icon button, a timeline. They know nothing of video."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from PyQt6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, pyqtSignal
+from PyQt6.QtCore import QEvent, QPoint, QPointF, QRectF, QSize, Qt, pyqtSignal
 from PyQt6.QtGui import QColor, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen, QWheelEvent
-from PyQt6.QtWidgets import QButtonGroup, QHBoxLayout, QMenu, QPushButton, QSizePolicy, QToolButton, QToolTip, QWidget
+from PyQt6.QtWidgets import (
+    QButtonGroup,
+    QCheckBox,
+    QHBoxLayout,
+    QMenu,
+    QPushButton,
+    QSizePolicy,
+    QToolButton,
+    QToolTip,
+    QWidget,
+)
 
 from . import icons
-from .theme import DARK, SMALL, Theme, font, with_alpha
+from .theme import BODY, DARK, SMALL, Theme, font, with_alpha
 
 
 class IconButton(QToolButton):
@@ -95,6 +105,49 @@ class Segments(QWidget):
 
     def button(self, value: object) -> QPushButton:
         return self._buttons[self._values.index(value)]
+
+
+class Switch(QCheckBox):
+    """A label and a switch at the right. clicked tells what the user wants; setChecked does not."""
+
+    def __init__(self, name: str, hint: str) -> None:
+        super().__init__(name)
+        self._theme = DARK
+        self.setFont(font(BODY))
+        self.setToolTip(hint)
+        self.setAccessibleDescription(hint)
+        self.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setFixedHeight(22)
+
+    def apply(self, theme: Theme) -> None:
+        self._theme = theme
+        self.update()
+
+    def hitButton(self, pos: QPoint) -> bool:
+        return self.rect().contains(pos)
+
+    def paintEvent(self, event: QPaintEvent | None) -> None:
+        t, painter = self._theme, QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setFont(self.font())
+        painter.setPen(QColor(t.text if self.isEnabled() else t.faint))
+        painter.drawText(self.rect(), Qt.AlignmentFlag.AlignVCenter, self.text())
+        track = QRectF(self.width() - 31.0, self.height() / 2 - 8, 30, 16)
+        on = self.isChecked() and self.isEnabled()
+        painter.setPen(Qt.PenStyle.NoPen)
+        if self.hasFocus():
+            painter.setPen(QPen(with_alpha(t.accent, 0.65), 1.5))
+        painter.setBrush(QColor(t.accent if on else t.hover))
+        painter.drawRoundedRect(track, 8, 8)
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(QColor(t.on_accent if on else t.dim if self.isEnabled() else t.faint))
+        painter.drawEllipse(QPointF(track.right() - 8 if self.isChecked() else track.left() + 8, track.center().y()), 5.5, 5.5)
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        if event is not None and event.type() == QEvent.Type.EnabledChange:
+            self.setCursor(Qt.CursorShape.PointingHandCursor if self.isEnabled() else Qt.CursorShape.ArrowCursor)
+        super().changeEvent(event)
 
 
 class Slider(QWidget):

@@ -357,7 +357,7 @@ class Window(QWidget):
         if chosen not in dict(choices):
             choices.insert(0, (chosen, name or "–"))
         self.controls.set_manifolds(choices, chosen)
-        self.controls.set_range(getattr(session.model, "hyper", None) is not None)
+        self.controls.set_model(session.model)
         self.controls.show_settings(session.settings, session.adjustable)
 
     def start_with(self, settings: Settings) -> None:

@@ -274,6 +274,24 @@ def test_range_is_a_lane_where_the_manifold_has_a_hyperprior(tmp_path):
         evaluate_channel(clip, manifold=BlockMeans(), lanes=("range",), **options)
 
 
+def test_adaptive_keyframes_are_sent_where_frames_are_off_the_line(tmp_path):
+    from mcode.evaluation.channel import evaluate_channel, table
+    from mcode.send import test_picture
+    from mcode.video import FrameWriter
+
+    from .block_means import TICKS, BlockMeans, Frame
+
+    with FrameWriter(tmp_path / "clip.mkv", width=64, height=48) as writer:
+        for index in range(24):
+            writer.push(Frame(test_picture(index, 64, 48), index * TICKS))
+    options = {"lanes": ("fixed",), "bit_error_rates": (0.0,), "losses": (), "seeds": 1, "n": 8}
+    plain = evaluate_channel(tmp_path / "clip.mkv", manifold=BlockMeans(), **options)
+    adaptive = evaluate_channel(tmp_path / "clip.mkv", manifold=BlockMeans(), adaptive=True, **options)
+    assert adaptive.adaptive and adaptive.rates[0].rate_kbps > plain.rates[0].rate_kbps
+    assert adaptive.rows[0].psnr_db > plain.rows[0].psnr_db + 1
+    assert "N = 8 or less, " in table(adaptive) and "N = 8, " in table(plain)
+
+
 def test_exposed_headers_are_hit_too_and_cost_frames(tmp_path):
     from mcode.evaluation.channel import evaluate_channel
     from mcode.send import test_picture

@@ -338,13 +338,16 @@ def test_every_option_of_adapt_arrives(mcode, monkeypatch):
 
 def test_every_option_of_compare_arrives(mcode, monkeypatch):
     compare = Library(monkeypatch, "mcode.evaluation.compare", "compare")
-    arguments = "compare a.mp4 -o r.html --against h265,av1,h265 --n 8 --manifold m --coder fixed --quality 2 --force"
+    arguments = (
+        "compare a.mp4 -o r.html --against h265,av1,h265 --n 8 --adaptive --manifold m --coder fixed --quality 2 --force"
+    )
     more = "--device cpu --size 64x64 --start 1 --duration 2 --json"
     assert mcode(*arguments.split(), *more.split())[0] == 0
     assert compare.args == ("a.mp4", "r.html")
     assert compare.options == {
         "against": ("h265", "av1"),
         "n": 8,
+        "adaptive": True,
         "manifold": "m",
         "coder": "fixed",
         "quality": 2,
@@ -630,8 +633,9 @@ def test_every_option_of_play_arrives_as_the_window_reads_it(mcode, monkeypatch)
     monkeypatch.setattr(
         app, "run", lambda *given_here, **named: given.append(signature.bind(*given_here, **named).arguments) or 0
     )
-    more = "--demo -m me -n 8 --coder fixed --bit-error-rate 1e-5 --loss 0.2 --seed 3 --device cpu --no-sound --fullscreen"
-    assert mcode("play", *more.split(), "--", "-odd.mcode") == (0, "", "")
+    asked = "--demo -m me -n 8 --adaptive --coder fixed --quality 2 --bit-error-rate 1e-5 --loss 0.2 --seed 3"
+    more = "--device cpu --no-sound --fullscreen"
+    assert mcode("play", *asked.split(), *more.split(), "--", "-odd.mcode") == (0, "", "")
     assert mcode("play") == (0, "", "")
     defaults = signature.bind(None)
     defaults.apply_defaults()
@@ -641,7 +645,9 @@ def test_every_option_of_play_arrives_as_the_window_reads_it(mcode, monkeypatch)
             "demo": True,
             "manifold": "me",
             "n": 8,
+            "adaptive": True,
             "coder": "fixed",
+            "quality": 2,
             "bit_error_rate": 1e-5,
             "loss": 0.2,
             "seed": 3,
@@ -657,13 +663,16 @@ def test_every_option_of_evaluate_channel_arrives(mcode, monkeypatch):
     channel = Library(monkeypatch, "mcode.evaluation.channel", "evaluate_channel")
     sys.modules["mcode.evaluation.channel"].LABELS = {}
     sys.modules["mcode.evaluation.channel"].channel_text = str
-    arguments = "evaluate channel a.mp4 -o out -m me -n 8 --quality 2 --lanes fixed,h264,fixed --seeds 2 --size 64x48"
+    arguments = (
+        "evaluate channel a.mp4 -o out -m me -n 8 --adaptive --quality 2 --lanes fixed,h264,fixed --seeds 2 --size 64x48"
+    )
     more = "--start 1 --duration 2 --expose-headers --device cpu --force --json"
     assert mcode(*arguments.split(), *more.split())[0] == 0
     assert channel.args == ("a.mp4", "out")
     assert channel.options == {
         "manifold": "me",
         "n": 8,
+        "adaptive": True,
         "quality": 2,
         "lanes": ("fixed", "h264"),
         "seeds": 2,

@@ -71,6 +71,16 @@ def test_all_rates_are_over_the_time_that_the_last_picture_stands_too(manifold, 
     assert found.rate_kbps == pytest.approx(encoding.payload_bytes * 8 / 1000 / 5.9)
 
 
+def test_adaptive_keyframes_are_those_of_the_encoder_and_the_report_says_so(manifold, footage, tmp_path):
+    made = {}
+    for adaptive in (False, True):
+        page = tmp_path / f"{adaptive}.html"
+        made[adaptive] = compare(footage, page, against=("h264",), manifold=manifold, n=8, adaptive=adaptive, device="cpu")
+    assert made[True].encode.keyframes > made[False].encode.keyframes  # arms do not move on a line
+    assert "N = 8 or less, " in made[True].rows[0].setting and "N = 8, " in made[False].rows[0].setting
+    assert "N = 8 or less" in (tmp_path / "True.html").read_text(encoding="utf-8")
+
+
 def test_a_single_picture_is_told_in_bits_per_pixel(manifold, footage, tmp_path, monkeypatch):
     Image.fromarray(next(iter(FrameReader(footage))).rgb).save(tmp_path / "a.png")
     drawn: list[str] = []

@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -343,6 +344,24 @@ def test_n_and_coder_act_while_it_runs(compare):
         wait_until(compare, lambda: compare._sides[0]._encoder.header.n == compare.settings.n)
         assert compare._sides[0]._encoder.header.coder == settings.coder
         wait_until(compare, lambda start=before: compare.lanes[0].serial > start + 12)
+
+
+def test_adaptive_and_quality_act_while_it_runs():
+    model = BlockMeans()
+    model.qualities = 1
+    feed = PaintedFeed("stripes", stripes, (64, 48), fps=FPS, duration_s=4.0)
+    session = Compare(feed, load=lambda name: model, settings=Settings(n=8, coder="fixed", manifold="blocks", quality=7))
+    session.start()
+    try:
+        wait_until(session, lambda: all_shown(session, 6))
+        assert ("Keyframes", "every 8 frames, fixed, quality 1") in session.stats()  # it has no 7
+        session.settings = replace(session.settings, adaptive=True)
+        wait_until(session, lambda: session._sides[0]._encoder.adaptive)
+        before = session.lanes[0].serial
+        wait_until(session, lambda: session.lanes[0].serial > before + 12)
+        assert ("Keyframes", "every 8 frames or sooner, fixed, quality 1") in session.stats()
+    finally:
+        session.close()
 
 
 def test_channel_acts_on_both_lanes(compare):

@@ -224,6 +224,43 @@ def test_range_coder_can_be_chosen_where_the_manifold_has_a_hyperprior(window, q
     assert session.failed is None
 
 
+class EightQualities(BlockMeans):
+    id, qualities, default_quality = "00112233445566aa", 8, 5
+
+    def gain(self, quality: int):
+        return super().gain(1) * quality / 5
+
+    def inverse(self, quality: int):
+        return super().inverse(1) * 5 / quality
+
+
+def test_quality_and_adaptive_act_on_the_session(window, qtbot):
+    models = {"eight": EightQualities(), "one": BlockMeans()}
+    feed = PaintedFeed("stripes", stripes, (64, 48), fps=FPS, duration_s=6.0)
+    session = Compare(feed, load=lambda name: models[name], settings=Settings(manifold="eight", coder="fixed"))
+    window.show_session(session)
+    session.start()
+    controls = window.controls
+    qtbot.waitUntil(lambda: controls.quality.value.text() == "5 of 8", timeout=PATIENCE_MS)
+    controls.quality.slider.move_to(6)
+    assert session.settings.quality == 7 and controls.quality.value.text() == "7 of 8"
+    qtbot.mouseClick(controls.adaptive, Qt.MouseButton.LeftButton)
+    assert session.settings.adaptive and controls.adaptive.isChecked()
+
+    def encoder():
+        return session._sides[0]._encoder
+
+    qtbot.waitUntil(lambda: encoder().adaptive and encoder().header.quality == 7, timeout=PATIENCE_MS)
+    controls.n.slider.move_to(0)
+    assert not controls.adaptive.isEnabled() and session.settings.adaptive  # every frame is sent; wanted again with another N
+    controls.change(manifold="one")
+    qtbot.waitUntil(lambda: not controls.quality.isVisible(), timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: encoder().header.quality == 1, timeout=PATIENCE_MS)
+    controls.change(manifold="eight")
+    qtbot.waitUntil(lambda: controls.quality.isVisible() and encoder().header.quality == 7, timeout=PATIENCE_MS)
+    assert session.failed is None
+
+
 def test_slider_goes_where_it_is_clicked(qtbot):
     slider = Slider("Test", 10)
     qtbot.addWidget(slider)

@@ -104,6 +104,11 @@ class ChannelReport:
     files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     expose_headers: bool = False
+    adaptive: bool = False
+
+    @property
+    def interval(self) -> str:
+        return f"{self.n} or less" if self.adaptive else str(self.n)
 
 
 def evaluate_channel(
@@ -112,6 +117,7 @@ def evaluate_channel(
     *,
     manifold: str | os.PathLike[str] | Model = "general",
     n: int = 4,
+    adaptive: bool = False,
     quality: int | None = None,
     lanes: Sequence[str] | None = None,
     bit_error_rates: Sequence[float] = BIT_ERROR_RATES,
@@ -151,7 +157,8 @@ def evaluate_channel(
     folder = _prepare(output, force)
     limit_s = LONGEST_S if duration_s is None else duration_s
     frames, length_s, cut = _read(input, model, size, start_s, limit_s)
-    senders = _senders(frames, length_s, model, lanes, n, quality, refresh_s)
+    options = {"n": n, "adaptive": adaptive, "quality": quality, "refresh_s": refresh_s}
+    senders = _senders(frames, length_s, model, lanes, options)
     conditions = list(dict.fromkeys([(rate, 0.0) for rate in bit_error_rates] + [(0.0, loss) for loss in losses]))
     if (0.0, 0.0) not in conditions:
         conditions.insert(0, (0.0, 0.0))
@@ -195,6 +202,7 @@ def evaluate_channel(
         rows=tuple(rows),
         warnings=(f"measured the first {LONGEST_S:g} s; give --duration for more",) if cut and duration_s is None else (),
         expose_headers=expose_headers,
+        adaptive=adaptive,
     )
     return report if folder is None else _write(report, pictures, frames[middle].rgb, folder)
 
@@ -327,10 +335,10 @@ def _viewed(frames: Sequence[Frame], arrived: Sequence[tuple[int, Frame]]) -> It
 
 
 def _senders(
-    frames: list[Frame], length_s: float, model: Model, lanes: Sequence[str], n: int, quality: int | None, refresh_s: float
+    frames: list[Frame], length_s: float, model: Model, lanes: Sequence[str], options: dict[str, Any]
 ) -> dict[str, LaneSender]:
+    """options: of the `Encoder`."""
     width, height = frames[0].width, frames[0].height
-    options: dict[str, Any] = {"n": n, "quality": quality, "refresh_s": refresh_s}
     made: dict[str, LaneSender] = {}
     rate = 0.0
     for coder in [lane for lane in lanes if lane in CODERS] or ["fixed", "huffman"]:
@@ -342,7 +350,7 @@ def _senders(
         rate = max(rate, _sent(made[coder], frames, length_s)[0])
     for codec in ("h264", "h265"):
         if codec in lanes:
-            made[codec] = _baseline_at(codec, frames, length_s, rate, refresh_s)
+            made[codec] = _baseline_at(codec, frames, length_s, rate, options["refresh_s"])
     return {lane: made[lane] for lane in lanes}
 
 
@@ -445,7 +453,7 @@ def _write(
 def table(report: ChannelReport) -> str:
     """The report in Markdown."""
     title = (
-        f"{shown_name(report.input)}: {report.width}x{report.height}, {report.duration_s:.1f} s, N = {report.n}, "
+        f"{shown_name(report.input)}: {report.width}x{report.height}, {report.duration_s:.1f} s, N = {report.interval}, "
         f"manifold {report.manifold} {report.manifold_id}, refresh every {report.refresh_s:g} s, no way back, "
         f"{report.seeds} seeds, bit errors {'hit' if report.expose_headers else 'spare'} the headers, PSNR in dB (SSIM)."
     )
@@ -490,7 +498,7 @@ def _drawn(report: ChannelReport) -> bytes:
         for each in row_axes:
             each.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    title = f"{shown_name(report.input)}, {report.width}x{report.height}, N = {report.n}, {report.seeds} seeds"
+    title = f"{shown_name(report.input)}, {report.width}x{report.height}, N = {report.interval}, {report.seeds} seeds"
     figure.suptitle(title, parse_math=False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)

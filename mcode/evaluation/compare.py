@@ -78,6 +78,7 @@ def compare(
     against: tuple[str, ...] = ("h264", "h265", "av1"),
     manifold: str | os.PathLike[str] | Manifold = "general",
     n: int = 4,
+    adaptive: bool = False,
     coder: str = "huffman",
     quality: int | None = None,
     size: tuple[int, int] | None = None,
@@ -122,6 +123,7 @@ def compare(
             input,
             stream,
             n=n,
+            adaptive=adaptive,
             manifold=model,
             coder=coder,
             quality=quality,
@@ -137,7 +139,7 @@ def compare(
         equal_psnr = {codec: search.at_psnr(ours.psnr_db) for codec, search in searches.items()}
         still = ours.frames == 1
         bpp = ours.bits_per_pixel if still else None
-        first = Row("MCode", "mcode", _setting(ours), ours.rate_kbps, ours.psnr_db, None, 1.0, False, bpp)
+        first = Row("MCode", "mcode", _setting(ours, adaptive), ours.rate_kbps, ours.psnr_db, None, 1.0, False, bpp)
         lanes = [Lane("Original", None), Lane("MCode", first)]
         lanes += [Lane(CODERS[c].label, _row(e, "equal rate", ours.rate_kbps)) for c, e in equal_rate.items()]
 
@@ -190,8 +192,8 @@ def _measured(lanes: list[Lane], streams: list[Iterator[Frame]], total: int) -> 
         yield pictures[0].pts, [frame.rgb for frame in pictures]
 
 
-def _setting(ours: EncodeReport) -> str:
-    return f"{ours.manifold}, N = {ours.n}, quality {ours.quality}, {ours.coder}"
+def _setting(ours: EncodeReport, adaptive: bool) -> str:
+    return f"{ours.manifold}, N = {ours.n}{' or less' if adaptive else ''}, quality {ours.quality}, {ours.coder}"
 
 
 def _row(encoding: Encoding, at: str, ours_kbps: float) -> Row:
