@@ -569,8 +569,41 @@ class WirePacket:
     damaged: bool
 
 
+def parse_bundle(datagram: bytes) -> list[WirePacket]:
+    """The keyframes of an RTP packet, or the part of one that it holds."""
+    start = 12 + 4 * (datagram[0] & 15)
+    rtp, data = b"\x80" + datagram[1:12], datagram[start:]
+    if data[0] >> 4 & 3 != 2:
+        return [parse_packet(datagram)]
+    flags, keyframe = struct.unpack_from(">BH", data)
+    count, at = varint(data, 3, 2, 64)
+    slices, at = varint(data, at, 1, 255)
+    read, timestamp = [], int.from_bytes(datagram[4:8])
+    for number in range(count):
+        check = data[at]
+        steps, at = varint(data, at + 1, 1, 65_535)
+        if number:
+            ticks, at = varint(data, at, 1)
+            timestamp = (timestamp + ticks) % (1 << 32)
+        lengths = []
+        for _ in range(slices):
+            length, at = varint(data, at)
+            lengths.append(length)
+        read.append((check, steps, timestamp, lengths))
+    if flags & 7 or crc16(rtp + data[:at]) != int.from_bytes(data[at : at + 2]):
+        raise Damage("the header's CRC")
+    at = 2 * (at + 2) if flags & 8 else at + 2
+    found = []
+    for number, (check, steps, when, lengths) in enumerate(read):
+        parts = [data[at + sum(lengths[:i]) : at + sum(lengths[: i + 1])] for i in range(slices)]
+        at += sum(lengths)
+        index, damaged = (keyframe + number) % 65_536, crc16(b"".join(parts)) & 0xFF != check
+        found.append(WirePacket(index, flags >> 6, 0, steps, None, None, None, parts, True, when, damaged))
+    return found
+
+
 def parse_packet(datagram: bytes) -> WirePacket:
-    """An RTP packet of MCode's payload type, without padding or extension."""
+    """An RTP packet of MCode's payload type and format 1, without padding or extension."""
     start = 12 + 4 * (datagram[0] & 15)
     rtp, data = b"\x80" + datagram[1:12], datagram[start:]
     flags, check, keyframe = struct.unpack_from(">BBH", data)
@@ -607,8 +640,7 @@ def decode_wire(datagrams: list[bytes], manifold: Manifold, described: Header | 
     decoder, found, stream, epoch = StreamDecoder(manifold), [], described, 0
     clock: int | None = None
     pts, parts = 0, {}
-    for datagram in datagrams:
-        packet = parse_packet(datagram)
+    for packet in (each for datagram in datagrams for each in parse_bundle(datagram)):
         if packet.header is not None:
             stream, epoch = packet.header, packet.epoch
         if stream is None or packet.epoch != epoch:

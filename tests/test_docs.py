@@ -39,7 +39,9 @@ def test_the_first_two_commands_are_the_demo_and_the_tests():
     assert found[:2] == ["scripts/demo.sh", "scripts/test.sh"]
 
 
-@pytest.mark.parametrize("table", [packet.LAYOUT, payload.WIRE, fec.LAYOUT], ids=["sample", "payload", "parity"])
+@pytest.mark.parametrize(
+    "table", [packet.LAYOUT, payload.WIRE, payload.BUNDLE, fec.LAYOUT], ids=["sample", "payload", "bundle", "parity"]
+)
 def test_the_layout_in_the_docs_is_the_codes(table):
     assert table in (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 

@@ -1350,7 +1350,7 @@ def test_the_description_tells_the_first_packets_header_before_it_is_sent(tmp_pa
     described = base64.b64decode(sdp.Session.parse(path.read_text()).of("MCODE").parameters["header"])
     header = payload.parse_header(described)[0]
     assert header.grey == (not colour)
-    assert payload.WireHeader.parse(RtpPacket.parse(sent[0][0])).header.header == header and sent[0][1]
+    assert payload.parse(RtpPacket.parse(sent[0][0]))[0].header.header == header and sent[0][1]
 
 
 def test_a_refresh_that_is_asked_for_before_the_first_is_the_first(port, monkeypatch):

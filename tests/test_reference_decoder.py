@@ -116,9 +116,10 @@ def assert_file_alike(tmp_path, manifolds, packets):
 def assert_wire_alike(manifolds, packets, **options):
     model, document = manifolds
     packetiser = Packetiser(7, first_sequence=65_530, first_timestamp=2**32 - 9, **options)
-    sent = [bytes(rtp) for packet in packets for rtp in packetiser.push(packet)]
+    sent = [bytes(rtp) for packet in packets for rtp in packetiser.push(packet)] + [bytes(rtp) for rtp in packetiser.flush()]
+    assert "bundle" not in options or len(sent) < len(packets)
     assert_alike(reference.decode_wire(sent, document), mcodes(model, packets))
-    return [reference.parse_packet(each) for each in sent]
+    return [part for each in sent for part in reference.parse_bundle(each)]
 
 
 # Frozen streams
@@ -286,6 +287,14 @@ def test_epochs_are_followed_and_the_description_serves_until_the_first(general,
     described, _ = reference.stream_header(header_bytes(packets[0].header), 0)
     assert len(reference.decode_wire(sent[1:], general[1])) == 0
     assert len(reference.decode_wire(sent[1:], general[1], described)) == 2
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_bundles(general, pictures, twice):
+    for slices in (1, 3):
+        packets = encoded(general[0], pictures[64, 48], n=1, slices=slices, refresh_s=0.3)
+        found = assert_wire_alike(general, packets, bundle=4, twice=twice)
+        assert len(found) == len(packets) and not any(packet.damaged for packet in found)
 
 
 def test_parity_packets(general):

@@ -153,7 +153,7 @@ def test_epochs_count_changes_of_the_stream_header_and_come_back_to_one():
     packetiser, epochs = Packetiser(1), []
     for number, quality in enumerate((1, 1, 2, 3, 4, 5)):
         (packet,) = packetiser.push(keyframe(number, header=replace(STREAM, quality=quality)))
-        epochs.append(WireHeader.parse(packet).header.epoch)
+        epochs.append(payload.parse(packet)[0].header.epoch)
     assert epochs == [0, 0, 1, 2, 3, 1]
 
 
@@ -182,7 +182,7 @@ def test_headers_of_slices_that_cannot_be_are_damage(fields):
     rtp = RtpPacket(96, 1, 0, 5, b"")
     wire = WireHeader(**{"epoch": 0, "keyframe": 0, "first": 0, "count": 1, "steps": 1} | fields)
     with pytest.raises(WireError):
-        WireHeader.parse(replace(rtp, payload=wire.to_bytes(rtp.header, b"abcdef") + b"abcdef"))
+        payload.parse(replace(rtp, payload=wire.to_bytes(rtp.header, b"abcdef") + b"abcdef"))
 
 
 def test_a_lost_packet_is_a_missing_slice():
@@ -277,7 +277,7 @@ def test_a_header_sent_twice_survives_any_one_bit_error():
         for bit in range(8 * header_bytes):
             raw = bytearray(packet.payload)
             raw[bit // 8] ^= 0x80 >> bit % 8
-            parsed = WireHeader.parse(replace(packet, payload=bytes(raw)))
+            (parsed,) = payload.parse(replace(packet, payload=bytes(raw)))
             assert parsed.slices == b"abcdefg" and parsed.header.header == header
 
 
@@ -290,7 +290,7 @@ def test_every_single_bit_error_in_a_header_is_noticed():
         if bit // 8 in (0, 1):  # version, padding, type, marker: of RTP itself
             continue
         with pytest.raises(WireError):
-            WireHeader.parse(RtpPacket.parse(bytes(damaged)))
+            payload.parse(RtpPacket.parse(bytes(damaged)))
 
 
 def test_protected_bytes_end_where_the_slices_start():
@@ -299,12 +299,147 @@ def test_protected_bytes_end_where_the_slices_start():
         assert bytes(packet)[payload.protected_bytes(packet) :] == b"abcdefg"
 
 
+# Several keyframes in a packet
+
+
+def bundles(packets, **options):
+    packetiser = Packetiser(0xAABBCCDD, first_sequence=65_530, first_timestamp=2**32 - 5, **options)
+    return [[bytes(p) for p in made] for made in [*map(packetiser.push, packets), packetiser.flush()]]
+
+
+def test_a_bundle_is_these_bytes():
+    packetiser = Packetiser(1, first_sequence=7, bundle=2)
+    assert len(packetiser.push(keyframe(0, header=STREAM))) == 1  # a refresh goes alone
+    assert packetiser.push(keyframe(1)) == []
+    (packet,) = packetiser.push(keyframe(2, slices=(b"", b"xyz"), steps=200))
+    raw = bytes.fromhex("20 0001 02 02") + bytes([crc16(b"abcdefg") & 255]) + bytes.fromhex("04 03 04")
+    raw += bytes([crc16(b"xyz") & 255]) + bytes.fromhex("c801 c070 00 03")
+    assert packet.payload == raw + crc16(packet.header + raw).to_bytes(2) + b"abcdefgxyz"
+    assert (packet.sequence, packet.timestamp, packet.marker) == (8, 14_400, True)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("bundle", [2, 5, 64])
+def test_bundled_keyframes_come_back_as_sent_in_fewer_packets(bundle, twice):
+    packets = stream(200, refresh_every=70)
+    packets[13] = replace(packets[13], times=(9000, 6000, 100))  # uneven: alone
+    packets[14] = replace(packets[14], slices=(b"", b""))
+    groups = bundles(packets, bundle=bundle, twice=twice)
+    found = receive(groups)
+    first = found[0].packet.pts
+    assert [replace(r.packet, pts=r.packet.pts - first) for r in found] == packets
+    assert [r.after_loss for r in found] == [True] + [False] * 199 and not any(any(r.damaged) for r in found)
+    # 3 refreshes and the uneven one alone, and whole bundles between them
+    runs = (12, 56, 69, 59)
+    assert sum(map(len, groups)) == 4 + sum(-(-run // bundle) for run in runs)
+    assert max(len(d) for g in groups for d in g) <= MTU
+
+
+def test_four_keyframes_of_ten_bytes_take_half_the_bytes_of_four_packets():
+    header = replace(STREAM, slices=1)
+    packets = [keyframe(0, header=header, slices=(b"x",))] + [keyframe(i, slices=(b"0123456789",)) for i in range(1, 5)]
+    sizes = [[28 + len(d) for g in bundles(packets, bundle=n)[1:] for d in g] for n in (1, 4)]
+    assert list(map(len, sizes)) == [4, 1] and 2 * sum(sizes[1]) < sum(sizes[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 700), min_size=1, max_size=30), st.integers(2, 9))
+def test_bundles_of_any_sizes_fit_the_mtu_and_come_back(sizes, bundle):
+    slices = [(random.Random(i).randbytes(size), b"") for i, size in enumerate(sizes)]
+    packets = [keyframe(0, header=STREAM)] + [keyframe(i + 1, slices=each) for i, each in enumerate(slices)]
+    groups = bundles(packets, bundle=bundle)
+    assert max(len(d) for g in groups for d in g) <= MTU
+    assert [r.packet.slices for r in receive(groups)[1:]] == slices
+
+
+def test_keyframes_of_several_packets_end_the_bundle_before_them():
+    large = (bytes(2000), bytes(3000))
+    packets = [keyframe(0, header=STREAM), keyframe(1), keyframe(2, slices=large), keyframe(3)]
+    groups = bundles(packets, bundle=4)
+    assert list(map(len, groups)) == [1, 0, 1 + 5, 0, 1]
+    assert [r.packet.slices for r in receive(groups)] == [p.slices for p in packets]
+
+
+def test_a_lost_bundle_is_one_gap():
+    groups = bundles(stream(13), bundle=4)
+    assert [index for index, group in enumerate(groups) if group] == [0, 4, 8, 12]
+    groups[8] = []
+    found = receive(groups)
+    assert [r.after_loss for r in found] == [True] + [False] * 4 + [True] + [False] * 3
+
+
+def test_damage_in_a_bundle_is_told_of_the_keyframe_that_it_hit():
+    groups = bundles(stream(4), bundle=3)
+    raw = bytearray(groups[3][0])
+    raw[-10] ^= 4  # of the second of three times seven bytes
+    depacketiser = Depacketiser()
+    found = receive([groups[0], [bytes(raw)]], depacketiser)
+    assert [any(r.damaged) for r in found] == [False, False, True, False]
+    assert (depacketiser.damaged_packets, depacketiser.damaged_headers) == (1, 0)
+    cut = receive([groups[0], [groups[3][0][:-9]]])  # as only a link could that has no checksum
+    assert [any(r.damaged) for r in cut] == [False, False, True, True]
+
+
+def test_every_single_bit_error_in_a_bundles_header_is_noticed_and_mended_where_it_comes_twice():
+    for twice in (False, True):
+        packet = RtpPacket.parse(bundles(stream(4), bundle=3, twice=twice)[3][0])
+        spared = payload.protected_bytes(packet)
+        assert bytes(packet)[spared:] == 3 * b"abcdefg"
+        for bit in range(8 * (spared - 12)):
+            damaged = bytearray(packet.payload)
+            damaged[bit // 8] ^= 0x80 >> bit % 8
+            if not twice:
+                with pytest.raises(WireError):
+                    payload.parse(replace(packet, payload=bytes(damaged)))
+                continue
+            parsed = payload.parse(replace(packet, payload=bytes(damaged)))
+            assert [each.slices for each in parsed] == 3 * [b"abcdefg"]
+            assert [each.after_ticks for each in parsed] == [0, 14_400, 28_800]
+
+
+def test_bundle_headers_that_cannot_be_are_damage():
+    rtp = RtpPacket(96, 1, 0, 5, b"")
+    one = WireHeader(0, 0, 0, 2, 4, lengths=(3, 4))
+    good = payload.BundleHeader((one, one), (0, 0), (0, 3600))
+    bad = [
+        replace(good, keyframes=(one,), checks=(0,), after_ticks=(0,)),
+        replace(good, after_ticks=(0, 0)),
+        replace(good, keyframes=(one, replace(one, steps=0))),
+        replace(good, keyframes=65 * (one,), checks=65 * (0,), after_ticks=tuple(range(65))),
+        replace(good, keyframes=2 * (replace(one, count=0, lengths=()),)),
+    ]
+    assert len(payload.parse(replace(rtp, payload=good.to_bytes(rtp.header) + bytes(14)))) == 2
+    for header in bad:
+        with pytest.raises(WireError):
+            payload.parse(replace(rtp, payload=header.to_bytes(rtp.header) + bytes(14)))
+    with pytest.raises(ValueError, match="65"):
+        Packetiser(1, bundle=65)
+
+
+def test_a_late_joiner_takes_the_description_and_understands_bundles():
+    groups = bundles(stream(30, refresh_every=15), bundle=4)
+    joined = receive(groups[3:], Depacketiser(header=STREAM, header_ssrc=0xAABBCCDD))
+    assert len(joined) == 29 and joined[0].after_loss
+    depacketiser = Depacketiser()
+    assert len(receive(groups[3:], depacketiser)) == 15 and depacketiser.waiting == 14
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=80), st.integers(0, 40))
 def test_hostile_datagrams_are_counted_and_change_nothing(data, cut):
     good = datagrams(stream(3))
     depacketiser = Depacketiser()
-    hostile = [data, RTP_BYTES[:12] + data, good[1][0][:cut], good[1][0][:12] + data, bytes(1200), b""]
+    bundle = bundles(stream(4), bundle=3)[3][0]
+    hostile = [
+        bundle[: min(cut, payload.protected_bytes(RtpPacket.parse(bundle)) - 1)],
+        bundle[:12] + b"\x20" + data,
+        data,
+        RTP_BYTES[:12] + data,
+        good[1][0][:cut],
+        good[1][0][:12] + data,
+        bytes(1200),
+        b"",
+    ]
     found = list(depacketiser.push(good[0][0], 0.0))
     for datagram in hostile:
         found += depacketiser.push(datagram, 0.1)

@@ -1,4 +1,4 @@
-"""MCode keyframes in RTP packets, and back: a header with a CRC, then slices without one. Layout in `WIRE`.
+"""MCode keyframes in RTP packets, and back: a header with a CRC, then slices without one. Layouts in `WIRE` and `BUNDLE`.
 
 The payload's damage is survivable and the point of the whole: a packet is dropped for a damaged header only. The
 check byte over the slices drops nothing; it tells a receiver what to count, what to conceal and when to ask for a
@@ -12,6 +12,7 @@ from binascii import crc_hqx
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from mcode.errors import FormatError, WireError
@@ -19,7 +20,9 @@ from mcode.packet import Packet, StreamHeader
 from mcode.rtp.packets import HEADER_BYTES, MCODE, MTU, RtpPacket, Timeline, is_rtcp, unwrap
 from mcode.rtp.reception import Arrived, Reception
 
-FORMAT = 1
+FORMAT, BUNDLED = 1, 2
+MOST_BUNDLED = 64
+"""Keyframes in one packet."""
 CLOCK_HZ = 90_000
 LARGEST_LIVE = 1 << 24
 """Pixels of a live picture, 5120x2880 and a little more: one datagram can ask for it, and others wait while it is made."""
@@ -46,6 +49,24 @@ WIRE = """\
 """The payload of an RTP packet, in order. Epochs count changes of the stream header: 0, the one in the session
 description, then 1, 2, 3, 1 ...; a receiver that missed the refresh which brought one waits for the next. The CRC takes the
 RTP header as its twelve fixed bytes, the first as 0x80, whatever sources, extension and padding came with it."""
+
+BUNDLE = """\
+| part | bytes | is there | holds |
+|---|---|---|---|
+| flags | 1 | always | bit 3 header sent twice; bits 4, 5 format (2); bits 6, 7 epoch of all; the others 0 |
+| keyframe | 2 | always | index of the first keyframe modulo 65536, high byte first |
+| keyframes | varint | always | 2-64 |
+| slices | varint | always | of each keyframe: as many as its stream has, 1-255 |
+| check | 1 | for each keyframe | low byte of the CRC-16 of its slices |
+| steps | varint | for each keyframe | frames since the previous keyframe, 1-65535 |
+| time | varint | for each but the first | ticks since the keyframe before, 1 or more |
+| slice lengths | slices varints | for each keyframe | bytes of each slice |
+| CRC | 2 | always | as above |
+| (all again) | | flag | as above |
+| slices | the rest | always | coded symbols, keyframe after keyframe |
+"""
+"""The payload of a packet of several keyframes, each whole, no refresh, its frames evenly spaced; check to lengths once for
+each of them, in turn. The RTP timestamp is the first one's, the marker is set."""
 
 _REFRESH, _TIMES, _FRAGMENT, _TWICE = 1, 2, 4, 8
 _LARGEST_TIME = (1 << 32) - 1
@@ -113,46 +134,15 @@ class WireHeader:
         raw += crc16(rtp_header + raw).to_bytes(2)
         return raw * 2 if self.twice else raw
 
-    @classmethod
-    def parse(cls, packet: RtpPacket, *, copies: bool = True) -> ParsedPayload:
-        """Raises WireError for a damaged header, FormatError for a whole one of a newer format. copies: whether to look for a
-        second one."""
-        data = packet.payload
-        try:
-            found, end = cls._parse_at(packet.header, data, 0)
-        except FormatError:
-            raise
-        except WireError:
-            # A second copy starts where the first, damaged one ends: only a copy of that very length, its CRC at the end,
-            # fits there. Nothing else is parsed: a hostile datagram must not be 500 headers, nor as many CRCs.
-            looked = 0
-            for start in range(9, min(len(data) // 2, _LONGEST_COPY) + 1) if copies else ():
-                if data[start] & 0x38 != _TWICE | FORMAT << 4:
-                    continue
-                looked += 1
-                if looked > _MOST_COPIES:
-                    break
-                copy = data[start : 2 * start]
-                if crc16(packet.header + copy[:-2]) != int.from_bytes(copy[-2:]):
-                    continue
-                try:
-                    found, end = cls._parse_at(packet.header, data, start)
-                except WireError:
-                    continue
-                if found.twice and end == 2 * start:
-                    return ParsedPayload(found, data[end:], data[start + 1])
-            raise
-        return ParsedPayload(found, data[2 * end if found.twice else end :], data[1])
+    def placed(self, data: bytes, start: int, at: int) -> list[ParsedPayload]:
+        """With what it stands before. start: where in `data` it began; at: where the slices begin."""
+        return [ParsedPayload(self, data[at:], data[start + 1])]
 
     @classmethod
-    def _parse_at(cls, rtp_header: bytes, data: bytes, start: int) -> tuple[WireHeader, int]:
-        if len(data) < start + 4:
-            raise WireError("the payload header is cut short")
-        flags, found_format = data[start], data[start] >> 4 & 3
-        if found_format != FORMAT:
-            # Where the CRC of another format stands is not known: a damaged flag must not pass for one.
-            raise WireError(f"payload format {found_format} is not {FORMAT}")
-        at = start + 4
+    def parse_at(cls, rtp_header: bytes, data: bytes, start: int) -> tuple[WireHeader, int]:
+        """The header at `start`, and where it ends. Raises WireError where it is damaged, FormatError for a whole one of a
+        newer format."""
+        flags, at = data[start], start + 4
         first, at = _parse_varint(data, at, 254)
         count, at = _parse_varint(data, at, 255)
         steps, at = _parse_varint(data, at, 65_535)
@@ -188,16 +178,85 @@ class WireHeader:
         twice = bool(flags & _TWICE)
         if header is not None and first + count > header.slices:
             raise WireError("more slices than the stream header says")
-        found = cls(flags >> 6, keyframe, first, count, steps, times, fragment, header, tuple(lengths), twice)
-        return found, at
+        return cls(flags >> 6, keyframe, first, count, steps, times, fragment, header, tuple(lengths), twice), at
+
+
+@dataclass(frozen=True)
+class BundleHeader:
+    """What stands before the slices of several whole keyframes. keyframes: the header of each, with the lengths of all its
+    slices; checks and after_ticks as in `ParsedPayload`."""
+
+    keyframes: tuple[WireHeader, ...]
+    checks: tuple[int, ...]
+    after_ticks: tuple[int, ...]
+
+    @property
+    def twice(self) -> bool:
+        return self.keyframes[0].twice
+
+    def to_bytes(self, rtp_header: bytes, slices: bytes = b"") -> bytes:
+        """The header in a packet with this RTP header."""
+        first, count = self.keyframes[0], len(self.keyframes)
+        parts = [bytes([self.twice * _TWICE | BUNDLED << 4 | first.epoch << 6]), first.keyframe.to_bytes(2)]
+        parts += [_varint(count), _varint(first.count)]
+        gaps = [b"", *(_varint(after - before) for before, after in pairwise(self.after_ticks))]
+        for each, check, gap in zip(self.keyframes, self.checks, gaps, strict=True):
+            parts += [bytes([check]), _varint(each.steps), gap, *map(_varint, each.lengths)]
+        raw = b"".join(parts)
+        raw += crc16(rtp_header + raw).to_bytes(2)
+        return raw * 2 if self.twice else raw
+
+    def placed(self, data: bytes, start: int, at: int) -> list[ParsedPayload]:
+        """As `WireHeader.placed`."""
+        found = []
+        for each, check, after in zip(self.keyframes, self.checks, self.after_ticks, strict=True):
+            end = at + sum(each.lengths)
+            found.append(ParsedPayload(replace(each, lengths=each.lengths[:-1]), data[at:end], check, after))
+            at = end
+        return found
+
+    @classmethod
+    def parse_at(cls, rtp_header: bytes, data: bytes, start: int) -> tuple[BundleHeader, int]:
+        """As `WireHeader.parse_at`."""
+        flags, at = data[start], start + 3
+        index = int.from_bytes(data[start + 1 : at])
+        count, at = _parse_varint(data, at, MOST_BUNDLED)
+        slices, at = _parse_varint(data, at, 255)
+        if flags & (_REFRESH | _TIMES | _FRAGMENT) or count < 2 or not slices:
+            raise WireError("a bundle of less than two keyframes, or of parts")
+        keyframes, checks, times, after = [], [], [], 0
+        for number in range(count):
+            if at >= len(data):
+                raise WireError("the payload header is cut short")
+            checks.append(data[at])
+            steps, at = _parse_varint(data, at + 1, 65_535)
+            if not steps:
+                raise WireError("no step")
+            if number:
+                gap, at = _parse_varint(data, at, _LARGEST_TIME)
+                if not gap:
+                    raise WireError("two keyframes at one time")
+                after += gap
+            times.append(after)
+            lengths = []
+            for _ in range(slices):
+                length, at = _parse_varint(data, at, len(data))
+                lengths.append(length)
+            wire = WireHeader(flags >> 6, index + number & 0xFFFF, 0, slices, steps, lengths=tuple(lengths))
+            keyframes.append(replace(wire, twice=bool(flags & _TWICE)))
+        if len(data) < at + 2 or crc16(rtp_header + data[start:at]) != int.from_bytes(data[at : at + 2]):
+            raise WireError("the payload header is damaged")
+        return cls(tuple(keyframes), tuple(checks), tuple(times)), at + 2
 
 
 class ParsedPayload(NamedTuple):
-    """header; the slices' bytes behind it; check: what their CRC's low byte was when they were sent."""
+    """A keyframe, or a part of one: its header; the slices' bytes behind it; check: what their CRC's low byte was when they
+    were sent; after_ticks: how long after the RTP packet's its time is."""
 
     header: WireHeader
     slices: bytes
     check: int
+    after_ticks: int = 0
 
     @property
     def is_damaged(self) -> bool:
@@ -212,12 +271,61 @@ class ParsedPayload(NamedTuple):
         yield self.slices[at:]
 
 
+def parse(packet: RtpPacket, *, copies: bool = True) -> list[ParsedPayload]:
+    """The keyframes of a packet, or its part of one. Raises WireError for a damaged header, FormatError for a whole one of a
+    newer format. copies: whether to look for a second header."""
+    return _parse(packet, copies)[0]
+
+
 def protected_bytes(packet: RtpPacket) -> int:
     """How many leading bytes of the datagram the channel's bit errors spare: the RTP and the payload header."""
     try:
-        return HEADER_BYTES + len(packet.payload) - len(WireHeader.parse(packet).slices)
+        return HEADER_BYTES + _parse(packet, True)[1]
     except (WireError, FormatError):
         return HEADER_BYTES
+
+
+def _parse(packet: RtpPacket, copies: bool) -> tuple[list[ParsedPayload], int]:
+    """What `parse` gives, and where the slices begin."""
+    data = packet.payload
+    try:
+        found, end = _parse_at(packet.header, data, 0)
+    except FormatError:
+        raise
+    except WireError:
+        # A second copy starts where the first, damaged one ends: only a copy of that very length, its CRC at the end,
+        # fits there. Nothing else is parsed: a hostile datagram must not be 500 headers, nor as many CRCs.
+        looked = 0
+        for start in range(9, min(len(data) // 2, _LONGEST_COPY) + 1) if copies else ():
+            if data[start] & 0x38 not in (_TWICE | FORMAT << 4, _TWICE | BUNDLED << 4):
+                continue
+            looked += 1
+            if looked > _MOST_COPIES:
+                break
+            copy = data[start : 2 * start]
+            if crc16(packet.header + copy[:-2]) != int.from_bytes(copy[-2:]):
+                continue
+            try:
+                found, end = _parse_at(packet.header, data, start)
+            except WireError:
+                continue
+            if found.twice and end == 2 * start:
+                return found.placed(data, start, end), end
+        raise
+    at = 2 * end if found.twice else end
+    return found.placed(data, 0, at), at
+
+
+def _parse_at(rtp_header: bytes, data: bytes, start: int) -> tuple[WireHeader | BundleHeader, int]:
+    if len(data) < start + 4:
+        raise WireError("the payload header is cut short")
+    found_format = data[start] >> 4 & 3
+    if found_format == FORMAT:
+        return WireHeader.parse_at(rtp_header, data, start)
+    if found_format == BUNDLED:
+        return BundleHeader.parse_at(rtp_header, data, start)
+    # Where the CRC of another format stands is not known: a damaged flag must not pass for one.
+    raise WireError(f"payload format {found_format} is neither {FORMAT} nor {BUNDLED}")
 
 
 def fitting_slices(refresh_bytes: int, positions: int, mtu: int = MTU) -> int:
@@ -230,7 +338,8 @@ class Packetiser:
     """Keyframes to RTP packets of at most `mtu` bytes, the last of each with the marker.
 
     first_sequence, first_timestamp: random numbers of the caller's (RFC 3550, 5.1). twice: send every payload header
-    twice. largest_slice: in bytes; None where the other end takes all, as within a process.
+    twice. largest_slice: in bytes; None where the other end takes all, as within a process. bundle: so many keyframes share a
+    packet where they fit; a refresh, and one whose frames are not evenly spaced, goes alone.
     """
 
     def __init__(
@@ -243,7 +352,12 @@ class Packetiser:
         mtu: int = MTU,
         twice: bool = False,
         largest_slice: int | None = _LARGEST_SLICE,
+        bundle: int = 1,
     ) -> None:
+        if not 1 <= bundle <= MOST_BUNDLED:
+            raise ValueError(f"{bundle} keyframes in a packet: from 1 to {MOST_BUNDLED}")
+        self.bundle = bundle
+        self._held: list[tuple[WireHeader, bytes, int]] = []  # keyframes of the bundle begun: header, slices, pts
         self.ssrc, self.payload_type, self.mtu, self.twice = ssrc, payload_type, mtu, twice
         self.sequence, self.first_timestamp = first_sequence, first_timestamp
         self.largest_slice = largest_slice
@@ -252,7 +366,7 @@ class Packetiser:
         self._header: StreamHeader | None = None
 
     def push(self, packet: Packet) -> list[RtpPacket]:
-        """Raises ValueError where the first packet is no refresh, or a slice is over largest_slice."""
+        """What is to be sent now. Raises ValueError where the first packet is no refresh, or a slice is over largest_slice."""
         if packet.header is not None and packet.header != self._header:
             self._epoch = 0 if self._header is None else self._epoch % 3 + 1
             self._header = packet.header
@@ -265,20 +379,35 @@ class Packetiser:
             self._epoch, self.keyframe & 0xFFFF, 0, 1, packet.steps, times, header=packet.header, twice=self.twice
         )
         groups = list(self._groups(plain, packet.slices))
-        made = []
-        for number, (header, data) in enumerate(groups):
-            rtp = RtpPacket(
-                self.payload_type,
-                self.sequence & 0xFFFF,
-                (self.first_timestamp + packet.pts) & 0xFFFFFFFF,
-                self.ssrc,
-                b"",
-                marker=number == len(groups) - 1,
-            )
-            made.append(replace(rtp, payload=header.to_bytes(rtp.header, data) + data))
-            self.sequence += 1
         self.keyframe += 1
+        if self.bundle > 1 and packet.header is None and times is None and None not in packet.slices and len(groups) == 1:
+            lengths = tuple(len(data or b"") for data in packet.slices)
+            return self._bundled((replace(groups[0][0], lengths=lengths), groups[0][1], packet.pts))
+        made = self.flush()
+        for number, (header, data) in enumerate(groups):
+            made.append(self._packet(header, data, packet.pts, marker=number == len(groups) - 1))
         return made
+
+    def flush(self) -> list[RtpPacket]:
+        """The keyframes that are held for a bundle, as they are."""
+        held, self._held = self._held, []
+        if len(held) < 2:
+            return [self._packet(replace(wire, lengths=wire.lengths[:-1]), data, pts) for wire, data, pts in held]
+        return [self._packet(_bundle(held), b"".join(data for _, data, _ in held), held[0][2])]
+
+    def _bundled(self, keyframe: tuple[WireHeader, bytes, int]) -> list[RtpPacket]:
+        """Holds it. Packets come of it where the bundle is full, or has no room for it."""
+        wider = [*self._held, keyframe]
+        size = HEADER_BYTES + len(_bundle(wider).to_bytes(b"")) + sum(len(data) for _, data, _ in wider)
+        made = self.flush() if size > self.mtu else []
+        self._held.append(keyframe)
+        return made + (self.flush() if len(self._held) == self.bundle else [])
+
+    def _packet(self, header: WireHeader | BundleHeader, data: bytes, pts: int, marker: bool = True) -> RtpPacket:
+        timestamp = (self.first_timestamp + pts) & 0xFFFFFFFF
+        rtp = RtpPacket(self.payload_type, self.sequence & 0xFFFF, timestamp, self.ssrc, b"", marker)
+        self.sequence += 1
+        return replace(rtp, payload=header.to_bytes(rtp.header, data) + data)
 
     def _groups(self, plain: WireHeader, slices: tuple[bytes | None, ...]) -> Iterator[tuple[WireHeader, bytes]]:
         """Neighbouring slices, as many as fit together; one that does not fit alone, in pieces."""
@@ -308,6 +437,11 @@ class Packetiser:
             held.append(data)
         if held:
             yield _grouped(plain, first, held)
+
+
+def _bundle(keyframes: list[tuple[WireHeader, bytes, int]]) -> BundleHeader:
+    headers, data, pts = zip(*keyframes, strict=True)
+    return BundleHeader(headers, tuple(crc16(each) & 0xFF for each in data), tuple(each - pts[0] for each in pts))
 
 
 def _grouped(plain: WireHeader, first: int, held: list[bytes]) -> tuple[WireHeader, bytes]:
@@ -390,7 +524,7 @@ class Depacketiser:
             return self.poll(now_s)
         try:
             # Of a stranger, a header that must be searched for is not worth the search.
-            wire = WireHeader.parse(packet, copies=self.reception.ssrc in (None, packet.ssrc)).header
+            parsed = parse(packet, copies=self.reception.ssrc in (None, packet.ssrc))
         except FormatError:
             # Of a stranger, or amid a stream of this format, it is damage: one datagram must not end a stream.
             if self._last is None and self.reception.ssrc in (None, packet.ssrc):
@@ -401,6 +535,7 @@ class Depacketiser:
             self.damaged_headers += 1
             return self.poll(now_s)
         switches = self.reception.switches
+        wire = parsed[0].header
         opens = wire.header is not None and wire.first == 0 and (wire.fragment is None or wire.fragment[0] == 0)
         arrived = self.reception.push(packet, now_s, opens=opens, rebuilt=rebuilt)
         anew = packet if self.reception.switches != switches and packet.ssrc == self._ssrc else None
@@ -433,35 +568,38 @@ class Depacketiser:
     def _take(self, arrived: Iterable[Arrived], now_s: float, anew: RtpPacket | None = None) -> None:
         """anew: the packet with which the same source begins anew."""
         for packet, _ in arrived:
-            parsed = WireHeader.parse(packet)
-            wire = parsed.header
             if packet.ssrc != self._ssrc:
                 self._restart(packet.ssrc)
             if packet is anew:
                 self._close()
                 self._last = None
-            keyframe = wire.keyframe if self._last is None else unwrap(wire.keyframe, self._last, 16)
-            if self._open is not None and self._open.keyframe != keyframe:
-                self._close()
-            if self._last is not None and keyframe <= self._last and self._leaps(packet.timestamp, now_s):
-                self._last, keyframe = None, wire.keyframe
-            if self._last is not None and keyframe <= self._last:
-                self.reception.counters.late += 1
-                continue
-            if wire.header is not None:
-                self.header, self._epoch = wire.header, wire.epoch
-            if self.header is None or wire.epoch != self._epoch or wire.first + wire.count > self.header.slices:
-                self.waiting += 1
-                self._is_waiting = True
-                continue
-            self._is_waiting = False
-            if self._open is None:
-                pts = self._timeline.push(packet.timestamp, now_s)
-                self._open = _Assembly(keyframe, pts, wire.steps, wire.times, wire.header, now_s)
-            self._add(self._open, parsed, now_s)
-            whole = len(self._open.slices) == self.header.slices and not self._open.unfinished
-            if packet.marker or whole:
-                self._close()
+            for parsed in parse(packet):
+                self._take_part(parsed, packet, now_s)
+
+    def _take_part(self, parsed: ParsedPayload, packet: RtpPacket, now_s: float) -> None:
+        wire, timestamp = parsed.header, packet.timestamp + parsed.after_ticks & 0xFFFFFFFF
+        keyframe = wire.keyframe if self._last is None else unwrap(wire.keyframe, self._last, 16)
+        if self._open is not None and self._open.keyframe != keyframe:
+            self._close()
+        if self._last is not None and keyframe <= self._last and self._leaps(timestamp, now_s):
+            self._last, keyframe = None, wire.keyframe
+        if self._last is not None and keyframe <= self._last:
+            self.reception.counters.late += 1
+            return
+        if wire.header is not None:
+            self.header, self._epoch = wire.header, wire.epoch
+        if self.header is None or wire.epoch != self._epoch or wire.first + wire.count > self.header.slices:
+            self.waiting += 1
+            self._is_waiting = True
+            return
+        self._is_waiting = False
+        if self._open is None:
+            pts = self._timeline.push(timestamp, now_s)
+            self._open = _Assembly(keyframe, pts, wire.steps, wire.times, wire.header, now_s)
+        self._add(self._open, parsed, now_s)
+        whole = len(self._open.slices) == self.header.slices and not self._open.unfinished
+        if packet.marker or whole:
+            self._close()
 
     def _leaps(self, timestamp: int, now_s: float) -> bool:
         """Whether a keyframe that seems an old one is of a time yet to come: after an outage in which half of the indices went
