@@ -72,7 +72,9 @@ def test_options_in_the_readme_exist():
 def test_the_programs_in_the_readme_run(clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(clip, "clip.mp4")
-    lines = README.partition("In Python:\n")[2].partition("\nErrors")[0]
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    lines = README.partition("In Python:\n")[2].partition("\n## ")[0]
+    lines += guide.partition("s of 640x360:\n")[2].partition("\nErrors")[0]
     shown, frames = [], list(FrameReader(clip, duration_s=0.4))
     names = {"frames": frames, "show": shown.append}
     exec(textwrap.dedent(lines).replace("width=640, height=360", "width=96, height=64"), names)
