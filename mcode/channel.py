@@ -1,6 +1,6 @@
 """The channel: what damages packets on their way. Bit errors, losses, bursts and delay, all from one seed.
 
-Sans-IO: bytes in, bytes and delivery times out; the caller has the clock. Not here: sockets (send.py), repair (fec.py).
+Sans-IO: bytes in, bytes and delivery times out; the caller has the clock. Not here: sockets (mcode.send), repair (fec.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One lane's way from encoder to decoder within this process: packets as RTP datagrams and back. No Qt.
 
-The receiving half is the network's own (mcode.receive). Both lanes follow one rule: bit errors spare RTP and payload
+The receiving half is the network's own (mcode.lanes). Both lanes follow one rule: bit errors spare RTP and payload
 headers (and H.264's parameter sets), nothing that the coders made; losses take whole datagrams, and rates count them.
 """
 
@@ -17,8 +17,8 @@ from mcode.baseline import EncodedPacket
 from mcode.channel import Channel, ChannelSettings
 from mcode.errors import McodeError
 from mcode.frame import Frame
+from mcode.lanes import BaselineLane, FindModel, McodeLane
 from mcode.packet import Packet, StreamHeader
-from mcode.receive import BaselineLane, FindModel, McodeLane
 from mcode.rtp import h264, payload
 from mcode.rtp.h264 import AccessUnit
 from mcode.rtp.packets import RtpPacket

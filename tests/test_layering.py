@@ -36,6 +36,7 @@ FLOORS = {
     "container": 2,
     "rtp": 2,
     "fec": 2,
+    "addresses": 2,
     "lanes": 2,
     "send": 2,
     "receive": 2,

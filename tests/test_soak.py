@@ -14,7 +14,6 @@ from mcode.send import SendConfig
 from mcode.testclip import write_clip
 
 from .block_means import BlockMeans
-from .test_live import port  # noqa: F401  (a fixture)
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "soak.py"
 NOISE = ChannelSettings(bit_error_rate=1e-3, loss=0.05, seed=2)
@@ -37,7 +36,7 @@ def talking_clip(tmp_path_factory):
     return path
 
 
-def soaked(script, clip, port, seconds, **options):  # noqa: F811
+def soaked(script, clip, port, seconds, **options):
     config = SendConfig(str(clip), to=f"rtp://127.0.0.1:{port}", baseline="h264", channel=NOISE, loop=True)
     done = script.soak(config, seconds, model=BlockMeans(), **options)
     assert done.problems == [] and done.growth_mb < script.MOST_GROWTH_MB
@@ -48,18 +47,18 @@ def soaked(script, clip, port, seconds, **options):  # noqa: F811
     return done
 
 
-def test_some_seconds_of_loss_and_noise_neither_grow_nor_drift(soak_script, talking_clip, port):  # noqa: F811
+def test_some_seconds_of_loss_and_noise_neither_grow_nor_drift(soak_script, talking_clip, port):
     done = soaked(soak_script, talking_clip, port, 7.0, sample_s=2.0)
     assert len(done.samples) >= 3 and done.sender["frames"] > 40
 
 
 @pytest.mark.slow
-def test_a_minute_of_loss_and_noise_neither_grows_nor_drifts(soak_script, talking_clip, port):  # noqa: F811
+def test_a_minute_of_loss_and_noise_neither_grows_nor_drifts(soak_script, talking_clip, port):
     done = soaked(soak_script, talking_clip, port, 60.0, sample_s=5.0)
     assert done.receiver["mcode"]["refresh_requests"] > 0
 
 
-def test_a_sender_that_ends_is_a_problem_with_its_words(soak_script, talking_clip, port):  # noqa: F811
+def test_a_sender_that_ends_is_a_problem_with_its_words(soak_script, talking_clip, port):
     config = SendConfig(str(talking_clip), to=f"rtp://127.0.0.1:{port}", baseline="none", duration_s=0.4)
     done = soak_script.soak(config, 5.0, model=BlockMeans(), sample_s=1.0)
     assert any("the sender ended" in problem for problem in done.problems)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from mcode.config import from_dict
 from mcode.nets.eye import Eye
-from mcode.send import _write_description
+from mcode.send.descriptions import _write as write_description
 from mcode.training import classes, eye, loop
 from mcode.training.compact import OptimiserConfig
 from mcode.training.squares import Squares
@@ -47,7 +47,7 @@ def test_names_as_long_as_a_file_system_takes_have_a_name_beside_them(tmp_path: 
 
 def test_a_description_goes_down_a_pipe() -> None:
     end, begin = os.pipe()
-    _write_description(Path(f"/dev/fd/{begin}"), "v=0")
+    write_description(Path(f"/dev/fd/{begin}"), "v=0")
     os.close(begin)
     with open(end, "rb") as file:
         assert file.read() == b"v=0"

@@ -1,0 +1,69 @@
+"""What a stream is asked to be: the options of `mcode send`, checked as far as they tell by themselves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from mcode.channel import ChannelSettings
+from mcode.codec import CODERS
+from mcode.errors import InputError
+from mcode.fec import FecSettings
+from mcode.rtp import sdp
+from mcode.rtp.packets import MTU
+
+BASELINES = ("h264", "h265", "none")
+
+
+@dataclass(frozen=True)
+class SendConfig:
+    """What `mcode send` is asked for. Raises InputError.
+
+    input: a file, "camera:0" or "testsrc". to: rtp://HOST:PORT. baseline: "h264", "h265" or "none"; baseline_rate: "equal" (to
+    what the MCode lane is measured to send) or kbit/s. adaptive: see `Encoder`. sdp: a session description to write. size:
+    (width, height) to code. fec: "8+2", parity packets for every so many; fec_header: send payload headers twice. loop: files
+    start over.
+    """
+
+    input: str
+    to: str = "rtp://127.0.0.1:5004"
+    n: int = 4
+    manifold: str = "general"
+    coder: str = "huffman"
+    quality: int | None = None
+    refresh_s: float = 5.0
+    adaptive: bool = False
+    baseline: str = "h264"
+    baseline_rate: str | float = "equal"
+    channel: ChannelSettings = field(default_factory=ChannelSettings)
+    realtime: bool = True
+    sdp: str | os.PathLike[str] | None = None
+    size: tuple[int, int] | None = None
+    start_s: float = 0.0
+    duration_s: float | None = None
+    loop: bool = False
+    audio: bool = True
+    fec: str | None = None
+    fec_header: bool = False
+    device: str = "auto"
+    mtu: int = MTU
+
+    def __post_init__(self) -> None:
+        sdp.parse_url(self.to, "--to")
+        if self.coder not in CODERS:
+            raise InputError(f"--coder {self.coder}: choose {' or '.join(CODERS)}")
+        if not 1 <= self.n <= 65_535:
+            raise InputError(f"--n {self.n}: the keyframe interval is a whole number from 1 to 65535")
+        if self.baseline not in BASELINES:
+            raise InputError(f"--baseline {self.baseline}: choose h264, h265 or none")
+        if self.baseline_rate != "equal":
+            try:
+                good = 0 < float(self.baseline_rate) < 1e6
+            except ValueError:
+                good = False
+            if not good:
+                raise InputError(f"--baseline-rate {self.baseline_rate}: give kbit/s, or equal")
+        if self.fec is not None:
+            FecSettings.parse(self.fec)
+        if not 300 <= self.mtu <= 65_000:
+            raise InputError(f"packets of {self.mtu} bytes: from 300 to 65000")
