@@ -453,6 +453,7 @@ class LaneReport:
     remote_loss: float | None
     packets: int = 1200
     rate_kbps: float = 2.5
+    link_kbps: float = 5.25
     channel_lost: int = 60
     channel_damaged: int = 7
     fec_bytes: int = 640
@@ -490,7 +491,7 @@ def test_every_option_of_send_arrives(mcode, sender):
     arguments = "send camera:1 --to rtp://10.0.0.1:7000 -n 8 -m me --coder fixed --quality 3 --refresh 2 --baseline h265"
     channel = "--baseline-rate 7.5 --bit-error-rate 1e-3 --loss 0.05 --burst 3 --delay-ms 40 --jitter-ms 5 --seed 9"
     more = "--adaptive --no-realtime --sdp o.sdp --size 64x48 --start 1 --duration 2 --loop --audio none --fec 8+2"
-    more += " --header-twice --device cpu"
+    more += " --header-twice --bundle 4 --device cpu"
     assert mcode(*arguments.split(), *channel.split(), *more.split())[0] == 0
     wanted = vars(sender.args[0])
     assert vars(wanted.pop("channel")) == {
@@ -510,6 +511,7 @@ def test_every_option_of_send_arrives(mcode, sender):
         "quality": 3,
         "refresh_s": 2,
         "adaptive": True,
+        "bundle": 4,
         "baseline": "h265",
         "baseline_rate": 7.5,
         "realtime": False,
@@ -544,9 +546,9 @@ def test_send_prints_a_row_for_each_lane(mcode, sender):
         "  manifold  0123456789abcdef\n"
         "  coder     fixed\n"
         "\n"
-        "lane   packets            kbit/s  lost  damaged     repair  receiver's loss  jitter  round trip\n"
-        "mcode    1,200              2.50    60        7  640 bytes             5.0%       -      0.4 ms\n"
-        "h264     1,200  2.50 (its floor)    60        7  640 bytes                -       -      0.4 ms\n"
+        "lane   packets            kbit/s  with IP  lost  damaged     repair  receiver's loss  jitter  round trip\n"
+        "mcode    1,200              2.50     5.25    60        7  640 bytes             5.0%       -      0.4 ms\n"
+        "h264     1,200  2.50 (its floor)     5.25    60        7  640 bytes                -       -      0.4 ms\n"
     )
 
 

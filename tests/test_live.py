@@ -42,6 +42,32 @@ def test_a_stream_arrives_in_a_file_with_every_frame_at_its_time(tmp_path, port)
     assert sum(at == stamp for at, stamp in clear) >= 8
 
 
+def test_bundles_arrive_in_a_file_with_every_frame(tmp_path, port):
+    join = in_thread(lambda: receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mp4", manifold=MODEL))
+    time.sleep(0.3)
+    sent = send(config(port, n=2, bundle=5, fec="2+1"), model=MODEL)
+    report = join()
+    assert report.frames == sent.frames == len(list(FrameReader(tmp_path / "a.mp4")))
+    assert report.counters.keyframes == sent.keyframes > 4 * (sent.lanes["mcode"].packets - report.counters.fec_packets) / 3
+    assert report.counters.lost == report.counters.late == report.counters.damaged_headers == 0
+
+
+def test_the_clock_leaves_time_for_the_frames_of_a_whole_bundle(port):
+    with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL) as receiver:
+        sender = Sender(config(port, n=4, bundle=8, baseline="none", duration_s=None), model=MODEL)
+        sender.start()
+        view = receiver.lanes["mcode"]
+        wait_for(lambda: view.shown > 4)
+
+        def nearly_all_are_shown() -> bool:
+            shown, skipped = view.shown, view.skipped
+            wait_for(lambda: view.shown > shown + 40)
+            return view.shown - shown > 9 * (view.skipped - skipped)
+
+        wait_for(nearly_all_are_shown)
+        sender.stop()
+
+
 def test_the_channel_at_the_sender_loses_and_damages_and_the_file_is_whole(tmp_path, port):
     join = in_thread(lambda: receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mp4", manifold=MODEL))
     time.sleep(0.3)

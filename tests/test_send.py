@@ -236,6 +236,8 @@ def test_the_sound_of_the_last_pictures_time_is_sent_in_each_round(tmp_path, por
         ({"baseline": "mpeg2"}, "h264, h265 or none"),
         ({"baseline_rate": "fast"}, "kbit/s, or equal"),
         ({"fec": "many"}, "8\\+2"),
+        ({"bundle": 0}, "--bundle 0: from 1 to 64"),
+        ({"bundle": 65}, "--bundle 65: from 1 to 64"),
     ],
 )
 def test_unusable_options_are_named(options, words):
@@ -363,6 +365,32 @@ def test_repair_is_counted_in_the_rate_and_covers_the_end(port):
     assert sent.packets == plain.packets + 2 * groups and plain.fec_bytes == 0
     assert sent.wire_bytes == plain.wire_bytes + sent.fec_bytes
     assert sent.rate_kbps == pytest.approx(plain.rate_kbps * sent.wire_bytes / plain.wire_bytes, rel=0.01)
+
+
+def test_bundles_send_every_keyframe_in_fewer_packets_and_bytes(port):
+    options = {"realtime": False, "duration_s": 4.0, "n": 4, "refresh_s": 100, "size": (32, 24)}
+    plain = send(config(port, **options), model=MODEL)
+    sent = send(config(port, **options, bundle=4), model=MODEL)
+    alone, together = plain.lanes["mcode"], sent.lanes["mcode"]
+    assert plain.keyframes == sent.keyframes == alone.packets
+    assert together.packets == 1 + -(-(sent.keyframes - 1) // 4)  # the refresh alone, the others by four, none left behind
+    assert together.payload_bytes == alone.payload_bytes and together.wire_bytes < alone.wire_bytes
+    for lane in (alone, together):
+        assert lane.link_kbps == pytest.approx(lane.rate_kbps + lane.packets * 28 * 8 / 1000 / sent.duration_s)
+
+
+def test_a_refresh_that_is_asked_for_goes_out_at_once_and_what_was_held_before_it(port):
+    with Sender(config(port, n=1, bundle=50, refresh_s=1000, duration_s=None, size=(32, 24)), model=MODEL) as sender:
+        sent = []
+        sender._transmit_mcode = sent.extend
+        frames = iter(sender.source)
+        for _ in range(9):
+            sender._push(next(frames))
+        assert len(sent) == 1
+        sender.mcode.hear(rtcp.Pli(1, sender.mcode.ssrc))
+        sender._push(next(frames))
+        first, held, asked = (payload.parse(packet) for packet in sent)
+        assert [len(each) for each in (first, held, asked)] == [1, 8, 1] and asked[0].header.header is not None
 
 
 def test_headers_sent_twice_survive_damage_to_one_copy_and_are_counted(port):

@@ -127,6 +127,14 @@ def send(
         ),
     ] = 5,
     adaptive: Adaptive = False,
+    bundle: Annotated[
+        int,
+        typer.Option(
+            metavar="KEYFRAMES",
+            parser=whole("--bundle", "the number of keyframes in a packet", 1, 64),
+            help="So many keyframes share a packet, where they fit: fewer bytes of headers, and as much later on the screen.",
+        ),
+    ] = 1,
     baseline: Annotated[
         str,
         typer.Option(
@@ -237,6 +245,7 @@ def send(
         quality=quality,
         refresh_s=refresh,
         adaptive=adaptive,
+        bundle=bundle,
         baseline=baseline,
         baseline_rate=baseline_rate,
         channel=ChannelSettings(bit_error_rate, loss, burst, delay_ms, jitter_ms, seed),
@@ -265,12 +274,13 @@ def send(
     print_report(to, {**rows, "description": sdp} if sdp else rows)
     print()
     print_table(
-        ("lane", "packets", "kbit/s", "lost", "damaged", "repair", "receiver's loss", "jitter", "round trip"),
+        ("lane", "packets", "kbit/s", "with IP", "lost", "damaged", "repair", "receiver's loss", "jitter", "round trip"),
         [
             (
                 lane.name,
                 f"{lane.packets:,}",
                 f"{lane.rate_kbps:.2f}" + (" (its floor)" if lane.at_floor else ""),
+                f"{lane.link_kbps:.2f}",
                 f"{lane.channel_lost:,}",
                 f"{lane.channel_damaged:,}",
                 byte_count(lane.fec_bytes),
@@ -280,7 +290,7 @@ def send(
             )
             for lane in report.lanes.values()
         ],
-        right=("packets", "kbit/s", "lost", "damaged", "repair", "receiver's loss", "jitter", "round trip"),
+        right=("packets", "kbit/s", "with IP", "lost", "damaged", "repair", "receiver's loss", "jitter", "round trip"),
     )
 
 

@@ -42,7 +42,7 @@ class Receiver:
         bind_to: str | None = None,
         lanes: tuple[str, ...] = ("mcode", "baseline", "audio"),
         channel: ChannelSettings | None = None,
-        most_audio_s: float = 3.0,
+        most_audio_s: float = 10.0,
     ) -> None:
         find_model = find_model or finder(manifold, device)
         self._network = Network(source, find_model, bind_to=bind_to, lanes=lanes, channel=channel)

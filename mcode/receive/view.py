@@ -49,6 +49,7 @@ class LaneView:
         self._sent_unix_s: float | None = None
         self.frames = self.shown = self.skipped = 0
         self.delay = Delay(0.0, 0.0, 0.0)
+        self._last_arrival_s = self._last_needed_s = -math.inf
         self.error: Exception | None = None
         self.stream: StreamHeader | None = None
         self._threads = [
@@ -192,6 +193,9 @@ class LaneView:
         if unit.after_loss or math.isinf(needed_s) or sent is None:
             return
         hz = self._link.clock_hz
+        if unit.arrival_s == self._last_arrival_s:  # in one packet with the one before, which had to wait longest
+            needed_s = max(needed_s, self._last_needed_s)
+        self._last_arrival_s, self._last_needed_s = unit.arrival_s, needed_s
         ready_s = time.monotonic()
         self._clock.observe(self.name, ready_s - needed_s + sent - last / hz, ready_s)
         to_unix = time.time() - ready_s

@@ -11,6 +11,7 @@ from mcode.errors import InputError
 from mcode.fec import FecSettings
 from mcode.rtp import sdp
 from mcode.rtp.packets import MTU
+from mcode.rtp.payload import MOST_BUNDLED
 
 BASELINES = ("h264", "h265", "none")
 
@@ -20,9 +21,9 @@ class SendConfig:
     """What `mcode send` is asked for. Raises InputError.
 
     input: a file, "camera:0" or "testsrc". to: rtp://HOST:PORT. baseline: "h264", "h265" or "none"; baseline_rate: "equal" (to
-    what the MCode lane is measured to send) or kbit/s. adaptive: see `Encoder`. sdp: a session description to write. size:
-    (width, height) to code. fec: "8+2", parity packets for every so many; fec_header: send payload headers twice. loop: files
-    start over.
+    what the MCode lane is measured to send) or kbit/s. adaptive: see `Encoder`. bundle: keyframes that share a packet. sdp: a
+    session description to write. size: (width, height) to code. fec: "8+2", parity packets for every so many; fec_header: send
+    payload headers twice. loop: files start over.
     """
 
     input: str
@@ -33,6 +34,7 @@ class SendConfig:
     quality: int | None = None
     refresh_s: float = 5.0
     adaptive: bool = False
+    bundle: int = 1
     baseline: str = "h264"
     baseline_rate: str | float = "equal"
     channel: ChannelSettings = field(default_factory=ChannelSettings)
@@ -54,6 +56,8 @@ class SendConfig:
             raise InputError(f"--coder {self.coder}: choose {' or '.join(CODERS)}")
         if not 1 <= self.n <= 65_535:
             raise InputError(f"--n {self.n}: the keyframe interval is a whole number from 1 to 65535")
+        if not 1 <= self.bundle <= MOST_BUNDLED:
+            raise InputError(f"--bundle {self.bundle}: from 1 to {MOST_BUNDLED} keyframes in a packet")
         if self.baseline not in BASELINES:
             raise InputError(f"--baseline {self.baseline}: choose h264, h265 or none")
         if self.baseline_rate != "equal":

@@ -125,7 +125,7 @@ class Sender:
             return self._wire.add(name, _behind(address, offset), clock_hz, config.channel, protector)
 
         self.mcode = protected("mcode", 0, payload.CLOCK_HZ)
-        self._packetiser = payload.Packetiser(**self.mcode.numbers, mtu=mtu, twice=config.fec_header)
+        self._packetiser = payload.Packetiser(**self.mcode.numbers, mtu=mtu, twice=config.fec_header, bundle=config.bundle)
         self.baseline: Lane | None = None
         self._baseline: BaselineStream | None = None
         if config.baseline != "none":
@@ -209,6 +209,7 @@ class Sender:
                     progress(self._frames, self.source.expected_frames)
             if self._encoder is not None:
                 self._send_mcode(self._encoder.flush())
+                self._transmit_mcode(self._packetiser.flush())
             self._send_last_repair()
             if not stop.is_set():
                 self._send_last_sound(stop)
@@ -295,8 +296,11 @@ class Sender:
     def _send_mcode(self, packets: list[Packet]) -> None:
         for keyframe in packets:
             self._keyframes += 1
-            for packet in self._packetiser.push(keyframe):
-                self._transmit(self.mcode, packet, payload.protected_bytes(packet), self._newest_pts / TICKS_PER_S)
+            self._transmit_mcode(self._packetiser.push(keyframe))
+
+    def _transmit_mcode(self, packets: list[RtpPacket]) -> None:
+        for packet in packets:
+            self._transmit(self.mcode, packet, payload.protected_bytes(packet), self._newest_pts / TICKS_PER_S)
 
     def _send_audio(self, media_s: float) -> None:
         """Sound up to media_s, and a packet more."""

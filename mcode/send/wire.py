@@ -29,8 +29,8 @@ _RATE_WINDOW_S = 10.0
 
 @dataclass(frozen=True)
 class LaneReport:
-    """What one lane sent. rate_kbps: of RTP packets, repair included; not of IP and UDP headers (28 bytes each) nor of RTCP,
-    a report of some 60 bytes every five seconds.
+    """What one lane sent. rate_kbps: of RTP packets, repair included; link_kbps: with the IP and UDP headers of each (28 bytes,
+    48 with IPv6). Neither counts RTCP, a report of some 60 bytes every five seconds.
 
     target_kbps, at_floor: of a baseline that follows a rate, and whether it needs more than that. remote_*: as the
     receiver last reported; None where it never did.
@@ -42,6 +42,7 @@ class LaneReport:
     wire_bytes: int
     fec_bytes: int
     rate_kbps: float
+    link_kbps: float
     channel_lost: int
     channel_damaged: int
     channel_flipped_bits: int
@@ -140,6 +141,7 @@ class Lane:
             wire_bytes=self.wire_bytes,
             fec_bytes=self.fec_bytes,
             rate_kbps=self.wire_bytes * 8 / 1000 / length_s,
+            link_kbps=(self.wire_bytes + self.packets * (48 if len(self.address) == 4 else 28)) * 8 / 1000 / length_s,
             channel_lost=self.channel.lost,
             channel_damaged=self.channel.damaged,
             channel_flipped_bits=self.channel.flipped_bits,
