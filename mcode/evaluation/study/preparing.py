@@ -73,8 +73,6 @@ def prepare(
     the paper gives the methods compared with (section 5, User Study), or the codec's best. The folder appears whole or not at
     all. Raises InputError, ManifoldError.
     """
-    from mcode.evaluation.metrics import psnr
-
     folder, output = output, Path(os.path.realpath(output))  # "." and links have no name to write beside
     _check_replaceable(output, folder, force)
     source = Path(images)
@@ -85,32 +83,10 @@ def prepare(
         raise InputError(f"{source}: no pictures in it")
     options = Options(coder, refine, refine_by, perceptual, device)
     ladders = open_ladders(methods, manifolds, options)
-    notes: dict[str, dict[str, Any]] = {method.name: {} for method in methods}
     hidden = partial_name(f".{output.name}")
     partial = output / hidden if output.is_dir() else output.with_name(hidden)  # within: a mount point has nothing beside it
     try:
-        for name in (ORIGINAL, *notes):
-            (partial / name).mkdir(parents=True)
-        for done, (picture, path) in enumerate(pictures.items()):
-            rgb = read_picture(path)
-            Image.fromarray(rgb).save(partial / ORIGINAL / f"{picture}.png")
-            for number, method in enumerate(methods):
-                wanted = method.bpp
-                if method.times is not None and method.of is not None:
-                    wanted = method.times * notes[method.of][picture]["bpp"]
-                coded = code(ladders[method.name], method.setting, wanted, rgb)
-                notes[method.name][picture] = {
-                    "setting": coded.setting,
-                    **({"manifold": coded.manifold} if coded.manifold is not None else {}),
-                    "bytes": coded.bytes,
-                    "bpp": coded.bpp,
-                    "psnr_db": psnr(rgb, coded.decoded),
-                    "reached": wanted is None or coded.bpp >= wanted,
-                    "at_floor": coded.at_floor,
-                }
-                Image.fromarray(coded.decoded).save(partial / method.name / f"{picture}.png")
-                if progress:
-                    progress(done * len(methods) + number + 1, len(pictures) * len(methods))
+        notes = _code_all(pictures, methods, ladders, partial, progress)
         made = tuple(_prepared(method, ladders[method.name], options, notes[method.name]) for method in methods)
         record = {each.method: {**each.__dict__, "pictures": notes[each.method]} for each in made}
         note = {"pictures": len(pictures), "methods": record}
@@ -122,6 +98,42 @@ def prepare(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Prepared(os.fspath(folder), len(pictures), made)
+
+
+def _code_all(
+    pictures: dict[str, Path],
+    methods: Sequence[Method],
+    ladders: dict[str, tuple[Ladder, ...]],
+    folder: Path,
+    progress: Callable[[int, int | None], None] | None,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every picture as it is and by every method into its folder; what is to be noted of it, by method and picture."""
+    from mcode.evaluation.metrics import psnr
+
+    notes: dict[str, dict[str, dict[str, Any]]] = {method.name: {} for method in methods}
+    for name in (ORIGINAL, *notes):
+        (folder / name).mkdir(parents=True)
+    for done, (picture, path) in enumerate(pictures.items()):
+        rgb = read_picture(path)
+        Image.fromarray(rgb).save(folder / ORIGINAL / f"{picture}.png")
+        for number, method in enumerate(methods):
+            wanted = method.bpp
+            if method.times is not None and method.of is not None:
+                wanted = method.times * notes[method.of][picture]["bpp"]
+            coded = code(ladders[method.name], method.setting, wanted, rgb)
+            notes[method.name][picture] = {
+                "setting": coded.setting,
+                **({"manifold": coded.manifold} if coded.manifold is not None else {}),
+                "bytes": coded.bytes,
+                "bpp": coded.bpp,
+                "psnr_db": psnr(rgb, coded.decoded),
+                "reached": wanted is None or coded.bpp >= wanted,
+                "at_floor": coded.at_floor,
+            }
+            Image.fromarray(coded.decoded).save(folder / method.name / f"{picture}.png")
+            if progress:
+                progress(done * len(methods) + number + 1, len(pictures) * len(methods))
+    return notes
 
 
 def _prepared(method: Method, ladders: Sequence[Ladder], options: Options, note: dict[str, Any]) -> PreparedMethod:
