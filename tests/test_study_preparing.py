@@ -326,6 +326,22 @@ def test_a_study_comes_back_where_its_replacement_cannot_be_put_in(images, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"images", "study"}
 
 
+def test_what_of_a_study_cannot_be_put_back_is_not_deleted(images, tmp_path, monkeypatch):
+    folder, rename = tmp_path / "study", os.replace
+    prepare(images, folder, parse_methods(["jpeg:5", "jpeg:9"]))
+    before = sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+    def fail(old, new):
+        if Path(new).parent == folder and Path(new).name in ("original", "jpeg-9"):
+            raise OSError(errno.EIO, "the disk failed", str(new))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="the disk failed"):
+        prepare(images, folder, parse_methods(["jpeg:7", "jpeg:9"]), force=True)
+    assert sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file()) == before
+
+
 def test_an_existing_folder_is_filled_without_a_place_beside_it(images, tmp_path, monkeypatch):
     folder = tmp_path / "mounted"
     folder.mkdir()

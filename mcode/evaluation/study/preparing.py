@@ -182,7 +182,7 @@ def _check_replaceable(output: Path, name: str | os.PathLike[str], force: bool) 
 
 def _put_in(output: Path, name: str | os.PathLike[str], made: Path, force: bool) -> None:
     """The study's parts into a folder that exists, which others may stand in, in place of an earlier study's, which comes back
-    where that fails. made: within that folder."""
+    where that fails; what of it cannot, stays in a hidden folder. made: within that folder."""
     old = _check_replaceable(output, name, force)  # answers may have come while pictures were coded
     aside = made.with_name(f"{made.name}-old")
     aside.mkdir()
@@ -198,6 +198,6 @@ def _put_in(output: Path, name: str | os.PathLike[str], made: Path, force: bool)
             os.replace(part, made / part.name)
         for part in aside.iterdir():
             os.replace(part, output / part.name)
+        aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
