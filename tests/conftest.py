@@ -1,4 +1,4 @@
-"""What several tests share: the training data where it is at hand, small clips with sound, a free port, few threads."""
+"""What several tests share: the training data where it is at hand, small clips, a free port, the commands, few threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -99,3 +99,15 @@ def nothing_is_left_running(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         sender.close()
     left = [thread.name for thread in threading.enumerate() if thread.name.startswith("mcode-")]
     assert left == [], left
+
+
+@pytest.fixture
+def mcode(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """mcode("study", ...) -> (status, stdout, stderr)."""
+    from mcode import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = cli.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run

@@ -20,14 +20,13 @@ from PyQt6.QtCore import QEvent, Qt, QTimer
 from PyQt6.QtGui import QKeyEvent
 from PyQt6.QtWidgets import QApplication, QLabel, QPushButton, QToolButton
 
-from mcode import cli
 from mcode.errors import InputError
 from mcode.evaluation.study import ORIGINAL, Session, open_material, read_answers
 from player import study as study_window
 from player.study import StudyWindow, crop_side
 from player.theme import DARK, LIGHT
 from player.view import array_of
-from tests.test_study import METHODS, write_study
+from tests.studies import METHODS, write_study
 
 pytestmark = [
     pytest.mark.qt_log_level_fail("WARNING"),
@@ -260,15 +259,15 @@ def test_the_methods_names_are_never_shown(window, qtbot):
 def test_an_answer_that_cannot_be_written_is_said_and_can_be_given_again(window, qtbot, monkeypatch):
     made = window()
     qtbot.keyClick(made, Key.Key_Space)
-    write, question = made.session._write, made.question
+    write, question = made.session._file._write, made.question
 
     def fail(data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(made.session, "_write", fail)
+    monkeypatch.setattr(made.session._file, "_write", fail)
     qtbot.keyClick(made, Key.Key_1)
     assert made.hint.text() == "not written: No space left on device" and made.question == question
-    monkeypatch.setattr(made.session, "_write", write)
+    monkeypatch.setattr(made.session._file, "_write", write)
     qtbot.keyClick(made, Key.Key_1)
     assert len(answers_of(made)) == 1 and not made.hint.text()
 
@@ -308,15 +307,6 @@ def run_and(monkeypatch, act) -> None:
 def press(window, qtbot, *keys) -> None:
     for key in keys:
         qtbot.keyClick(window, key)
-
-
-@pytest.fixture
-def mcode(capsys):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = cli.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def test_the_command_opens_the_window_and_counts_the_answers(qapp, qtbot, folder, tmp_path, monkeypatch, mcode):
