@@ -292,6 +292,26 @@ def test_adaptive_keyframes_are_sent_where_frames_are_off_the_line(tmp_path):
     assert "N = 8 or less, " in table(adaptive) and "N = 8, " in table(plain)
 
 
+def test_bundles_take_fewer_packets_show_the_same_and_are_lost_together(tmp_path):
+    from mcode.evaluation.channel import evaluate_channel
+    from mcode.send import test_picture
+    from mcode.video import FrameWriter
+
+    from .block_means import TICKS, BlockMeans, Frame
+
+    with FrameWriter(tmp_path / "clip.mkv", width=32, height=24) as writer:
+        for index in range(60):
+            writer.push(Frame(test_picture(index, 32, 24), index * TICKS))
+    options = {"lanes": ("fixed",), "bit_error_rates": (0.0,), "losses": (0.3,), "seeds": 4, "n": 2}
+    alone = evaluate_channel(tmp_path / "clip.mkv", manifold=BlockMeans(), **options)
+    together = evaluate_channel(tmp_path / "clip.mkv", manifold=BlockMeans(), bundle=5, **options)
+    assert together.bundle == 5 and together.rates[0].rate_kbps < alone.rates[0].rate_kbps
+    assert 2 * together.rates[0].packets < alone.rates[0].packets
+    (clean, lossy), (clean_together, lossy_together) = alone.rows, together.rows
+    assert clean_together.psnr_db == clean.psnr_db
+    assert lossy_together.psnr_db < lossy.psnr_db < clean.psnr_db
+
+
 def test_exposed_headers_are_hit_too_and_cost_frames(tmp_path):
     from mcode.evaluation.channel import evaluate_channel
     from mcode.send import test_picture

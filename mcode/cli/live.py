@@ -13,6 +13,7 @@ from mcode.cli.options import (
     DEMO_SIZE,
     Adaptive,
     BitErrorRate,
+    Bundle,
     CodedSize,
     Coder,
     Device,
@@ -127,14 +128,7 @@ def send(
         ),
     ] = 5,
     adaptive: Adaptive = False,
-    bundle: Annotated[
-        int,
-        typer.Option(
-            metavar="KEYFRAMES",
-            parser=whole("--bundle", "the number of keyframes in a packet", 1, 64),
-            help="So many keyframes share a packet, where they fit: fewer bytes of headers, and as much later on the screen.",
-        ),
-    ] = 1,
+    bundle: Bundle = 1,
     baseline: Annotated[
         str,
         typer.Option(

@@ -13,6 +13,7 @@ from mcode.cli.options import (
     CODECS,
     LANES,
     Adaptive,
+    Bundle,
     CodedSize,
     Coder,
     Device,
@@ -146,6 +147,7 @@ def channel_(
     manifold: Manifold = "general",
     n: Interval = 4,
     adaptive: Adaptive = False,
+    bundle: Bundle = 1,
     quality: Quality = None,
     lanes: Annotated[
         str | None,
@@ -190,6 +192,7 @@ def channel_(
             manifold=manifold,
             n=n,
             adaptive=adaptive,
+            bundle=bundle,
             quality=quality,
             lanes=tuple(lanes.split(",")) if lanes else None,
             seeds=seeds,

@@ -243,6 +243,14 @@ Adaptive = Annotated[
     bool,
     typer.Option("--adaptive", help="N is the most: keyframes come sooner where the frames between would blur."),
 ]
+Bundle = Annotated[
+    int,
+    typer.Option(
+        metavar="KEYFRAMES",
+        parser=whole("--bundle", "the number of keyframes in a packet", 1, 64),
+        help="So many keyframes share a packet, where they fit: fewer bytes of headers, and as much later on the screen.",
+    ),
+]
 Start = Annotated[
     float,
     typer.Option(

@@ -15,7 +15,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,6 +105,7 @@ class ChannelReport:
     warnings: tuple[str, ...] = ()
     expose_headers: bool = False
     adaptive: bool = False
+    bundle: int = 1
 
     @property
     def interval(self) -> str:
@@ -118,6 +119,7 @@ def evaluate_channel(
     manifold: str | os.PathLike[str] | Model = "general",
     n: int = 4,
     adaptive: bool = False,
+    bundle: int = 1,
     quality: int | None = None,
     lanes: Sequence[str] | None = None,
     bit_error_rates: Sequence[float] = BIT_ERROR_RATES,
@@ -158,7 +160,7 @@ def evaluate_channel(
     limit_s = LONGEST_S if duration_s is None else duration_s
     frames, length_s, cut = _read(input, model, size, start_s, limit_s)
     options = {"n": n, "adaptive": adaptive, "quality": quality, "refresh_s": refresh_s}
-    senders = _senders(frames, length_s, model, lanes, options)
+    senders = _senders(frames, length_s, model, lanes, bundle, options)
     conditions = list(dict.fromkeys([(rate, 0.0) for rate in bit_error_rates] + [(0.0, loss) for loss in losses]))
     if (0.0, 0.0) not in conditions:
         conditions.insert(0, (0.0, 0.0))
@@ -203,6 +205,7 @@ def evaluate_channel(
         warnings=(f"measured the first {LONGEST_S:g} s; give --duration for more",) if cut and duration_s is None else (),
         expose_headers=expose_headers,
         adaptive=adaptive,
+        bundle=bundle,
     )
     return report if folder is None else _write(report, pictures, frames[middle].rgb, folder)
 
@@ -220,29 +223,30 @@ class LaneSender(Protocol):
 
 
 class McodeSender:
-    def __init__(self, model: Model, width: int, height: int, slices: int = 1, **options: Any) -> None:
+    def __init__(self, model: Model, width: int, height: int, slices: int = 1, bundle: int = 1, **options: Any) -> None:
         self.model = _Remembering(model)
-        self._size, self._options = (width, height), {**options, "slices": slices}
+        self._size, self._options, self._bundle = (width, height), {**options, "slices": slices}, bundle
         self.restart()
 
     def restart(self) -> None:
         self._encoder = Encoder(self.model, *self._size, **self._options)
-        self._packetiser = payload.Packetiser(_SSRC)
+        self._packetiser = payload.Packetiser(_SSRC, bundle=self._bundle)
 
     def push(self, frame: Frame) -> list[tuple[RtpPacket, int]]:
-        return self._packets(self._encoder.push(frame))
+        return _spared(packet for keyframe in self._encoder.push(frame) for packet in self._packetiser.push(keyframe))
 
     def flush(self) -> list[tuple[RtpPacket, int]]:
-        return self._packets(self._encoder.flush())
-
-    def _packets(self, keyframes: list) -> list[tuple[RtpPacket, int]]:
-        made = [packet for keyframe in keyframes for packet in self._packetiser.push(keyframe)]
-        return [(packet, payload.protected_bytes(packet)) for packet in made]
+        made = [packet for keyframe in self._encoder.flush() for packet in self._packetiser.push(keyframe)]
+        return _spared([*made, *self._packetiser.flush()])
 
     def receiver(self) -> McodeLane:
         header = base64.b64encode(payload.header_bytes(self._encoder.header)).decode()
         media = sdp.Media("MCODE", 5004, self._packetiser.payload_type, _SSRC, {"header": header})
         return McodeLane(lambda _: self.model, media)
+
+
+def _spared(packets: Iterable[RtpPacket]) -> list[tuple[RtpPacket, int]]:
+    return [(packet, payload.protected_bytes(packet)) for packet in packets]
 
 
 class _Remembering:
@@ -335,7 +339,7 @@ def _viewed(frames: Sequence[Frame], arrived: Sequence[tuple[int, Frame]]) -> It
 
 
 def _senders(
-    frames: list[Frame], length_s: float, model: Model, lanes: Sequence[str], options: dict[str, Any]
+    frames: list[Frame], length_s: float, model: Model, lanes: Sequence[str], bundle: int, options: dict[str, Any]
 ) -> dict[str, LaneSender]:
     """options: of the `Encoder`."""
     width, height = frames[0].width, frames[0].height
@@ -346,7 +350,7 @@ def _senders(
         size = sum(len(part or b"") for part in trial.push(frames[0])[0].slices)
         _, h, w = trial.shape
         slices = payload.fitting_slices(size, h * w)
-        made[coder] = McodeSender(model, width, height, coder=coder, slices=slices, **options)
+        made[coder] = McodeSender(model, width, height, coder=coder, slices=slices, bundle=bundle, **options)
         rate = max(rate, _sent(made[coder], frames, length_s)[0])
     for codec in ("h264", "h265"):
         if codec in lanes:
