@@ -665,7 +665,7 @@ def test_every_option_of_evaluate_channel_arrives(mcode, monkeypatch):
     channel = Library(monkeypatch, "mcode.evaluation.channel", "evaluate_channel")
     sys.modules["mcode.evaluation.channel"].LABELS = {}
     sys.modules["mcode.evaluation.channel"].channel_text = str
-    arguments = "evaluate channel a.mp4 -o out -m me -n 8 --adaptive --bundle 3 --quality 2 --lanes fixed,h264,fixed --seeds 2 --size 64x48"
+    arguments = "evaluate channel a.mp4 -o out -m me -n 8 --adaptive --bundle 3 --quality 2 --lanes fixed,h264,fixed --seeds 2"
     more = "--size 64x48 --start 1 --duration 2 --expose-headers --device cpu --force --json"
     assert mcode(*arguments.split(), *more.split())[0] == 0
     assert channel.args == ("a.mp4", "out")
