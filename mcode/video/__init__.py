@@ -1,0 +1,58 @@
+"""Video files in and out: anything FFmpeg opens becomes RGB frames, frames become MP4, Matroska, y4m or PNG, sound is copied.
+
+Not here: the .mcode file (container.py) and the codecs to compare with (baseline.py).
+"""
+
+from mcode.video.reading import (
+    TICK,
+    AudioTrack,
+    FrameReader,
+    FrameWriter,
+    OutputFile,
+    StrPath,
+    VideoInfo,
+    add_sound,
+    audio_packets,
+    centre_crop,
+    check_frames_output,
+    check_input,
+    check_picture_size,
+    check_size,
+    due_s,
+    frames_at,
+    open_image,
+    picture_size,
+    picture_zero,
+    probe,
+    probe_audio,
+    read_picture,
+    resize,
+    time_base,
+)
+
+__all__ = [
+    "TICK",
+    "AudioTrack",
+    "FrameReader",
+    "FrameWriter",
+    "OutputFile",
+    "StrPath",
+    "VideoInfo",
+    "add_sound",
+    "audio_packets",
+    "centre_crop",
+    "check_frames_output",
+    "check_input",
+    "check_picture_size",
+    "check_size",
+    "due_s",
+    "frames_at",
+    "open_image",
+    "picture_size",
+    "picture_zero",
+    "probe",
+    "probe_audio",
+    "read_picture",
+    "resize",
+    "time_base",
+]
