@@ -57,6 +57,7 @@ _ANIMATION_BRANDS = {"avis", "hevc", "msf1"}
 _ALPHA_NAMES = (b":auxiliary:alpha", b":hevc:2015:auxid:1")  # of AVIF and of HEIC (ISO/IEC 23008-12)
 _COMPRESSION, _PHOTOMETRIC, _ORIENTATION = 259, 262, 274  # tags of TIFF and EXIF
 _MIRRORED = {2: (-1, 0, 0, 1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 7: (0, -1, -1, 0)}  # EXIF: matrix, see _display_matrix
+_TURNED = {90: (0, -1, 1, 0), -90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}  # degrees: matrix
 _LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
 _JOINABLE = {"mpegts", "mpeg", "matroska,webm", "ogg"}  # formats that are read on where files stand one behind the other
 _EBML_HEADER = re.compile(rb"\x1a\x45\xdf\xa3.{1,64}?(?:matroska|webm)", re.DOTALL)  # RFC 8794, section 11.2.2
@@ -182,6 +183,7 @@ class FrameReader:
         self.runs_backwards, self.retimed = False, 0
         self.last_duration_ticks: int | None = None
         self._began = Fraction(0)  # on the file's clock
+        self._promise_is_of_pictures = False  # else of a sound track that may be longer
 
     def __iter__(self) -> Iterator[Frame]:
         return self._read(None)
@@ -276,6 +278,7 @@ class FrameReader:
             with _open(self.path) as container:
                 stream = _picture_stream(container, self.path)
                 self._began = _start(stream)
+                self._promise_is_of_pictures = _stream_duration(container, stream) is not None or not container.streams.audio
                 if back_s is not None and start is not None and not _seek(container, stream, start - back_s):
                     continue
                 landed_early = not seeking
@@ -345,7 +348,7 @@ class FrameReader:
     def _shortfall(self, damage: _Damage, end: Fraction | None) -> str | None:
         have, promised = float(end or 0), self.info.duration_s
         two_frames_s = 2 * self._period_ticks() / TICKS_PER_S
-        short = promised is not None and damage.promise_is_of_pictures and have < promised - two_frames_s
+        short = promised is not None and self._promise_is_of_pictures and have < promised - two_frames_s
         if not (short or damage.cut_off):
             return None
         whole = f"{promised or 0:.1f}"
@@ -442,6 +445,12 @@ def _refuse_wrong_tiff(path: StrPath) -> None:
     if as_jpeg or is_ycbcr:
         how = "compressed as JPEG" if as_jpeg else "of YCbCr colours"
         raise InputError(f"{path}: a TIFF {how} is not supported: convert it to PNG")
+
+
+def exif_orientation(path: StrPath) -> int:
+    """How a picture is to be turned, 1 to 8 as EXIF counts; 1, not at all, where Pillow finds nothing."""
+    found = _pillows_tags(path)[1].get(_ORIENTATION)
+    return found if isinstance(found, int) else 1
 
 
 def _pillows_tags(path: StrPath) -> tuple[str, dict[int, object]]:
@@ -541,8 +550,6 @@ class _Damage:
 
     packets: int = 0
     cut_off: bool = False
-    promise_is_of_pictures: bool = False
-    """The promised duration is that of the pictures, and not of a longer sound track."""
 
 
 def check_input(path: StrPath, what: str = "a video") -> None:
@@ -647,7 +654,6 @@ def _decoded(
 
     from_keyframe: where a seek lands between keyframes, as in MPEG-TS, decoders make grey pictures of what comes first.
     """
-    damage.promise_is_of_pictures = _stream_duration(container, stream) is not None or not container.streams.audio
     size = container.size
     end, seen = size, 0
     try:
@@ -780,12 +786,7 @@ def _display_matrix(picture: av.VideoFrame, path: StrPath) -> tuple[int, int, in
         side = picture.side_data.get("DISPLAYMATRIX")
     except ValueError:
         # PyAV 18.1 does not know FFmpeg 8.1's EXIF side data and refuses to list any; its rotation tells no mirroring
-        orientation = _pillows_tags(path)[1].get(_ORIENTATION)
-        if isinstance(orientation, int) and orientation in _MIRRORED:
-            return _MIRRORED[orientation]
-        return {90: (0, -1, 1, 0), -90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}.get(
-            picture.rotation, (1, 0, 0, 1)
-        )
+        return _MIRRORED.get(exif_orientation(path)) or _TURNED.get(picture.rotation, (1, 0, 0, 1))
     if side is None:
         return 1, 0, 0, 1
     assert isinstance(side, SideData)
