@@ -26,7 +26,7 @@ from PIL import Image, features
 from mcode import video
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
-from mcode.video import FrameReader, FrameWriter, OutputFile, audio_packets, centre_crop, probe, reading, resize
+from mcode.video import FrameReader, FrameWriter, OutputFile, audio_packets, centre_crop, pixels, probe, resize, sound, streams
 from mcode.whole import whole
 
 FPS = 25
@@ -226,7 +226,7 @@ def test_matrix_and_range_of_the_file_are_followed(code: int, red: float, blue: 
     r, b = y + 2 * (1 - red) * v, y + 2 * (1 - blue) * u
     g = (y - red * r - blue * b) / (1 - red - blue)
     expected = np.clip(np.stack([r, g, b], -1) * 255, 0, 255)
-    assert np.abs(reading._to_rgb(frame, "a.mkv") - expected).max() < 1.6
+    assert np.abs(pixels.to_rgb(frame, "a.mkv") - expected).max() < 1.6
 
 
 @pytest.mark.parametrize(("code", "name"), [(8, "YCgCo"), (14, "ICtCp"), (40, "number 40")])
@@ -234,11 +234,11 @@ def test_colours_that_cannot_be_read_are_one_line(code: int, name: str) -> None:
     frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 99, np.uint8), "rgb24").reformat(format="yuv444p")
     frame.colorspace = code
     with pytest.raises(InputError, match=rf"^a.mkv: its colours \(yuv444p, matrix {name}\) cannot be read: convert it to BT"):
-        reading._to_rgb(frame, "a.mkv")
+        pixels.to_rgb(frame, "a.mkv")
 
 
 def test_files_that_name_no_matrix_are_read_as_players_do() -> None:
-    assert [reading._assumed_matrix(*size) for size in ((640, 360), (720, 576), (1280, 720), (720, 1280))] == [6, 6, 1, 1]
+    assert [pixels.assumed_matrix(*size) for size in ((640, 360), (720, 576), (1280, 720), (720, 1280))] == [6, 6, 1, 1]
 
 
 ROTATIONS = {
@@ -371,8 +371,8 @@ def test_a_picture_in_tiles_is_refused_and_not_shown_by_its_first() -> None:
     tile, default, cover = (av.stream.Disposition[name] for name in ("dependent", "default", "attached_pic"))
     for dispositions in ([tile] * 6, [0, *[tile] * 6]):  # 0: a thumbnail
         with pytest.raises(InputError, match=r"^a\.heic is a picture in tiles .*: convert it to JPEG or PNG first$"):
-            reading._picture_stream(tracks(*dispositions), "a.heic")
-    assert reading._picture_stream(tracks(tile, tile, default, cover), "a.heic").index == 2  # tiles of another picture
+            streams.picture_stream(tracks(*dispositions), "a.heic")
+    assert streams.picture_stream(tracks(tile, tile, default, cover), "a.heic").index == 2  # tiles of another picture
 
 
 def test_the_default_track_is_shown(tmp_path: Path) -> None:
@@ -929,7 +929,7 @@ def test_one_wrong_time_loses_no_sound(tmp_path: Path, number: int, leap_s: int)
 
 
 def test_sound_that_claims_to_last_for_ever_is_left_out_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, demuxed = make_clip(tmp_path / "a.mp4", audio="aac"), reading._demuxed
+    path, demuxed = make_clip(tmp_path / "a.mp4", audio="aac"), sound.demuxed
 
     def damaged(*arguments: object) -> Iterator[av.Packet]:
         later = 0
@@ -940,7 +940,7 @@ def test_sound_that_claims_to_last_for_ever_is_left_out_behind_it(tmp_path: Path
                     packet.duration = later = 1 << 32
             yield packet
 
-    monkeypatch.setattr(reading, "_demuxed", damaged)
+    monkeypatch.setattr(sound, "demuxed", damaged)
     count = len(sound_of(path))
     with FrameWriter(tmp_path / "b.mp4", width=64, height=48, audio_from=path) as writer:
         for frame in FrameReader(path):
@@ -953,7 +953,7 @@ def test_sound_that_claims_to_last_for_ever_is_left_out_behind_it(tmp_path: Path
 def test_one_wrong_duration_loses_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_clip(tmp_path / "a.mkv", frames=50, audio="ac3")
     times = [float(p.pts * p.time_base) for p in audio_packets(path)]
-    demuxed = reading._demuxed
+    demuxed = sound.demuxed
 
     def damaged(*arguments: object) -> Iterator[av.Packet]:
         for packet in demuxed(*arguments):
@@ -961,7 +961,7 @@ def test_one_wrong_duration_loses_no_sound(tmp_path: Path, monkeypatch: pytest.M
                 packet.duration = 60_000
             yield packet
 
-    monkeypatch.setattr(reading, "_demuxed", damaged)
+    monkeypatch.setattr(sound, "demuxed", damaged)
     found = list(audio_packets(path))
     assert [float(p.pts * p.time_base) for p in found] == pytest.approx(times, abs=0.003)
     assert max(p.duration for p in found) < 2 * 1536
@@ -1024,7 +1024,7 @@ def test_sound_that_cannot_be_read_is_left_out_with_a_warning(tmp_path: Path, su
 def test_a_packet_of_sound_that_does_not_fit_is_left_out_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    cut = reading._cut
+    cut = sound._cut
 
     def damaged(*arguments: object) -> Iterator[av.Packet]:
         for number, packet in enumerate(cut(*arguments)):
@@ -1032,7 +1032,7 @@ def test_a_packet_of_sound_that_does_not_fit_is_left_out_with_a_warning(
                 packet.pts = packet.dts = packet.dts - 10_000  # before the one before
             yield packet
 
-    monkeypatch.setattr(reading, "_cut", damaged)
+    monkeypatch.setattr(sound, "_cut", damaged)
     path = make_clip(tmp_path / "a.mp4", audio="aac")
     with FrameWriter(tmp_path / f"b{suffix}", width=64, height=48, audio_from=path) as writer:
         for frame in FrameReader(path):
