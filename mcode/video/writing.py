@@ -24,13 +24,15 @@ from mcode.video.pixels import assumed_matrix, to_yuv
 from mcode.video.sound import AudioTrack, add_sound, probe_audio
 from mcode.video.times import LONGEST_SHOWN, TICK
 
+_FORMATS = {".mp4": "mp4", ".mkv": "matroska"}  # FFmpeg's names
+
 
 def check_frames_output(path: StrPath, *, force: bool = False) -> None:
     """Raises InputError where FrameWriter would not begin to write to `path`: by its name, or by what is there."""
     name, file = os.fspath(path), Path(path)
     if name == "-":
         return
-    if name and (suffix := file.suffix.lower()) not in (".mp4", ".mkv", ".y4m", ".png"):
+    if name and (suffix := file.suffix.lower()) not in (*_FORMATS, ".y4m", ".png"):
         raise InputError(f"cannot write {suffix or 'a file without extension'}: use .mp4, .mkv, .y4m or .png ({name})")
     if file.suffix.lower() == ".png" and "%" in file.name:
         if not re.fullmatch(r"[^%]*%(0\d+)?d[^%]*", file.name):
@@ -79,8 +81,9 @@ class FrameWriter:
         self._held: Frame | None = None  # a frame is written when the next one tells how long it is shown
         self._gap = TICKS_PER_S // 25 if fps is None else max(1, round(TICKS_PER_S / fps))
         self._sink: _Sink
-        if suffix in (".mp4", ".mkv"):
-            self._sink = _Movie(path, suffix, width, height, fps, audio_from, start_s, duration_s, force)
+        if suffix in _FORMATS:
+            audio = None if audio_from is None else AudioTrack(audio_from, _FORMATS[suffix], start_s, duration_s)
+            self._sink = _Movie(path, width, height, fps, audio, force)
         elif suffix == ".y4m" or name == "-":
             self._sink = _Y4m(path, width, height, fps, force)
         else:
@@ -153,33 +156,30 @@ class _Movie:
     def __init__(
         self,
         path: StrPath,
-        suffix: str,
         width: int,
         height: int,
         fps: Fraction | float | None,
-        audio_from: StrPath | None,
-        start_s: float,
-        duration_s: float | None,
+        audio: AudioTrack | None,
         force: bool,
     ) -> None:
         self.warnings: list[str] = []
-        container_format = "mp4" if suffix == ".mp4" else "matroska"
-        self._audio = None if audio_from is None else AudioTrack(audio_from, container_format, start_s, duration_s)
+        self._audio = audio
         self._durations: dict[int, int] = {}
-        self._file = OutputFile(path, force=force, remedy="use .mkv or .y4m" if suffix == ".mp4" else None)
+        self._format = _FORMATS[Path(path).suffix.lower()]
+        self._file = OutputFile(path, force=force, remedy="use .mkv or .y4m" if self._format == "mp4" else None)
         try:
-            self._open(suffix, container_format, width, height, fps)
+            self._open(width, height, fps)
         except BaseException:
             self.discard()
             raise
 
-    def _open(self, suffix: str, container_format: str, width: int, height: int, fps: Fraction | float | None) -> None:
-        self._output = av.open(self._file, "w", format=container_format)
+    def _open(self, width: int, height: int, fps: Fraction | float | None) -> None:
+        self._output = av.open(self._file, "w", format=self._format)
         # No B-frames: every packet's time is its frame's own, and no edit list is needed to start at 0.
         options = {"crf": "14", "preset": "veryfast", "bf": "0"}
         rate = _as_rate(fps or 25)
         self._video = self._output.add_stream("libx264", rate=rate, options=options)
-        if fps is None and suffix == ".mkv":  # Matroska says a rate, and players believe it: none rather than a wrong one
+        if fps is None and self._format == "matroska":  # it says a rate, and players believe it: none rather than a wrong one
             self._video.codec_context.framerate = Fraction(0)
             self._video.codec_context.options |= {"x264-params": f"fps={rate}"}  # else x264 claims its highest level
         self._video.width, self._video.height = width, height
@@ -196,7 +196,7 @@ class _Movie:
             self._sound = add_sound(self._output, self._audio.stream)
 
     def put(self, frame: Frame, duration: int) -> None:
-        if duration > LONGEST_SHOWN and self._file.path.suffix.lower() == ".mp4":
+        if duration > LONGEST_SHOWN and self._format == "mp4":
             pause_h = duration / TICKS_PER_S / 3600
             raise InputError(f"{self._file.path}: MP4 cannot hold a pause of {pause_h:.1f} hours: use .mkv")
         picture = to_yuv(frame.rgb, self._pixel_format)
