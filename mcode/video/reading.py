@@ -73,7 +73,7 @@ def probe(path: StrPath) -> VideoInfo:
         is_image = (
             container.format.name.endswith("_pipe") or container.format.name in ("image2", "ico") or brand in STILL_BRANDS
         )
-        duration = stream_duration(container, stream)
+        duration = stream_duration(stream)
         if duration is None and container.duration:
             duration = Fraction(container.duration, av.time_base)
         average, nominal = stream.average_rate, stream.guessed_rate
@@ -127,12 +127,14 @@ class FrameReader:
         self.path = Path(path)
         self.info = probe(path)
         self.start_s, self.duration_s = start_s, duration_s
-        self._crop_to, self._size = crop_to, size
+        self._crop_to = crop_to
         self.width, self.height = size or cropped_size(self.info.width, self.info.height, crop_to)
         self.truncated: str | None = None
         self.damaged = 0
         self.runs_backwards, self.retimed = False, 0
         self.last_duration_ticks: int | None = None
+        self._period_ticks = max(1, round(TICKS_PER_S / (self.info.average_fps or 25)))
+        self._period_s = self._period_ticks * TICK
         self._began = Fraction(0)  # on the file's clock
         self._promise_is_of_pictures = False  # else of a sound track that may be longer
 
@@ -191,17 +193,8 @@ class FrameReader:
         limit = None if self.duration_s is None else round(Fraction(self.duration_s) * TICKS_PER_S)
         for (picture, time_s), (_, then_s) in pairwise(chain(self._from_start(damage, start), [(None, None)])):
             assert picture is not None
-            zero = time_s if zero is None and time_s is not None else zero
-            pts = None if zero is None or time_s is None else round((time_s - zero) * TICKS_PER_S)
-            then = None if zero is None or then_s is None else round((then_s - zero) * TICKS_PER_S)
-            if last is None:
-                pts = pts or 0
-            elif pts is None:
-                pts = last + self._period_ticks()
-            elif pts <= last or (then is not None and last < then < pts):
-                # Where the next picture is behind the last one, this one belongs between them; else the clock runs backwards.
-                pts = last + 1 if then is None or then <= last else min(last + self._period_ticks(), (last + then + 1) // 2)
-                self.runs_backwards, self.retimed = True, self.retimed + 1
+            zero = time_s if zero is None else zero
+            pts = self._in_order(_ticks(time_s, zero), last, _ticks(then_s, zero))
             if limit is not None and pts >= limit:
                 if last is not None and not self.info.is_image:
                     self.last_duration_ticks = max(limit - last, least)
@@ -219,34 +212,45 @@ class FrameReader:
         if not self.info.is_image:
             self.truncated = self._shortfall(damage, end)
 
+    def _in_order(self, pts: int | None, last: int | None, then: int | None) -> int:
+        """The time of a frame that is due at pts by the file: behind the last one's and, where it can be, before the next's."""
+        if last is None:
+            return pts or 0
+        if pts is None:
+            return last + self._period_ticks
+        if last < pts and (then is None or then <= last or pts <= then):
+            return pts
+        # Where the next picture is behind the last one, this one belongs between them; else the clock runs backwards.
+        self.runs_backwards, self.retimed = True, self.retimed + 1
+        return last + 1 if then is None or then <= last else min(last + self._period_ticks, (last + then + 1) // 2)
+
     def _from_start(self, damage: Damage, start: Fraction | None) -> Iterator[tuple[av.VideoFrame, Fraction | None]]:
         """Decoded pictures at or after start (None: all), with their times: all in seconds on the file's own clock."""
-        tries: list[int] = []
+        targets: list[Fraction] = []
         if start is not None and not seeks_astray(self.path):
-            tries = [back_s for back_s in _STEPS_BACK_S if back_s < start - self._began]
-        for back_s in (*tries, None):
-            seeking = back_s is not None
+            targets = [start - back_s for back_s in _STEPS_BACK_S if back_s < start - self._began]
+        for target in (*targets, None):
             with open_container(self.path) as container:
                 stream = picture_stream(container, self.path)
                 self._began = start_of(stream)
-                self._promise_is_of_pictures = stream_duration(container, stream) is not None or not container.streams.audio
-                if back_s is not None and start is not None and not seek(container, stream, start - back_s):
+                self._promise_is_of_pictures = stream_duration(stream) is not None or not container.streams.audio
+                if target is not None and not seek(container, stream, target):
                     continue
-                landed_early = not seeking
+                landed_early = target is None
                 counted_s = self._began
                 given = False
-                pictures = self._timed(container, decoded(container, stream, damage, from_keyframe=seeking))
+                pictures = self._timed(container, decoded(container, stream, damage, from_keyframe=target is not None))
                 for (picture, time_s), (_, then_s) in pairwise(chain(pictures, [(None, None)])):
                     assert picture is not None
-                    moved = not given and time_s is not None and then_s is not None and then_s < time_s
-                    if moved and then_s is not None:
-                        time_s = then_s - self._period_ticks() * TICK  # one wrong time is no place to begin at
-                        self.runs_backwards = True
+                    moved = False
+                    if not given and time_s is not None and then_s is not None and then_s < time_s:
+                        time_s = then_s - self._period_s  # one wrong time is no place to begin at
+                        moved = self.runs_backwards = True
                     if start is not None:
                         if time_s is None and not landed_early:
                             break  # raw H.264 and H.265 hold no times: count the pictures from the beginning
                         due = counted_s if time_s is None else time_s
-                        counted_s = due + self._period_ticks() * TICK
+                        counted_s = due + self._period_s
                         if due < start - TICK / 2:
                             landed_early = True
                             self.runs_backwards |= given
@@ -270,7 +274,7 @@ class FrameReader:
             time_s = None
             if stamp is not None:
                 time_s = stamp * time_base(picture)
-                shown_s = picture.duration * time_base(picture) or self._period_ticks() * TICK
+                shown_s = picture.duration * time_base(picture) or self._period_s
                 if container.format.name in JOINABLE:
                     time_s += clock.shift(time_s, time_s, shown_s)
                     self.runs_backwards |= len(clock.shifts) > 1
@@ -281,9 +285,6 @@ class FrameReader:
             rgb = centre_crop(rgb, self._crop_to)
         return resize(rgb, self.width, self.height)  # also where the picture changes its size midway
 
-    def _period_ticks(self) -> int:
-        return max(1, round(TICKS_PER_S / (self.info.average_fps or 25)))
-
     def _shown_ticks(self, picture: av.VideoFrame, most: int | None) -> int | None:
         if self.info.is_image or not picture.duration:
             return None
@@ -291,19 +292,23 @@ class FrameReader:
         return min(ticks, most or ticks, LONGEST_SHOWN)
 
     def _end(self, pts: int, zero: Fraction | None, picture: av.VideoFrame) -> Fraction:
-        shown = picture.duration * time_base(picture) if picture.duration else self._period_ticks() * TICK
+        shown = picture.duration * time_base(picture) if picture.duration else self._period_s
         # the file's first time may be a wrong one, later than zero
         skipped = Fraction(self.start_s) if zero is None else max(Fraction(0), zero - self._began)
         return skipped + pts * TICK + shown
 
     def _shortfall(self, damage: Damage, end: Fraction | None) -> str | None:
         have, promised = float(end or 0), self.info.duration_s
-        two_frames_s = 2 * self._period_ticks() / TICKS_PER_S
+        two_frames_s = 2 * self._period_ticks / TICKS_PER_S
         short = promised is not None and self._promise_is_of_pictures and have < promised - two_frames_s
         if not (short or damage.cut_off):
             return None
         whole = f"{promised or 0:.1f}"
         return f"{have:.1f} of {whole} s" if float(whole) > round(have, 1) else f"{have:.1f} s, then it breaks off"
+
+
+def _ticks(time_s: Fraction | None, zero: Fraction | None) -> int | None:
+    return None if time_s is None or zero is None else round((time_s - zero) * TICKS_PER_S)
 
 
 def frames_at(path: StrPath, wanted: Collection[int]) -> Iterator[np.ndarray]:

@@ -14,8 +14,8 @@ from typing import BinaryIO
 import av
 
 from mcode.video.paths import StrPath
-from mcode.video.streams import demuxed, ends_with, films, open_container, sound_stream
-from mcode.video.times import JOINABLE, LONGEST_SHOWN, RESTART_S, Clock, due_s, picture_zero, seek, seeks_astray, time_base
+from mcode.video.streams import demuxed, discard_others, ends_with, films, open_container, sound_stream
+from mcode.video.times import JOINABLE, LONGEST_SHOWN, RESTART_S, Clock, due_s, picture_zero, seek, time_base, tries
 
 _LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")  # of so many channels, where none is named
 _MOST_AAC_CHANNELS = 6
@@ -30,7 +30,7 @@ def audio_packets(path: StrPath, start_s: float = 0, duration_s: float | None = 
     need it to decode the next. A file that breaks off ends the packets. None at all where there is no sound.
     """
     zero = picture_zero(path, start_s)
-    for seeking in (True, False) if start_s > 0 and not seeks_astray(path) else (False,):
+    for seeking in tries(path, start_s):
         with open_container(path) as container:
             stream = sound_stream(container)
             if stream is None:
@@ -51,9 +51,7 @@ def _cut(
 ) -> Iterator[av.Packet[av.AudioStream]]:
     """lose: called for every packet that is left out though it belongs to the part."""
     film = next(iter(films(container)), None) if container.format.name in JOINABLE else None
-    for other in container.streams:
-        if other is not stream and other is not film:
-            other.discard = av.stream.Discard.all
+    discard_others(container, *([stream] if film is None else [stream, film]))
     tick, rate, frame_size = time_base(stream), stream.codec_context.sample_rate or 1, stream.codec_context.frame_size
     # Matroska's milliseconds are too coarse for sound: packets that follow each other are counted in samples.
     fine = min(tick, Fraction(1, rate))
@@ -119,14 +117,13 @@ def _running_on(
             if packet.size and is_sound:
                 waiting.append((part, packet))
             continue
-        time_s = due_s(packet)
-        if not is_sound:
-            decoded_s = None if packet.dts is None else packet.dts * time_base(packet)
-            clock.shift(decoded_s, time_s, (packet.duration or 0) * time_base(packet))
-        else:
+        if is_sound:
+            time_s = due_s(packet)
             part += before is not None and time_s < before - RESTART_S
             before = time_s
             waiting.append((part, packet))
+        else:
+            clock.shift_of(packet)
         while waiting and (waiting[0][0] < len(clock.shifts) or len(waiting) > _MOST_WAITING):
             yield _shifted(*waiting.popleft(), clock)
     while waiting:
@@ -161,11 +158,10 @@ class AudioTrack:
         self._buffers: list[BinaryIO] = []
         self._choice = _choice_of_sound(self._container)
         stream = sound_stream(self._container)
-        usable = stream is not None and stream.codec_context is not None
-        self.stream: av.AudioStream | None = stream if usable else None
+        self.stream = stream if stream is not None and stream.codec_context is not None else None
         self._packets: Iterator[av.Packet[av.AudioStream]] = iter(())
         self._next: av.Packet[av.AudioStream] | None = None
-        if stream is not None and not usable:
+        if stream is not None and self.stream is None:
             self._give_up()
         if self.stream is not None:
             self._packets = _cut(self._container, self.stream, zero, start_s, duration_s, self.lose)

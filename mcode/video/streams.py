@@ -155,6 +155,13 @@ def demuxed(container: av.container.InputContainer, *streams: av.stream.Stream) 
             return
 
 
+def discard_others(container: av.container.InputContainer, *streams: av.stream.Stream) -> None:
+    """FFmpeg passes over all others from here on."""
+    for other in container.streams:
+        if other not in streams:
+            other.discard = av.stream.Discard.all
+
+
 def ends_with(packet: av.Packet, size: int) -> bool:
     """Whether a file of so many bytes ends inside this packet, or just behind it."""
     return packet.pos is not None and packet.pos + packet.size >= size

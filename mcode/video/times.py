@@ -13,7 +13,7 @@ import av
 
 from mcode.frame import TICKS_PER_S
 from mcode.video.paths import StrPath
-from mcode.video.streams import demuxed, films, open_container
+from mcode.video.streams import demuxed, discard_others, films, open_container
 
 TICK = Fraction(1, TICKS_PER_S)
 LONGEST_SHOWN = (1 << 31) - 1  # ticks, 6.6 hours: the longest of FFmpeg's MP4 writer
@@ -36,13 +36,18 @@ def due_s(packet: av.Packet) -> Fraction:
     return packet.pts * time_base(packet)
 
 
+def decoded_s(packet: av.Packet) -> Fraction | None:
+    """Its place in the order of decoding, in seconds on the file's own clock, if known."""
+    return None if packet.dts is None else packet.dts * time_base(packet)
+
+
 def start_of(stream: av.stream.Stream) -> Fraction:
     """When it begins, in seconds on the file's own clock; 0 where the file does not say."""
     return stream.start_time * time_base(stream) if stream.start_time is not None else Fraction(0)
 
 
-def stream_duration(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction | None:
-    """Seconds of this stream, where the container tells it for this stream alone (Matroska does so in a tag)."""
+def stream_duration(stream: av.VideoStream) -> Fraction | None:
+    """Seconds of this stream, where its file tells it for this stream alone (Matroska does so in a tag)."""
     if stream.duration:
         return stream.duration * time_base(stream)
     tag = re.fullmatch(r"(\d+):(\d+):(\d+\.\d+)", stream.metadata.get("DURATION", ""))
@@ -83,6 +88,10 @@ class Clock:
         self._end = time_s + shown_s if self._end is None else max(self._end, time_s + shown_s)
         return self.shifts[-1]
 
+    def shift_of(self, packet: av.Packet) -> Fraction:
+        """What to add to the time of this packet, which has one."""
+        return self.shift(decoded_s(packet), due_s(packet), (packet.duration or 0) * time_base(packet))
+
 
 def is_joined(path: StrPath) -> bool:
     """Whether a file's clock starts anew, so that a seek may land in any of its parts. Large files are taken for whole ones."""
@@ -97,22 +106,24 @@ def seeks_astray(path: StrPath) -> bool:
         return container.format.name == "mpeg" or is_joined(path)
 
 
+def tries(path: StrPath, start_s: float) -> tuple[bool, ...]:
+    """Whether to seek, for each try to read packets from start_s on: the last one reads the whole file."""
+    return (True, False) if start_s > 0 and not seeks_astray(path) else (False,)
+
+
 @lru_cache(maxsize=16)
 def _has_joint(path: str, size: int, changed_ns: int) -> bool:
     with open_container(path) as container:
         film = next(iter(films(container)), None)
         if film is None or container.format.name not in JOINABLE:
             return False
-        for other in container.streams:
-            if other is not film:
-                other.discard = av.stream.Discard.all
+        discard_others(container, film)
         clock = Clock()
         with suppress(av.error.FFmpegError):
             for packet in demuxed(container, film):
-                if packet.dts is not None:
-                    clock.shift(packet.dts * time_base(packet), Fraction(0), Fraction(0))
-                    if len(clock.shifts) > 1:
-                        return True
+                clock.shift(decoded_s(packet), Fraction(0), Fraction(0))
+                if len(clock.shifts) > 1:
+                    return True
     return False
 
 
@@ -122,7 +133,7 @@ def picture_zero(path: StrPath, start_s: float = 0) -> Fraction:
     Reads packets only, decodes nothing. A file whose pictures cannot be found gives start_s.
     """
     begins = picture_zero(path) if start_s > 0 else Fraction(0)
-    for seeking in (True, False) if start_s > 0 and not seeks_astray(path) else (False,):
+    for seeking in tries(path, start_s):
         with open_container(path) as container:
             streams = films(container) or container.streams.data  # the data track is that of an .mcode file
             if not streams:
@@ -152,23 +163,23 @@ def _earliest(
             assert packet is not None
             if packet.pts is None or packet.size == 0 or packet.is_discard or (after_seek and not packet.is_keyframe):
                 continue
-            time_s, decoded_s = due_s(packet), None if packet.dts is None else packet.dts * time_base(packet)
-            if guessed and packet.dts == packet.pts:  # as FFmpeg has it until it knows by how much pictures are reordered
-                decoded_s = None
-            if not runs_on and following is not None and decoded_s is not None and following.dts is not None:
-                leap_s = decoded_s - following.dts * time_base(following)
-                if leap_s > 0:  # one wrong time, as FrameReader has it
-                    time_s, decoded_s = time_s - leap_s - period_s, decoded_s - leap_s - period_s
+            time_s, place_s = due_s(packet), decoded_s(packet)
+            next_s = None if following is None else decoded_s(following)
+            shift_s = Fraction(0)
             if runs_on:
-                shift = clock.shift(decoded_s, time_s, (packet.duration or 0) * time_base(packet))
-                time_s, decoded_s = time_s + shift, None if decoded_s is None else decoded_s + shift
+                shift_s = clock.shift_of(packet)
+            elif guessed and packet.dts == packet.pts:  # as FFmpeg has it until it knows by how much pictures are reordered
+                place_s = None
+            elif place_s is not None and next_s is not None and next_s < place_s:  # one wrong time, as FrameReader has it
+                shift_s = next_s - place_s - period_s
+            time_s, place_s = time_s + shift_s, None if place_s is None else place_s + shift_s
             if after_seek and start is not None and time_s - start > TICK:
                 return None
             after_seek = False
             if start is None or time_s >= start - TICK / 2:
                 earliest = time_s if earliest is None else min(earliest, time_s)
-            undated += earliest is not None and decoded_s is None
-            in_order = decoded_s is not None and earliest is not None and decoded_s >= earliest
+            undated += earliest is not None and place_s is None
+            in_order = place_s is not None and earliest is not None and place_s >= earliest
             if in_order or undated > _MOST_REORDERED:
                 break
     except av.error.FFmpegError:
