@@ -193,6 +193,16 @@ def test_pictures_whose_clock_falls_back_keep_their_order(tmp_path: Path) -> Non
     assert times == sorted(set(times)) and len(times) == 50 and reader.retimed == 12
 
 
+def test_packets_that_do_not_decode_count_once_where_a_start_takes_two_tries(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mkv", frames=50, codec="ffv1", pixel_format="yuv444p", options={"g": "12"})
+    with av.open(str(path)) as container:
+        keyframe = [bytes(packet) for packet in container.demux(video=0) if packet.is_keyframe][1]
+    path.write_bytes(path.read_bytes().replace(keyframe[:60], b"\xff" * 60))
+    for start_s, count in ((0, 38), (0.52, 26)):  # a seek to 0.52 s lands on the keyframe that is damaged
+        reader = FrameReader(path, start_s=start_s)
+        assert len(list(reader)) == count and reader.damaged == 12
+
+
 def test_pictures_without_times_are_counted_to_the_start(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.h264", frames=50, options={"g": "12"})
     everything, reader = list(FrameReader(path)), FrameReader(path, start_s=0.4, duration_s=0.8)

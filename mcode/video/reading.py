@@ -230,6 +230,7 @@ class FrameReader:
         if start is not None and not seeks_astray(self.path):
             targets = [start - back_s for back_s in _STEPS_BACK_S if back_s < start - self._began]
         for target in (*targets, None):
+            damage.packets, damage.cut_off = 0, False  # of a try before
             with open_container(self.path) as container:
                 stream = picture_stream(container, self.path)
                 self._began = start_of(stream)
