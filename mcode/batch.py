@@ -1,6 +1,6 @@
 """A library of videos into .mcode files: long ones cut into segments, encoded by many processes with Ray, joined in order.
 
-Not here: how frames become packets (transcode.py) and how a video is read in parts (video.py).
+Not here: how frames become packets (transcode.py) and how a video is read in parts (video/reading.py).
 
     inputs -> outputs_of -> _File.plan -> segments -> SegmentEncoder, in any process -> parts -> _File.add -> .mcode
 """

@@ -20,8 +20,8 @@ from mcode import batch
 from mcode.batch import Failure, Here, Part, Segment, SegmentEncoder, encode_files
 from mcode.errors import InputError
 
+from .clips import make_clip
 from .test_batch import leftovers, settings  # noqa: F401
-from .test_video import make_clip
 
 ROOT = Path(__file__).parent.parent
 # ruff: noqa: F811

@@ -30,8 +30,8 @@ from mcode.training.adapt import adapt_linear
 from mcode.transcode import Encoded, EncodeReport, Measures, encode_file
 from mcode.video import FrameReader, FrameWriter, audio_packets
 
+from .clips import make_clip
 from .small_hific import small_manifolds
-from .test_video import make_clip
 
 ROOT = Path(__file__).parent.parent
 

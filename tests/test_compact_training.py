@@ -43,8 +43,8 @@ from mcode.training.export import export_compact
 from mcode.training.graphics import draw_graphic
 from mcode.video import FrameReader
 
+from .clips import rotate_mp4
 from .small_hific import small_manifolds
-from .test_video import rotate_mp4
 
 SMALL = {
     "kind": "hific",

@@ -22,7 +22,7 @@ from mcode.errors import FormatError, InputError
 from mcode.frame import TICKS_PER_S
 from mcode.packet import Packet, StreamHeader
 from mcode.video import FrameWriter, picture_zero
-from tests.test_video import frames_of, heard, make_clip, move_flv, sound_of
+from tests.clips import frames_of, heard, make_clip, move_flv, sound_of
 
 N = 4
 STEP = N * 3600  # ticks between keyframes at 25 frames/s

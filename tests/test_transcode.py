@@ -24,7 +24,7 @@ from mcode.transcode import FIT_THRESHOLD, Meter, decode_file, encode_file, even
 from mcode.video import FrameReader, FrameWriter, audio_packets, probe_audio
 
 from .block_means import BlockMeans, grey
-from .test_video import make_clip, move_flv
+from .clips import make_clip, move_flv
 
 
 @pytest.fixture(scope="module")
