@@ -222,6 +222,9 @@ def test_every_command_that_reports_has_json():
         ("send a --fec 8", "--fec 8: give packets and parity packets for them, both from 1 to 64, as 8+2"),
         ("send a --fec 8+65", "--fec 8+65: give packets and parity packets"),
         ("send a --audio mp3", "--audio mp3: choose opus or none"),
+        ("send a --audio-rate 5", "--audio-rate 5: the sound's rate is from 6 to 256 kbit/s"),
+        ("send a --audio-packet 30", "--audio-packet 30: choose 20, 40, 60, 80, 100 or 120"),
+        ("send a --bundle 65", "--bundle 65: the number of keyframes in a packet is a whole number from 1 to 64"),
         ("send testsrc --to rtp://no-such-host.invalid:5004", "rtp://no-such-host.invalid:5004: cannot find the host"),
         (
             "receive nowhere.sdp -o a.mp4",
@@ -491,7 +494,7 @@ def test_every_option_of_send_arrives(mcode, sender):
     arguments = "send camera:1 --to rtp://10.0.0.1:7000 -n 8 -m me --coder fixed --quality 3 --refresh 2 --baseline h265"
     channel = "--baseline-rate 7.5 --bit-error-rate 1e-3 --loss 0.05 --burst 3 --delay-ms 40 --jitter-ms 5 --seed 9"
     more = "--adaptive --no-realtime --sdp o.sdp --size 64x48 --start 1 --duration 2 --loop --audio none --fec 8+2"
-    more += " --header-twice --bundle 4 --device cpu"
+    more += " --header-twice --bundle 4 --audio-rate 8 --audio-packet 60 --device cpu"
     assert mcode(*arguments.split(), *channel.split(), *more.split())[0] == 0
     wanted = vars(sender.args[0])
     assert vars(wanted.pop("channel")) == {
@@ -521,6 +524,8 @@ def test_every_option_of_send_arrives(mcode, sender):
         "duration_s": 2,
         "loop": True,
         "audio": False,
+        "audio_kbps": 8,
+        "audio_packet_ms": 60,
         "fec": "8+2",
         "fec_header": True,
         "device": "cpu",

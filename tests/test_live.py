@@ -307,13 +307,16 @@ def test_garbage_on_the_port_is_counted_and_dropped(port):
         sender.stop()
 
 
-def test_sound_is_written_beside_the_picture_in_its_time(tmp_path, port, clip_with_sound):
+@pytest.mark.parametrize(("kbps", "packet_ms"), [(32, 20), (6, 120)])
+def test_sound_is_written_beside_the_picture_in_its_time(tmp_path, port, clip_with_sound, kbps, packet_ms):
     join = in_thread(lambda: receive_to_file(f"rtp://127.0.0.1:{port}", tmp_path / "a.mp4", manifold=MODEL))
     time.sleep(0.3)
-    wanted = SendConfig(os.fspath(clip_with_sound), to=f"rtp://127.0.0.1:{port}", baseline="none")
+    sound = {"audio_kbps": kbps, "audio_packet_ms": packet_ms}
+    wanted = SendConfig(os.fspath(clip_with_sound), to=f"rtp://127.0.0.1:{port}", baseline="none", **sound)
     sent = send(wanted, model=MODEL)
     report = join()
-    assert sent.lanes["opus"].packets >= 145 and report.audio_packets >= 140
+    assert sent.lanes["opus"].packets >= 2900 / packet_ms and report.audio_packets >= 2800 / packet_ms
+    assert sent.lanes["opus"].payload_bytes * 8 / 1000 / sent.duration_s < 1.1 * kbps
     info = probe(tmp_path / "a.mp4")
     assert info.audio_codec in ("opus", "libopus") and report.frames >= 50
     with av.open(os.fspath(tmp_path / "a.mp4")) as container:
@@ -340,16 +343,18 @@ def test_sound_after_the_last_picture_is_sent_and_written(tmp_path, port, realti
     assert times[-1] == pytest.approx(wanted_s, abs=0.1)
 
 
-def test_sound_comes_to_the_player_with_its_time(port, clip_with_sound):
+@pytest.mark.parametrize("packet_ms", [20, 60])
+def test_sound_comes_to_the_player_with_its_time(port, clip_with_sound, packet_ms):
     with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL) as receiver:
-        wanted = SendConfig(os.fspath(clip_with_sound), to=f"rtp://127.0.0.1:{port}", baseline="none", loop=True)
+        options = {"baseline": "none", "loop": True, "audio_packet_ms": packet_ms}
+        wanted = SendConfig(os.fspath(clip_with_sound), to=f"rtp://127.0.0.1:{port}", **options)
         sender = Sender(wanted, model=MODEL)
         sender.start()
-        wait_for(lambda: len(receiver.audio) > 60 and receiver.lanes["mcode"].shown > 10)
-        chunks = list(receiver.audio)[-30:]
+        wait_for(lambda: len(receiver.audio) > 1200 / packet_ms and receiver.lanes["mcode"].shown > 10)
+        chunks = list(receiver.audio)[-600 // packet_ms :]
         assert all(c.samples.dtype == np.int16 and c.samples.shape[1] == 2 for c in chunks)
         gaps = np.diff([c.due_s for c in chunks])
-        assert abs(np.median(gaps) - 0.02) < 0.005
+        assert abs(np.median(gaps) - packet_ms / 1000) < 0.005
         sender.stop()
 
 

@@ -199,6 +199,24 @@ def send(
             help="Send the sound as Opus, or leave it out.",
         ),
     ] = "opus",
+    audio_rate: Annotated[
+        float,
+        typer.Option(
+            "--audio-rate",
+            metavar="KBPS",
+            parser=number("--audio-rate", 6, 256, "the sound's rate is from 6 to 256 kbit/s"),
+            help="The sound's rate; 6 to 12 is enough for speech.",
+        ),
+    ] = 32,
+    audio_packet: Annotated[
+        str,
+        typer.Option(
+            "--audio-packet",
+            metavar="20|40|60|80|100|120",
+            parser=one_of("--audio-packet", "20", "40", "60", "80", "100", "120"),
+            help="How much sound a packet holds, in ms: more is fewer bytes of headers.",
+        ),
+    ] = "20",
     fec: Annotated[
         str | None,
         typer.Option(
@@ -250,6 +268,8 @@ def send(
         duration_s=duration,
         loop=loop,
         audio=audio == "opus",
+        audio_kbps=audio_rate,
+        audio_packet_ms=int(audio_packet),
         fec=fec,
         fec_header=header_twice,
         device=device,

@@ -14,6 +14,10 @@ from mcode.rtp.packets import MTU
 from mcode.rtp.payload import MOST_BUNDLED
 
 BASELINES = ("h264", "h265", "none")
+AUDIO_PACKETS_MS = (20, 40, 60, 80, 100, 120)
+SPEECH_BELOW_KBPS = 16
+"""Below, Opus is told to keep speech understandable rather than all sound like itself."""
+_LARGEST_AUDIO_BITS = 6400  # of a packet on average, so that its largest are no longer than an MTU
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class SendConfig:
     input: a file, "camera:0" or "testsrc". to: rtp://HOST:PORT. baseline: "h264", "h265" or "none"; baseline_rate: "equal" (to
     what the MCode lane is measured to send) or kbit/s. adaptive: see `Encoder`. bundle: keyframes that share a packet. sdp: a
     session description to write. size: (width, height) to code. fec: "8+2", parity packets for every so many; fec_header: send
-    payload headers twice. loop: files start over.
+    payload headers twice. loop: files start over. audio_kbps: of the sound's Opus, 6 to 256; audio_packet_ms: how much of it
+    a packet holds, one of AUDIO_PACKETS_MS.
     """
 
     input: str
@@ -45,6 +50,8 @@ class SendConfig:
     duration_s: float | None = None
     loop: bool = False
     audio: bool = True
+    audio_kbps: float = 32.0
+    audio_packet_ms: int = 20
     fec: str | None = None
     fec_header: bool = False
     device: str = "auto"
@@ -67,6 +74,15 @@ class SendConfig:
                 good = False
             if not good:
                 raise InputError(f"--baseline-rate {self.baseline_rate}: give kbit/s, or equal")
+        if not 6 <= self.audio_kbps <= 256:
+            raise InputError(f"--audio-rate {self.audio_kbps:g}: from 6 to 256 kbit/s")
+        if self.audio_packet_ms not in AUDIO_PACKETS_MS:
+            raise InputError(f"--audio-packet {self.audio_packet_ms}: choose one of {', '.join(map(str, AUDIO_PACKETS_MS))} ms")
+        if self.audio_kbps * self.audio_packet_ms > _LARGEST_AUDIO_BITS:
+            raise InputError(
+                f"--audio-rate {self.audio_kbps:g} with --audio-packet {self.audio_packet_ms}: a packet would be too large; "
+                f"choose {_LARGEST_AUDIO_BITS / self.audio_packet_ms:.0f} kbit/s or less"
+            )
         if self.fec is not None:
             FecSettings.parse(self.fec)
         if not 300 <= self.mtu <= 65_000:

@@ -18,7 +18,7 @@ import numpy as np
 from mcode.errors import InputError
 from mcode.frame import TICKS_PER_S, Frame
 from mcode.rtp import opus
-from mcode.send.config import SendConfig
+from mcode.send.config import SPEECH_BELOW_KBPS, SendConfig
 from mcode.send.testsrc import test_picture
 from mcode.transcode import geometry
 from mcode.video import FrameReader, audio_packets, centre_crop, resize
@@ -132,7 +132,7 @@ def release_decoders() -> None:
 
 
 def _opus_packets(config: SendConfig, offset_s: float) -> Iterator[tuple[bytes, int]]:
-    """The source's sound as Opus packets of 20 ms, 32 kbit/s, with times in 1/48,000 s from the first picture."""
+    """The source's sound as Opus packets, with times in 1/48,000 s from the first picture."""
     encoder: Any = None
     resampler: Any = None
     for packet in audio_packets(config.input, config.start_s, config.duration_s):
@@ -145,8 +145,15 @@ def _opus_packets(config: SendConfig, offset_s: float) -> Iterator[tuple[bytes, 
                 layout = "mono" if frame.layout.nb_channels == 1 else "stereo"
                 encoder = av.CodecContext.create("libopus", "w")
                 encoder.sample_rate, encoder.layout, encoder.format = opus.CLOCK_HZ, layout, "s16"
-                encoder.bit_rate = 32_000
-                resampler = av.AudioResampler("s16", layout, opus.CLOCK_HZ, frame_size=960)
+                encoder.bit_rate = round(1000 * config.audio_kbps)
+                speech = config.audio_kbps < SPEECH_BELOW_KBPS
+                encoder.options = {
+                    "frame_duration": str(config.audio_packet_ms),
+                    "application": "voip" if speech else "audio",
+                    "vbr": "constrained",
+                }
+                size = config.audio_packet_ms * opus.CLOCK_HZ // 1000
+                resampler = av.AudioResampler("s16", layout, opus.CLOCK_HZ, frame_size=size)
             for piece in resampler.resample(frame):
                 yield from _timed(encoder.encode(piece), offset_s)
     if encoder is not None and resampler is not None:
