@@ -52,9 +52,10 @@ def test_bundles_arrive_in_a_file_with_every_frame(tmp_path, port):
     assert report.counters.lost == report.counters.late == report.counters.damaged_headers == 0
 
 
-def test_the_clock_leaves_time_for_the_frames_of_a_whole_bundle(port):
+@pytest.mark.parametrize(("n", "bundle"), [(4, 8), (16, 8)])  # the second longer than the clock remembers packets
+def test_the_clock_leaves_time_for_the_frames_of_a_whole_bundle(port, n, bundle):
     with Receiver(f"rtp://127.0.0.1:{port}", manifold=MODEL) as receiver:
-        sender = Sender(config(port, n=4, bundle=8, baseline="none", duration_s=None), model=MODEL)
+        sender = Sender(config(port, n=n, bundle=bundle, refresh_s=1000, duration_s=None, size=(32, 24)), model=MODEL)
         sender.start()
         view = receiver.lanes["mcode"]
         wait_for(lambda: view.shown > 4)

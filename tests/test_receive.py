@@ -39,6 +39,23 @@ def test_playout_clock_waits_for_the_slowest_lane_and_forgives_one_stall():
     assert clock.due_s(10.0) == pytest.approx(10.058, abs=0.002)
 
 
+def test_the_playout_clock_remembers_bundles_that_come_rarely():
+    clock = PlayoutClock()
+    delays = []
+    for i in range(2000):
+        at_s = i * 0.02
+        clock.observe("audio", at_s, at_s + 0.02)
+        if i % 300 == 299:  # every six seconds eight keyframes, the first of which has waited longest
+            for _ in range(8):
+                clock.observe("mcode", at_s - 6.0, at_s)
+        if i > 700:
+            delays.append(clock.due_s(0.0))
+    assert min(delays) == max(delays) == pytest.approx(6.008)
+    for i in range(2000, 3200):  # one keyframe in a packet again: what is rare no more is forgotten
+        clock.observe("mcode", i * 0.02 - 0.1, i * 0.02)
+    assert clock.due_s(0.0) == pytest.approx(0.108)
+
+
 def test_the_playout_clock_moves_along_with_a_senders_clock():
     clock = PlayoutClock()
     for i in range(20):

@@ -14,15 +14,17 @@ class PlayoutClock:
     """When a moment of the sender's is shown here: the same for all lanes, so that they and the sound run together.
 
     The delay is what nine tenths of the slowest lane's pictures of the last four seconds needed and a little more; it
-    rises at once and falls by a tenth of real time. Sans-IO; the methods may be called from several threads.
+    rises at once and falls by a tenth of real time. What comes more rarely, as bundles of keyframes may, is remembered for
+    twice the time between, 20 seconds at most. Sans-IO; the methods may be called from several threads.
     """
 
     MARGIN_S = 0.008
-    WINDOW_S = 4.0
+    WINDOW_S, LONGEST_WINDOW_S = 4.0, 20.0
     SHARE = 0.9
 
     def __init__(self) -> None:
-        self._needed: dict[str, deque[tuple[float, float]]] = {}
+        self._needed: dict[str, deque[tuple[float, float]]] = {}  # until when it is remembered, and what was needed
+        self._latest_s: dict[str, float] = {}
         self._offset_s: float | None = None
         self._moved_s = 0.0
         self._lock = threading.Lock()
@@ -31,9 +33,12 @@ class PlayoutClock:
     def observe(self, lane: str, sent_unix_s: float, ready_s: float) -> None:
         """A picture or sound of sent_unix_s was ready at ready_s (monotonic)."""
         with self._lock:
-            self._needed.setdefault(lane, deque()).append((ready_s, ready_s - sent_unix_s))
+            gap_s = ready_s - self._latest_s.get(lane, ready_s)
+            self._latest_s[lane] = ready_s
+            until_s = ready_s + min(max(self.WINDOW_S, 2 * gap_s), self.LONGEST_WINDOW_S)
+            self._needed.setdefault(lane, deque()).append((until_s, ready_s - sent_unix_s))
             for window in self._needed.values():
-                while window and window[0][0] < ready_s - self.WINDOW_S:
+                while window and window[0][0] < ready_s:
                     window.popleft()
             wanted = self._wanted_s()
             before = self._offset_s
@@ -49,7 +54,7 @@ class PlayoutClock:
         with self._lock:
             self.shifts_s[lane] = self.shifts_s.get(lane, 0.0) + by_s
             if window := self._needed.get(lane):
-                self._needed[lane] = deque((at_s, need - by_s) for at_s, need in window)
+                self._needed[lane] = deque((until_s, need - by_s) for until_s, need in window)
                 self._offset_s = self._wanted_s()
 
     def _wanted_s(self) -> float:
@@ -62,7 +67,7 @@ class PlayoutClock:
     def restart(self) -> None:
         """Another sender: its clock may be another."""
         with self._lock:
-            self._needed, self._offset_s = {}, None
+            self._needed, self._latest_s, self._offset_s = {}, {}, None
 
     def due_s(self, sent_unix_s: float) -> float | None:
         return None if self._offset_s is None else sent_unix_s + self._offset_s

@@ -16,8 +16,9 @@ from mcode.lanes import LaneCounters, McodeLane
 from mcode.packet import StreamHeader
 from mcode.receive.link import Link
 from mcode.receive.playout import PlayoutClock
-from mcode.rtp.payload import Received
+from mcode.rtp.payload import MOST_BUNDLED, Received
 
+_MOST_UNITS = 2 * MOST_BUNDLED
 _MOST_READY = 64
 _MOST_READY_BYTES = 96 << 20
 _LATE_S = 0.02
@@ -40,7 +41,7 @@ class LaneView:
     def __init__(self, link: Link, clock: PlayoutClock) -> None:
         self.name = link.name
         self._link, self._clock = link, clock
-        self._units: queue.Queue[Any] = queue.Queue(maxsize=64)
+        self._units: queue.Queue[Any] = queue.Queue(maxsize=_MOST_UNITS)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._frame: Frame | None = None
@@ -173,6 +174,7 @@ class LaneView:
         due = self._clock.due_s(sent) if sent is not None else None
         if due is not None and time.monotonic() - due > 0.25 and not self._units.empty() and self._frame is not None:
             self.skipped += steps  # too late to be seen: decoded, as the next one needs it, but not synthesised
+            self._note(unit, last, unit.arrival_s - last / link.clock_hz)
             return
         for count, frame in enumerate(frames):
             first = min(first, frame.pts)
@@ -180,15 +182,22 @@ class LaneView:
             self._hold(frame)
             if count + 1 >= _most_ready(frame) or self._stop.is_set():
                 break
-        self._note(unit, first, last, needed_s)
+        self._note(unit, last, needed_s)
+        if sent is not None:
+            ready_s = time.monotonic()
+            self.delay = Delay(
+                wait_ms=(last - first) * 1000 / link.clock_hz,
+                network_ms=(unit.arrival_s + time.time() - ready_s - sent) * 1000,
+                decode_ms=(ready_s - unit.arrival_s) * 1000,
+            )
         for frame in frames:
             self._hold(frame)
             if self._stop.is_set():
                 return
 
-    def _note(self, unit: Any, first: int, last: int, needed_s: float) -> None:
-        """What a keyframe's frames needed from the sender's picture until they were here. needed_s: by time.monotonic, from
-        0 of their pts."""
+    def _note(self, unit: Any, last: int, needed_s: float) -> None:
+        """What a keyframe's frames needed from the sender's picture until they were here. last: pts of the keyframe. needed_s:
+        by time.monotonic, from 0 of their pts."""
         sent = self._link.sent_unix_s(last)
         if unit.after_loss or math.isinf(needed_s) or sent is None:
             return
@@ -198,12 +207,6 @@ class LaneView:
         self._last_arrival_s, self._last_needed_s = unit.arrival_s, needed_s
         ready_s = time.monotonic()
         self._clock.observe(self.name, ready_s - needed_s + sent - last / hz, ready_s)
-        to_unix = time.time() - ready_s
-        self.delay = Delay(
-            wait_ms=(last - first) * 1000 / hz,
-            network_ms=(unit.arrival_s + to_unix - sent) * 1000,
-            decode_ms=(ready_s - unit.arrival_s) * 1000,
-        )
 
 
 def _most_ready(frame: Frame) -> int:
