@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -85,6 +86,45 @@ def test_narrow_pictures_do_not_corrupt_memory_in_x265():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def slices_of(codec: str, packet: EncodedPacket) -> int:
+    """VCL NAL units of an access unit in Annex B."""
+    heads = [unit[0] for unit in packet.data.split(b"\0\0\1")[1:]]
+    return sum(head & 31 in (1, 5) if codec == "h264" else head >> 1 < 32 for head in heads)
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+@pytest.mark.parametrize("options", [None, {"threads": "0"}, {"threads": "3"}, {"tune": "zerolatency"}])
+def test_each_picture_is_one_slice(codec, options):
+    encoder = BaselineEncoder(codec, 320, 192, crf=35, options=options)
+    packets = [packet for frame in of_size(320, 192) for packet in encoder.push(frame)] + encoder.flush()
+    assert [slices_of(codec, packet) for packet in packets] == [1, 1, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot choose cores")
+def test_packets_do_not_depend_on_the_number_of_cores():
+    code = (
+        "import hashlib, os, sys; from mcode.baseline import *; from mcode.testclip import render_frames\n"
+        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])\n"
+        "for codec in CODERS:\n"
+        "    encoder = BaselineEncoder(codec, 320, 192, crf=35)\n"
+        "    packets = [p for f in render_frames('arms', 0.4, 25, (320, 192), 1) for p in encoder.push(f)] + encoder.flush()\n"
+        "    print(codec, hashlib.sha256(b''.join(p.data for p in packets)).hexdigest())\n"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code, str(n)], capture_output=True, text=True) for n in (1, 64)]
+    assert runs[0].stdout == runs[1].stdout and runs[0].stdout.count("\n") == 3, runs[0].stderr
+
+
+def test_x265_saves_the_bits_of_wavefronts():
+    def size(options):
+        encoder = BaselineEncoder("h265", 320, 192, crf=35, options=options)
+        frames = render_frames("arms", 0.4, 25, (320, 192), 1)
+        return sum(len(packet.data) for frame in frames for packet in encoder.push(frame)) + sum(
+            len(packet.data) for packet in encoder.flush()
+        )
+
+    assert size(None) < size({"x265-params": "wpp=1"})
 
 
 @each_codec
