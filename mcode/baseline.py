@@ -50,12 +50,14 @@ _THREADS = {"h264": 1, "h265": 4}
 predict from each other, up to twice the bits in small pictures. x264's result changes by 1 % with the number of threads,
 x265's not from 2 on; wavefronts (WPP), its other way to use cores, cost 7 % at 640x360. SVT-AV1's never changes."""
 _CUTREE_WIDTH_MIN = 50  # x265's cutree (SIMD) writes past its buffers in narrower pictures, which aborts the process
+_TEMPORAL_DELIMITER = b"\x12\0"
+"""The OBU that opens each of SVT-AV1's packets. Files and RTP leave it out: AV1 in ISO BMFF, 2.4, and in RTP, 5."""
 _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
 @dataclass(frozen=True)
 class EncodedPacket:
-    """One access unit (Annex B for H.264 and H.265, OBUs for AV1), in decoding order. pts, dts: ticks of 1/90,000 s."""
+    """One access unit (Annex B for H.264 and H.265, for AV1 OBUs without temporal delimiter), in decoding order. pts, dts: ticks of 1/90,000 s."""
 
     data: bytes
     pts: int
@@ -150,6 +152,8 @@ class BaselineEncoder:
             data = bytes(packet)
             if self.codec == "h264" and not self.payload_bytes:
                 data = _without_encoder_text(data)
+            if self.codec == "av1":
+                data = data.removeprefix(_TEMPORAL_DELIMITER)
             self.payload_bytes += len(data)
             packets.append(EncodedPacket(data, packet.pts, packet.dts, packet.is_keyframe))
         return packets

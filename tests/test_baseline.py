@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import subprocess
@@ -157,6 +158,26 @@ def test_x264s_text_about_itself_is_neither_kept_nor_counted(searches):
     assert all(b"x264" not in packet.data for packet in encoding.packets)
     kinds = [unit[0] & 31 for unit in encoding.packets[0].data.split(b"\0\0\1")[1:]]
     assert {7, 8, 5} <= set(kinds) and 6 not in kinds
+
+
+def test_av1s_temporal_delimiters_are_neither_kept_nor_counted(searches):
+    """As in a file of it: its samples have as many bytes, and play."""
+    encoding, file = searches["av1"].at_crf(30), io.BytesIO()
+    assert all(packet.data[0] >> 3 & 15 != 2 for packet in encoding.packets)
+    with av.open(file, "w", format="mp4") as out:
+        stream = out.add_stream("libsvtav1", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = 64, 48, "yuv420p", Fraction(1, 90_000)
+        for packet in encoding.packets:
+            sample = av.Packet(packet.data)
+            sample.pts, sample.dts, sample.time_base, sample.stream = packet.pts, packet.dts, Fraction(1, 90_000), stream
+            sample.is_keyframe = packet.keyframe
+            out.mux(sample)
+    file.seek(0)
+    with av.open(file) as made:
+        samples = [packet.size for packet in made.demux(video=0)]
+        made.seek(0)
+        assert len(list(made.decode(video=0))) == len(FRAMES)
+    assert sum(samples) == encoding.payload_bytes
 
 
 @pytest.mark.parametrize("codec", ["h264", "h265"])
