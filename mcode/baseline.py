@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import av
@@ -33,16 +34,24 @@ class _Coder:
     decoder: str
     label: str
     preset: str
-    crf_floor: int  # the largest CRF: fewest bits
-    crf_step: float  # finest CRF step of the encoder's interface (SVT-AV1's is whole numbers)
     crf_per_halving: float  # roughly: CRF steps which halve the rate; a first guess for the search
     side_min: int = 1  # of either side, where the encoder does not say so itself
 
+    @property
+    def crf_floor(self) -> int:
+        """The largest CRF: fewest bits."""
+        return 51 if self.encoder != "libsvtav1" else 70 if _crf_to_70() else 63
+
+    @property
+    def crf_step(self) -> float:
+        """The finest step of CRF."""
+        return 0.25 if self.encoder != "libsvtav1" or _crf_to_70() else 1
+
 
 CODERS: dict[str, _Coder] = {
-    "h264": _Coder("libx264", "h264", "H.264", "medium", 51, 0.25, 6),
-    "h265": _Coder("libx265", "hevc", "H.265", "medium", 51, 0.25, 6),
-    "av1": _Coder("libsvtav1", "libdav1d", "AV1", "6", 63, 1, 8, side_min=32),
+    "h264": _Coder("libx264", "h264", "H.264", "medium", 6),
+    "h265": _Coder("libx265", "hevc", "H.265", "medium", 6),
+    "av1": _Coder("libsvtav1", "libdav1d", "AV1", "6", 8, side_min=32),
 }
 _CRF_BEST = 1
 _THREADS = {"h264": 1, "h265": 4}
@@ -111,12 +120,18 @@ class BaselineEncoder:
         context.framerate = Fraction(fps).limit_denominator(1001)
         context.gop_size = max(1, round(gop_s * fps))
         context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
-        threads = {} if codec == "av1" else {"threads": str(_THREADS[codec]), "thread_type": "frame"}
-        context.options = {"preset": preset or coder.preset, **threads, **_rate_options(codec, crf), **(options or {})}
+        context.options = {"preset": preset or coder.preset}
+        if codec != "av1":
+            context.options |= {"threads": str(_THREADS[codec]), "thread_type": "frame"}
+            context.options |= {"crf": str(crf)} if crf is not None else {}
+        context.options |= options or {}
         if codec == "h265":
             quirk = "cutree=0:" if context.width < _CUTREE_WIDTH_MIN else ""
             given = context.options.get("x265-params", "")
             context.options |= {"x265-params": f"log-level=none:info=0:no-wpp=1:{quirk}{given}"}
+        if codec == "av1" and crf is not None:  # past FFmpeg, whose own CRF ends at 63 and is whole; refused, not passed over
+            given = context.options.get("svtav1-params", "")
+            context.options |= {"svtav1-params": f"crf={crf:g}:{given}".rstrip(":"), "err_detect": "explode"}
         if rate_kbps is not None:
             context.bit_rate = round(rate_kbps * 1000)
             if codec != "av1":
@@ -475,10 +490,14 @@ def _leave_real_time() -> None:
                 os.sched_setscheduler(int(task), os.SCHED_OTHER, os.sched_param(0))
 
 
-def _rate_options(codec: str, crf: float | None) -> dict[str, str]:
-    if crf is None:
-        return {}
-    return {"crf": str(round(crf)) if codec == "av1" else str(crf)}
+@cache
+def _crf_to_70() -> bool:
+    """Whether the SVT-AV1 here takes CRFs up to 70 and quarters between; older ones end at 63 and take whole ones alone."""
+    try:
+        BaselineEncoder("av1", 64, 64, crf=69.75)
+    except InputError:
+        return False
+    return True
 
 
 def _without_encoder_text(data: bytes) -> bytes:

@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 
+from mcode import baseline
 from mcode.baseline import (
     CODERS,
     BaselineDecoder,
@@ -187,12 +188,34 @@ def test_a_reachable_rate_is_met(codec, searches):
     assert not encoding.at_floor
 
 
-def test_av1_comes_as_near_to_a_rate_as_whole_steps_allow(searches):
+def test_av1_comes_as_near_to_a_rate_as_quarter_steps_allow(searches):
     search = searches["av1"]
-    wanted = search.at_crf(45).rate_kbps
+    wanted = search.at_crf(45.25).rate_kbps
     found = search.at_rate(wanted)
-    assert found.crf == round(found.crf)
+    assert found.crf * 4 == round(found.crf * 4)
     assert found.rate_kbps == pytest.approx(wanted, rel=0.02)
+
+
+def test_av1_goes_below_the_last_crf_of_ffmpegs_interface():
+    frames = list(render_frames("face", 1.0, 25, (128, 96), 1))
+    search = CrfSearch(frames, "av1")
+    floor, quarter = search.at_crf(CODERS["av1"].crf_floor), search.at_crf(62.75)
+    assert floor.crf == 70 and floor.rate_kbps < 0.95 * search.at_crf(63).rate_kbps
+    assert search.at_crf(63).packets != quarter.packets != search.at_crf(62.5).packets
+    assert search.at_psnr(floor.psnr_db - 1).at_floor
+
+
+def test_an_older_av1_encoder_is_asked_for_whole_crfs_up_to_63(monkeypatch):
+    monkeypatch.setattr(baseline, "_crf_to_70", lambda: False)
+    tried = []
+    assert find_crf("av1", lambda crf: tried.append(crf) or -crf, -44.6, 0.01) in (44, 45)
+    assert tried[0] == 63 and tried == [round(crf) for crf in tried]
+    assert CrfSearch(FRAMES, "av1").at_rate(0.2).crf == 63
+
+
+def test_a_crf_that_av1_does_not_know_is_refused():
+    with pytest.raises(InputError, match="AV1 cannot encode"):  # not passed over, as FFmpeg would
+        BaselineEncoder("av1", 64, 48, crf=70.5)
 
 
 @each_codec
@@ -377,7 +400,7 @@ def test_the_search_finds_the_crf_of_a_known_curve(wanted):
 
 def test_the_search_ends_at_the_floor_and_at_the_best():
     assert find_crf("h264", lambda crf: -crf, -60.0, 0.1) == 51
-    assert find_crf("av1", lambda crf: -crf, -90.0, 0.1) == 63
+    assert find_crf("av1", lambda crf: -crf, -90.0, 0.1) == 70
     assert find_crf("h264", lambda crf: -crf, 20.0, 0.1) == 1
 
 
