@@ -66,7 +66,10 @@ _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL
 
 @dataclass(frozen=True)
 class EncodedPacket:
-    """One access unit (Annex B for H.264 and H.265, for AV1 OBUs without temporal delimiter), in decoding order. pts, dts: ticks of 1/90,000 s."""
+    """One access unit (Annex B for H.264 and H.265, for AV1 OBUs without temporal delimiter), in decoding order.
+
+    pts, dts: ticks of 1/90,000 s.
+    """
 
     data: bytes
     pts: int
@@ -459,17 +462,19 @@ def find_crf(
     for _ in range(attempts):
         if off(min(found, key=off)) <= tolerance:
             break
-        below = max((crf for crf in found if found[crf] < wanted), key=found.__getitem__)
-        above = min((crf for crf in found if found[crf] >= wanted), key=found.__getitem__, default=None)
+        # By CRF, not by value, which is not quite monotone: neighbours in value may lie on one side.
+        above = max((crf for crf in found if found[crf] >= wanted), default=None)
+        below = min(crf for crf in found if found[crf] < wanted and (above is None or crf > above))
         if above is None:
             guess = below + 1.25 * (wanted - found[below]) / slope  # too far rather than too near: it brackets
         else:
             share = (wanted - found[below]) / (found[above] - found[below])
             share = min(max(share, 0.1), 0.9)  # ends in halvings where the curve is too bent for a straight line
             guess = below + share * (above - below)
-        guess = min(max(round(guess / coder.crf_step) * coder.crf_step, _CRF_BEST), coder.crf_floor)
-        if guess in found:
+        lowest, highest = _CRF_BEST if above is None else above + coder.crf_step, below - coder.crf_step
+        if lowest > highest:
             break
+        guess = min(max(round(guess / coder.crf_step) * coder.crf_step, lowest), highest)
         found[guess] = value(guess)
     return min(found, key=off)
 
