@@ -53,6 +53,8 @@ CODERS: dict[str, _Coder] = {
     "h265": _Coder("libx265", "hevc", "H.265", "medium", 6),
     "av1": _Coder("libsvtav1", "libdav1d", "AV1", "6", 8, side_min=32),
 }
+REVISION = 2
+"""Of what the encoders are asked for at a setting. It rises when that changes: what was measured before is measured anew."""
 _CRF_BEST = 1
 _THREADS = {"h264": 1, "h265": 4}
 """Whole frames at once, and as many on every machine. PyAV's default is slices, a number that follows the cores: they do not

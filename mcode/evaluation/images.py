@@ -20,7 +20,7 @@ import av
 import numpy as np
 import PIL
 
-from mcode import __version__
+from mcode import __version__, baseline
 from mcode.errors import InputError
 from mcode.evaluation import stills
 from mcode.evaluation.bd import BdRate, bd_rate, require_bjontegaard
@@ -460,7 +460,7 @@ class _Cache:
         self.folder, self.manifolds = folder, manifolds
         self._names = set(judges.patch_features(np.zeros((256, 256, 3), np.uint8)))
         self._identity = [CACHE_FORMAT, judges.identity]
-        self._libraries = [PIL.__version__, av.__version__]
+        self._libraries = [PIL.__version__, av.__version__, baseline.REVISION]
 
     def _path(self, codec: StillCodec | None, picture: str) -> Path:
         made_by = [codec.name, codec.setting, self.manifolds.get(codec.name, self._libraries)] if codec else ["original"]
