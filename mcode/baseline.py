@@ -61,6 +61,7 @@ _THREADS = {"h264": 1, "h265": 4}
 predict from each other, up to twice the bits in small pictures. x264's result changes by 1 % with the number of threads,
 x265's not from 2 on; wavefronts (WPP), its other way to use cores, cost 7 % at 640x360. SVT-AV1's never changes."""
 _CUTREE_WIDTH_MIN = 50  # x265's cutree (SIMD) writes past its buffers in narrower pictures, which aborts the process
+_SLOWEST_FPS, _AV1_FASTEST_FPS = 0.001, 240.0  # nominal rates that encoders take
 _TEMPORAL_DELIMITER = b"\x12\0"
 """The OBU that opens each of SVT-AV1's packets. Files and RTP leave it out: AV1 in ISO BMFF, 2.4, and in RTP, 5."""
 _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -90,6 +91,7 @@ class BaselineEncoder:
     """Frames (uint8 RGB, width x height) to packets, at `crf` or at `rate_kbps` (one of the two).
 
     fps: the nominal rate, for rate control and for the keyframe interval of `gop_s` seconds; timestamps are the frames' own.
+    The encoder is told at least one frame in 1000 s, and SVT-AV1 240 frames/s at most.
     preset: the encoder's; by default medium for x264 and x265, 6 for SVT-AV1. pixel_format: yuv420p, or yuv444p (not AV1).
     Frames of odd size are padded to even by repeating the edge. The first packet lacks the text that x264 writes about itself.
     The packets do not depend on the number of cores. options: FFmpeg's; "threads": "0" takes all cores, which x264's bits
@@ -122,7 +124,8 @@ class BaselineEncoder:
         context.width, context.height = width + width % 2, height + height % 2
         context.pix_fmt = pixel_format
         context.time_base = Fraction(1, TICKS_PER_S)
-        context.framerate = Fraction(fps).limit_denominator(1001)
+        nominal = max(_SLOWEST_FPS, min(fps, _AV1_FASTEST_FPS) if codec == "av1" else fps)
+        context.framerate = Fraction(nominal).limit_denominator(1001)
         context.gop_size = max(1, round(gop_s * fps))
         context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
         context.options = {"preset": preset or coder.preset}

@@ -331,6 +331,16 @@ def test_a_picture_too_small_for_the_codec_is_refused_in_one_line(codec, size):
     assert "\n" not in str(error.value)
 
 
+@each_codec
+@pytest.mark.parametrize("gap", [1, 90, 90_000 * 3600])
+def test_very_fast_and_very_slow_clips_keep_their_times(codec, gap):
+    """SVT-AV1 itself takes 240 frames/s at most, and no less than one in 2000 s."""
+    frames = [Frame(frame.rgb, i * gap) for i, frame in enumerate(FRAMES)]
+    encoding = CrfSearch(frames, codec).at_crf(40)
+    assert [frame.pts for frame in encoding.decode()] == [frame.pts for frame in frames]
+    assert encoding.duration_s == pytest.approx(len(FRAMES) * gap / 90_000)
+
+
 def test_misuse_raises_at_once():
     with pytest.raises(ValueError, match="either crf or rate_kbps"):
         BaselineEncoder("h264", 64, 48)
