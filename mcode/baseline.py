@@ -36,6 +36,7 @@ class _Coder:
     preset: str
     crf_per_halving: float  # roughly: CRF steps which halve the rate; a first guess for the search
     side_min: int = 1  # of either side, where the encoder does not say so itself
+    largest: tuple[int, int] | None = None  # width and height, each by itself
 
     @property
     def crf_floor(self) -> int:
@@ -49,9 +50,9 @@ class _Coder:
 
 
 CODERS: dict[str, _Coder] = {
-    "h264": _Coder("libx264", "h264", "H.264", "medium", 6),
+    "h264": _Coder("libx264", "h264", "H.264", "medium", 6, largest=(16384, 16384)),
     "h265": _Coder("libx265", "hevc", "H.265", "medium", 6),
-    "av1": _Coder("libsvtav1", "libdav1d", "AV1", "6", 8, side_min=32),
+    "av1": _Coder("libsvtav1", "libdav1d", "AV1", "6", 8, side_min=32, largest=(16384, 8704)),
 }
 REVISION = 2
 """Of what the encoders are asked for at a setting. It rises when that changes: what was measured before is measured anew."""
@@ -87,6 +88,16 @@ def coder_named(codec: str) -> _Coder:
     return CODERS[codec]
 
 
+def check_size(codec: str, width: int, height: int) -> None:
+    """InputError for pictures of a size that the codec does not take, as far as that is known without opening its encoder."""
+    coder = coder_named(codec)
+    if min(width, height) < coder.side_min:  # SVT-AV1 4.0 hangs on 16x512
+        raise InputError(f"{coder.label} cannot encode {width}x{height}: {coder.side_min} pixels a side at least")
+    if coder.largest and (width > coder.largest[0] or height > coder.largest[1]):
+        most = f"{coder.largest[0]} pixels wide and {coder.largest[1]} high"
+        raise InputError(f"{coder.label} cannot encode {width}x{height}: {most} at most")
+
+
 class BaselineEncoder:
     """Frames (uint8 RGB, width x height) to packets, at `crf` or at `rate_kbps` (one of the two).
 
@@ -117,8 +128,7 @@ class BaselineEncoder:
         coder = coder_named(codec)
         self.codec, self.width, self.height = codec, width, height
         self.payload_bytes = 0
-        if min(width, height) < coder.side_min:  # SVT-AV1 4.0 hangs on 16x512
-            raise InputError(f"{coder.label} cannot encode {width}x{height}: {coder.side_min} pixels a side at least")
+        check_size(codec, width, height)
         os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 writes its settings and errors to stderr past FFmpeg's logging
         context: Any = av.CodecContext.create(coder.encoder, "w")
         context.width, context.height = width + width % 2, height + height % 2

@@ -331,6 +331,13 @@ def test_a_picture_too_small_for_the_codec_is_refused_in_one_line(codec, size):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("codec", "size"), [("av1", (64, 8706)), ("av1", (16386, 64)), ("h264", (64, 16386))])
+def test_a_picture_too_large_for_the_codec_is_refused_in_one_line(codec, size):
+    words = f"{CODERS[codec].label} cannot encode {size[0]}x{size[1]}: 16384 pixels wide and .* high at most"
+    with pytest.raises(InputError, match=words):
+        BaselineEncoder(codec, *size, crf=30)
+
+
 @each_codec
 @pytest.mark.parametrize("gap", [1, 90, 90_000 * 3600])
 def test_very_fast_and_very_slow_clips_keep_their_times(codec, gap):
