@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import av
@@ -33,25 +34,46 @@ class _Coder:
     decoder: str
     label: str
     preset: str
-    crf_floor: int  # the largest CRF: fewest bits
-    crf_step: float  # finest CRF step of the encoder's interface (SVT-AV1's is whole numbers)
     crf_per_halving: float  # roughly: CRF steps which halve the rate; a first guess for the search
     side_min: int = 1  # of either side, where the encoder does not say so itself
+    largest: tuple[int, int] | None = None  # width and height, each by itself
+
+    @property
+    def crf_floor(self) -> int:
+        """The largest CRF: fewest bits."""
+        return 51 if self.encoder != "libsvtav1" else 70 if _crf_to_70() else 63
+
+    @property
+    def crf_step(self) -> float:
+        """The finest step of CRF."""
+        return 0.25 if self.encoder != "libsvtav1" or _crf_to_70() else 1
 
 
 CODERS: dict[str, _Coder] = {
-    "h264": _Coder("libx264", "h264", "H.264", "medium", 51, 0.25, 6),
-    "h265": _Coder("libx265", "hevc", "H.265", "medium", 51, 0.25, 6),
-    "av1": _Coder("libsvtav1", "libdav1d", "AV1", "6", 63, 1, 8, side_min=32),
+    "h264": _Coder("libx264", "h264", "H.264", "medium", 6, largest=(16384, 16384)),
+    "h265": _Coder("libx265", "hevc", "H.265", "medium", 6),
+    "av1": _Coder("libsvtav1", "libdav1d", "AV1", "6", 8, side_min=32, largest=(16384, 8704)),
 }
+REVISION = 2
+"""Of what the encoders are asked for at a setting. It rises when that changes: what was measured before is measured anew."""
 _CRF_BEST = 1
+_THREADS = {"h264": 1, "h265": 4}
+"""Whole frames at once, and as many on every machine. PyAV's default is slices, a number that follows the cores: they do not
+predict from each other, up to twice the bits in small pictures. x264's result changes by 1 % with the number of threads,
+x265's not from 2 on; wavefronts (WPP), its other way to use cores, cost 7 % at 640x360. SVT-AV1's never changes."""
 _CUTREE_WIDTH_MIN = 50  # x265's cutree (SIMD) writes past its buffers in narrower pictures, which aborts the process
+_SLOWEST_FPS, _AV1_FASTEST_FPS = 0.001, 240.0  # nominal rates that encoders take
+_TEMPORAL_DELIMITER = b"\x12\0"
+"""The OBU that opens each of SVT-AV1's packets. Files and RTP leave it out: AV1 in ISO BMFF, 2.4, and in RTP, 5."""
 _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
 @dataclass(frozen=True)
 class EncodedPacket:
-    """One access unit (Annex B for H.264 and H.265, OBUs for AV1), in decoding order. pts, dts: ticks of 1/90,000 s."""
+    """One access unit (Annex B for H.264 and H.265, for AV1 OBUs without temporal delimiter), in decoding order.
+
+    pts, dts: ticks of 1/90,000 s.
+    """
 
     data: bytes
     pts: int
@@ -66,12 +88,25 @@ def coder_named(codec: str) -> _Coder:
     return CODERS[codec]
 
 
+def check_size(codec: str, width: int, height: int) -> None:
+    """InputError for pictures of a size that the codec does not take, as far as that is known without opening its encoder."""
+    coder = coder_named(codec)
+    if min(width, height) < coder.side_min:  # SVT-AV1 4.0 hangs on 16x512
+        raise InputError(f"{coder.label} cannot encode {width}x{height}: {coder.side_min} pixels a side at least")
+    if coder.largest and (width > coder.largest[0] or height > coder.largest[1]):
+        most = f"{coder.largest[0]} pixels wide and {coder.largest[1]} high"
+        raise InputError(f"{coder.label} cannot encode {width}x{height}: {most} at most")
+
+
 class BaselineEncoder:
     """Frames (uint8 RGB, width x height) to packets, at `crf` or at `rate_kbps` (one of the two).
 
     fps: the nominal rate, for rate control and for the keyframe interval of `gop_s` seconds; timestamps are the frames' own.
+    The encoder is told at least one frame in 1000 s, and SVT-AV1 240 frames/s at most.
     preset: the encoder's; by default medium for x264 and x265, 6 for SVT-AV1. pixel_format: yuv420p, or yuv444p (not AV1).
     Frames of odd size are padded to even by repeating the edge. The first packet lacks the text that x264 writes about itself.
+    The packets do not depend on the number of cores. options: FFmpeg's; "threads": "0" takes all cores, which x264's bits
+    depend on a little, and holds back as many frames.
     """
 
     def __init__(
@@ -93,21 +128,28 @@ class BaselineEncoder:
         coder = coder_named(codec)
         self.codec, self.width, self.height = codec, width, height
         self.payload_bytes = 0
-        if min(width, height) < coder.side_min:  # SVT-AV1 4.0 hangs on 16x512
-            raise InputError(f"{coder.label} cannot encode {width}x{height}: {coder.side_min} pixels a side at least")
+        check_size(codec, width, height)
         os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 writes its settings and errors to stderr past FFmpeg's logging
         context: Any = av.CodecContext.create(coder.encoder, "w")
         context.width, context.height = width + width % 2, height + height % 2
         context.pix_fmt = pixel_format
         context.time_base = Fraction(1, TICKS_PER_S)
-        context.framerate = Fraction(fps).limit_denominator(1001)
+        nominal = max(_SLOWEST_FPS, min(fps, _AV1_FASTEST_FPS) if codec == "av1" else fps)
+        context.framerate = Fraction(nominal).limit_denominator(1001)
         context.gop_size = max(1, round(gop_s * fps))
         context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
-        context.options = {"preset": preset or coder.preset, **_rate_options(codec, crf), **(options or {})}
+        context.options = {"preset": preset or coder.preset}
+        if codec != "av1":
+            context.options |= {"threads": str(_THREADS[codec]), "thread_type": "frame"}
+            context.options |= {"crf": str(crf)} if crf is not None else {}
+        context.options |= options or {}
         if codec == "h265":
             quirk = "cutree=0:" if context.width < _CUTREE_WIDTH_MIN else ""
             given = context.options.get("x265-params", "")
-            context.options |= {"x265-params": f"log-level=none:info=0:{quirk}{given}"}
+            context.options |= {"x265-params": f"log-level=none:info=0:no-wpp=1:{quirk}{given}"}
+        if codec == "av1" and crf is not None:  # past FFmpeg, whose own CRF ends at 63 and is whole; refused, not passed over
+            given = context.options.get("svtav1-params", "")
+            context.options |= {"svtav1-params": f"crf={crf:g}:{given}".rstrip(":"), "err_detect": "explode"}
         if rate_kbps is not None:
             context.bit_rate = round(rate_kbps * 1000)
             if codec != "av1":
@@ -143,6 +185,8 @@ class BaselineEncoder:
             data = bytes(packet)
             if self.codec == "h264" and not self.payload_bytes:
                 data = _without_encoder_text(data)
+            if self.codec == "av1":
+                data = data.removeprefix(_TEMPORAL_DELIMITER)
             self.payload_bytes += len(data)
             packets.append(EncodedPacket(data, packet.pts, packet.dts, packet.is_keyframe))
         return packets
@@ -433,17 +477,19 @@ def find_crf(
     for _ in range(attempts):
         if off(min(found, key=off)) <= tolerance:
             break
-        below = max((crf for crf in found if found[crf] < wanted), key=found.__getitem__)
-        above = min((crf for crf in found if found[crf] >= wanted), key=found.__getitem__, default=None)
+        # By CRF, not by value, which is not quite monotone: neighbours in value may lie on one side.
+        above = max((crf for crf in found if found[crf] >= wanted), default=None)
+        below = min(crf for crf in found if found[crf] < wanted and (above is None or crf > above))
         if above is None:
             guess = below + 1.25 * (wanted - found[below]) / slope  # too far rather than too near: it brackets
         else:
             share = (wanted - found[below]) / (found[above] - found[below])
             share = min(max(share, 0.1), 0.9)  # ends in halvings where the curve is too bent for a straight line
             guess = below + share * (above - below)
-        guess = min(max(round(guess / coder.crf_step) * coder.crf_step, _CRF_BEST), coder.crf_floor)
-        if guess in found:
+        lowest, highest = _CRF_BEST if above is None else above + coder.crf_step, below - coder.crf_step
+        if lowest > highest:
             break
+        guess = min(max(round(guess / coder.crf_step) * coder.crf_step, lowest), highest)
         found[guess] = value(guess)
     return min(found, key=off)
 
@@ -464,10 +510,14 @@ def _leave_real_time() -> None:
                 os.sched_setscheduler(int(task), os.SCHED_OTHER, os.sched_param(0))
 
 
-def _rate_options(codec: str, crf: float | None) -> dict[str, str]:
-    if crf is None:
-        return {}
-    return {"crf": str(round(crf)) if codec == "av1" else str(crf)}
+@cache
+def _crf_to_70() -> bool:
+    """Whether the SVT-AV1 here takes CRFs up to 70 and quarters between; older ones end at 63 and take whole ones alone."""
+    try:
+        BaselineEncoder("av1", 64, 64, crf=69.75)
+    except InputError:
+        return False
+    return True
 
 
 def _without_encoder_text(data: bytes) -> bytes:

@@ -71,6 +71,15 @@ def test_all_rates_are_over_the_time_that_the_last_picture_stands_too(manifold, 
     assert found.rate_kbps == pytest.approx(encoding.payload_bytes * 8 / 1000 / 5.9)
 
 
+def test_a_size_that_a_codec_does_not_take_is_told_with_the_file_before_anything_is_coded(tmp_path):
+    Image.new("RGB", (40, 9000)).save(tmp_path / "tall.png")
+    words = r"tall.png: AV1 cannot encode 40x9000: .* 8704 high at most; leave av1 out of --against, or give another --size"
+    told = []
+    with pytest.raises(InputError, match=words):
+        compare(tmp_path / "tall.png", tmp_path / "out.html", device="cpu", progress=lambda *done: told.append(done))
+    assert told == []
+
+
 def test_adaptive_keyframes_are_those_of_the_encoder_and_the_report_says_so(manifold, footage, tmp_path):
     made = {}
     for adaptive in (False, True):

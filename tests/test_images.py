@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mcode import manifold
+from mcode import baseline, manifold
 from mcode.cli import main
 from mcode.coders import CodeTables
 from mcode.config import to_dict
@@ -171,6 +171,14 @@ def test_an_interrupted_evaluation_goes_on(stand_ins, pictures, tmp_path, monkey
     assert evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True).measured == 1
     Image.fromarray(np.zeros((180, 200, 3), np.uint8)).save(pictures / "b.png")  # another picture under an old name
     assert evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True).measured == 4
+
+
+def test_what_other_options_of_the_encoders_gave_is_measured_anew(stand_ins, pictures, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    evaluate_images(pictures, out, codecs=("h265",), crops=0)
+    monkeypatch.setattr(baseline, "REVISION", baseline.REVISION + 1)
+    again = evaluate_images(pictures, out, codecs=("h265",), crops=0, force=True)
+    assert again.measured == again.total > 0
 
 
 def test_what_was_measured_before_there_was_ssim_is_kept_without_it(stand_ins, pictures, tmp_path):

@@ -151,10 +151,14 @@ def test_pictures_are_held_one_at_a_time(picture, tmp_path, monkeypatch):
     assert list(images.sizes.values()) == [(64, 96)] * 4
 
 
-def test_a_picture_too_small_for_the_table_is_named_before_anything_is_measured(tmp_path, capsys):
-    Image.new("RGB", (40, 31)).save(tmp_path / "a.png")
+@pytest.mark.parametrize(
+    ("size", "limit"), [((40, 31), "32 pixels a side at least"), ((40, 9000), "16384 pixels wide and 8704 high at most")]
+)
+def test_a_picture_of_a_size_not_for_the_table_is_named_before_anything_is_measured(size, limit, tmp_path, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
+    Image.new("RGB", size).save(tmp_path / "a.png")
     assert main(["evaluate", "stills", str(tmp_path), "-m", "no such manifold"]) == 2
-    words = f"{tmp_path / 'a.png'}: smaller than the 32x32 that AV1 intra 4:2:0 needs; take it out of the folder"
+    words = f"{tmp_path / 'a.png'}: AV1 cannot encode {size[0]}x{size[1]}: {limit}; take it out of the folder"
     assert capsys.readouterr().err == f"mcode: error: {words}\n"
 
 

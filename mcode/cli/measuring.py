@@ -31,7 +31,6 @@ from mcode.cli.options import (
     whole,
 )
 from mcode.cli.output import counted, print_json, print_rows, print_table, print_warnings, progress_bar
-from mcode.errors import InputError
 
 
 @app.command()
@@ -121,10 +120,7 @@ def stills_(
 
     images = stills.read_images(folder)
     others = stills.standard_codecs()
-    most = max(others, key=lambda codec: codec.side_min)
-    if small := [path for path, size in images.sizes.items() if min(size) < most.side_min]:
-        needs = f"the {most.side_min}x{most.side_min} that {most.name} needs"
-        raise InputError(f"{small[0]}: smaller than {needs}; take it out of the folder")
+    stills.check_sizes(images, others)
     model = load(manifold, device)
     codecs = [stills.mcode_still(model, quality) for quality in range(1, model.qualities + 1)]
     given = perceptual or os.environ.get(WEIGHTS_VARIABLE)

@@ -495,7 +495,8 @@ def _baseline_encode(codec: str, crf: float, frames: Iterable[Frame]) -> list[An
 
     encoder, packets = None, []
     for frame in frames:
-        encoder = encoder or BaselineEncoder(codec, frame.width, frame.height, crf=crf, fps=FPS)
+        # x264 on all cores: speed is what counts here
+        encoder = encoder or BaselineEncoder(codec, frame.width, frame.height, crf=crf, fps=FPS, options={"threads": "0"})
         packets += encoder.push(frame)
     assert encoder is not None
     return packets + encoder.flush()

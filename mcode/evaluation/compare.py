@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..baseline import CODERS, CrfSearch, Encoding
+from ..baseline import CODERS, CrfSearch, Encoding, check_size, coder_named
 from ..codec import Decoder
 from ..container import McodeReader
 from ..errors import InputError
@@ -112,6 +112,12 @@ def compare(
         duration_s = LONGEST_S
         warnings.append(f"compared the first {LONGEST_S:g} s; give --duration for more")
     coded, _, aspect = geometry((source.width, source.height), size, model.frame_size)
+    for codec in against:
+        coder_named(codec)
+        try:
+            check_size(codec, *coded)
+        except InputError as error:
+            raise InputError(f"{input}: {error}; leave {codec} out of --against, or give another --size") from error
 
     def frames() -> Iterator[Frame]:
         return iter(FrameReader(input, size=coded, crop_to=aspect, start_s=start_s, duration_s=duration_s))

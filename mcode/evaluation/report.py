@@ -29,7 +29,7 @@ PANEL_HEIGHT = 360
 """Pictures smaller than this are scaled up by whole factors in the video, so that their pixels stay what they are."""
 MOST_WIDTH = 1920
 SAME_PSNR_DB = 0.5
-"""Encodings further apart are not called equal: 4:2:0 codecs have a ceiling, and SVT-AV1's CRF goes in whole steps."""
+"""Encodings further apart are not called equal: 4:2:0 codecs have a ceiling, and CRF goes in steps."""
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 

@@ -9,13 +9,14 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from PIL import Image
 
-from mcode.baseline import CODERS, BaselineDecoder, BaselineEncoder
+from mcode.baseline import CODERS, BaselineDecoder, BaselineEncoder, check_size
 from mcode.codec import Decoder, Encoder
 from mcode.errors import InputError
 from mcode.evaluation.metrics import psnr, ssim
@@ -34,12 +35,12 @@ Distances = Callable[[np.ndarray, np.ndarray], Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class StillCodec:
-    """A picture codec at one setting. side_min: the least width and height that it takes, where it says so beforehand."""
+    """A picture codec at one setting. check(width, height): InputError for a size that it does not take, where it is known."""
 
     name: str
     setting: str
     code: Code
-    side_min: int = 1
+    check: Callable[[int, int], None] = lambda width, height: None
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,16 @@ class Pictures(Sequence[np.ndarray]):
     def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
         chosen = self._paths[index]
         return read_picture(chosen) if isinstance(chosen, Path) else [read_picture(path) for path in chosen]
+
+
+def check_sizes(pictures: Pictures, codecs: Iterable[StillCodec]) -> None:
+    """InputError for the first picture that one of the codecs does not take."""
+    for codec in codecs:
+        for path, (height, width) in pictures.sizes.items():
+            try:
+                codec.check(width, height)
+            except InputError as error:
+                raise InputError(f"{path}: {error}; take it out of the folder") from error
 
 
 def read_images(folder: str | Path) -> Pictures:
@@ -202,7 +213,7 @@ def intra(codec: str, crf: float, preset: str) -> StillCodec:
         return encoder.payload_bytes, frames[0].rgb
 
     kind = "4:2:0" if codec == "av1" else "4:4:4"
-    return StillCodec(f"{CODERS[codec].label} intra {kind}", f"{preset} CRF {crf:g}", code, CODERS[codec].side_min)
+    return StillCodec(f"{CODERS[codec].label} intra {kind}", f"{preset} CRF {crf:g}", code, partial(check_size, codec))
 
 
 def _by_pillow(rgb: np.ndarray, kind: str, **options: object) -> tuple[int, np.ndarray]:
