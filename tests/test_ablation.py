@@ -640,6 +640,19 @@ def test_a_sweep_is_drawn_and_models_without_a_training_are_none(tmp_path, monke
     assert table(report_of(row))[1] == [["general", "5", "0.100", "–", "–", "0.100"]]
 
 
+@pytest.mark.parametrize("name", ["ablation.json", "ablation.md", "sweep.png"])
+def test_files_of_others_where_the_report_would_stand_are_kept(tmp_path, data, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"{name}: exists; add --force"):
+        evaluate_ablation(data / "pictures", ["general"], tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{name}: is a folder"):
+        evaluate_ablation(data / "pictures", ["general"], tmp_path, force=True)
+    with pytest.raises(InputError, match="is the folder of the pictures"):
+        evaluate_ablation(data / "pictures", ["general"], data / "pictures", force=True)
+
+
 def test_a_manifold_of_one_size_is_refused(tmp_path, data):
     from mcode.coders import CodeTables
 

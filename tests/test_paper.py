@@ -328,6 +328,46 @@ def test_every_part_leaves_json_pictures_and_one_page(tmp_path, data, manifolds,
     assert not list(out.glob("*.partial-*"))
 
 
+@pytest.fixture
+def one_part(tmp_path, data, monkeypatch) -> list[str]:
+    """The command for figure 7 alone, without manifolds, into tmp_path/out."""
+    monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
+    monkeypatch.setattr(paper, "SHIPPED", tmp_path / "nothing")
+    (tmp_path / "out").mkdir()
+    return ["evaluate", "paper", "--data", str(data), "-o", str(tmp_path / "out"), "--only", "figure7"]
+
+
+@pytest.mark.parametrize("name", ["figure7.json", "figure7.png", "index.html"])
+def test_files_of_others_where_results_would_stand_are_kept(tmp_path, one_part, capsys, name):
+    mine = tmp_path / "out" / name
+    mine.write_bytes(b"mine")
+    assert main(one_part) == 2
+    assert f"{name}: exists; add --force" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in mine.parent.iterdir()} == {mine: b"mine"}
+    assert main([*one_part, "--force"]) == 0
+    assert mine.read_bytes() != b"mine"
+    mine.unlink()
+    mine.mkdir()
+    assert main([*one_part, "--force"]) == 2
+    assert f"{name}: is a folder" in capsys.readouterr().err
+
+
+def test_a_part_can_be_made_anew_and_another_beside_it(tmp_path, one_part):
+    for only in ("figure7", "figure7", "figure6", "figure6,figure7"):
+        assert main([*one_part[:-1], only]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Figure 6" in page and "Figure 7" in page
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"part": "figure5"}', b'{"title": "", "clips": 1, "rows": [1]}'])
+def test_another_parts_json_that_is_damaged_is_named_before_anything_is_measured(tmp_path, one_part, capsys, content):
+    (tmp_path / "out" / "figure5.json").write_bytes(content)
+    assert main(one_part) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "figure5.json: damaged, or not of evaluate paper" in err and "--only figure5 --force" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["figure5.json"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

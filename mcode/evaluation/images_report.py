@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,14 @@ _OTHERS = {"JPEG": "#a98600", "JPEG 2000": "#7f7f7f", "WebP": "#c0588f"}
 _MARKERS = {"JPEG": "s", "JPEG 2000": "D", "WebP": "^", "H.265": "o", "AV1": "v"}
 _UNDER_CROPS = ("psnr_db", "ms_ssim", "lpips", "vgg19", "mobilenet")
 _SHORT = {"psnr_db": "dB", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "vgg19": "VGG19", "mobilenet": "MobileNet"}
+
+
+def names(folder: Path, metrics: Sequence[Metric], crops: bool) -> Iterator[Path]:
+    """What `write` may write; of close-ups' pictures those that are there."""
+    yield from (folder / name for name in ("results.json", "index.html", *(f"{metric.key}.png" for metric in metrics)))
+    if crops:
+        yield folder / "crops.html"
+        yield from sorted((folder / "crops").glob("[0-9]*-[0-9]*-*.png"))
 
 
 def write(folder: Path, report: ImagesReport, close_ups: Sequence[CropRow]) -> list[Path]:
