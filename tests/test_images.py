@@ -507,6 +507,9 @@ def test_the_command_prints_tables_or_json(stand_ins, pictures, tmp_path, capsys
     assert json.loads(capsys.readouterr().out)["measured"] == 0
     assert main([*call, "--force", "--qualities", "1,x"]) == 2
     assert "--qualities x" in capsys.readouterr().err
+    for none in ("", "1,"):
+        assert main([*call, "--force", "--qualities", none]) == 2
+        assert "a quality is a whole number" in capsys.readouterr().err
 
 
 def test_qualities_go_as_far_as_manifolds_may(pictures, tmp_path, capsys):

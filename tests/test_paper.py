@@ -19,7 +19,7 @@ import mcode
 from mcode.cli import main
 from mcode.errors import InputError
 from mcode.evaluation import paper
-from mcode.evaluation.paper import LinearPart, classifier, evaluate_paper, images, sets, video
+from mcode.evaluation.paper import LinearPart, classifier, evaluate_paper, images, page, sets, video
 from mcode.evaluation.paper.codecs import (
     Components,
     Coordinates,
@@ -285,6 +285,25 @@ def test_bytes_are_those_of_the_files_samples(manifolds, tmp_path, n):
     model = mcode.load(manifolds / "kth-residual.safetensors", "cpu")
     report = mcode.encode_file(source, tmp_path / "clip.mcode", manifold=model, n=n)
     assert video.code(model, seen, n)[0] == report.payload_bytes
+
+
+def test_the_legend_lies_beside_the_curves(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(page, "_finish", lambda figure, path: figures.append(figure))
+    codecs = [("NCode", "folded"), ("NCode", "gray"), ("JPEG", "q10")]
+    rows = [
+        {"codec": codec, "code": code, "bit_error_rate": rate, "psnr_db": 20 - 200 * rate}
+        for codec, code in codecs
+        for rate in (0.0, 0.05)
+    ]
+    page.plot_noise(tmp_path / "a.png", {"all": rows, "fewer": rows[:2]})
+    (figure,) = figures
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["NCode, folded", "NCode, gray", "JPEG, q10"]
+    right = legend.get_window_extent()
+    assert all(axes.get_legend() is None and axes.get_window_extent().x1 < right.x0 for axes in figure.axes)
+    assert right.x1 <= figure.bbox.x1
 
 
 def test_sheets_hold_every_row():

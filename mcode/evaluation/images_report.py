@@ -11,14 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import matplotlib.ticker
 import numpy as np
 from PIL import Image
 
 from mcode.evaluation.compare import Lane
 from mcode.evaluation.images import ANCHOR, BdRow, CropRow, ImageRow, ImagesReport, to_json
 from mcode.evaluation.judges import METRICS, Metric
-from mcode.evaluation.report import ACCENT, COLOURS, _data_uri, close_up
+from mcode.evaluation.report import ACCENT, COLOURS, _data_uri, close_up, log_rates
 from mcode.text import shown_name
 from mcode.whole import write_whole
 
@@ -184,10 +183,7 @@ def _drawn(report: ImagesReport, metric: Metric, kind: str) -> bytes:
         axes.axhline(own, color="#666666", linewidth=1, linestyle=":")
         axes.annotate("the pictures themselves", (0.01, own), xycoords=("axes fraction", "data"), fontsize=8, color="#666666",
                       ha="left", va="top")  # fmt: skip
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    log_rates(axes)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, which="both")
     axes.set_xlabel("bit/pixel")
