@@ -27,6 +27,11 @@ def load(path: str | Path, schema: type[T]) -> T:
 
     Raises ConfigError, one line naming file and key, for an unknown key, a missing key or a bad value.
     """
+    return from_dict(read(path), schema, source=str(path))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What the TOML file at path says. Raises ConfigError."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -34,10 +39,9 @@ def load(path: str | Path, schema: type[T]) -> T:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a TOML file (not text)") from error
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    return from_dict(values, schema, source=str(path))
 
 
 def from_dict(values: Mapping[str, Any], schema: type[T], *, source: str = "configuration", table: str = "") -> T:

@@ -69,7 +69,7 @@ def fetch_manifold(
     """
     pinned = MANIFOLDS.get(name_or_url)
     if pinned is None and "://" not in name_or_url:
-        if any((folder / f"{name_or_url}.safetensors").is_file() for folder in folders()):
+        if any(os.path.isfile(folder / f"{name_or_url}.safetensors") for folder in folders()):
             raise InputError(f"{name_or_url}: is installed already; use it with --manifold {name_or_url}")
         known = f"known here: {', '.join(MANIFOLDS)}" if MANIFOLDS else "this version pins none"
         raise InputError(f"{name_or_url}: no manifold to fetch under this name ({known}); give a URL, best with --sha256")
@@ -129,6 +129,9 @@ def download(
     watch = _Watch(window_s)
     try:
         with watch, watch.opener().open(url, timeout=timeout_s) as answer, open(part, "wb") as file:
+            if answer.status != 200:  # 206: a part of it; 204: nothing
+                said = f"{answer.status} {answer.reason!s:.200}"
+                raise InputError(f"{url}: the server answers {said} instead of the whole file; check the address")
             length = answer.headers.get("Content-Length", "")
             total = int(length) if length.isdecimal() else None
             if (total or 0) > limit_bytes:
@@ -179,7 +182,8 @@ def _split(url: str) -> urllib.parse.SplitResult:
 
 
 class _Watch:
-    """Ends a transfer that is too slow, from a thread: a timeout of the socket begins anew with every byte.
+    """Ends a transfer that is too slow, from a thread: a timeout of the socket begins anew with every byte, also in the answer
+    of a proxy and in the handshake of TLS.
 
     done: bytes so far. slow: whether it was ended."""
 
@@ -196,6 +200,8 @@ class _Watch:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        for one in self._sockets:
+            one.close()
 
     def check(self, url: str) -> None:
         """Raises InputError where the transfer was ended."""
@@ -224,15 +230,15 @@ class _Watch:
     def _watched(self, kind: Any) -> Callable[..., Any]:
         def make(host: str, **options: Any) -> Any:
             connection = kind(host, **options)
-            plain = connection.connect
 
-            def connect() -> None:
-                plain()
-                self._sockets.append(connection.sock)
+            def connect(*arguments: Any) -> socket.socket:
+                made = socket.create_connection(*arguments)
+                self._sockets.append(made.dup())  # TLS takes the socket itself out of the object
                 if self.slow:
                     self._end()
+                return made
 
-            connection.connect = connect
+            connection._create_connection = connect  # before a proxy is asked, and before TLS
             return connection
 
         return make
@@ -249,4 +255,4 @@ class _Watch:
     def _end(self) -> None:
         for one in self._sockets:
             with suppress(OSError):  # it has gone
-                socket.socket.shutdown(one, socket.SHUT_RDWR)
+                one.shutdown(socket.SHUT_RDWR)

@@ -102,7 +102,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         raise ManifoldError(f"{text}: no such manifold file")
     for folder in folders():
         candidate = folder / f"{text}.safetensors"
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # Path.is_file raises for a folder that may not be read
             return candidate
     installed = list(_installed())
     for info in installed:
@@ -157,7 +157,7 @@ def list_manifolds(skipped: list[str] | None = None) -> list[ManifoldInfo]:
 
 def _installed(skipped: list[str] | None = None) -> Iterator[ManifoldInfo]:
     """All that can be read in `folders()`, whatever their names. skipped: takes what is wrong with each of the others."""
-    for path in installed_files():
+    for path in installed_files(skipped):
         try:
             yield read_info(path)
         except (ManifoldError, OSError) as error:
@@ -165,9 +165,19 @@ def _installed(skipped: list[str] | None = None) -> Iterator[ManifoldInfo]:
                 skipped.append(str(error))
 
 
-def installed_files() -> list[Path]:
-    """Every manifold's file in `folders()`, also those which cannot be read."""
-    return [path for folder in dict.fromkeys(folders()) if folder.is_dir() for path in sorted(folder.glob("*.safetensors"))]
+def installed_files(skipped: list[str] | None = None) -> list[Path]:
+    """Every manifold's file in `folders()`, also those which cannot be read. skipped: takes a line for each folder that cannot
+    be read."""
+    found: list[Path] = []
+    for folder in dict.fromkeys(folders()):
+        try:
+            found += sorted(folder / name for name in os.listdir(folder) if name.endswith(".safetensors"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if skipped is not None:
+                skipped.append(f"{folder}: cannot be read ({error.strerror}); its manifolds are left out")
+    return found
 
 
 def read_info(name_or_path: str | os.PathLike[str]) -> ManifoldInfo:

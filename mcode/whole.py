@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import InputError
 
 LONGEST_NAME = 255  # bytes, of the usual file systems
 
@@ -16,7 +18,7 @@ LONGEST_NAME = 255  # bytes, of the usual file systems
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A hidden name beside `path`, with this process's number and without its suffix, to be written to. What was written takes
     the place of `path`, also of a file there, whose permissions it keeps, when the block ends; where the block fails it is
-    removed."""
+    removed. Errors of the operating system name `path`."""
     target = Path(path)
     part = target.with_name(partial_name(f".{target.name}"))
     try:
@@ -24,8 +26,23 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.is_file():
             part.chmod(target.stat().st_mode & 0o777)
         os.replace(part, target)
+    except OSError as error:
+        if error.errno is None or str(error.filename) != str(part):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def refuse_existing(
+    paths: Iterable[Path], force: bool, remedy: str = "add --force to replace it or choose another name"
+) -> None:
+    """Before the work that makes them: raises InputError for a folder, and without force for a file, where one is to stand."""
+    for path in paths:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; choose another name")
+        if os.path.lexists(path) and not force:
+            raise InputError(f"{path}: exists; {remedy}")
 
 
 def give_name(part: Path, target: Path, *, replace: bool) -> None:

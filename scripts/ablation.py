@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mcode.config import from_dict
+from mcode.config import from_dict, read
 from mcode.errors import McodeError
 from mcode.manifold import read_info
 from mcode.training.hific import HificTraining
@@ -66,9 +66,9 @@ def main() -> int:
             name: override(values, given.small, given.steps, given.set, given.adversarial_steps)
             for name, values in family.items()
         }
-        changed = with_seeds(changed, given.seeds) if given.seeds else changed
         for name, values in changed.items():
             from_dict(values, HificTraining, source=f"{given.configs / name}.toml")
+        changed = with_seeds(changed, given.seeds) if given.seeds else changed
     except McodeError as error:
         parser.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def main() -> int:
 
 def read_family(folder: Path, only: list[str] | None) -> dict[str, dict[str, Any]]:
     """Configurations by file name, those that others start from before them. Raises McodeError."""
-    family = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))}
+    family = {path.stem: read(path) for path in sorted(folder.glob("*.toml"))}
     if not family:
         raise McodeError(f"{folder}: no configurations (.toml) in it")
     if missing := [name for name in only or () if name not in family]:
@@ -100,6 +100,7 @@ def read_family(folder: Path, only: list[str] | None) -> dict[str, dict[str, Any
             return
         if name in behind or name not in family:
             raise McodeError(f"{folder}: {' -> '.join((*behind, name))}: no such configuration to start from, or a circle")
+        from_dict(family[name], HificTraining, source=f"{folder / name}.toml")
         if start := start_of(family[name]):
             add(start, (*behind, name))
         ordered[name] = family[name]
@@ -174,7 +175,7 @@ def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> P
     config = from_dict(values, HificTraining, source=name)
     path, out = given.out / f"{name}.toml", given.out / name
     finished = out / f"{config.name}.safetensors"
-    text, before = to_toml(values), path.read_text(encoding="utf-8") if path.exists() else None
+    text, before = to_toml(values), path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
     begun = (out / CHECKPOINT).exists() and before is not None and but_steps(before) != but_steps(text)
     if begun or (finished.exists() and before not in (None, text)):
         raise McodeError(f"{path}: trained with another configuration; choose another --out, or remove {out}")
@@ -195,12 +196,15 @@ def train_one(name: str, values: dict[str, Any], given: argparse.Namespace) -> P
     return made
 
 
-def but_steps(text: str) -> dict[str, Any]:
-    """A configuration without what --steps sets."""
-    values = tomllib.loads(text)
+def but_steps(text: str) -> dict[str, Any] | None:
+    """A configuration without what --steps sets; None where it is damaged."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
     for table, keys in STEPS.items():
-        for key in keys:
-            values.get(table, {}).pop(key, None)
+        if isinstance(items := values.get(table), dict):
+            values[table] = {key: value for key, value in items.items() if key not in keys}
     return values
 
 

@@ -116,6 +116,28 @@ def test_the_configurations_hold_what_the_paper_varies():
     assert all(config.network.autoencoder == "hific" for config in configs.values())
 
 
+@pytest.mark.parametrize(
+    ("content", "more", "words"),
+    [
+        (b"kind = ", (), "a.toml: not valid TOML"),
+        (b"# caf\xe9", (), "a.toml: not a TOML file"),
+        (b"initial = 5\n" + (CONFIGS / "mse.toml").read_bytes(), (), "initial"),
+        (b'kind = "hific"\nname = "a"\n', ("--steps", "2"), "a.toml: missing key"),
+        ((CONFIGS / "mse.toml").read_bytes().replace(b"steps = ", b'steps = "3" #'), ("--steps", "2"), "steps"),
+        ((CONFIGS / "mse.toml").read_bytes(), ("--set", "initial=5", "--seeds", "2"), "initial"),
+    ],
+)
+def test_a_damaged_configuration_is_one_line(tmp_path, monkeypatch, capsys, content, more, words):
+    (tmp_path / "a.toml").write_bytes(content)
+    given = ["ablation.py", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "out"), *more]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit) as end:
+        ablation_script().main()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and "error: " in said and "a.toml" in said and words in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_models_and_baselines_have_two_million_steps_in_all():
     """Section 4. What others start from has a million of them."""
     configs = {path.stem: read_config(path) for path in CONFIGS.glob("*.toml")}
@@ -512,6 +534,10 @@ def test_an_interrupted_training_does_not_go_on_with_another_configuration(train
         with pytest.raises(McodeError, match=r"stage1.toml: trained with another configuration; .* remove .*stage1$"):
             module.train_one("stage1", changed, given)
     assert tomllib.loads((tmp_path / "stage1.toml").read_text()) == values
+    (tmp_path / "stage1.toml").write_bytes(b"\xff = ")
+    with pytest.raises(McodeError, match=r"stage1.toml: trained with another configuration"):
+        module.train_one("stage1", values, given)
+    (tmp_path / "stage1.toml").write_bytes((out / "stage1.toml").read_bytes())
     goes_on = values | {"optimiser": values["optimiser"] | {"steps": 3}}
     assert manifold.read_info(module.train_one("stage1", goes_on, given)).card["steps"] == 3
 
@@ -638,6 +664,19 @@ def test_a_sweep_is_drawn_and_models_without_a_training_are_none(tmp_path, monke
     row = AblationRow("general", "00", unknown, 0.1, None, 10.0, None, {"mobilenet": 0.1})
     assert ablation._drawn(report_of(row)) is None
     assert table(report_of(row))[1] == [["general", "5", "0.100", "–", "–", "0.100"]]
+
+
+@pytest.mark.parametrize("name", ["ablation.json", "ablation.md", "sweep.png"])
+def test_files_of_others_where_the_report_would_stand_are_kept(tmp_path, data, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"{name}: exists; add --force"):
+        evaluate_ablation(data / "pictures", ["general"], tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{name}: is a folder"):
+        evaluate_ablation(data / "pictures", ["general"], tmp_path, force=True)
+    with pytest.raises(InputError, match="is the folder of the pictures"):
+        evaluate_ablation(data / "pictures", ["general"], data / "pictures", force=True)
 
 
 def test_a_manifold_of_one_size_is_refused(tmp_path, data):

@@ -230,6 +230,14 @@ def test_a_clip_whose_name_is_no_utf_8_gets_a_report(report, tmp_path):
     assert json.loads((tmp_path / "channel.json").read_text())["input"] == "caf\N{REPLACEMENT CHARACTER}.mkv"
 
 
+def test_a_folder_where_a_file_of_the_report_would_stand_is_refused(tmp_path):
+    from mcode.evaluation.channel import _prepare
+
+    (tmp_path / "channel.md").mkdir()
+    with pytest.raises(InputError, match=r"channel.md: is a folder"):
+        _prepare(tmp_path, True)
+
+
 def test_a_report_that_cannot_be_written_leaves_the_one_before_whole(report, tmp_path, monkeypatch):
     from mcode.evaluation.channel import _write
 

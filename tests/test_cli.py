@@ -979,6 +979,17 @@ def test_info_names_an_installed_manifold(mcode, workshop, monkeypatch):
     assert (found["manifold"], found["manifold_installed"]) == ("disc", True)
 
 
+def test_info_finds_the_manifold_that_decode_finds(mcode, workshop, tmp_path, monkeypatch):
+    """Another of its name is listed in its place."""
+    other = tmp_path / "disc.safetensors"
+    reported("adapt", workshop / "clip.mkv", "-o", other, "--m", "4", "--size", "32x24")
+    monkeypatch.setenv(manifold.SEARCH_VARIABLE, f"{tmp_path}{os.pathsep}{workshop}")
+    found = json.loads(mcode("info", workshop / "clip.mcode", "--json")[1])
+    assert (found["manifold"], found["manifold_installed"]) == ("disc", True)
+    assert "not installed" not in mcode("info", workshop / "clip.mcode")[1]
+    assert reported("decode", workshop / "clip.mcode", "-o", tmp_path / "back.mkv")["frames"] == 50
+
+
 def test_info_of_a_cut_off_file_says_how_much_is_there(mcode, workshop, tmp_path):
     data = (workshop / "clip.mcode").read_bytes()
     (tmp_path / "cut.mcode").write_bytes(data[:-30])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mcode.baseline import CrfSearch
 from mcode.errors import InputError
 from mcode.evaluation import report as report_module
 from mcode.evaluation.compare import CompareReport, Lane, Row, compare
-from mcode.evaluation.report import rate_text, verdict
+from mcode.evaluation.report import log_rates, rate_text, verdict
 from mcode.testclip import write_clip
 from mcode.training.adapt import adapt_linear
 from mcode.video import FrameReader, probe
@@ -227,6 +228,28 @@ def test_an_unknown_codec_is_refused_and_nothing_written(footage, manifold, tmp_
     with pytest.raises(InputError, match="unknown codec 'vp9'"):
         compare(footage, tmp_path / "out.html", against=("vp9",), manifold=manifold)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rates", "shown"),
+    [
+        ((0.018, 0.13), ["0.02", "0.05", "0.1"]),  # bit/pixel
+        ((0.12, 0.16), ["0.12", "0.13", "0.14", "0.15", "0.16"]),
+        ((900, 1350), ["900", "1000", "1100", "1200", "1300"]),
+        ((0.42, 40), ["0.5", "1", "2", "5", "10", "20"]),
+        ((0.3, 3000), ["1", "10", "100", "1000"]),
+    ],
+)
+def test_the_axis_of_rates_has_plain_numbers_that_do_not_overlap(rates, shown):
+    figure = Figure(figsize=(4.5, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rates, (30, 31))
+    log_rates(axes)
+    figure.draw_without_rendering()
+    labels = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
+    boxes = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in labels))
+    assert all(end < start for (_, end), (start, _) in pairwise(boxes))
+    assert set(shown) <= {label.get_text() for label in labels}
 
 
 def with_h264(report: CompareReport, bits: float, psnr_db: float, floor: bool = False) -> CompareReport:

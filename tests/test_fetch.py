@@ -227,6 +227,29 @@ def test_a_server_that_drips_is_given_up(first, rest, dripping, home, tmp_path):
     assert time.monotonic() - began < 10 and not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("proxied", "first", "rest"),
+    [
+        (True, b"", b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 90),  # the answer to CONNECT
+        (True, b"HTTP/1.0 200 OK\r\n\r\n", b"\x16\x03\x03\x03\x03"),  # then TLS, a record of 771 bytes
+        (False, b"", b"\x16\x03\x03\x03\x03"),
+    ],
+)
+def test_what_drips_before_https_is_given_up(proxied, first, rest, dripping, tmp_path, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    url = dripping(first, rest)
+    monkeypatch.setenv("https_proxy", url.rpartition("/")[0] if proxied else "")
+    with pytest.raises(InputError, match=r"too slow, less than 64 kB within 0\.3 s"):
+        fetch.download(url.replace("http", "https") if not proxied else "https://h.example/a", tmp_path / "a", window_s=0.3)
+
+
+@pytest.mark.parametrize("status", [b"204 No Content", b"206 Partial Content", b"203 Other"])
+def test_an_answer_other_than_200_is_refused(status, dripping, home):
+    url = dripping(b"HTTP/1.0 " + status + b"\r\n\r\n", b"")
+    refused(home, f"the server answers {status.decode()} instead of the whole file; check the address", url)
+
+
 def test_progress_is_told_of_what_has_come(dripping, tmp_path):
     told = []
     with pytest.raises(InputError, match="too slow"):

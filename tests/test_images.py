@@ -358,6 +358,33 @@ def test_what_lies_in_a_folder_without_a_report_stays(stand_ins, pictures, tmp_p
     assert (tmp_path / "vgg19.png").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("name", ["results.json", "index.html", "crops.html", "psnr_db.png", "crops/1-0-a-original.png"])
+def test_files_of_others_where_the_report_would_stand_are_kept(name, stand_ins, pictures, tmp_path):
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"{name}: exists; add --force"):
+        evaluate_images(pictures, out, codecs=("jpeg",), crops=1)
+    assert (out / name).read_bytes() == b"mine" and not CODED
+    evaluate_images(pictures, out, codecs=("jpeg",), crops=1, force=True)
+    assert (out / name).read_bytes() != b"mine"
+
+
+def test_a_folder_where_a_page_would_stand_is_refused_at_once(stand_ins, pictures, tmp_path):
+    (tmp_path / "index.html").mkdir()
+    with pytest.raises(InputError, match=r"index.html: is a folder"):
+        evaluate_images(pictures, tmp_path, codecs=("jpeg",), crops=0, force=True)
+    assert not CODED
+
+
+def test_a_report_among_its_own_pictures_is_refused(stand_ins, pictures, tmp_path):
+    (tmp_path / "link").symlink_to(pictures)
+    for out in (pictures, tmp_path / "link"):
+        with pytest.raises(InputError, match="is the folder of the pictures"):
+            evaluate_images(pictures, out, codecs=("jpeg",), crops=0, force=True)
+    assert not CODED and {path.name for path in pictures.iterdir()} == {"a.png", "b.png", "notes.txt"}
+
+
 def test_what_others_wrote_beside_another_results_json_or_after_the_report_stays(stand_ins, pictures, tmp_path):
     foreign, own, elsewhere = tmp_path / "foreign", tmp_path / "own", tmp_path / "elsewhere"
     for folder in (foreign, elsewhere):
@@ -488,6 +515,9 @@ def test_the_command_prints_tables_or_json(stand_ins, pictures, tmp_path, capsys
     assert json.loads(capsys.readouterr().out)["measured"] == 0
     assert main([*call, "--force", "--qualities", "1,x"]) == 2
     assert "--qualities x" in capsys.readouterr().err
+    for none in ("", "1,"):
+        assert main([*call, "--force", "--qualities", none]) == 2
+        assert "a quality is a whole number" in capsys.readouterr().err
 
 
 def test_qualities_go_as_far_as_manifolds_may(pictures, tmp_path, capsys):

@@ -155,6 +155,30 @@ def test_manifolds_are_found_by_name_path_and_id(file, monkeypatch):
     assert "tiny" in [m.name for m in manifold.list_manifolds()]
 
 
+def test_a_folder_that_may_not_be_read_leaves_the_others(file, monkeypatch, tmp_path):
+    locked = tmp_path / "locked" / "manifolds"
+
+    def lock(name):
+        plain = getattr(os, name)
+
+        def refusing(path=".", *arguments, **options):
+            if isinstance(path, str | Path) and locked in (Path(path), *Path(path).parents):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return plain(path, *arguments, **options)
+
+        monkeypatch.setattr(os, name, refusing)
+
+    for name in ("stat", "listdir", "scandir"):  # for root there are no such folders
+        lock(name)
+    monkeypatch.setenv(manifold.SEARCH_VARIABLE, f"{locked}{os.pathsep}{tmp_path / 'none'}{os.pathsep}{file.parent}")
+    info = manifold.read_info("tiny")
+    assert manifold.find(info.id) == manifold.find_id(bytes.fromhex(info.id)) == file
+    skipped = []
+    assert {"tiny", "general"} <= {found.name for found in manifold.list_manifolds(skipped)}
+    assert skipped == [f"{locked}: cannot be read (Permission denied); its manifolds are left out"]
+    assert file in manifold.installed_files()
+
+
 def test_a_missing_manifold_is_named_with_what_there_is(file, monkeypatch):
     monkeypatch.setenv(manifold.SEARCH_VARIABLE, str(file.parent))
     with pytest.raises(ManifoldError, match=r"'huge'.*tiny"):

@@ -19,7 +19,7 @@ import mcode
 from mcode.cli import main
 from mcode.errors import InputError
 from mcode.evaluation import paper
-from mcode.evaluation.paper import LinearPart, classifier, evaluate_paper, images, sets, video
+from mcode.evaluation.paper import LinearPart, classifier, evaluate_paper, images, page, sets, video
 from mcode.evaluation.paper.codecs import (
     Components,
     Coordinates,
@@ -287,6 +287,25 @@ def test_bytes_are_those_of_the_files_samples(manifolds, tmp_path, n):
     assert video.code(model, seen, n)[0] == report.payload_bytes
 
 
+def test_the_legend_lies_beside_the_curves(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(page, "_finish", lambda figure, path: figures.append(figure))
+    codecs = [("NCode", "folded"), ("NCode", "gray"), ("JPEG", "q10")]
+    rows = [
+        {"codec": codec, "code": code, "bit_error_rate": rate, "psnr_db": 20 - 200 * rate}
+        for codec, code in codecs
+        for rate in (0.0, 0.05)
+    ]
+    page.plot_noise(tmp_path / "a.png", {"all": rows, "fewer": rows[:2]})
+    (figure,) = figures
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["NCode, folded", "NCode, gray", "JPEG, q10"]
+    right = legend.get_window_extent()
+    assert all(axes.get_legend() is None and axes.get_window_extent().x1 < right.x0 for axes in figure.axes)
+    assert right.x1 <= figure.bbox.x1
+
+
 def test_sheets_hold_every_row():
     out = sheet([("one", pictures(3, 20)), ("two\nlines", pictures(2, 20))], scale=2)
     assert out.shape[0] == 2 * 43
@@ -326,6 +345,46 @@ def test_every_part_leaves_json_pictures_and_one_page(tmp_path, data, manifolds,
     for name in ("figure3-cifar10", "figure4a", "figure4b", "figure5", "figure6", "figure7"):
         assert (out / f"{name}.png").stat().st_size > 1000
     assert not list(out.glob("*.partial-*"))
+
+
+@pytest.fixture
+def one_part(tmp_path, data, monkeypatch) -> list[str]:
+    """The command for figure 7 alone, without manifolds, into tmp_path/out."""
+    monkeypatch.delenv("MCODE_PERCEPTUAL", raising=False)
+    monkeypatch.setattr(paper, "SHIPPED", tmp_path / "nothing")
+    (tmp_path / "out").mkdir()
+    return ["evaluate", "paper", "--data", str(data), "-o", str(tmp_path / "out"), "--only", "figure7"]
+
+
+@pytest.mark.parametrize("name", ["figure7.json", "figure7.png", "index.html"])
+def test_files_of_others_where_results_would_stand_are_kept(tmp_path, one_part, capsys, name):
+    mine = tmp_path / "out" / name
+    mine.write_bytes(b"mine")
+    assert main(one_part) == 2
+    assert f"{name}: exists; add --force" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in mine.parent.iterdir()} == {mine: b"mine"}
+    assert main([*one_part, "--force"]) == 0
+    assert mine.read_bytes() != b"mine"
+    mine.unlink()
+    mine.mkdir()
+    assert main([*one_part, "--force"]) == 2
+    assert f"{name}: is a folder" in capsys.readouterr().err
+
+
+def test_a_part_can_be_made_anew_and_another_beside_it(tmp_path, one_part):
+    for only in ("figure7", "figure7", "figure6", "figure6,figure7"):
+        assert main([*one_part[:-1], only]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Figure 6" in page and "Figure 7" in page
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b'{"part": "figure5"}', b'{"title": "", "clips": 1, "rows": [1]}'])
+def test_another_parts_json_that_is_damaged_is_named_before_anything_is_measured(tmp_path, one_part, capsys, content):
+    (tmp_path / "out" / "figure5.json").write_bytes(content)
+    assert main(one_part) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "figure5.json: damaged, or not of evaluate paper" in err and "--only figure5 --force" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["figure5.json"]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,17 @@ def test_what_fails_leaves_the_file_before_and_nothing_beside_it(tmp_path: Path)
     assert target.read_text() == "before" and list(tmp_path.iterdir()) == [target]
 
 
+def test_errors_name_the_file_and_not_what_is_written_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    for path in (tmp_path / "page.html", tmp_path / "nowhere" / "page.html"):
+        with pytest.raises(OSError) as error:
+            write_whole(path, b"new")
+        assert error.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as error, whole(tmp_path / "a"):
+        (tmp_path / "other").read_bytes()
+    assert error.value.filename == str(tmp_path / "other")
+
+
 def test_what_takes_a_files_place_keeps_its_permissions(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_whole(target, b"1")

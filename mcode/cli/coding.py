@@ -254,7 +254,9 @@ def verify(
     """
     from mcode import manifold
 
-    paths = [manifold.read_info(name).path for name in manifolds] if manifolds else manifold.installed_files()
+    skipped: list[str] = []
+    paths = [manifold.read_info(name).path for name in manifolds] if manifolds else manifold.installed_files(skipped)
+    print_warnings(skipped)
     results: list[dict[str, Any]] = []
     for path in paths:
         result: dict[str, Any] = {"name": path.stem, "path": path, "id": None, "ok": False, "error": None}
@@ -302,7 +304,7 @@ def _show_stream(path: str, as_json: bool) -> None:
     import av
 
     from mcode.container import McodeReader
-    from mcode.manifold import list_manifolds
+    from mcode.manifold import find_id, read_info
 
     reader = McodeReader(path)
     header = reader.header
@@ -311,7 +313,10 @@ def _show_stream(path: str, as_json: bool) -> None:
         sound = container.streams.best("audio")
         audio = sound.codec_context.codec.canonical_name if sound and sound.codec_context else None
     manifold_id = header.manifold_id.hex()
-    name = next((m.name for m in list_manifolds() if m.id == manifold_id), None)
+    try:
+        name = read_info(find_id(header.manifold_id)).name
+    except ManifoldError:
+        name = None
     frames = sum(steps for steps, _ in packets)
     facts: dict[str, Any] = {
         "type": "mcode",

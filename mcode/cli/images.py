@@ -70,7 +70,7 @@ def images_(
     from mcode.evaluation.images_report import bd_text, value_text
 
     parse = whole("--qualities", "a quality", 1, MOST_QUALITIES)
-    wanted = tuple(dict.fromkeys(parse(text.strip()) for text in qualities.split(","))) if qualities else None
+    wanted = tuple(dict.fromkeys(parse(text.strip()) for text in qualities.split(","))) if qualities is not None else None
     weights = perceptual or os.environ.get(WEIGHTS_VARIABLE) or None
     if fetch_weights:
         from mcode.evaluation.judges import fetch_standard_weights

@@ -45,6 +45,7 @@ def paper_(
         ),
     ] = 1000,
     device: Device = "auto",
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace files that evaluate paper did not write.")] = False,
     as_json: Json = False,
 ) -> None:
     """Remake the tables and figures of "Generative Compression" (2017), the paper's numbers beside ours."""
@@ -62,6 +63,7 @@ def paper_(
         perceptual=perceptual or os.environ.get(WEIGHTS_VARIABLE) or None,
         device=device,
         most=pictures,
+        force=force,
         say=say,
     )
     print_warnings([f"{name}: not found; train it from configs/paper/{name}.toml" for name in report.missing])

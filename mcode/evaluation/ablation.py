@@ -22,13 +22,24 @@ import numpy as np
 from mcode.errors import InputError
 from mcode.evaluation import stills
 from mcode.evaluation.features import VGG_LAYERS, VGG_SIDE, VggFeatures, to_batch
-from mcode.evaluation.images import _Cache, _digest, _mean, _Measured, computed_by, not_measured, too_small
+from mcode.evaluation.images import (
+    ANEW,
+    _Cache,
+    _digest,
+    _mean,
+    _Measured,
+    check_report_folder,
+    computed_by,
+    not_measured,
+    too_small,
+)
 from mcode.evaluation.images_report import _finite, _write, value_text
 from mcode.evaluation.judges import METRICS, Judges, Metric
 from mcode.latents import choose_device, fast_dtype, quantise
 from mcode.manifold import PRECISION, Manifold, ManifoldInfo, load, read_info
 from mcode.nets import int8
 from mcode.text import shown_name
+from mcode.whole import refuse_existing
 
 PERCEPTION = ("fid256", "kid256", "squeezenet_fid256", "mobilenet_kid256", "niqe", "mobilenet", "vgg19", "ms_ssim")
 """What the sweep's vertical axis shows: the first of these that was measured."""
@@ -109,10 +120,8 @@ def evaluate_ablation(
     perceptual: the folder of `Judges`' weights. progress(pictures done, of how many). Raises InputError, ManifoldError.
     """
     out = Path(output)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; give a folder for the report")
-    if (out / "ablation.json").exists() and not force:
-        raise InputError(f"{out / 'ablation.json'}: exists; add --force to write it anew (what is measured stays measured)")
+    check_report_folder(folder, out)
+    refuse_existing((out / name for name in ("ablation.json", "ablation.md", "sweep.png")), force, ANEW)
     if not manifolds:
         raise InputError("--manifolds: name at least one")
     infos = [read_info(given) for given in manifolds]

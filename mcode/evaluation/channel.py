@@ -37,7 +37,7 @@ from mcode.rtp.packets import RtpPacket
 from mcode.text import shown_name
 from mcode.transcode import geometry
 from mcode.video import FrameReader
-from mcode.whole import write_whole
+from mcode.whole import refuse_existing, write_whole
 
 BIT_ERROR_RATES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 5e-2)
 LOSSES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -427,9 +427,7 @@ def _prepare(output: str | os.PathLike[str] | None, force: bool) -> Path | None:
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{output} is a file: name a folder for the report")
-    existing = next((folder / name for name in _FILES if (folder / name).exists()), None)
-    if existing is not None and not force:
-        raise InputError(f"{existing} exists: use --force to replace it")
+    refuse_existing((folder / name for name in _FILES), force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -20,6 +20,7 @@ from ..manifold import Manifold, load
 from ..text import shown_name
 from ..transcode import EncodeReport, encode_file, geometry, refuse_same
 from ..video import FrameReader
+from ..whole import refuse_existing
 from .metrics import luma, psnr, ssim
 
 LONGEST_S = 30.0
@@ -101,10 +102,7 @@ def compare(
     files = {"report": page, "picture": page.with_suffix(".png"), "video": page.with_name(f"{page.stem}-side-by-side.mp4")}
     for path in files.values():
         refuse_same(input, path)
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; choose another name")
-        if path.exists() and not force:
-            raise InputError(f"{path}: exists; add --force to replace it or choose another name")
+    refuse_existing(files.values(), force)
     model = manifold if isinstance(manifold, Manifold) else load(manifold, device)
     source = FrameReader(input, start_s=start_s, duration_s=duration_s)
     warnings = []

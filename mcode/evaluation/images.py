@@ -31,7 +31,7 @@ from mcode.evaluation.stills import REFINED, StillCodec
 from mcode.latents import choose_device
 from mcode.manifold import PRICES, Manifold, ManifoldInfo, load
 from mcode.nets import int8
-from mcode.whole import whole
+from mcode.whole import refuse_existing, whole
 
 if TYPE_CHECKING:
     from mcode.refine import Refiner
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 CODECS = ("mcode", "jpeg", "jpeg2000", "webp", "h265", "av1")
 ANCHOR = "H.265 intra 4:4:4"
 CACHE_FORMAT = 1
+ANEW = "add --force to write the report anew (what is measured stays measured)"
 ABOUT_EQUAL = 1.1
 """Rates within this factor of each other are called equal."""
 
@@ -169,14 +170,11 @@ def evaluate_images(
     if "h265" in codecs:  # what they compare with
         require_bjontegaard()
     out = Path(output)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; give a folder for the report")
-    results = out / "results.json"
-    if results.exists() and not force:
-        raise InputError(f"{results}: exists; add --force to write the report anew (what is measured stays measured)")
+    check_report_folder(folder, out)
     paths = stills.image_paths(Path(folder))
-    families = _families(codecs, manifolds, qualities, device, _Options(coder, refine, refine_by, perceptual))
     judges = Judges(perceptual, choose_device(device).type)
+    refuse_existing(images_report.names(out, judges.metrics, crops > 0), force, ANEW)
+    families = _families(codecs, manifolds, qualities, device, _Options(coder, refine, refine_by, perceptual))
     cache = _Cache(out / "cache", judges, _made_by(families, refine_by))
     listed = [family.make(value) for family in families.values() for value in family.settings]
     total, done, measured = len(paths) * len(listed), 0, 0
@@ -227,6 +225,14 @@ def evaluate_images(
     )
     files = images_report.write(out, report, close_ups)
     return ImagesReport(**(vars(report) | {"files": tuple(map(str, files))}))
+
+
+def check_report_folder(pictures: str | os.PathLike[str], out: Path) -> None:
+    """Raises InputError where no report on the pictures of a folder can be written to `out`."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; give a folder for the report")
+    if out.exists() and Path(pictures).exists() and out.samefile(pictures):
+        raise InputError(f"{out}: is the folder of the pictures, and plots would be measured with them; give another folder")
 
 
 def not_measured(

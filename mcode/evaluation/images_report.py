@@ -6,19 +6,18 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import matplotlib.ticker
 import numpy as np
 from PIL import Image
 
 from mcode.evaluation.compare import Lane
 from mcode.evaluation.images import ANCHOR, BdRow, CropRow, ImageRow, ImagesReport, to_json
 from mcode.evaluation.judges import METRICS, Metric
-from mcode.evaluation.report import ACCENT, COLOURS, _data_uri, close_up
+from mcode.evaluation.report import ACCENT, COLOURS, _data_uri, close_up, log_rates
 from mcode.text import shown_name
 from mcode.whole import write_whole
 
@@ -27,6 +26,14 @@ _OTHERS = {"JPEG": "#a98600", "JPEG 2000": "#7f7f7f", "WebP": "#c0588f"}
 _MARKERS = {"JPEG": "s", "JPEG 2000": "D", "WebP": "^", "H.265": "o", "AV1": "v"}
 _UNDER_CROPS = ("psnr_db", "ms_ssim", "lpips", "vgg19", "mobilenet")
 _SHORT = {"psnr_db": "dB", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "vgg19": "VGG19", "mobilenet": "MobileNet"}
+
+
+def names(folder: Path, metrics: Sequence[Metric], crops: bool) -> Iterator[Path]:
+    """What `write` may write; of close-ups' pictures those that are there."""
+    yield from (folder / name for name in ("results.json", "index.html", *(f"{metric.key}.png" for metric in metrics)))
+    if crops:
+        yield folder / "crops.html"
+        yield from sorted((folder / "crops").glob("[0-9]*-[0-9]*-*.png"))
 
 
 def write(folder: Path, report: ImagesReport, close_ups: Sequence[CropRow]) -> list[Path]:
@@ -176,10 +183,7 @@ def _drawn(report: ImagesReport, metric: Metric, kind: str) -> bytes:
         axes.axhline(own, color="#666666", linewidth=1, linestyle=":")
         axes.annotate("the pictures themselves", (0.01, own), xycoords=("axes fraction", "data"), fontsize=8, color="#666666",
                       ha="left", va="top")  # fmt: skip
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    log_rates(axes)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, which="both")
     axes.set_xlabel("bit/pixel")

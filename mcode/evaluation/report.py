@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -219,6 +220,18 @@ def _plain(axes: Any, title: str, x: str, y: str) -> None:
     axes.grid(alpha=0.25)
 
 
+def log_rates(axes: Any) -> None:
+    """What is drawn already on a logarithmic axis of rates, with some three to ten numbers in plain digits."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    decades = math.log10(high / low)
+    narrow = matplotlib.ticker.MaxNLocator(5)
+    wide = matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,))
+    axes.xaxis.set_major_locator(narrow if decades < 0.8 else wide)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
 def plot_rate_distortion(axes: Any, report: CompareReport, curves: Curves) -> None:
     """PSNR over rate, logarithmic, from every encoding that the searches made; MCode is one point."""
     for label, points in curves.items():
@@ -226,10 +239,7 @@ def plot_rate_distortion(axes: Any, report: CompareReport, curves: Curves) -> No
     ours = report.rows[0]
     rate, unit = (ours.rate_kbps, "kbit/s") if ours.bits_per_pixel is None else (ours.bits_per_pixel, "bit/pixel")
     axes.plot(rate, ours.psnr_db, "*", markersize=15, color=ACCENT, label="MCode")
-    axes.set_xscale("log")
-    plain = matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}")
-    axes.xaxis.set_major_formatter(plain)
-    axes.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(1.5, 0.5)))
+    log_rates(axes)
     _plain(axes, "Rate and distortion", unit, "PSNR, dB")
     axes.legend(frameon=False, fontsize=9)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import InputError, ManifoldError
-from ...whole import write_whole
+from ...whole import refuse_existing, write_whole
 from . import classifier, images, page, sets, video
 
 if TYPE_CHECKING:
@@ -34,6 +34,16 @@ TITLES = {
     "figure7": "Figure 7: graceful degradation",
     "talking-head": "Beyond the paper: a talking head",
 }
+PICTURES = {
+    "figure3": tuple(f"figure3-{which.name}.png" for which in sets.SETS),
+    "figure4a": ("figure4a.png",),
+    "figure4b": ("figure4b.png",),
+    "figure5": ("figure5-frames.png", "figure5.png"),
+    "figure6": ("figure6.png",),
+    "figure7": ("figure7.png",),
+    "talking-head": ("talking-head-frames.png", "talking-head.png"),
+}
+FOREIGN = "add --force to replace it or choose another folder"
 SHIPPED = Path(__file__).parents[2] / "manifolds" / "paper"
 MOST_PICTURES = 1000
 """Test pictures of a set in figures 3 and 4b; figure 4a takes all."""
@@ -90,6 +100,7 @@ class _Room:
         return self.manifolds(*(f"{which.name}-{middle}{m}" for middle in ("", "residual-") for m in (100, 25)))
 
     def write(self, part: str, found: dict[str, Any]) -> None:
+        """Before the part's pictures: by it they are known as ours."""
         text = json.dumps({"part": part, "title": TITLES[part], **_facts(), **found}, indent=1)
         write_whole(self.out / f"{part}.json", text)
 
@@ -103,9 +114,11 @@ def evaluate_paper(
     perceptual: str | None = None,
     device: str = "auto",
     most: int = MOST_PICTURES,
+    force: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> PaperReport:
-    """Measures the parts named and writes their JSON and pictures, and index.html over all parts in `out`.
+    """Measures the parts named and writes their JSON and pictures, and index.html over all parts in `out`. What an evaluation
+    before has written there is replaced, other files with force alone.
 
     data: the folder with small/, kth/ and grid_s1/. manifolds: a folder of trained ones (NAME.safetensors, or
     NAME/NAME.safetensors as `mcode train` leaves them), looked at before those of the package. perceptual: the folder of
@@ -122,6 +135,15 @@ def evaluate_paper(
         if not given.is_dir():
             raise InputError(f"{given}: no such folder of manifolds")
         folders = [given, *(p for p in sorted(given.iterdir()) if p.is_dir()), SHIPPED]
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; give a folder for the results")
+    before = [part for part in PARTS if _is_ours(out, part)]
+    for part in PARTS:
+        if part not in only and (out / f"{part}.json").is_file():
+            _shown(out, part)
+    for part in only:
+        refuse_existing((out / name for name in (f"{part}.json", *PICTURES[part])), force or part in before, FOREIGN)
+    refuse_existing([out / "index.html"], force or bool(before), FOREIGN)
     out.mkdir(parents=True, exist_ok=True)
     room = _Room(data, out, folders, perceptual, device, most, say or (lambda text: None))
     rooms = {
@@ -141,6 +163,14 @@ def evaluate_paper(
     return PaperReport(tuple(only), tuple(room.missing), tuple(files), str(out / "index.html"))
 
 
+def _is_ours(out: Path, part: str) -> bool:
+    """Whether the part's JSON is one of `_Room.write`."""
+    try:
+        return bool(json.loads((out / f"{part}.json").read_bytes())["part"] == part)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def _facts() -> dict[str, str]:
     import torch
 
@@ -152,6 +182,7 @@ def _facts() -> dict[str, str]:
 
 def _figure3(room: _Room) -> None:
     found: dict[str, Any] = {"sets": {}}
+    drawn = {}
     for which in sets.SETS:
         pixels = sets.load(room.data, which, room.most)
         rows, pictures = images.figure3(which, pixels, room.of_set(which), room.features, room.say)
@@ -162,8 +193,10 @@ def _figure3(room: _Room) -> None:
         }
         chosen = np.linspace(0, len(pixels) - 1, 12).astype(int)
         lines = [(_title(key, rows), value[chosen]) for key, value in pictures.items()]
-        page.save_picture(room.out / f"figure3-{which.name}.png", page.sheet(lines, 2 if which.size == 32 else 1))
+        drawn[f"figure3-{which.name}.png"] = page.sheet(lines, 2 if which.size == 32 else 1)
     room.write("figure3", found)
+    for name, picture in drawn.items():
+        page.save_picture(room.out / name, picture)
 
 
 def _title(key: str, rows: Sequence[images.Scores]) -> str:
@@ -203,9 +236,9 @@ def _figure5(room: _Room) -> None:
     named = _named(room, (("NCode", "kth-100", 8), ("NCode residual", "kth-residual", None)))
     rows, pictures = video.compare(named, clips, (1, 2, 4, 8), room.say)
     chosen = [(key, np.stack([c[len(c) * k // 5] for k in (1, 3) for c in value])) for key, value in pictures.items()]
-    page.save_picture(room.out / "figure5-frames.png", page.sheet([k for k in chosen if _in_strip(k[0])], 2))
     scores, frames = video.as_dicts(rows), sum(map(len, clips))
     room.write("figure5", {"rows": scores, "paper": list(video.PAPER_FIGURE5), "clips": len(clips), "frames": frames})
+    page.save_picture(room.out / "figure5-frames.png", page.sheet([k for k in chosen if _in_strip(k[0])], 2))
     page.plot_rates(room.out / "figure5.png", "KTH, 64x64", scores, (("psnr_db", "PSNR, dB"), ("ssim", "SSIM")))
 
 
@@ -318,7 +351,18 @@ def _talking_head(room: _Room) -> None:
 
 
 def _shown(out: Path, part: str) -> dict[str, Any]:
-    found = json.loads((out / f"{part}.json").read_text(encoding="utf-8"))
+    """A part as `page.write_page` takes it. Raises InputError."""
+    path = out / f"{part}.json"
+    try:
+        return _from_json(out, part, json.loads(path.read_bytes()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: damaged, or not of evaluate paper ({type(error).__name__}: {error!s:.80}); move it away, or make it anew "
+            f"with --only {part} --force"
+        ) from error
+
+
+def _from_json(out: Path, part: str, found: dict[str, Any]) -> dict[str, Any]:
     pictures = sorted(out.glob(f"{part}*.png"))
     note, tables = "", []
     if part == "figure3":

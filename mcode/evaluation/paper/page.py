@@ -70,13 +70,14 @@ def plot_noise(path: Path, results: Mapping[str, Sequence[Mapping[str, Any]]]) -
     from ..report import _plain
 
     figure, axes = _figure(len(results))
+    lines: dict[str, Any] = {}
     for panel, (title, rows) in zip(axes, results.items(), strict=True):
         for codec, code in dict.fromkeys((row["codec"], row["code"]) for row in rows):
             points = [(r["bit_error_rate"], r["psnr_db"]) for r in rows if (r["codec"], r["code"]) == (codec, code)]
-            label = f"{codec}, {code}"
-            panel.plot(*zip(*points, strict=True), STYLES.get(code, "-"), color=COLOURS.get(codec), marker=".", label=label)
+            (line,) = panel.plot(*zip(*points, strict=True), STYLES.get(code, "-"), color=COLOURS.get(codec), marker=".")
+            lines.setdefault(f"{codec}, {code}", line)
         _plain(panel, title, "bit error rate", "PSNR, dB")
-        panel.legend(frameon=False, fontsize=8)
+    figure.legend(lines.values(), lines, loc="outside right center", frameon=False, fontsize=8)
     _finish(figure, path)
 
 
@@ -102,9 +103,7 @@ def plot_accuracy(path: Path, rows: Sequence[Mapping[str, Any]], paper: Mapping[
 
 def plot_rates(path: Path, title: str, rows: Sequence[Mapping[str, Any]], metrics: Sequence[tuple[str, str]]) -> None:
     """Quality over kbit/s, one panel for each of `metrics` (key, label)."""
-    import matplotlib.ticker
-
-    from ..report import _plain
+    from ..report import _plain, log_rates
 
     shown = [(key, label) for key, label in metrics if any(row.get(key) is not None for row in rows)]
     figure, axes = _figure(len(shown))
@@ -116,9 +115,7 @@ def plot_rates(path: Path, title: str, rows: Sequence[Mapping[str, Any]], metric
             points = sorted((r["kbps"], r[key]) for r in rows if r["codec"] == name and r.get(key) is not None)
             if points:
                 panel.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colours[name], label=name)
-        panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-        panel.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        log_rates(panel)
         _plain(panel, title, "kbit/s", label)
     axes[0].legend(frameon=False, fontsize=8)
     _finish(figure, path)
