@@ -253,6 +253,27 @@ def test_variants_of_ncode_train_and_make_a_manifold(tmp_path, run, options):
     assert model.synthesise(model.analyse(np.zeros((1, 32, 32, 3), np.uint8)), 32, 32).shape == (1, 32, 32, 3)
 
 
+@pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT], ids=["ncode", "hific", "compact"])
+def test_a_training_does_not_learn_from_samples_that_lie_in_its_data(tmp_path, data, config):
+    """Neither its own, where --out lies there, nor another's; pictures of the same names elsewhere count."""
+    (tmp_path / "c.toml").write_text(config.replace('["pictures"]', '["."]'))
+    shutil.copytree(data, tmp_path / "a")
+    shutil.copytree(data / "pictures", tmp_path / "a" / "samples")
+    (tmp_path / "a" / "samples" / "0.png").rename(tmp_path / "a" / "samples" / "00000004.png")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    beside = train(tmp_path / "c.toml", tmp_path / "a", tmp_path / "out", device="cpu")
+    for name in ("one", "two"):
+        within = train(tmp_path / "c.toml", tmp_path / "b", tmp_path / "b" / "runs" / name, device="cpu")
+        assert list((within.parent / "samples").glob("*.png"))
+        assert mcode.load(within, device="cpu").id == mcode.load(beside, device="cpu").id
+
+
+def test_a_training_can_be_given_the_folder_it_is_started_in(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(data)
+    (tmp_path / "c.toml").write_text(NCODE.replace('["pictures"]', '["."]'))
+    assert train(tmp_path / "c.toml", ".", tmp_path / "out", device="cpu").is_file()
+
+
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT, RESIDUAL], ids=["ncode", "hific", "compact", "residual"])
 def test_bfloat16_is_used_where_it_is_fast_alone(tmp_path, data, monkeypatch, config, fast):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +15,9 @@ import numpy as np
 from .. import video
 from ..errors import InputError
 from ..nets import STRIDE
+from .footage import PICTURES, find_footage
 from .graphics import draw_graphic
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-VIDEOS = {".mp4", ".mkv", ".avi", ".mpg", ".mov", ".webm"}
 SMALLEST = 64
 """Pictures with a side of fewer pixels are left out."""
 _JPEG = b"\xff\xd8\xff"  # which has no opacity
@@ -54,17 +53,6 @@ def load_pictures(folders: list[Path], *, longest: int, frames_per_video: int) -
     paths = [path for folder in folders for path in find_footage(folder)]
     with ThreadPoolExecutor(_THREADS) as threads:
         return [p for found in threads.map(read, paths) for p in found if min(p.shape[:2]) >= SMALLEST]
-
-
-def find_footage(folder: Path, suffixes: Collection[str] = PICTURES | VIDEOS) -> list[Path]:
-    """Files below a folder by their names' ends, sorted. Raises InputError where it is no folder or holds neither pictures nor
-    videos."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of pictures or videos")
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES | VIDEOS]
-    if not found:
-        raise InputError(f"{folder}: no pictures or videos there")
-    return [path for path in found if path.suffix.lower() in suffixes]
 
 
 def read_picture(file: Path | bytes) -> np.ndarray | None:

@@ -31,6 +31,7 @@ from ..whole import whole_tensors
 
 Report = Callable[[dict[str, float]], None]
 CHECKPOINT = "checkpoint.safetensors"
+LOG, SAMPLES = "log.jsonl", "samples"
 LARGEST_SEED = 2**32 - 1
 MAY_CHANGE = {
     *("learning_rate", "discriminator_rate", "final_rate", "warmup", "decay_steps", "clip", "revive_every"),
@@ -159,7 +160,7 @@ class Log:
     """
 
     def __init__(self, out: Path, first: int, worker: int, report: Report | None) -> None:
-        self._path, self._active, self._report = out / "log.jsonl", worker == 0, report
+        self._path, self._active, self._report = out / LOG, worker == 0, report
         self._values: dict[str, float] = {}
         self._weights: dict[str, float] = {}
         self._board = None
@@ -200,7 +201,7 @@ class Log:
             return
         import cv2
 
-        folder = self._path.parent / "samples"
+        folder = self._path.parent / SAMPLES
         folder.mkdir(exist_ok=True)
         cv2.imwrite(str(folder / f"{step:08d}.png"), rgb[..., ::-1])
         with self._shown():

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..video import FrameReader, centre_crop, resize
-from .crops import PICTURES, VIDEOS, read_picture
+from .crops import read_picture
+from .footage import PICTURES, VIDEOS, footage_below
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,12 @@ def _clips(place: Path, size: tuple[int, int], every: int, without: tuple[str, .
         return
     name, _, part = place.name.partition("@")
     since, until = _share(place, part)
-    place = place.with_name(name)
+    if "@" in place.name:
+        place = place.with_name(name)
     if place.is_file():
         paths = [place]
     elif place.is_dir() and not part:
-        paths = [path for path in sorted(place.rglob("*")) if path.name not in without]
+        paths = [path for path in footage_below(place) if path.name not in without]
     else:
         raise InputError(f"{place}: no such folder of pictures or videos")
     for path in paths:
