@@ -416,6 +416,40 @@ def test_a_checkpoint_is_not_overwritten_and_must_fit(tmp_path, run, data):
         export(tmp_path / "absent", data, tmp_path / "m.safetensors")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no flock")
+def test_a_second_training_into_a_folder_is_refused(tmp_path, run, data, capsys, monkeypatch):
+    out = tmp_path / "out"
+    (tmp_path / "c.toml").write_text(NCODE)
+    command = ["train", str(tmp_path / "c.toml"), "--data", str(data), "--out", str(out), "--device", "cpu", "--resume"]
+    with loop.alone_in(out):
+        assert main(command) == 2
+        told = f"mcode: error: {out}: another training writes there; wait until it has ended, or choose another --out\n"
+        assert capsys.readouterr().err == told
+        monkeypatch.setattr(sys, "platform", "win32")
+        with loop.alone_in(out):
+            pass
+        monkeypatch.undo()
+    assert not out.exists()
+    assert main(command) == 0
+
+
+def test_what_killed_trainings_left_half_written_is_removed(tmp_path, run):
+    out = tmp_path / "out"
+    out.mkdir()
+    of_others = [out / ".clip.mcode.partial-7", out / ".tiny-2.safetensors.partial-7"]
+    for left in (
+        ".checkpoint.safetensors.partial-7",
+        ".checkpoint.safetensors.partial-8",
+        ".tiny.safetensors.partial-7",
+        ".lock",
+    ):
+        (out / left).write_bytes(b"half")
+    for path in of_others:
+        path.write_bytes(b"written now")
+    run(NCODE)
+    assert sorted(path for path in out.iterdir() if path.name.startswith(".")) == of_others
+
+
 def grown(config: str) -> str:
     """Two steps more, in the last stage; another name, rate and interval of checkpoints."""
     for key, steps in (("\nsteps", 5), ("adversarial_steps", 3)):

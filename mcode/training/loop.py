@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ from torch.optim import Optimizer
 from ..config import from_dict, to_dict
 from ..errors import InputError, McodeError
 from ..latents import fast_dtype
-from ..whole import whole_tensors
+from ..whole import remove_partials, whole_tensors
+
+if sys.platform != "win32":
+    import fcntl
 
 Report = Callable[[dict[str, float]], None]
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, LOCK = "checkpoint.safetensors", ".lock"
 LOG, SAMPLES = "log.jsonl", "samples"
 LARGEST_SEED = 2**32 - 1
 MAY_CHANGE = {
@@ -93,6 +97,40 @@ def _number_of(variable: str, default: str = "") -> int:
 def leave_workers() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def alone_in(out: Path, *files: str) -> Iterator[None]:
+    """Keeps other trainings out of the folder `out`, which is made, and removes what killed ones have left of `files`. Raises
+    InputError where another training writes there. Where the system or its disk has no locks there is none of that."""
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / LOCK
+    try:
+        if sys.platform == "win32":
+            yield
+            return
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.fstat(file.fileno()).st_nlink:  # its holder has just ended, and another may come
+                    raise BlockingIOError
+            except BlockingIOError as error:
+                given = f"{out}: another training writes there"
+                raise InputError(f"{given}; wait until it has ended, or choose another --out") from error
+            except OSError:
+                pass
+            else:
+                for name in files:
+                    remove_partials(out / name)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        if made:  # and nothing came of it
+            with suppress(OSError):
+                out.rmdir()
 
 
 def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:

@@ -6,6 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -42,8 +43,8 @@ def train(
     `out`, exactly; what the configuration may say anew then is in `loop.begin`. perceptual: file of the feature network's
     weights, or a folder of such files, in place of the configuration's and $MCODE_PERCEPTUAL; for ncode's dcgan also a
     network of torch.export (.pt2). report: called with each row of OUT/log.jsonl. Under torchrun all processes train together
-    and the first one writes. Raises ConfigError, InputError
-    for data or checkpoints that cannot be used, McodeError when the loss is not finite.
+    and the first one writes. Raises ConfigError, InputError for data or checkpoints that cannot be used and where another
+    training writes into `out`, McodeError when the loss is not finite.
     """
     config = read_config(config_path)
     if perceptual is not None:
@@ -62,9 +63,11 @@ def train(
     }
     try:
         _, worker = loop.join_workers(where)
-        checkpoint = rooms[type(config)](config, data, out, resume=resume, device=where, report=report)
-        if worker == 0:
-            export(checkpoint, data, output, config)
+        kept = (loop.CHECKPOINT, classes.FILE, output.name, f"{config.name}.draft.safetensors")
+        with loop.alone_in(out, *kept) if worker == 0 else nullcontext():
+            checkpoint = rooms[type(config)](config, data, out, resume=resume, device=where, report=report)
+            if worker == 0:
+                export(checkpoint, data, output, config)
     finally:
         loop.leave_workers()
     return output
