@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import mcode
@@ -534,6 +535,12 @@ def test_damaged_videos_and_pictures_are_passed_over(tmp_path, data):
     assert not [run for name in ("damaged", "sound") for run in frame_runs(tmp_path / f"{name}.mp4", 1, 1)]
 
 
+def test_strips_are_left_out_however_thin_they_become(tmp_path):
+    for name, height, width in (("a", 2, 5000), ("b", 64, 10_000), ("c", 127, 129), ("d", 128, 130)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((height, width, 3), 90, np.uint8))
+    assert [rgb.shape for rgb in load_pictures([tmp_path], longest=65, frames_per_video=0)] == [(64, 65, 3), (64, 65, 3)]
+
+
 def test_training_sees_what_the_codec_sees(tmp_path):
     rgb = np.zeros((720, 1280, 3), np.uint8)
     rgb[:, :640], rgb[:, 640:] = (0, 200, 60), (200, 40, 40)
@@ -555,9 +562,21 @@ def test_transparent_pictures_lie_on_white_for_training(tmp_path):
     clear = np.zeros((64, 64, 4), np.uint8)
     clear[0, 0] = (30, 20, 10, 255)  # BGRA
     cv2.imwrite(str(tmp_path / "clear.png"), clear)
-    (loaded,) = load_pictures([tmp_path], longest=64, frames_per_video=0)
-    for rgb in (loaded, read_picture((tmp_path / "clear.png").read_bytes())):
+    cv2.imwrite(str(tmp_path / "deep.png"), clear.astype(np.uint16) * 257)
+    loaded = load_pictures([tmp_path], longest=64, frames_per_video=0)
+    stored = [read_picture((tmp_path / name).read_bytes()) for name in ("clear.png", "deep.png")]
+    assert len(loaded) == 2
+    for rgb in (*loaded, *stored):
         assert rgb[0, 0].tolist() == [10, 20, 30] and (rgb.reshape(-1, 3)[1:] == 255).all()
+
+
+def test_animated_webp_is_passed_over_in_folders_and_archives(tmp_path):
+    path = tmp_path / "moving.webp"
+    first, second = (Image.fromarray(np.full((64, 64, 3), grey, np.uint8)) for grey in (60, 180))
+    first.save(path, save_all=True, append_images=[second])
+    assert read_picture(path) is None and read_picture(path.read_bytes()) is None
+    first.save(path, exif=Image.Exif().tobytes(), icc_profile=b"still, with a long header")
+    assert read_picture(path) is not None and read_picture(path.read_bytes()) is not None
 
 
 def test_a_folder_that_is_missing_or_holds_nothing_is_no_silent_omission(tmp_path, data):

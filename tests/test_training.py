@@ -734,6 +734,19 @@ def test_videos_give_every_so_many_frames_and_stay_one_clip(tmp_path):
     assert squares.pixels.shape == (3, 32, 32, 1) and squares.clips == (3,)
 
 
+def test_damaged_footage_is_passed_over_and_told_where_it_is_named(tmp_path, data):
+    shutil.copy(data / "pictures" / "0.png", tmp_path / "0.png")
+    cv2.imwrite(str(tmp_path / "strip.png"), np.full((2, 5000, 3), 90, np.uint8))
+    for name in ("empty.mp4", "empty.png"):
+        (tmp_path / name).touch()
+    for name in ("damaged.avi", "damaged.jpg"):
+        (tmp_path / name).write_bytes(b"nothing that can be read" * 99)
+    assert load_squares([tmp_path], size=32, channels=3, every=1).clips == (1, 1)
+    for place in ("empty.mp4", "damaged.avi@0:0.5"):
+        with pytest.raises(InputError, match=f"{place.partition('@')[0]} is (empty|not a video)"):
+            load_squares([tmp_path / place], size=32, channels=3, every=1)
+
+
 def test_batches_depend_on_seed_and_step_alone(data):
     squares = load_squares([data / "pictures"], size=32, channels=3, every=1)
     again = load_squares([data / "pictures"], size=32, channels=3, every=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -42,7 +43,8 @@ def load_squares(
 
     size: of the square, or (width, height). A place is a folder, a video or picture, a .tar archive (compressed or not)
     of pictures, or a folder inside an archive: "faces.tar/train". "clip.avi@0:0.5" is a video's first half.
-    without: names of files in folders to pass over. Raises InputError where a place is missing or holds nothing.
+    without: names of files in folders to pass over, as damaged ones are. Raises InputError where a place is missing or holds
+    nothing that can be read.
     """
     squares: list[np.ndarray] = []
     clips: list[int] = []
@@ -55,7 +57,7 @@ def load_squares(
             clips.append(len(clip))
             squares += [_channels(rgb, channels) for rgb in clip]
         if len(clips) == before:
-            raise InputError(f"{place}: no pictures or videos there")
+            raise InputError(f"{place}: no pictures or videos there that can be read")
     return Squares(np.stack(squares), tuple(clips), tuple(folders))
 
 
@@ -84,7 +86,9 @@ def _clips(place: Path, size: tuple[int, int], every: int, without: tuple[str, .
             if picture is not None:
                 yield path.parent.name, [_cut(picture, size)]
         elif path.suffix.lower() in VIDEOS:
-            frames = [frame.rgb for frame in FrameReader(path, size=size, crop_to=size)]
+            frames = []
+            with suppress(InputError) if path is not place else nullcontext():  # damaged: passed over among others
+                frames += [frame.rgb for frame in FrameReader(path, size=size, crop_to=size)]
             clip = frames[round(since * len(frames)) : round(until * len(frames)) : every]
             if clip:
                 yield path.parent.name, clip
