@@ -24,6 +24,7 @@ import mcode
 from mcode.cli import main
 from mcode.errors import ConfigError, InputError, McodeError
 from mcode.training import loop, ncode
+from mcode.training.footage import data_entry
 from mcode.training.ncode import gradient_penalty, measure_statistics
 from mcode.training.squares import Squares, load_squares
 from mcode.training.train import export, read_config, train
@@ -498,6 +499,57 @@ def test_a_run_does_not_go_on_with_another_configuration(tmp_path, run, config, 
     with pytest.raises(InputError, match=message) as error:
         run(other, resume=True)
     assert "\n" not in str(error.value) and (tmp_path / "out" / loop.CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT, RESIDUAL], ids=["ncode", "hific", "compact", "residual"])
+def test_a_run_goes_on_with_the_data_it_began_with_alone(tmp_path, data, config):
+    for folder in ("pictures", "others"):
+        shutil.copytree(data / "pictures", tmp_path / "data" / folder)
+    short, longer = tmp_path / "short.toml", tmp_path / "longer.toml"
+    short.write_text(config)
+    longer.write_text(grown(config).replace('"renamed"', '"tiny"').replace("\nsteps = 1\n", "\nsteps = 2\n"))
+
+    def go(path: Path) -> Path:
+        return train(path, tmp_path / "data", tmp_path / "out", device="cpu", resume=True)
+
+    go(short)
+    unread, picture = tmp_path / "data" / "notes.txt", tmp_path / "data" / "pictures" / "0.png"
+    unread.touch()
+    kept = picture.read_bytes()
+    for other in (None, kept + b"longer"):
+        picture.unlink() if other is None else picture.write_bytes(other)
+        with pytest.raises(InputError, match=r"began with other pictures and videos \(\d+ files\) than .*; put them back, or"):
+            go(longer)
+        assert go(short).is_file()  # which has all its steps
+    picture.write_bytes(kept)
+    step, _, tensors = loop.read_checkpoint(tmp_path / "out" / loop.CHECKPOINT)
+    metadata = loop.read_metadata(tmp_path / "out" / loop.CHECKPOINT)
+    go(longer)
+    assert loop.read_checkpoint(tmp_path / "out" / loop.CHECKPOINT)[0] > step
+    del metadata["data"]  # as before checkpoints had it
+    save_file(tensors, tmp_path / "out" / loop.CHECKPOINT, metadata)
+    picture.unlink()
+    go(longer)
+    assert "data" in loop.read_metadata(tmp_path / "out" / loop.CHECKPOINT)
+
+
+def test_archives_parts_of_videos_and_files_left_out_are_known_again(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"archive")
+    (tmp_path / "clip.avi").write_bytes(b"video")
+    (tmp_path / "shown.png").write_bytes(b"picture")
+
+    def entry(*folders: str) -> dict[str, str]:
+        return data_entry(tmp_path, folders, None, without=("left-out.png",))
+
+    places = (["a.tar/train"], ["clip.avi@0:0.5"], ["."], ["a.tar", "shown.png"])
+    before = [entry(*place) for place in places]
+    assert len({made["data"] for made in before}) == len(places)
+    for name in ("left-out.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [entry(*place) for place in places] == before
+    for name in ("a.tar", "clip.avi"):
+        (tmp_path / name).write_bytes(b"another one")
+    assert [entry(*place) == old for place, old in zip(places, before, strict=True)] == [False] * 4
 
 
 def test_a_stage_may_be_lengthened_until_it_is_over(tmp_path, run):

@@ -30,6 +30,7 @@ from ..nets.layers import ResidualBlock, channels_last, watched
 from ..nets.paper import Discriminator
 from . import loop
 from .crops import CropStream, check_crops, draw_crop, load_pictures
+from .footage import data_entry
 from .patches import fit_patches
 
 PATCH_VALUES = 3 * STRIDE * STRIDE
@@ -249,6 +250,7 @@ def train(
     if saved is None and config.start is not None:
         begun = _start_from(model, config.start, lam, as_it_is=config.part == "synthesis")
     start_id = _start_id(config, None if saved is None else checkpoint)
+    of_data = data_entry(data, config.data.folders, checkpoint if 0 < first < config.optimiser.steps else None)
     margin = _margin_of(config) if config.part == "synthesis" else None
     pictures = load_pictures(
         [data / f for f in config.data.folders], longest=config.data.longest, frames_per_video=config.data.frames_per_video
@@ -330,7 +332,7 @@ def train(
             _revive(model, _probe(config, pictures).to(device), _trained(model, config), ema, optimiser)
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done == config.optimiser.steps):
             rate_of_pictures = (done - first) * config.data.batch * workers / (time.monotonic() - started)
-            loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config, **start_id)
+            loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config, **start_id, **of_data)
             with loop.autocast(x.device):
                 shut = [share == 0 for share in _opened(model, x, quality, model.net).values()]
             dead = sum(int(each.sum()) for each in shut)

@@ -1,8 +1,8 @@
 """What every training loop shares: processes, an optimiser's step, averaged weights, the log, exact checkpoints.
 
 A checkpoint is one safetensors file: `model.NAME` (parameters and buffers), `ema.NAME`, and for each parameter that
-Adam has moved `exp_avg.NAME`, `exp_avg_sq.NAME` and `updates.NAME`; step, config as JSON, and where there is one the id of
-the manifold it started from, in the metadata.
+Adam has moved `exp_avg.NAME`, `exp_avg_sq.NAME` and `updates.NAME`; step, config as JSON, what tells the data from others
+(`footage.data_entry`), and where there is one the id of the manifold it started from, in the metadata.
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ def train(
     """Trains what the TOML file at config_path says and writes the manifold; returns its path, OUT/NAME.safetensors, where no
     other manifold may lie.
 
-    data: the folder which the configuration's `data.folders` are relative to. resume: go on from the checkpoint in
-    `out`, exactly; what the configuration may say anew then is in `loop.begin`. perceptual: file of the feature network's
-    weights, or a folder of such files, in place of the configuration's and $MCODE_PERCEPTUAL; for ncode's dcgan also a
-    network of torch.export (.pt2). report: called with each row of OUT/log.jsonl. Under torchrun all processes train together
+    data: the folder which the configuration's `data.folders` are relative to. resume: go on from the checkpoint in `out`,
+    exactly, on the same data; what the configuration may say anew then is in `loop.begin`. perceptual: file of the feature
+    network's weights, or a folder of such files, in place of the configuration's and $MCODE_PERCEPTUAL; for ncode's dcgan also
+    a network of torch.export (.pt2). report: called with each row of OUT/log.jsonl. Under torchrun all processes train together
     and the first one writes. Raises ConfigError, InputError for data or checkpoints that cannot be used and where another
     training writes into `out`, McodeError when the loss is not finite.
     """
