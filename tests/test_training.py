@@ -417,6 +417,19 @@ def test_a_checkpoint_is_not_overwritten_and_must_fit(tmp_path, run, data):
         export(tmp_path / "absent", data, tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("config", "sizes"), [(NCODE, "data.batch = 4"), (COMPACT, "data.batch = 2 with data.crop = 64")], ids=["ncode", "compact"]
+)
+def test_a_training_that_runs_out_of_memory_names_what_to_make_smaller(tmp_path, data, monkeypatch, capsys, config, sizes):
+    monkeypatch.setattr(loop, "update", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))
+    (tmp_path / "c.toml").write_text(config)
+    assert (
+        main(["train", str(tmp_path / "c.toml"), "--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    )
+    told = f"mcode: error: out of memory: {sizes} is too much here; make it smaller, or give less footage\n"
+    assert capsys.readouterr().err == told
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no flock")
 def test_a_second_training_into_a_folder_is_refused(tmp_path, run, data, capsys, monkeypatch):
     out = tmp_path / "out"

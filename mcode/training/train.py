@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import from_dict, load
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, OutOfMemory
 from ..latents import choose_device
+from ..memory import ran_out
 from ..text import is_name
 from . import classes, compact, hific, loop, ncode, residual
 from .compact import CompactTraining
@@ -44,7 +45,7 @@ def train(
     network's weights, or a folder of such files, in place of the configuration's and $MCODE_PERCEPTUAL; for ncode's dcgan also
     a network of torch.export (.pt2). report: called with each row of OUT/log.jsonl. Under torchrun all processes train together
     and the first one writes. Raises ConfigError, InputError for data or checkpoints that cannot be used and where another
-    training writes into `out`, McodeError when the loss is not finite.
+    training writes into `out`, McodeError when the loss is not finite, OutOfMemory.
     """
     config = read_config(config_path)
     if perceptual is not None:
@@ -68,9 +69,19 @@ def train(
             checkpoint = rooms[type(config)](config, data, out, resume=resume, device=where, report=report)
             if worker == 0:
                 export(checkpoint, data, output, config)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemory(f"out of memory: {_sizes(config)} is too much here; make it smaller, or give less footage") from error
     finally:
         loop.leave_workers()
     return output
+
+
+def _sizes(config: Training) -> str:
+    """What a step's memory grows with."""
+    batch, crop = f"data.batch = {config.data.batch}", getattr(config.data, "crop", None)
+    return batch if crop is None else f"{batch} with data.crop = {crop}"
 
 
 def _with_perceptual(config: Training, path: Path) -> Training:
