@@ -300,6 +300,23 @@ def test_the_line_of_gains_is_over_the_prices_that_the_start_paid(tmp_path, data
     assert torch.allclose(gain[1], old.gain(2).log(), atol=1e-3) and torch.allclose(gain[0], middle, atol=1e-3)
 
 
+def test_a_start_whose_card_says_nothing_of_use_is_taken_as_a_usual_one(tmp_path):
+    cards: list[dict] = [{"training_config": {"loss": {"lambda_low": 0.0006, "lambda_high": 0.0175}}}]
+    cards += [{"prices": said} for said in ("x", [1], None, {}, {"lambdas": 5}, {"lambdas": "ab"}, {"lambdas": [0.1]})]
+    lists = ([0, 0], [[1], [2, 3]], [1, 1], [math.inf, 1], [-1, 1], [None, 1], [10**400, 1])
+    cards += [{"prices": {"lambdas": said}} for said in lists]
+    cards += [{"training_config": said} for said in (None, [], {"loss": 3}, {"loss": None})]
+    cards += [{"training_config": {"loss": {"lambda_low": low}}} for low in ("x", 0, None, [1, 2], 0.0175)]
+    start, gains = small_manifolds(tmp_path)[0], {"gain": np.outer([4, 9], np.ones(6)).astype(np.float32)}
+    model, found = CompactHific(CompactConfig(6, (8, 8, 8), (0, 0, 0), (8, 8, 8, 8), (0, 0, 0, 0), (0, 2, 6), 2)), []
+    for number, card in enumerate(cards):
+        path = tmp_path / f"{number}.safetensors"
+        mcode.manifold.rewrite(start, path, card=card, tensors=gains)
+        found.append(_start_from(model, str(path), torch.tensor([1e-3, 4e-3])))
+        assert all(torch.equal(a, b) for a, b in zip(found[0], found[-1], strict=True)), card
+    assert found[0][0].isfinite().all() and found[0][0].diff(dim=0).min() > 0.1
+
+
 def test_a_start_with_a_margin_around_zero_can_be_trained_on(tmp_path, data):
     plain = replace(config(loss={"adversarial": 0.0}), zero_margin=0.05)
     export_compact(train(plain, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})

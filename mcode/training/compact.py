@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -490,15 +490,30 @@ def _start_from(model: CompactHific, start: str, lam: Tensor, *, as_it_is: bool 
             raise InputError(f"{given}; a training of the synthesis alone keeps them: set qualities = {len(gain)}")
         return gain.log(), shrink
     card = read_info(path).card
-    paid = torch.tensor(card.get(PRICES, {}).get("lambdas", []))
+    listed = _prices_on(card, (PRICES, "lambdas"))
+    paid = torch.tensor(listed)
     if paid.shape == lam.shape and torch.allclose(lam / paid, lam[0] / paid[0], rtol=1e-2):
         return gain.log(), shrink
-    known = card.get("training_config", {}).get("loss", {})
-    low, high = known.get("lambda_low", 0.0006), known.get("lambda_high", 0.0175)
-    spread = math.log(paid[-1] / paid[0] if len(paid) > 1 else high / low)
-    slope = (gain[-1].log() - gain[0].log()) / spread
+    ends = _prices_on(card, *(("training_config", "loss", name) for name in ("lambda_low", "lambda_high")))
+    usual = [LossConfig.lambda_low, LossConfig.lambda_high]
+    line = next(prices for prices in (listed, ends, usual) if prices and prices[0] != prices[-1])
+    slope = (gain[-1].log() - gain[0].log()) / (math.log(line[-1]) - math.log(line[0]))
     log_gain = gain[-1].log() + (lam.log() - lam[-1].log()).unsqueeze(1) * slope
     return log_gain, torch.zeros_like(log_gain)
+
+
+def _prices_on(card: Any, *entries: tuple[str, ...]) -> list[float]:
+    """The price, or list of them, at each of these paths in a manifold's card; nothing where one is missing or is no price."""
+    found: list[float] = []
+    for path in entries:
+        value = card
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        try:
+            found += [float(price) for price in (value if isinstance(value, list) else [value])]
+        except (TypeError, ValueError, OverflowError):
+            return []
+    return found if all(0 < price < math.inf for price in found) else []
 
 
 class _Features(nn.Module):
