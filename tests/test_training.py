@@ -381,7 +381,7 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_leaves_the_last_good_
     shutil.copytree(tmp_path / "out", tmp_path / "diverged")
     longer = config.replace("\nsteps = 5", "\nsteps = 50").replace("adversarial_steps = 3", "adversarial_steps = 30")
     table = "encoding" if "ncode" in config else "optimiser"
-    with pytest.raises(McodeError, match=r"stopped at step \d+: the loss is .*learning_rate") as stop:
+    with pytest.raises(McodeError, match=r"stopped at step \d+: the loss is .*learning_rate, or train anew") as stop:
         run(changed(longer, **{f"learning_rate__{table}": 1e36}), "diverged", resume=True)
     assert "\n" not in str(stop.value)
     assert all(v.isfinite().all() for v in content(tmp_path / "diverged" / loop.CHECKPOINT).values())

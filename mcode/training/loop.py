@@ -158,7 +158,7 @@ def update(optimiser: Optimizer, loss: Tensor, *, step: int, workers: int, clip:
     if not math.isfinite(loss.item()) or not math.isfinite(norm):
         raise McodeError(
             f"training stopped at step {step}: the loss is {loss.item()}, its gradient {norm}; "
-            "resume with a lower learning_rate"
+            "resume with a lower learning_rate, or train anew with one where the checkpoint stops at once"
         )
     optimiser.step()
     return norm
