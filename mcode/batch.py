@@ -35,7 +35,7 @@ from .frame import TICKS_PER_S, Frame
 from .jobs import cores
 from .latents import choose_device
 from .manifold import Manifold, load
-from .memory import keep_freed_memory
+from .memory import keep_freed_memory, ran_out
 from .packet import Packet
 from .refine import Refiner
 from .transcode import MEDIA, Encoded, EncodeReport, Encoding, Progress, expected_frames, keeps_sound, refuse_same, report_of
@@ -121,7 +121,7 @@ class Failure:
 
 def _failure(error: Exception, input: Path) -> Failure:
     """Why the input failed; of what is neither its fault nor the user's, with a traceback. While it is handled."""
-    if isinstance(error, MemoryError):
+    if ran_out(error):
         return Failure(f"{input}: out of memory; try a smaller --size, or fewer --workers")
     if not isinstance(error, (McodeError, OSError)):
         return Failure(f"{input}: a fault in mcode: {type(error).__name__}: {error}", traceback.format_exc())

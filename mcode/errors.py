@@ -13,6 +13,10 @@ class ArgumentError(InputError, ValueError):
     """A number or word that is outside its range: a command's user can mend it, and so can a program."""
 
 
+class OutOfMemory(MemoryError):
+    """Its text is one line that names what to make smaller; the command exits with 1."""
+
+
 class FormatError(McodeError):
     """A .mcode file or manifold that is damaged beyond use, of a newer format, or no such file at all."""
 

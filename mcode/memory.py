@@ -1,4 +1,4 @@
-"""Memory that a process keeps between frames, for programs that make pictures all the time.
+"""Memory that a process keeps between frames, for programs that make pictures all the time; and what tells that it ran out.
 
 glibc gives freed memory back to the kernel as soon as enough of it is in one piece, and asks for it again, page by page, at the
 next frame: thousands of page faults, a tenth of a frame's time and more at 1080p. And it keeps a heap for each thread.
@@ -23,6 +23,16 @@ _SAID = (
     "MALLOC_TRIM_THRESHOLD_",
 )
 """Environment variables by which a user chooses how memory is given out."""
+
+
+_TORCH_SAYS = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error is that memory did not suffice, of the processor or a GPU: torch has RuntimeErrors for it."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in _TORCH_SAYS)
+    return isinstance(error, MemoryError)
 
 
 def keep_freed_memory() -> bool:

@@ -91,6 +91,13 @@ def partial_name(name: str, suffix: str = "") -> str:
     return name + end
 
 
+def remove_partials(path: Path) -> None:
+    """Removes what killed processes have left of `whole(path)`, for a path that no other process writes to now."""
+    for left in path.parent.iterdir():
+        if left.name.startswith(f".{path.name}.partial-"):
+            left.unlink(missing_ok=True)
+
+
 def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
     """content: text is written as UTF-8."""
     with whole(path) as part:

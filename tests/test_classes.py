@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mcode.errors import InputError
 from mcode.training import classes
@@ -87,6 +88,22 @@ def test_what_was_learned_is_kept_and_a_damaged_file_is_named(squares, tmp_path)
     path.write_bytes(b"nothing")
     with pytest.raises(InputError, match="not the class networks of this training"):
         learn(squares, path, epochs=1)
+
+
+def test_networks_are_learned_anew_where_they_would_be_others(squares, tmp_path):
+    """A run that was ended before its first checkpoint leaves the file, and the next may be given other pictures or epochs."""
+    fewer = Squares(squares.pixels[::2], squares.clips[::2], squares.folders[::2])
+    swapped = Squares(squares.pixels, squares.clips, squares.folders[::-1])
+    path = tmp_path / "c.safetensors"
+    for pictures, epochs in ((squares, 1), (fewer, 1), (swapped, 1), (squares, 2)):
+        kept, alone = learn(pictures, path, epochs), learn(pictures, tmp_path / "absent" / path.name, epochs)
+        (tmp_path / "absent" / path.name).unlink()
+        assert all(torch.equal(a, b) for a, b in zip(kept[1].parameters(), alone[1].parameters(), strict=True))
+    old = tmp_path / "old.safetensors"
+    save_file(load_file(path), old)  # as it was kept before it said what it was made of: a training goes on with it
+    assert all(
+        torch.equal(a, b) for a, b in zip(kept[1].parameters(), learn(squares, old, epochs=1)[1].parameters(), strict=True)
+    )
 
 
 def test_pictures_of_one_folder_have_no_classes(squares, tmp_path):

@@ -792,8 +792,9 @@ def test_an_error_of_the_system_is_one_line(mcode, transcode, number, status):
     assert mcode("encode", "a", "-o", "b") == (status, "", f"mcode: error: out.mcode: {os.strerror(number)}\n")
 
 
-def test_no_memory_is_status_1(mcode, transcode):
-    transcode.result = MemoryError()
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_no_memory_is_status_1(mcode, transcode, error):
+    transcode.result = error
     status, _, err = mcode("encode", "a", "-o", "b")
     assert status == 1 and err == "mcode: error: out of memory: try a smaller --size\n"
 

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import mcode
@@ -299,6 +300,23 @@ def test_the_line_of_gains_is_over_the_prices_that_the_start_paid(tmp_path, data
     assert torch.allclose(gain[1], old.gain(2).log(), atol=1e-3) and torch.allclose(gain[0], middle, atol=1e-3)
 
 
+def test_a_start_whose_card_says_nothing_of_use_is_taken_as_a_usual_one(tmp_path):
+    cards: list[dict] = [{"training_config": {"loss": {"lambda_low": 0.0006, "lambda_high": 0.0175}}}]
+    cards += [{"prices": said} for said in ("x", [1], None, {}, {"lambdas": 5}, {"lambdas": "ab"}, {"lambdas": [0.1]})]
+    lists = ([0, 0], [[1], [2, 3]], [1, 1], [math.inf, 1], [-1, 1], [None, 1], [10**400, 1])
+    cards += [{"prices": {"lambdas": said}} for said in lists]
+    cards += [{"training_config": said} for said in (None, [], {"loss": 3}, {"loss": None})]
+    cards += [{"training_config": {"loss": {"lambda_low": low}}} for low in ("x", 0, None, [1, 2], 0.0175)]
+    start, gains = small_manifolds(tmp_path)[0], {"gain": np.outer([4, 9], np.ones(6)).astype(np.float32)}
+    model, found = CompactHific(CompactConfig(6, (8, 8, 8), (0, 0, 0), (8, 8, 8, 8), (0, 0, 0, 0), (0, 2, 6), 2)), []
+    for number, card in enumerate(cards):
+        path = tmp_path / f"{number}.safetensors"
+        mcode.manifold.rewrite(start, path, card=card, tensors=gains)
+        found.append(_start_from(model, str(path), torch.tensor([1e-3, 4e-3])))
+        assert all(torch.equal(a, b) for a, b in zip(found[0], found[-1], strict=True)), card
+    assert found[0][0].isfinite().all() and found[0][0].diff(dim=0).min() > 0.1
+
+
 def test_a_start_with_a_margin_around_zero_can_be_trained_on(tmp_path, data):
     plain = replace(config(loss={"adversarial": 0.0}), zero_margin=0.05)
     export_compact(train(plain, data, tmp_path / "a"), data, tmp_path / "a.safetensors", card={})
@@ -534,6 +552,12 @@ def test_damaged_videos_and_pictures_are_passed_over(tmp_path, data):
     assert not [run for name in ("damaged", "sound") for run in frame_runs(tmp_path / f"{name}.mp4", 1, 1)]
 
 
+def test_strips_are_left_out_however_thin_they_become(tmp_path):
+    for name, height, width in (("a", 2, 5000), ("b", 64, 10_000), ("c", 127, 129), ("d", 128, 130)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((height, width, 3), 90, np.uint8))
+    assert [rgb.shape for rgb in load_pictures([tmp_path], longest=65, frames_per_video=0)] == [(64, 65, 3), (64, 65, 3)]
+
+
 def test_training_sees_what_the_codec_sees(tmp_path):
     rgb = np.zeros((720, 1280, 3), np.uint8)
     rgb[:, :640], rgb[:, 640:] = (0, 200, 60), (200, 40, 40)
@@ -555,9 +579,21 @@ def test_transparent_pictures_lie_on_white_for_training(tmp_path):
     clear = np.zeros((64, 64, 4), np.uint8)
     clear[0, 0] = (30, 20, 10, 255)  # BGRA
     cv2.imwrite(str(tmp_path / "clear.png"), clear)
-    (loaded,) = load_pictures([tmp_path], longest=64, frames_per_video=0)
-    for rgb in (loaded, read_picture((tmp_path / "clear.png").read_bytes())):
+    cv2.imwrite(str(tmp_path / "deep.png"), clear.astype(np.uint16) * 257)
+    loaded = load_pictures([tmp_path], longest=64, frames_per_video=0)
+    stored = [read_picture((tmp_path / name).read_bytes()) for name in ("clear.png", "deep.png")]
+    assert len(loaded) == 2
+    for rgb in (*loaded, *stored):
         assert rgb[0, 0].tolist() == [10, 20, 30] and (rgb.reshape(-1, 3)[1:] == 255).all()
+
+
+def test_animated_webp_is_passed_over_in_folders_and_archives(tmp_path):
+    path = tmp_path / "moving.webp"
+    first, second = (Image.fromarray(np.full((64, 64, 3), grey, np.uint8)) for grey in (60, 180))
+    first.save(path, save_all=True, append_images=[second])
+    assert read_picture(path) is None and read_picture(path.read_bytes()) is None
+    first.save(path, exif=Image.Exif().tobytes(), icc_profile=b"still, with a long header")
+    assert read_picture(path) is not None and read_picture(path.read_bytes()) is not None
 
 
 def test_a_folder_that_is_missing_or_holds_nothing_is_no_silent_omission(tmp_path, data):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from mcode import memory
 
@@ -32,6 +33,14 @@ thread.start()
 thread.join()
 print(json.dumps([kept, faults[1] - faults[0]]))
 """
+
+
+def test_memory_that_torch_does_not_get_is_known_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert memory.ran_out(error.value) and memory.ran_out(MemoryError())
+    assert memory.ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 GiB."))
+    assert not memory.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) and not memory.ran_out(OSError())
 
 
 def run(how: str, **environment: str) -> tuple[bool | None, int]:

@@ -24,6 +24,7 @@ import mcode
 from mcode.cli import main
 from mcode.errors import ConfigError, InputError, McodeError
 from mcode.training import loop, ncode
+from mcode.training.footage import data_entry
 from mcode.training.ncode import gradient_penalty, measure_statistics
 from mcode.training.squares import Squares, load_squares
 from mcode.training.train import export, read_config, train
@@ -253,6 +254,27 @@ def test_variants_of_ncode_train_and_make_a_manifold(tmp_path, run, options):
     assert model.synthesise(model.analyse(np.zeros((1, 32, 32, 3), np.uint8)), 32, 32).shape == (1, 32, 32, 3)
 
 
+@pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT], ids=["ncode", "hific", "compact"])
+def test_a_training_does_not_learn_from_samples_that_lie_in_its_data(tmp_path, data, config):
+    """Neither its own, where --out lies there, nor another's; pictures of the same names elsewhere count."""
+    (tmp_path / "c.toml").write_text(config.replace('["pictures"]', '["."]'))
+    shutil.copytree(data, tmp_path / "a")
+    shutil.copytree(data / "pictures", tmp_path / "a" / "samples")
+    (tmp_path / "a" / "samples" / "0.png").rename(tmp_path / "a" / "samples" / "00000004.png")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    beside = train(tmp_path / "c.toml", tmp_path / "a", tmp_path / "out", device="cpu")
+    for name in ("one", "two"):
+        within = train(tmp_path / "c.toml", tmp_path / "b", tmp_path / "b" / "runs" / name, device="cpu")
+        assert list((within.parent / "samples").glob("*.png"))
+        assert mcode.load(within, device="cpu").id == mcode.load(beside, device="cpu").id
+
+
+def test_a_training_can_be_given_the_folder_it_is_started_in(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(data)
+    (tmp_path / "c.toml").write_text(NCODE.replace('["pictures"]', '["."]'))
+    assert train(tmp_path / "c.toml", ".", tmp_path / "out", device="cpu").is_file()
+
+
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT, RESIDUAL], ids=["ncode", "hific", "compact", "residual"])
 def test_bfloat16_is_used_where_it_is_fast_alone(tmp_path, data, monkeypatch, config, fast):
@@ -359,7 +381,7 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_leaves_the_last_good_
     shutil.copytree(tmp_path / "out", tmp_path / "diverged")
     longer = config.replace("\nsteps = 5", "\nsteps = 50").replace("adversarial_steps = 3", "adversarial_steps = 30")
     table = "encoding" if "ncode" in config else "optimiser"
-    with pytest.raises(McodeError, match=r"stopped at step \d+: the loss is .*learning_rate") as stop:
+    with pytest.raises(McodeError, match=r"stopped at step \d+: the loss is .*learning_rate, or train anew") as stop:
         run(changed(longer, **{f"learning_rate__{table}": 1e36}), "diverged", resume=True)
     assert "\n" not in str(stop.value)
     assert all(v.isfinite().all() for v in content(tmp_path / "diverged" / loop.CHECKPOINT).values())
@@ -393,6 +415,53 @@ def test_a_checkpoint_is_not_overwritten_and_must_fit(tmp_path, run, data):
         run(NCODE, resume=True)
     with pytest.raises(InputError, match="no readable checkpoint"):
         export(tmp_path / "absent", data, tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"), [(NCODE, "data.batch = 4"), (COMPACT, "data.batch = 2 with data.crop = 64")], ids=["ncode", "compact"]
+)
+def test_a_training_that_runs_out_of_memory_names_what_to_make_smaller(tmp_path, data, monkeypatch, capsys, config, sizes):
+    monkeypatch.setattr(loop, "update", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))
+    (tmp_path / "c.toml").write_text(config)
+    assert (
+        main(["train", str(tmp_path / "c.toml"), "--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    )
+    told = f"mcode: error: out of memory: {sizes} is too much here; make it smaller, or give less footage\n"
+    assert capsys.readouterr().err == told
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no flock")
+def test_a_second_training_into_a_folder_is_refused(tmp_path, run, data, capsys, monkeypatch):
+    out = tmp_path / "out"
+    (tmp_path / "c.toml").write_text(NCODE)
+    command = ["train", str(tmp_path / "c.toml"), "--data", str(data), "--out", str(out), "--device", "cpu", "--resume"]
+    with loop.alone_in(out):
+        assert main(command) == 2
+        told = f"mcode: error: {out}: another training writes there; wait until it has ended, or choose another --out\n"
+        assert capsys.readouterr().err == told
+        monkeypatch.setattr(sys, "platform", "win32")
+        with loop.alone_in(out):
+            pass
+        monkeypatch.undo()
+    assert not out.exists()
+    assert main(command) == 0
+
+
+def test_what_killed_trainings_left_half_written_is_removed(tmp_path, run):
+    out = tmp_path / "out"
+    out.mkdir()
+    of_others = [out / ".clip.mcode.partial-7", out / ".tiny-2.safetensors.partial-7"]
+    for left in (
+        ".checkpoint.safetensors.partial-7",
+        ".checkpoint.safetensors.partial-8",
+        ".tiny.safetensors.partial-7",
+        ".lock",
+    ):
+        (out / left).write_bytes(b"half")
+    for path in of_others:
+        path.write_bytes(b"written now")
+    run(NCODE)
+    assert sorted(path for path in out.iterdir() if path.name.startswith(".")) == of_others
 
 
 def grown(config: str) -> str:
@@ -443,6 +512,57 @@ def test_a_run_does_not_go_on_with_another_configuration(tmp_path, run, config, 
     with pytest.raises(InputError, match=message) as error:
         run(other, resume=True)
     assert "\n" not in str(error.value) and (tmp_path / "out" / loop.CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize("config", [NCODE, HIFIC, COMPACT, RESIDUAL], ids=["ncode", "hific", "compact", "residual"])
+def test_a_run_goes_on_with_the_data_it_began_with_alone(tmp_path, data, config):
+    for folder in ("pictures", "others"):
+        shutil.copytree(data / "pictures", tmp_path / "data" / folder)
+    short, longer = tmp_path / "short.toml", tmp_path / "longer.toml"
+    short.write_text(config)
+    longer.write_text(grown(config).replace('"renamed"', '"tiny"').replace("\nsteps = 1\n", "\nsteps = 2\n"))
+
+    def go(path: Path) -> Path:
+        return train(path, tmp_path / "data", tmp_path / "out", device="cpu", resume=True)
+
+    go(short)
+    unread, picture = tmp_path / "data" / "notes.txt", tmp_path / "data" / "pictures" / "0.png"
+    unread.touch()
+    kept = picture.read_bytes()
+    for other in (None, kept + b"longer"):
+        picture.unlink() if other is None else picture.write_bytes(other)
+        with pytest.raises(InputError, match=r"began with other pictures and videos \(\d+ files\) than .*; put them back, or"):
+            go(longer)
+        assert go(short).is_file()  # which has all its steps
+    picture.write_bytes(kept)
+    step, _, tensors = loop.read_checkpoint(tmp_path / "out" / loop.CHECKPOINT)
+    metadata = loop.read_metadata(tmp_path / "out" / loop.CHECKPOINT)
+    go(longer)
+    assert loop.read_checkpoint(tmp_path / "out" / loop.CHECKPOINT)[0] > step
+    del metadata["data"]  # as before checkpoints had it
+    save_file(tensors, tmp_path / "out" / loop.CHECKPOINT, metadata)
+    picture.unlink()
+    go(longer)
+    assert "data" in loop.read_metadata(tmp_path / "out" / loop.CHECKPOINT)
+
+
+def test_archives_parts_of_videos_and_files_left_out_are_known_again(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"archive")
+    (tmp_path / "clip.avi").write_bytes(b"video")
+    (tmp_path / "shown.png").write_bytes(b"picture")
+
+    def entry(*folders: str) -> dict[str, str]:
+        return data_entry(tmp_path, folders, None, without=("left-out.png",))
+
+    places = (["a.tar/train"], ["clip.avi@0:0.5"], ["."], ["a.tar", "shown.png"])
+    before = [entry(*place) for place in places]
+    assert len({made["data"] for made in before}) == len(places)
+    for name in ("left-out.png", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [entry(*place) for place in places] == before
+    for name in ("a.tar", "clip.avi"):
+        (tmp_path / name).write_bytes(b"another one")
+    assert [entry(*place) == old for place, old in zip(places, before, strict=True)] == [False] * 4
 
 
 def test_a_stage_may_be_lengthened_until_it_is_over(tmp_path, run):
@@ -677,6 +797,19 @@ def test_videos_give_every_so_many_frames_and_stay_one_clip(tmp_path):
     writer.close()
     squares = load_squares([tmp_path], size=32, channels=1, every=3)
     assert squares.pixels.shape == (3, 32, 32, 1) and squares.clips == (3,)
+
+
+def test_damaged_footage_is_passed_over_and_told_where_it_is_named(tmp_path, data):
+    shutil.copy(data / "pictures" / "0.png", tmp_path / "0.png")
+    cv2.imwrite(str(tmp_path / "strip.png"), np.full((2, 5000, 3), 90, np.uint8))
+    for name in ("empty.mp4", "empty.png"):
+        (tmp_path / name).touch()
+    for name in ("damaged.avi", "damaged.jpg"):
+        (tmp_path / name).write_bytes(b"nothing that can be read" * 99)
+    assert load_squares([tmp_path], size=32, channels=3, every=1).clips == (1, 1)
+    for place in ("empty.mp4", "damaged.avi@0:0.5"):
+        with pytest.raises(InputError, match=f"{place.partition('@')[0]} is (empty|not a video)"):
+            load_squares([tmp_path / place], size=32, channels=3, every=1)
 
 
 def test_batches_depend_on_seed_and_step_alone(data):

@@ -22,8 +22,8 @@ import typer
 
 from mcode.cli.apps import app
 from mcode.cli.output import one_line
-from mcode.errors import McodeError
-from mcode.memory import keep_freed_memory
+from mcode.errors import McodeError, OutOfMemory
+from mcode.memory import keep_freed_memory, ran_out
 
 UsageError = typer.BadParameter.__base__
 """Typer's parent of every usage error; it has lived in click and in typer, and both call it this way."""
@@ -113,7 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"{name}{error.strerror or error}", 2 if error.errno in MENDABLE else 1)
-    except MemoryError:
+    except OutOfMemory as error:
+        return _fail(one_line(str(error)), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
         return _fail("out of memory: try a smaller --size", 1)
     return _fail("interrupted", 130) if status == 130 else status
 

@@ -6,13 +6,15 @@ of two kinds, and neither is the classifier that judges in mcode/evaluation/pape
 
 from __future__ import annotations
 
+import json
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from . import loop
 from .squares import Squares
 
 FILE = "classes.safetensors"
+_MADE_OF = "made_of"
 EPOCHS, BATCH, PEAK_RATE, WEIGHT_DECAY = 12.0, 256, 3e-3, 2e-2
 SHIFT = 2
 """Pixels by which both pictures of a pair are moved, at random: a difference must not hang on a position."""
@@ -95,18 +98,27 @@ def numbers(squares: Squares) -> tuple[np.ndarray, int]:
 def learn(
     squares: Squares, count: int, path: Path, *, seed: int, device: torch.device, epochs: float = EPOCHS, bfloat16: bool = True
 ) -> list[ClassNetwork]:
-    """`count` networks trained on the squares, one kind after the other, or those of an earlier run from `path`, where they
-    are kept. Raises InputError where the squares have no classes or the file is damaged."""
+    """`count` networks trained on the squares, one kind after the other, or those that an earlier run has learned from the same
+    squares with the same seed and epochs, from `path`, where they are kept. Raises InputError where the squares have no classes
+    or the file is damaged."""
     labels, classes = numbers(squares)
     channels = squares.pixels.shape[3]
-    networks = [channels_last(ClassNetwork(k, channels, classes), device) for k in range(count)]
+    networks = []
+    for k in range(count):
+        torch.manual_seed(seed * 101 + k)  # whatever was drawn before: where the file is gone they are to become the same
+        networks.append(channels_last(ClassNetwork(k, channels, classes), device))
     together = nn.ModuleList(networks)
+    content = zlib.crc32(labels.tobytes(), zlib.crc32(np.ascontiguousarray(squares.pixels).data))
+    made_of = json.dumps({"networks": count, "seed": seed, "epochs": epochs, "pixels": squares.pixels.shape, "crc": content})
     if path.is_file():
         try:
-            together.load_state_dict(load_file(path))
+            with safe_open(str(path), "pt") as file:
+                same = (file.metadata() or {}).get(_MADE_OF, made_of) == made_of  # files of before do not say
+            if same:
+                together.load_state_dict(load_file(path))
+                return networks
         except (SafetensorError, OSError, RuntimeError) as error:
             raise InputError(f"{path}: not the class networks of this training ({error}); remove it") from error
-        return networks
     pixels = torch.from_numpy(squares.pixels)
     pixels, where = (t.to(device) for t in (pixels, torch.from_numpy(labels)))
     for k, network in enumerate(networks):
@@ -114,7 +126,7 @@ def learn(
         _train(network, pixels, where, epochs, bfloat16)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_tensors(path) as part:  # each process of a training learns the same and writes it
-        save_file({k: v.detach().cpu().contiguous() for k, v in together.state_dict().items()}, part)
+        save_file({k: v.detach().cpu().contiguous() for k, v in together.state_dict().items()}, part, {_MADE_OF: made_of})
     return networks
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from ..nets.layers import ResidualBlock, channels_last, watched
 from ..nets.paper import Discriminator
 from . import loop
 from .crops import CropStream, check_crops, draw_crop, load_pictures
+from .footage import data_entry
 from .patches import fit_patches
 
 PATCH_VALUES = 3 * STRIDE * STRIDE
@@ -249,6 +250,7 @@ def train(
     if saved is None and config.start is not None:
         begun = _start_from(model, config.start, lam, as_it_is=config.part == "synthesis")
     start_id = _start_id(config, None if saved is None else checkpoint)
+    of_data = data_entry(data, config.data.folders, checkpoint if 0 < first < config.optimiser.steps else None)
     margin = _margin_of(config) if config.part == "synthesis" else None
     pictures = load_pictures(
         [data / f for f in config.data.folders], longest=config.data.longest, frames_per_video=config.data.frames_per_video
@@ -330,7 +332,7 @@ def train(
             _revive(model, _probe(config, pictures).to(device), _trained(model, config), ema, optimiser)
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done == config.optimiser.steps):
             rate_of_pictures = (done - first) * config.data.batch * workers / (time.monotonic() - started)
-            loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config, **start_id)
+            loop.save_checkpoint(checkpoint, model, ema, optimisers, done, config, **start_id, **of_data)
             with loop.autocast(x.device):
                 shut = [share == 0 for share in _opened(model, x, quality, model.net).values()]
             dead = sum(int(each.sum()) for each in shut)
@@ -488,15 +490,30 @@ def _start_from(model: CompactHific, start: str, lam: Tensor, *, as_it_is: bool 
             raise InputError(f"{given}; a training of the synthesis alone keeps them: set qualities = {len(gain)}")
         return gain.log(), shrink
     card = read_info(path).card
-    paid = torch.tensor(card.get(PRICES, {}).get("lambdas", []))
+    listed = _prices_on(card, (PRICES, "lambdas"))
+    paid = torch.tensor(listed)
     if paid.shape == lam.shape and torch.allclose(lam / paid, lam[0] / paid[0], rtol=1e-2):
         return gain.log(), shrink
-    known = card.get("training_config", {}).get("loss", {})
-    low, high = known.get("lambda_low", 0.0006), known.get("lambda_high", 0.0175)
-    spread = math.log(paid[-1] / paid[0] if len(paid) > 1 else high / low)
-    slope = (gain[-1].log() - gain[0].log()) / spread
+    ends = _prices_on(card, *(("training_config", "loss", name) for name in ("lambda_low", "lambda_high")))
+    usual = [LossConfig.lambda_low, LossConfig.lambda_high]
+    line = next(prices for prices in (listed, ends, usual) if prices and prices[0] != prices[-1])
+    slope = (gain[-1].log() - gain[0].log()) / (math.log(line[-1]) - math.log(line[0]))
     log_gain = gain[-1].log() + (lam.log() - lam[-1].log()).unsqueeze(1) * slope
     return log_gain, torch.zeros_like(log_gain)
+
+
+def _prices_on(card: Any, *entries: tuple[str, ...]) -> list[float]:
+    """The price, or list of them, at each of these paths in a manifold's card; nothing where one is missing or is no price."""
+    found: list[float] = []
+    for path in entries:
+        value = card
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        try:
+            found += [float(price) for price in (value if isinstance(value, list) else [value])]
+        except (TypeError, ValueError, OverflowError):
+            return []
+    return found if all(0 < price < math.inf for price in found) else []
 
 
 class _Features(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +15,9 @@ import numpy as np
 from .. import video
 from ..errors import InputError
 from ..nets import STRIDE
+from .footage import PICTURES, find_footage
 from .graphics import draw_graphic
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-VIDEOS = {".mp4", ".mkv", ".avi", ".mpg", ".mov", ".webm"}
 SMALLEST = 64
 """Pictures with a side of fewer pixels are left out."""
 _JPEG = b"\xff\xd8\xff"  # which has no opacity
@@ -46,25 +45,14 @@ def load_pictures(folders: list[Path], *, longest: int, frames_per_video: int) -
     def read(path: Path) -> list[np.ndarray]:
         if path.suffix.lower() in PICTURES:
             rgb = read_picture(path)
-            return [] if rgb is None else [_shrink(rgb, longest)]
+            return [] if rgb is None else _shrunk(rgb, longest)
         with suppress(InputError):
-            return [_shrink(frame, longest) for frame in _video_frames(path, frames_per_video)]
+            return [rgb for frame in _video_frames(path, frames_per_video) for rgb in _shrunk(frame, longest)]
         return []
 
     paths = [path for folder in folders for path in find_footage(folder)]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return [p for found in threads.map(read, paths) for p in found if min(p.shape[:2]) >= SMALLEST]
-
-
-def find_footage(folder: Path, suffixes: Collection[str] = PICTURES | VIDEOS) -> list[Path]:
-    """Files below a folder by their names' ends, sorted. Raises InputError where it is no folder or holds neither pictures nor
-    videos."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of pictures or videos")
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES | VIDEOS]
-    if not found:
-        raise InputError(f"{folder}: no pictures or videos there")
-    return [path for path in found if path.suffix.lower() in suffixes]
+        return [p for found in threads.map(read, paths) for p in found]
 
 
 def read_picture(file: Path | bytes) -> np.ndarray | None:
@@ -75,25 +63,28 @@ def read_picture(file: Path | bytes) -> np.ndarray | None:
             return video.read_picture(file)
         except InputError:
             return None
+    if file[12:16] == b"VP8X" and file[20:21] and file[20] & 2:  # an animated WebP, which FFmpeg does not decode
+        return None
     data = np.frombuffer(file, np.uint8)
     try:
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
         if bgr is None:
             return None
         clear = None if file.startswith(_JPEG) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        if clear is not None and clear.dtype == np.uint8 and clear.shape == (*bgr.shape[:2], 4):
-            opacity = clear[..., 3:].astype(np.uint16)
+        if clear is not None and clear.dtype in (np.uint8, np.uint16) and clear.shape == (*bgr.shape[:2], 4):
+            opacity = (clear[..., 3:] // (257 if clear.dtype == np.uint16 else 1)).astype(np.uint16)
             bgr = ((bgr * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
     except cv2.error:
         return None
     return np.ascontiguousarray(bgr[..., ::-1])
 
 
-def _shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
-    scale = longest / max(rgb.shape[:2])
-    if scale >= 1:
-        return rgb
-    return cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+def _shrunk(rgb: np.ndarray, longest: int) -> list[np.ndarray]:
+    """The picture at most `longest` pixels wide and high; none where a side then is below SMALLEST, as of a strip."""
+    scale = min(1.0, longest / max(rgb.shape[:2]))
+    if round(min(rgb.shape[:2]) * scale) < SMALLEST:
+        return []
+    return [rgb if scale == 1 else cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)]
 
 
 def _count_frames(path: Path) -> int:

@@ -20,8 +20,9 @@ from ..nets.hific import Gains
 from ..nets.int8 import ANALYSIS, ANALYSIS_RANGES, RANGES
 from . import loop
 from .compact import START_ID, CompactTraining, check_start, lambdas
-from .crops import PICTURES, VIDEOS, frame_runs, load_pictures
+from .crops import frame_runs, load_pictures
 from .deltas import RUN, chained, chains
+from .footage import PICTURES, VIDEOS, footage_below
 
 LAGS = (1, 4, 8)
 """Keyframe intervals, in frames, whose deltas the code tables are fitted to."""
@@ -145,7 +146,7 @@ def _latents(model: manifold.Manifold, data: Path, folders: Sequence[str], count
     neither pictures nor videos so long, latents of the videos' first frames. Raises InputError where there are none."""
     stills, runs = [], []
     for folder in folders:
-        files = sorted((data / folder).rglob("*"))
+        files = list(footage_below(data / folder))
         if any(f.suffix.lower() in PICTURES for f in files):
             every = load_pictures([data / folder], longest=LONGEST, frames_per_video=0)
             for rgb in every[:: max(1, len(every) // count)]:

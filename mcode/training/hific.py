@@ -20,6 +20,7 @@ from ..nets.layers import channels_last
 from ..nets.paper import Discriminator, Hific, MeanHific, PaperConfig
 from . import loop
 from .crops import CropStream, check_crops, load_pictures
+from .footage import data_entry
 from .paper import fit_tables, save
 
 EXPORT_PICTURES, EXPORT_LONGEST = 100, 1024
@@ -158,6 +159,8 @@ def train(
     first, saved = loop.begin(out, resume, model, config, STAGES)
     if config.initial is not None and saved is None:
         _start_from(model.hific, Path(os.path.normpath(out / config.initial)))  # out may not exist yet
+    total = config.optimiser.steps + config.optimiser.adversarial_steps
+    of_data = data_entry(data, config.data.folders, out / loop.CHECKPOINT if 0 < first < total else None)
     distance_of = perceptual_distance(config.loss, device)
     pictures = load_pictures(
         [data / f for f in config.data.folders],
@@ -172,7 +175,6 @@ def train(
     loop.load_moments([of_coder, of_d], model, saved, first)
     crops = CropStream(pictures, config.data.batch, config.data.crop, config.seed * 1000 + worker, first)
     log, started = loop.Log(out, first, worker, report), time.monotonic()
-    total = config.optimiser.steps + config.optimiser.adversarial_steps
     for step in range(first, total):
         adversarial = step >= config.optimiser.steps
         for group in (*of_coder.param_groups, *of_d.param_groups):
@@ -191,7 +193,7 @@ def train(
         done = step + 1
         if worker == 0 and (done % config.optimiser.checkpoint_every == 0 or done in (config.optimiser.steps, total)):
             speed = (done - first) * config.data.batch * workers / (time.monotonic() - started)
-            loop.save_checkpoint(out / loop.CHECKPOINT, model, {}, [of_coder, of_d], done, config)
+            loop.save_checkpoint(out / loop.CHECKPOINT, model, {}, [of_coder, of_d], done, config, **of_data)
             log.write(done, norm=norm, pictures_per_s=round(speed, 2))
             log.picture(done, loop.beside(x[:4], made.x_hat[:4]))
     return out / loop.CHECKPOINT

@@ -35,8 +35,9 @@ from ..errors import InputError, McodeError
 from ..latents import symbols as symbols_of
 from ..manifold import Manifold, rewrite
 from ..nets.hyper import SCALE_LOW, SCALE_STEP, Hyper
-from .crops import VIDEOS, draw_crop, find_footage, frame_runs, load_pictures
+from .crops import draw_crop, frame_runs, load_pictures
 from .deltas import RUN, draw_pairs
+from .footage import VIDEOS, find_footage
 
 Report = Callable[[Mapping[str, Any]], None]
 GROUPS = (4, 12, 28, 60)

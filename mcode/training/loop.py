@@ -1,8 +1,8 @@
 """What every training loop shares: processes, an optimiser's step, averaged weights, the log, exact checkpoints.
 
 A checkpoint is one safetensors file: `model.NAME` (parameters and buffers), `ema.NAME`, and for each parameter that
-Adam has moved `exp_avg.NAME`, `exp_avg_sq.NAME` and `updates.NAME`; step, config as JSON, and where there is one the id of
-the manifold it started from, in the metadata.
+Adam has moved `exp_avg.NAME`, `exp_avg_sq.NAME` and `updates.NAME`; step, config as JSON, what tells the data from others
+(`footage.data_entry`), and where there is one the id of the manifold it started from, in the metadata.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,14 @@ from torch.optim import Optimizer
 from ..config import from_dict, to_dict
 from ..errors import InputError, McodeError
 from ..latents import fast_dtype
-from ..whole import whole_tensors
+from ..whole import remove_partials, whole_tensors
+
+if sys.platform != "win32":
+    import fcntl
 
 Report = Callable[[dict[str, float]], None]
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, LOCK = "checkpoint.safetensors", ".lock"
+LOG, SAMPLES = "log.jsonl", "samples"
 LARGEST_SEED = 2**32 - 1
 MAY_CHANGE = {
     *("learning_rate", "discriminator_rate", "final_rate", "warmup", "decay_steps", "clip", "revive_every"),
@@ -94,6 +99,40 @@ def leave_workers() -> None:
         dist.destroy_process_group()
 
 
+@contextmanager
+def alone_in(out: Path, *files: str) -> Iterator[None]:
+    """Keeps other trainings out of the folder `out`, which is made, and removes what killed ones have left of `files`. Raises
+    InputError where another training writes there. Where the system or its disk has no locks there is none of that."""
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / LOCK
+    try:
+        if sys.platform == "win32":
+            yield
+            return
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not os.fstat(file.fileno()).st_nlink:  # its holder has just ended, and another may come
+                    raise BlockingIOError
+            except BlockingIOError as error:
+                given = f"{out}: another training writes there"
+                raise InputError(f"{given}; wait until it has ended, or choose another --out") from error
+            except OSError:
+                pass
+            else:
+                for name in files:
+                    remove_partials(out / name)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        if made:  # and nothing came of it
+            with suppress(OSError):
+                out.rmdir()
+
+
 def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     """bfloat16 where it is wanted and fast (`latents.fast_dtype`), else float32, which is many times faster than emulated
     bfloat16."""
@@ -119,7 +158,7 @@ def update(optimiser: Optimizer, loss: Tensor, *, step: int, workers: int, clip:
     if not math.isfinite(loss.item()) or not math.isfinite(norm):
         raise McodeError(
             f"training stopped at step {step}: the loss is {loss.item()}, its gradient {norm}; "
-            "resume with a lower learning_rate"
+            "resume with a lower learning_rate, or train anew with one where the checkpoint stops at once"
         )
     optimiser.step()
     return norm
@@ -159,7 +198,7 @@ class Log:
     """
 
     def __init__(self, out: Path, first: int, worker: int, report: Report | None) -> None:
-        self._path, self._active, self._report = out / "log.jsonl", worker == 0, report
+        self._path, self._active, self._report = out / LOG, worker == 0, report
         self._values: dict[str, float] = {}
         self._weights: dict[str, float] = {}
         self._board = None
@@ -200,7 +239,7 @@ class Log:
             return
         import cv2
 
-        folder = self._path.parent / "samples"
+        folder = self._path.parent / SAMPLES
         folder.mkdir(exist_ok=True)
         cv2.imwrite(str(folder / f"{step:08d}.png"), rgb[..., ::-1])
         with self._shown():

@@ -28,6 +28,7 @@ from ..nets.layers import channels_last
 from ..nets.ncode import BITS, Discriminator, Encoder, Generator, NCode, NCodeConfig, levels, quantise
 from . import loop
 from .deltas import coordinate_tables, first_clips
+from .footage import data_entry
 from .squares import Squares, load_squares
 
 DEFAULT_BITS = 5
@@ -165,6 +166,9 @@ def train(
     torch.manual_seed(config.seed)
     model = Networks(config)
     first, saved = loop.begin(out, resume, model, config, STAGES)
+    stage1, total = config.adversarial.steps, config.adversarial.steps + config.encoding.steps
+    going_on = out / loop.CHECKPOINT if 0 < first < total else None
+    of_data = data_entry(data, config.data.folders, going_on, config.data.without)
     squares = _load(config, data)
     features = _feature_distance(config.encoding, torch.device(device))
     channels_last(model, device)
@@ -175,7 +179,6 @@ def train(
     of_g = {k: v for k, v in ema.items() if k.startswith("g.")}
     of_f = {k: v for k, v in ema.items() if k.startswith("f.")}
     log, started = loop.Log(out, first, worker, report), time.monotonic()
-    stage1, total = config.adversarial.steps, config.adversarial.steps + config.encoding.steps
     fixed_z = draw_prior(config, 64, steps.device, torch.Generator().manual_seed(config.seed))
 
     def finish(step: int, losses: Mapping[str, float], samples: Callable[[], np.ndarray]) -> None:
@@ -183,7 +186,7 @@ def train(
         done = step + 1
         if worker == 0 and (done % config.checkpoint_every == 0 or done in (stage1, total)):
             speed = (done - first) * config.data.batch * workers / (time.monotonic() - started)
-            loop.save_checkpoint(out / loop.CHECKPOINT, model, ema, steps.optimisers, done, config)
+            loop.save_checkpoint(out / loop.CHECKPOINT, model, ema, steps.optimisers, done, config, **of_data)
             log.write(done, pictures_per_s=round(speed, 1))
             log.picture(done, samples())
 

@@ -32,6 +32,7 @@ from . import classes, loop
 from .adapt import BLOCK, principal_components
 from .classes import ClassDistance
 from .deltas import coordinate_tables, first_clips
+from .footage import data_entry
 from .ncode import NCodeData, grid
 from .squares import Squares, load_squares
 
@@ -158,6 +159,8 @@ def train(
     torch.manual_seed(config.seed)
     model = Residual(config.network)
     first, saved = loop.begin(out, resume, model, config, ("steps",))
+    going_on = out / loop.CHECKPOINT if 0 < first < config.steps else None
+    of_data = data_entry(data, config.data.folders, going_on, config.data.without)
     squares = load(config, data)
     if (folds := config.folds) > (clips := len(squares.clips)):
         raise InputError(f"folds = {folds} needs {folds} videos or pictures, not {clips}; set folds = 1")
@@ -205,7 +208,7 @@ def train(
         done = step + 1
         if worker == 0 and (done % config.checkpoint_every == 0 or done == config.steps):
             speed = (done - first) * config.data.batch * workers / (time.monotonic() - started)
-            loop.save_checkpoint(out / loop.CHECKPOINT, model, ema, [optimiser], done, config)
+            loop.save_checkpoint(out / loop.CHECKPOINT, model, ema, [optimiser], done, config, **of_data)
             unseen, shown = _unseen(model, ema, samples, features, config)
             log.write(done, pictures_per_s=round(speed, 1), **unseen)
             shown = shown or (x[:16], base[:16], back[:16])

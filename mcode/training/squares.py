@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..video import FrameReader, centre_crop, resize
-from .crops import PICTURES, VIDEOS, read_picture
+from .crops import read_picture
+from .footage import PICTURES, VIDEOS, footage_below
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def load_squares(
 
     size: of the square, or (width, height). A place is a folder, a video or picture, a .tar archive (compressed or not)
     of pictures, or a folder inside an archive: "faces.tar/train". "clip.avi@0:0.5" is a video's first half.
-    without: names of files in folders to pass over. Raises InputError where a place is missing or holds nothing.
+    without: names of files in folders to pass over, as damaged ones are. Raises InputError where a place is missing or holds
+    nothing that can be read.
     """
     squares: list[np.ndarray] = []
     clips: list[int] = []
@@ -54,7 +57,7 @@ def load_squares(
             clips.append(len(clip))
             squares += [_channels(rgb, channels) for rgb in clip]
         if len(clips) == before:
-            raise InputError(f"{place}: no pictures or videos there")
+            raise InputError(f"{place}: no pictures or videos there that can be read")
     return Squares(np.stack(squares), tuple(clips), tuple(folders))
 
 
@@ -69,11 +72,12 @@ def _clips(place: Path, size: tuple[int, int], every: int, without: tuple[str, .
         return
     name, _, part = place.name.partition("@")
     since, until = _share(place, part)
-    place = place.with_name(name)
+    if "@" in place.name:
+        place = place.with_name(name)
     if place.is_file():
         paths = [place]
     elif place.is_dir() and not part:
-        paths = [path for path in sorted(place.rglob("*")) if path.name not in without]
+        paths = [path for path in footage_below(place) if path.name not in without]
     else:
         raise InputError(f"{place}: no such folder of pictures or videos")
     for path in paths:
@@ -82,7 +86,9 @@ def _clips(place: Path, size: tuple[int, int], every: int, without: tuple[str, .
             if picture is not None:
                 yield path.parent.name, [_cut(picture, size)]
         elif path.suffix.lower() in VIDEOS:
-            frames = [frame.rgb for frame in FrameReader(path, size=size, crop_to=size)]
+            frames = []
+            with suppress(InputError) if path is not place else nullcontext():  # damaged: passed over among others
+                frames += [frame.rgb for frame in FrameReader(path, size=size, crop_to=size)]
             clip = frames[round(since * len(frames)) : round(until * len(frames)) : every]
             if clip:
                 yield path.parent.name, clip

@@ -6,14 +6,16 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from ..config import from_dict, load
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, OutOfMemory
 from ..latents import choose_device
+from ..memory import ran_out
 from ..text import is_name
 from . import classes, compact, hific, loop, ncode, residual
 from .compact import CompactTraining
@@ -38,12 +40,12 @@ def train(
     """Trains what the TOML file at config_path says and writes the manifold; returns its path, OUT/NAME.safetensors, where no
     other manifold may lie.
 
-    data: the folder which the configuration's `data.folders` are relative to. resume: go on from the checkpoint in
-    `out`, exactly; what the configuration may say anew then is in `loop.begin`. perceptual: file of the feature network's
-    weights, or a folder of such files, in place of the configuration's and $MCODE_PERCEPTUAL; for ncode's dcgan also a
-    network of torch.export (.pt2). report: called with each row of OUT/log.jsonl. Under torchrun all processes train together
-    and the first one writes. Raises ConfigError, InputError
-    for data or checkpoints that cannot be used, McodeError when the loss is not finite.
+    data: the folder which the configuration's `data.folders` are relative to. resume: go on from the checkpoint in `out`,
+    exactly, on the same data; what the configuration may say anew then is in `loop.begin`. perceptual: file of the feature
+    network's weights, or a folder of such files, in place of the configuration's and $MCODE_PERCEPTUAL; for ncode's dcgan also
+    a network of torch.export (.pt2). report: called with each row of OUT/log.jsonl. Under torchrun all processes train together
+    and the first one writes. Raises ConfigError, InputError for data or checkpoints that cannot be used and where another
+    training writes into `out`, McodeError when the loss is not finite, OutOfMemory.
     """
     config = read_config(config_path)
     if perceptual is not None:
@@ -62,12 +64,24 @@ def train(
     }
     try:
         _, worker = loop.join_workers(where)
-        checkpoint = rooms[type(config)](config, data, out, resume=resume, device=where, report=report)
-        if worker == 0:
-            export(checkpoint, data, output, config)
+        kept = (loop.CHECKPOINT, classes.FILE, output.name, f"{config.name}.draft.safetensors")
+        with loop.alone_in(out, *kept) if worker == 0 else nullcontext():
+            checkpoint = rooms[type(config)](config, data, out, resume=resume, device=where, report=report)
+            if worker == 0:
+                export(checkpoint, data, output, config)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemory(f"out of memory: {_sizes(config)} is too much here; make it smaller, or give less footage") from error
     finally:
         loop.leave_workers()
     return output
+
+
+def _sizes(config: Training) -> str:
+    """What a step's memory grows with."""
+    batch, crop = f"data.batch = {config.data.batch}", getattr(config.data, "crop", None)
+    return batch if crop is None else f"{batch} with data.crop = {crop}"
 
 
 def _with_perceptual(config: Training, path: Path) -> Training:
