@@ -37,7 +37,7 @@ from .counters import RateMeter, smoothed
 from .feeds import Feed
 from .lanes import Lane
 from .link import BaselineLink, Got, Link, MCodeLink, Sent, cut_to, unit_pts
-from .session import CHANNEL_FIELDS, Rows, Session, Settings, every, quality_with
+from .session import CHANNEL_FIELDS, Rows, Session, Settings, every, qualities, quality_with
 
 REFRESH_S = 5.0
 """Both codecs send a picture whole this often: where the one heals, the other does too."""
@@ -200,6 +200,10 @@ class Compare(Session):
 
     def _feed(self) -> None:
         self.model = self.networks.wrap(self._load(self.settings.manifold))
+        most, wanted = qualities(self.model), self.settings.quality
+        if wanted is not None and wanted > most:
+            name = getattr(self.model, "name", self.model.id)
+            self.notices.append(f"{name} has qualities 1 to {most}; {most} is shown instead of {wanted}")
         self._lay_out()
         self._sides = [_MCodeSide(self, self.lanes[0])]
         if self.baseline:

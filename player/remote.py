@@ -16,8 +16,8 @@ from .lanes import WAITING, Lane
 from .link import channel_settings
 from .session import CHANNEL_FIELDS, Rows, Session, Settings, every
 
-SILENT_S = 3.0
-"""A sender that sends nothing for this long is said to have fallen silent. (A link this bad still brings a packet.)"""
+SILENT_S = 6.0
+"""A sender that sends nothing for this long is said to have fallen silent. (Its reports come every five.)"""
 
 
 class Remote(Session):
@@ -131,7 +131,7 @@ class Remote(Session):
             self.notices.append("The sender said goodbye; waiting for the next one")
         self._heard = receiving
         silent_s = self.receiver.silent_s
-        silent = silent_s is not None and silent_s > SILENT_S
+        silent = silent_s is not None and silent_s > max(SILENT_S, self.receiver.patience_s)
         if silent and not self._silent:
             self.notices.append("The sender fell silent; waiting for it to come back")
         self._silent = silent

@@ -581,24 +581,27 @@ def parse_bundle(datagram: bytes) -> list[WirePacket]:
     read, timestamp = [], int.from_bytes(datagram[4:8])
     for number in range(count):
         check = data[at]
-        steps, at = varint(data, at + 1, 1, 65_535)
+        steps, at = varint(data, at + 1, 2, 2 * 65_535 + 1)
         if number:
             ticks, at = varint(data, at, 1)
             timestamp = (timestamp + ticks) % (1 << 32)
-        lengths = []
+        times, lengths = ([] if steps & 1 else None), []
+        for _ in range(steps // 2 - 1 if steps & 1 else 0):
+            ticks, at = varint(data, at, 1)
+            times.append(ticks)
         for _ in range(slices):
             length, at = varint(data, at)
             lengths.append(length)
-        read.append((check, steps, timestamp, lengths))
+        read.append((check, steps // 2, times, timestamp, lengths))
     if flags & 7 or crc16(rtp + data[:at]) != int.from_bytes(data[at : at + 2]):
         raise Damage("the header's CRC")
     at = 2 * (at + 2) if flags & 8 else at + 2
     found = []
-    for number, (check, steps, when, lengths) in enumerate(read):
+    for number, (check, steps, times, when, lengths) in enumerate(read):
         parts = [data[at + sum(lengths[:i]) : at + sum(lengths[: i + 1])] for i in range(slices)]
         at += sum(lengths)
         index, damaged = (keyframe + number) % 65_536, crc16(b"".join(parts)) & 0xFF != check
-        found.append(WirePacket(index, flags >> 6, 0, steps, None, None, None, parts, True, when, damaged))
+        found.append(WirePacket(index, flags >> 6, 0, steps, times, None, None, parts, True, when, damaged))
     return found
 
 

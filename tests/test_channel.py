@@ -301,7 +301,7 @@ def test_adaptive_keyframes_are_sent_where_frames_are_off_the_line(tmp_path):
 
 
 def test_bundles_take_fewer_packets_show_the_same_and_are_lost_together(tmp_path):
-    from mcode.evaluation.channel import evaluate_channel
+    from mcode.evaluation.channel import evaluate_channel, table
     from mcode.send import test_picture
     from mcode.video import FrameWriter
 
@@ -313,6 +313,7 @@ def test_bundles_take_fewer_packets_show_the_same_and_are_lost_together(tmp_path
     options = {"lanes": ("fixed",), "bit_error_rates": (0.0,), "losses": (0.3,), "seeds": 4, "n": 2}
     alone = evaluate_channel(tmp_path / "clip.mkv", manifold=BlockMeans(), **options)
     together = evaluate_channel(tmp_path / "clip.mkv", manifold=BlockMeans(), bundle=5, **options)
+    assert "N = 2, 5 keyframes to a packet, " in table(together) and "N = 2, " in table(alone)
     assert together.bundle == 5 and together.rates[0].rate_kbps < alone.rates[0].rate_kbps
     assert 2 * together.rates[0].packets < alone.rates[0].packets
     (clean, lossy), (clean_together, lossy_together) = alone.rows, together.rows

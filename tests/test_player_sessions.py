@@ -354,7 +354,8 @@ def test_adaptive_and_quality_act_while_it_runs():
     session.start()
     try:
         wait_until(session, lambda: all_shown(session, 6))
-        assert ("Keyframes", "every 8 frames, fixed, quality 1") in session.stats()  # it has no 7
+        assert ("Keyframes", "every 8 frames, fixed, quality 1") in session.stats()
+        assert list(session.notices) == [f"{model.id} has qualities 1 to 1; 1 is shown instead of 7"]
         session.settings = replace(session.settings, adaptive=True)
         wait_until(session, lambda: session._sides[0]._encoder.adaptive)
         before = session.lanes[0].serial

@@ -210,6 +210,22 @@ def test_no_frame_waits_longer_than_it_may_whatever_the_clock_says(monkeypatch):
         view.close()
 
 
+def test_frames_of_a_slow_stream_may_wait_longer_than_one_may_behind_another(monkeypatch):
+    """A bundle of a clip of 2 frames/s is seconds long: all of it comes at once, and each frame is shown when it is due."""
+    monkeypatch.setattr("mcode.receive.view._LONGEST_WAIT_S", 0.4)
+    clock = PlayoutClock()
+    clock.due_s = lambda sent_unix_s: sent_unix_s
+    now_s = time.monotonic()
+    view = LaneView(SimpleNamespace(name="mcode", lane=None, sent_unix_s=lambda pts: now_s + 0.25 * pts / TICKS), clock)
+    try:
+        for index in range(8):
+            view._hold(grey(100, index))
+        wait_for(lambda: view.shown + view.skipped == 8)
+        assert time.monotonic() - now_s >= 1.75
+    finally:
+        view.close()
+
+
 def test_a_frame_of_a_wild_time_holds_up_none_behind_it():
     clock = PlayoutClock()
     clock.due_s = lambda sent_unix_s: sent_unix_s

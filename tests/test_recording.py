@@ -43,14 +43,31 @@ def test_a_recording_goes_on_after_a_decode_longer_than_the_silence_that_ends_it
             stop.set()
         return [(link, len(decoded))]
 
-    link = SimpleNamespace(
-        name="mcode", lane=SimpleNamespace(decode=decode, error=None, deadline_s=None), said_goodbye=False, heard=1
-    )
+    lane = SimpleNamespace(decode=decode, error=None, deadline_s=None)
+    link = SimpleNamespace(name="mcode", lane=lane, said_goodbye=False, heard=1, heard_s=0.0)
     recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[])
     monkeypatch.setattr("mcode.receive.recording.time", SimpleNamespace(monotonic=lambda: now_s))
     network = SimpleNamespace(links=[link], wait=wait, flush=list)
     _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, stop, None)
     assert decoded == [0, 1, 2, 3, 4] and recorder.warnings == []
+
+
+@pytest.mark.parametrize(("reports_until_s", "ended_s"), [(0, 10), (25, 35), (1000, 70)])
+def test_a_recording_waits_for_a_rare_bundle_while_reports_come_and_not_for_ever(monkeypatch, reports_until_s, ended_s):
+    now_s = 0.0
+
+    def wait(timeout_s):
+        nonlocal now_s
+        now_s += timeout_s
+        link.heard_s = min(now_s, reports_until_s)
+        return []
+
+    link = SimpleNamespace(name="mcode", lane=SimpleNamespace(deadline_s=None), said_goodbye=False, heard=1, heard_s=0.0)
+    recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[])
+    monkeypatch.setattr("mcode.receive.recording.time", SimpleNamespace(monotonic=lambda: now_s))
+    network = SimpleNamespace(links=[link], wait=wait, flush=list)
+    _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, threading.Event(), None)
+    assert now_s == pytest.approx(ended_s, abs=0.2) and "fell silent" in recorder.warnings[0]
 
 
 def test_an_error_amid_a_recording_keeps_what_came_and_warns(tmp_path, port):

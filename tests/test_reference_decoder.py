@@ -292,8 +292,10 @@ def test_epochs_are_followed_and_the_description_serves_until_the_first(general,
 @pytest.mark.parametrize("twice", [False, True])
 def test_bundles(general, pictures, twice):
     for slices in (1, 3):
-        packets = encoded(general[0], pictures[64, 48], n=1, slices=slices, refresh_s=0.3)
+        uneven = [3600 * i + 3599 * (i % 3 == 1) for i in range(len(pictures[64, 48]))]  # nearly two frames at a time
+        packets = encoded(general[0], pictures[64, 48], uneven.__getitem__, n=3, slices=slices, refresh_s=0.3, cuts=False)
         found = assert_wire_alike(general, packets, bundle=4, twice=twice)
+        assert any(packet.times for packet in found)
         assert len(found) == len(packets) and not any(packet.damaged for packet in found)
 
 

@@ -312,8 +312,8 @@ def test_a_bundle_is_these_bytes():
     assert len(packetiser.push(keyframe(0, header=STREAM))) == 1  # a refresh goes alone
     assert packetiser.push(keyframe(1)) == []
     (packet,) = packetiser.push(keyframe(2, slices=(b"", b"xyz"), steps=200))
-    raw = bytes.fromhex("20 0001 02 02") + bytes([crc16(b"abcdefg") & 255]) + bytes.fromhex("04 03 04")
-    raw += bytes([crc16(b"xyz") & 255]) + bytes.fromhex("c801 c070 00 03")
+    raw = bytes.fromhex("20 0001 02 02") + bytes([crc16(b"abcdefg") & 255]) + bytes.fromhex("08 03 04")
+    raw += bytes([crc16(b"xyz") & 255]) + bytes.fromhex("9003 c070 00 03")
     assert packet.payload == raw + crc16(packet.header + raw).to_bytes(2) + b"abcdefgxyz"
     assert (packet.sequence, packet.timestamp, packet.marker) == (8, 14_400, True)
 
@@ -322,17 +322,25 @@ def test_a_bundle_is_these_bytes():
 @pytest.mark.parametrize("bundle", [2, 5, 64])
 def test_bundled_keyframes_come_back_as_sent_in_fewer_packets(bundle, twice):
     packets = stream(200, refresh_every=70)
-    packets[13] = replace(packets[13], times=(9000, 6000, 100))  # uneven: alone
+    packets[13] = replace(packets[13], times=(9000, 6000, 100))
     packets[14] = replace(packets[14], slices=(b"", b""))
     groups = bundles(packets, bundle=bundle, twice=twice)
     found = receive(groups)
     first = found[0].packet.pts
     assert [replace(r.packet, pts=r.packet.pts - first) for r in found] == packets
     assert [r.after_loss for r in found] == [True] + [False] * 199 and not any(any(r.damaged) for r in found)
-    # 3 refreshes and the uneven one alone, and whole bundles between them
-    runs = (12, 56, 69, 59)
-    assert sum(map(len, groups)) == 4 + sum(-(-run // bundle) for run in runs)
+    runs = (69, 69, 59)  # whole bundles between three refreshes, which go alone
+    assert sum(map(len, groups)) == 3 + sum(-(-run // bundle) for run in runs)
     assert max(len(d) for g in groups for d in g) <= MTU
+
+
+def test_frames_nearly_even_are_sent_as_even_in_bundles_and_others_keep_their_times():
+    even, camera, left_out = (10_800, 7200, 3600), (11_900, 6000, 4100), (10_800, 7200, 100)
+    packets = [keyframe(0, header=STREAM), *(keyframe(i + 1, times=times) for i, times in enumerate((even, camera, left_out)))]
+    given = [r.packet.times for r in receive(bundles(packets, bundle=3))]
+    assert given == [None, None, None, left_out]
+    alone = [r.packet.times for r in receive(datagrams(packets))]
+    assert alone == [None, even, camera, left_out]
 
 
 def test_four_keyframes_of_ten_bytes_take_half_the_bytes_of_four_packets():
@@ -460,6 +468,27 @@ def test_a_datagram_of_many_headers_is_little_work(monkeypatch):
     assert depacketiser.damaged_headers == 2 and len(parsed) < 1000
 
 
+def test_a_datagram_of_many_bundle_headers_is_little_work(monkeypatch):
+    """Wherever a second header may begin, one of thousands of lengths does, and its CRC fits."""
+
+    class Fitting(int):
+        def __eq__(self, other):
+            return True
+
+        def __ne__(self, other):
+            return False
+
+        __hash__ = int.__hash__
+
+    parse, parsed = payload._parse_varint, []
+    monkeypatch.setattr(payload, "_parse_varint", lambda *arguments: parsed.append(1) or parse(*arguments))
+    monkeypatch.setattr(payload, "crc16", lambda data: Fitting(0))
+    unit = b"\x28\2\2\x40\x7e\2\2\2"
+    depacketiser = Depacketiser()
+    depacketiser.push(bytes(RtpPacket(96, 1, 1, 1234, b"\x38" + unit * 8000)), 0.0)
+    assert depacketiser.damaged_headers == 1 and 1000 < len(parsed) < 100 * 512
+
+
 @pytest.mark.parametrize("filling", [b"\x18", None])
 def test_the_search_for_a_second_header_is_bounded_and_strangers_are_not_searched(filling, monkeypatch):
     crc, taken = payload.crc16, []
@@ -529,6 +558,25 @@ def test_a_sender_that_comes_back_is_followed_and_strangers_are_not():
     for i, d in enumerate(one[:3]):
         after_silence.push(d, 0.1 * i)
     assert [r.ssrc for r in after_silence.push(again[0], 5.0)] == [3]
+
+
+def test_a_source_whose_packets_come_rarely_is_not_taken_for_gone_between_them():
+    reception, given = Reception(90_000), []
+    for i in range(20):
+        given += reception.push(RtpPacket(96, i, 230_400 * i, 1, b"bundle"), 2.56 * i)
+        if i > 1:  # of the first two pauses nothing could be known
+            given += [r for j in range(6) for r in reception.push(RtpPacket(96, j, 0, 2, b"x"), 2.56 * i + 2.3 + 0.01 * j)]
+    assert {packet.ssrc for packet, _ in given} == {1} and reception.switches == 0
+    assert reception.patience_s == pytest.approx(5.12)
+    assert {r.packet.ssrc for r in reception.push(RtpPacket(96, 9, 0, 2, b"x"), 2.56 * 19 + 5.2)} == {2}
+
+
+def test_jitter_is_that_of_the_network_whatever_share_a_packet():
+    packetiser, depacketiser = Packetiser(1, bundle=16), Depacketiser()
+    for i, packet in enumerate(stream(300, refresh_every=50)):
+        for rtp in packetiser.push(packet):
+            depacketiser.push(bytes(rtp), 0.16 * i)
+    assert depacketiser.reception.jitter_s < 0.1  # what a refresh cuts short is up to a keyframe late
 
 
 def test_of_two_live_senders_the_first_is_followed_however_their_packets_come():

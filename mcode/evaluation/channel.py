@@ -109,7 +109,9 @@ class ChannelReport:
 
     @property
     def interval(self) -> str:
-        return f"{self.n} or less" if self.adaptive else str(self.n)
+        """N in words, and how many keyframes share a packet."""
+        n = f"{self.n} or less" if self.adaptive else str(self.n)
+        return n if self.bundle == 1 else f"{n}, {self.bundle} keyframes to a packet"
 
 
 def evaluate_channel(

@@ -103,6 +103,12 @@ class Link:
                 self.said_goodbye = True
         return sent_unix_s
 
+    @property
+    def heard_s(self) -> float:
+        """When something last came from the sender that is followed: a packet or a report."""
+        reported_s = self.reported[1] if self.reported and self.reported[0].ssrc == self.reception.ssrc else 0.0
+        return max(self.reception.last_arrival_s, reported_s)
+
     def answer(self, now_s: float) -> None:
         """Receiver reports when they are due, a request for a refresh as soon as one is needed."""
         source = self.reception.ssrc

@@ -70,8 +70,13 @@ class Receiver:
     @property
     def silent_s(self) -> float | None:
         """Seconds since anything came from the sender being followed; None while none is."""
-        heard = [link.reception.last_arrival_s for link in self._network.links if link.reception.ssrc is not None]
+        heard = [link.heard_s for link in self._network.links if link.reception.ssrc is not None]
         return time.monotonic() - max(heard) if heard else None
+
+    @property
+    def patience_s(self) -> float:
+        """For how long that sender may be silent before it is taken to be gone: bundles may come rarely."""
+        return max(link.reception.patience_s for link in self._network.links)
 
     def set_channel(self, settings: ChannelSettings) -> None:
         """Damage done at this end, from the next packet on, alike in both picture lanes; the sound is spared."""

@@ -23,6 +23,8 @@ _MOST_REPAIR_S = 20.0
 """A recording has time to wait for repair, of slow streams, too."""
 _LONGEST_TAIL_S = _MOST_REPAIR_S + 1.0
 """Silence behind a gap may be waiting for its repair: longer than a reception holds it."""
+_LONGEST_PAUSE_S = 60.0
+"""Without a picture, while reports come: the longest bundles are longer than idle_s."""
 _GOODBYE_S = 0.5
 """For how long what a goodbye overtook is waited for."""
 
@@ -152,7 +154,7 @@ def _receive(
         tail_s = 0.0 if picture.lane.deadline_s is None else _LONGEST_TAIL_S
         if goodbye_s is not None and now - max(last_s, goodbye_s) > _GOODBYE_S:
             ended = True
-        elif recorder.frames and now - last_s > idle_s + tail_s:
+        elif recorder.frames and now - max(last_s, min(picture.heard_s, last_s + _LONGEST_PAUSE_S)) > idle_s + tail_s:
             recorder.warnings.append(f"the sender fell silent; what came in {recorder.length_s:.1f} s is written")
             ended = True
         elif not recorder.frames and now - started_s > wait_s:

@@ -23,6 +23,7 @@ _MOST_READY = 64
 _MOST_READY_BYTES = 96 << 20
 _LATE_S = 0.02
 _LONGEST_WAIT_S = 10.0
+"""Behind the frame before."""
 
 
 class Delay(NamedTuple):
@@ -41,7 +42,7 @@ class LaneView:
     def __init__(self, link: Link, clock: PlayoutClock) -> None:
         self.name = link.name
         self._link, self._clock = link, clock
-        self._units: queue.Queue[Any] = queue.Queue(maxsize=_MOST_UNITS)
+        self._units: queue.Queue[tuple[Any, float]] = queue.Queue(maxsize=_MOST_UNITS)  # and _held_s when they came
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._frame: Frame | None = None
@@ -50,7 +51,10 @@ class LaneView:
         self._sent_unix_s: float | None = None
         self.frames = self.shown = self.skipped = 0
         self.delay = Delay(0.0, 0.0, 0.0)
+        self._bound_s = -math.inf  # when the last of them is to be shown
         self._last_arrival_s = self._last_needed_s = -math.inf
+        self._first_pts = 0  # of the frames that came in the latest packet
+        self._held_s = 0.0  # that decoding waited for room among those ready
         self.error: Exception | None = None
         self.stream: StreamHeader | None = None
         self._threads = [
@@ -85,7 +89,7 @@ class LaneView:
                 self._units.get_nowait()
             self._link.lane.note_gap()
             self.skipped += 1
-        self._units.put_nowait(unit)
+        self._units.put_nowait((unit, self._held_s))
 
     def close(self) -> None:
         self._stop.set()
@@ -104,7 +108,7 @@ class LaneView:
         """Decodes what comes as soon as it comes."""
         while not self._stop.is_set():
             with contextlib.suppress(queue.Empty):
-                self._decode(self._units.get(timeout=0.1))
+                self._decode(*self._units.get(timeout=0.1))
 
     def _show_all(self) -> None:
         """Shows each frame when it is due; of several the last."""
@@ -145,13 +149,17 @@ class LaneView:
     def _hold(self, frame: Frame) -> None:
         """Until it is due. Where many wait already, this one waits, too."""
         with self._changed:
+            began_s = time.monotonic()
             while len(self._ready) >= _most_ready(frame) and not self._stop.is_set():
                 self._changed.wait(0.1)
-            self._ready.append((frame, time.monotonic() + _LONGEST_WAIT_S))
+            self._held_s += time.monotonic() - began_s
+            latest_s = max(time.monotonic(), self._bound_s) + _LONGEST_WAIT_S
+            self._bound_s = min(self._due_s(frame.pts), latest_s)
+            self._ready.append((frame, latest_s))
             self.frames += 1
             self._changed.notify_all()
 
-    def _decode(self, unit: Any) -> None:
+    def _decode(self, unit: Any, held_s: float) -> None:
         link, lane = self._link, self._link.lane
         is_mcode = isinstance(unit, Received)
         last, steps = (unit.packet.pts, unit.packet.steps) if is_mcode else (unit.pts, 1)
@@ -182,13 +190,15 @@ class LaneView:
             self._hold(frame)
             if count + 1 >= _most_ready(frame) or self._stop.is_set():
                 break
+        if unit.arrival_s != self._last_arrival_s:
+            self._first_pts = first
         self._note(unit, last, needed_s)
         if sent is not None:
             ready_s = time.monotonic()
             self.delay = Delay(
-                wait_ms=(last - first) * 1000 / link.clock_hz,
+                wait_ms=(last - self._first_pts) * 1000 / link.clock_hz,
                 network_ms=(unit.arrival_s + time.time() - ready_s - sent) * 1000,
-                decode_ms=(ready_s - unit.arrival_s) * 1000,
+                decode_ms=max(0.0, ready_s - unit.arrival_s - (self._held_s - held_s)) * 1000,
             )
         for frame in frames:
             self._hold(frame)

@@ -58,15 +58,16 @@ BUNDLE = """\
 | keyframes | varint | always | 2-64 |
 | slices | varint | always | of each keyframe: as many as its stream has, 1-255 |
 | check | 1 | for each keyframe | low byte of the CRC-16 of its slices |
-| steps | varint | for each keyframe | frames since the previous keyframe, 1-65535 |
+| steps | varint | for each keyframe | twice the frames since the previous keyframe (1-65535), plus 1 where times follow |
 | time | varint | for each but the first | ticks since the keyframe before, 1 or more |
+| times | steps - 1 varints | where it says so | as in a packet of one keyframe |
 | slice lengths | slices varints | for each keyframe | bytes of each slice |
 | CRC | 2 | always | as above |
 | (all again) | | flag | as above |
 | slices | the rest | always | coded symbols, keyframe after keyframe |
 """
-"""The payload of a packet of several keyframes, each whole, no refresh, its frames evenly spaced; check to lengths once for
-each of them, in turn. The RTP timestamp is the first one's, the marker is set."""
+"""The payload of a packet of several keyframes, each whole and none a refresh; check to lengths once for each of them, in turn.
+The RTP timestamp is the first one's, the marker is set."""
 
 _REFRESH, _TIMES, _FRAGMENT, _TWICE = 1, 2, 4, 8
 _LARGEST_TIME = (1 << 32) - 1
@@ -201,7 +202,10 @@ class BundleHeader:
         parts += [_varint(count), _varint(first.count)]
         gaps = [b"", *(_varint(after - before) for before, after in pairwise(self.after_ticks))]
         for each, check, gap in zip(self.keyframes, self.checks, gaps, strict=True):
-            parts += [bytes([check]), _varint(each.steps), gap, *map(_varint, each.lengths)]
+            parts += [bytes([check]), _varint(2 * each.steps + (each.times is not None)), gap]
+            if each.times is not None:
+                parts.append(_times_bytes(each.times))
+            parts += [_varint(length) for length in each.lengths]
         raw = b"".join(parts)
         raw += crc16(rtp_header + raw).to_bytes(2)
         return raw * 2 if self.twice else raw
@@ -229,8 +233,8 @@ class BundleHeader:
             if at >= len(data):
                 raise WireError("the payload header is cut short")
             checks.append(data[at])
-            steps, at = _parse_varint(data, at + 1, 65_535)
-            if not steps:
+            steps, at = _parse_varint(data, at + 1, 2 * 65_535 + 1)
+            if steps < 2:
                 raise WireError("no step")
             if number:
                 gap, at = _parse_varint(data, at, _LARGEST_TIME)
@@ -238,11 +242,14 @@ class BundleHeader:
                     raise WireError("two keyframes at one time")
                 after += gap
             times.append(after)
+            between = None
+            if steps & 1:
+                between, at = _parse_times(data, at, steps >> 1)
             lengths = []
             for _ in range(slices):
                 length, at = _parse_varint(data, at, len(data))
                 lengths.append(length)
-            wire = WireHeader(flags >> 6, index + number & 0xFFFF, 0, slices, steps, lengths=tuple(lengths))
+            wire = WireHeader(flags >> 6, index + number & 0xFFFF, 0, slices, steps >> 1, between, lengths=tuple(lengths))
             keyframes.append(replace(wire, twice=bool(flags & _TWICE)))
         if len(data) < at + 2 or crc16(rtp_header + data[start:at]) != int.from_bytes(data[at : at + 2]):
             raise WireError("the payload header is damaged")
@@ -306,7 +313,7 @@ def _parse(packet: RtpPacket, copies: bool) -> tuple[list[ParsedPayload], int]:
             if crc16(packet.header + copy[:-2]) != int.from_bytes(copy[-2:]):
                 continue
             try:
-                found, end = _parse_at(packet.header, data, start)
+                found, end = _parse_at(packet.header, data[: 2 * start], start)
             except WireError:
                 continue
             if found.twice and end == 2 * start:
@@ -339,7 +346,7 @@ class Packetiser:
 
     first_sequence, first_timestamp: random numbers of the caller's (RFC 3550, 5.1). twice: send every payload header
     twice. largest_slice: in bytes; None where the other end takes all, as within a process. bundle: so many keyframes share a
-    packet where they fit; a refresh, and one whose frames are not evenly spaced, goes alone.
+    packet where they fit; a refresh goes alone. Frames less than half a frame off an even pace are then sent as even ones.
     """
 
     def __init__(
@@ -364,6 +371,7 @@ class Packetiser:
         self.keyframe = 0
         self._epoch = 0
         self._header: StreamHeader | None = None
+        self._last_pts: int | None = None
 
     def push(self, packet: Packet) -> list[RtpPacket]:
         """What is to be sent now. Raises ValueError where the first packet is no refresh, or a slice is over largest_slice."""
@@ -375,12 +383,15 @@ class Packetiser:
         times = packet.times
         if times is not None and len(_times_bytes(times)) > _MOST_TIMES_BYTES:
             times = None  # a gap of hundreds of uneven frames: evenly spaced on the wire
+        if times is not None and self.bundle > 1 and self._last_pts is not None and _nearly_even(packet, self._last_pts):
+            times = None  # as a camera's are, for which a frame's time would cost as many bytes as a coordinate
+        self._last_pts = packet.pts
         plain = WireHeader(
             self._epoch, self.keyframe & 0xFFFF, 0, 1, packet.steps, times, header=packet.header, twice=self.twice
         )
         groups = list(self._groups(plain, packet.slices))
         self.keyframe += 1
-        if self.bundle > 1 and packet.header is None and times is None and None not in packet.slices and len(groups) == 1:
+        if self.bundle > 1 and packet.header is None and None not in packet.slices and len(groups) == 1:
             lengths = tuple(len(data or b"") for data in packet.slices)
             return self._bundled((replace(groups[0][0], lengths=lengths), groups[0][1], packet.pts))
         made = self.flush()
@@ -437,6 +448,14 @@ class Packetiser:
             held.append(data)
         if held:
             yield _grouped(plain, first, held)
+
+
+def _nearly_even(packet: Packet, since: int) -> bool:
+    """Whether each frame is less than half a frame off the even pace from the keyframe before, at `since`, to this one."""
+    assert packet.times is not None
+    period = (packet.pts - since) / packet.steps
+    even = (period * left for left in range(packet.steps - 1, 0, -1))
+    return all(abs(ticks - wanted) < period / 2 for ticks, wanted in zip(packet.times, even, strict=True))
 
 
 def _bundle(keyframes: list[tuple[WireHeader, bytes, int]]) -> BundleHeader:
@@ -537,7 +556,8 @@ class Depacketiser:
         switches = self.reception.switches
         wire = parsed[0].header
         opens = wire.header is not None and wire.first == 0 and (wire.fragment is None or wire.fragment[0] == 0)
-        arrived = self.reception.push(packet, now_s, opens=opens, rebuilt=rebuilt)
+        newest = parsed[-1].after_ticks  # a bundle leaves with its last keyframe
+        arrived = self.reception.push(packet, now_s, opens=opens, rebuilt=rebuilt, after_ticks=newest)
         anew = packet if self.reception.switches != switches and packet.ssrc == self._ssrc else None
         self._take(arrived, now_s, anew)
         return self.poll(now_s)

@@ -11,7 +11,9 @@ from typing import NamedTuple
 from mcode.rtp.packets import RtpPacket, unwrap
 
 SILENCE_S = 2.0
-"""A source silent for this long gives way to any other."""
+"""A source silent for this long, and for twice its longest pause of late, gives way to any other."""
+_PAUSE_S, _PAUSES_FOR_S, _LONGEST_PAUSE_S = 0.5, 60.0, 15.0
+"""Pauses that are remembered, for how long, and what longer ones count as: an outage is no pause."""
 _CHALLENGE, _CHALLENGED_SILENCE_S = 5, 0.5
 _LARGEST_JUMP = 3000  # RFC 3550 A.1, MAX_DROPOUT
 _MOST_PENDING = 512
@@ -64,7 +66,6 @@ class Reception:
         self._last_ssrc: int | None = None  # followed until its goodbye, too
         # of one other, with none of ours between
         self._challenge: deque[tuple[RtpPacket, float, bool]] = deque(maxlen=_MOST_PENDING)
-        self.last_arrival_s = 0.0
         self._bye_s = 0.0
         self._late_by_s = 0.0
         self._start(None)
@@ -72,6 +73,8 @@ class Reception:
     def _start(self, ssrc: int | None) -> None:
         self.ssrc = ssrc
         self._pending: dict[int, tuple[RtpPacket, float]] = {}
+        self.last_arrival_s = 0.0
+        self._pauses: deque[tuple[float, float]] = deque(maxlen=64)  # between its packets: when they ended, and how long
         self._next: int | None = None  # the sequence number, unwrapped, that is due
         self._begun = False  # whether it stands: until then, packets that were overtaken lower it
         self._first = self._highest = 0
@@ -99,10 +102,13 @@ class Reception:
             return None
         return min(at for _, at in self._pending.values()) + (self.hold_s if self._begun else _START_HOLD_S)
 
-    def push(self, packet: RtpPacket, now_s: float, *, opens: bool = True, rebuilt: bool = False) -> list[Arrived]:
+    def push(
+        self, packet: RtpPacket, now_s: float, *, opens: bool = True, rebuilt: bool = False, after_ticks: int = 0
+    ) -> list[Arrived]:
         """Take one in; the packets whose turn it is now. Nothing is given twice.
 
         opens: a source can begin with it, as nothing before it is needed. rebuilt: it did not come, but was repaired.
+        after_ticks: how long after its timestamp it was sent, by design.
         """
         if self.ssrc is None and packet.ssrc == self._last_ssrc and now_s - self._bye_s > _CHALLENGED_SILENCE_S:
             self.ssrc = packet.ssrc
@@ -121,12 +127,18 @@ class Reception:
             self.switches += 1
             self._start(self.ssrc)
             self._next = self._first = self._highest = number = packet.sequence
-            return before + self._take(number, packet, now_s, opens, rebuilt)
-        return self._take(number, packet, now_s, opens, rebuilt)
+            return before + self._take(number, packet, now_s, opens, rebuilt, after_ticks)
+        return self._take(number, packet, now_s, opens, rebuilt, after_ticks)
 
-    def _take(self, number: int, packet: RtpPacket, now_s: float, opens: bool, rebuilt: bool) -> list[Arrived]:
+    def _take(
+        self, number: int, packet: RtpPacket, now_s: float, opens: bool, rebuilt: bool, after_ticks: int
+    ) -> list[Arrived]:
         assert self._next is not None
         self._jumped_to = None
+        if self.last_arrival_s and now_s - self.last_arrival_s > _PAUSE_S:
+            self._pauses.append((now_s, min(now_s - self.last_arrival_s, _LONGEST_PAUSE_S)))
+        while self._pauses and self._pauses[0][0] < now_s - _PAUSES_FOR_S:
+            self._pauses.popleft()
         self.last_arrival_s = now_s
         if not self._begun:
             self._next = self._first = min(self._next, number)
@@ -157,9 +169,18 @@ class Reception:
             self.rebuilt += 1
         else:
             self._received_here += 1
-            self._measure_jitter(packet.timestamp, now_s)
+            self._measure_jitter(packet.timestamp + after_ticks, now_s)
         self._pending[number] = (packet, now_s)
         return self.poll(now_s)
+
+    @property
+    def patience_s(self) -> float:
+        """For how long the source may be silent before it is taken to be gone."""
+        return max(SILENCE_S, 2 * self._longest_pause_s)
+
+    @property
+    def _longest_pause_s(self) -> float:
+        return max((pause_s for _, pause_s in self._pauses), default=0.0)
 
     def _note_duplicate(self, rebuilt: bool) -> None:
         self.counters.duplicate += 1
@@ -210,7 +231,9 @@ class Reception:
         if self._challenge and self._challenge[0][0].ssrc != packet.ssrc:
             self._challenge.clear()
         self._challenge.append((packet, now_s, opens))
-        wanted_s = SILENCE_S if len(self._challenge) < _CHALLENGE else _CHALLENGED_SILENCE_S
+        wanted_s = self.patience_s
+        if len(self._challenge) >= _CHALLENGE:
+            wanted_s = max(_CHALLENGED_SILENCE_S, 1.25 * self._longest_pause_s)
         if self.ssrc is not None and now_s - self.last_arrival_s <= wanted_s:
             self.counters.foreign += 1
             return []
