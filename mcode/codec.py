@@ -122,8 +122,9 @@ class Encoder:
     for its own default. refresh_s: the first keyframe after this time is sent whole, so that decoding can start there; 0:
     every one, infinity: the first alone. slices: parts of a keyframe that decode alone, 1..255. display: (width, height) that
     a decoder shows, when another. cuts: look for cuts. adaptive: n is the most, keyframes come sooner where what lies between
-    them is not on the line between their latents (see BEND). dead_zone: see DEAD_ZONE; of deltas. refine: gives better symbols
-    for a keyframe, at leisure (`mcode.refine.Refiner`).
+    them is not on the line between their latents (see BEND). rate_kbps: n is the most, keyframes come as soon as this rate has
+    paid for them (with adaptive: where it has, those that are wanted); packet_bytes: what each of them costs beside its sample.
+    dead_zone: see DEAD_ZONE; of deltas. refine: gives better symbols for a keyframe, at leisure (`mcode.refine.Refiner`).
 
     Raises ArgumentError (a ValueError) for values outside these, TypeError for a model that is none, ManifoldError for a size
     or quality that the model has not, InputError for `range` without a hyperprior.
@@ -143,6 +144,8 @@ class Encoder:
         display: tuple[int, int] | None = None,
         cuts: bool = True,
         adaptive: bool = False,
+        rate_kbps: float | None = None,
+        packet_bytes: float = 0.0,
         dead_zone: float = DEAD_ZONE,
         refine: Refine | None = None,
     ) -> None:
@@ -150,6 +153,8 @@ class Encoder:
         n, slices = _integer("n", n, 65_535), _integer("slices", slices, 255)
         width, height = _integer("width", width, 65_535), _integer("height", height, 65_535)
         shown = _pair("display", (width, height) if display is None else display)
+        if rate_kbps is not None and not 0 < rate_kbps < math.inf:
+            raise ArgumentError(f"rate_kbps is {rate_kbps}; a rate is above 0 and finite")
         if not dead_zone >= 0:
             raise ArgumentError(f"dead_zone is {dead_zone}; it is 0 steps or more")
         if not refresh_s >= 0:
@@ -163,6 +168,7 @@ class Encoder:
         self.model, self.width, self.height = model, width, height
         self.tables = model.tables(quality)
         self.cuts, self.adaptive, self.dead_zone, self.refine = cuts, adaptive and n > 1, dead_zone, refine
+        self._budget = _Budget(rate_kbps, packet_bytes) if rate_kbps is not None and n > 1 else None
         self.refresh_ticks = round(min(refresh_s, _NEVER_S) * TICKS_PER_S)
         self.header = StreamHeader(
             manifold_id=manifold_id,
@@ -201,10 +207,13 @@ class Encoder:
         cut = self._is_cut(frame)
         luma = _small_luma(frame.rgb) if self.adaptive else None
         bends = luma is not None and self._line is not None and self._line.error(frame.pts, luma) > BEND * self._lost
+        if bends and self._budget is not None:
+            bends = self._budget.pays(before)
         packets = self.flush() if cut or bends else []
         self._waiting.append(frame.pts)
         self._all_grey = self._all_grey and _is_grey(frame.rgb)
-        if cut or self._symbols is None or len(self._waiting) == self.header.n:
+        paid = self._budget is not None and not self.adaptive and self._budget.pays(frame.pts)
+        if cut or self._symbols is None or len(self._waiting) == self.header.n or paid:
             packets.append(self._keyframe(frame, cut))
         else:
             self._newest = Frame(frame.rgb.copy(), frame.pts)  # its buffer may be used again before it is encoded
@@ -264,6 +273,8 @@ class Encoder:
             self._line = _Line(frame.pts, _small_luma(frame.rgb))
             if refresh or cut or frame.pts - self._lost_at >= TICKS_PER_S:
                 self._lost, self._lost_at = self._error(frame.rgb, symbols), frame.pts
+        if self._budget is not None:
+            self._budget.spend(frame.pts, len(packet.to_sample(self.header.n)), refresh)
         self._symbols, self._last_pts = symbols, frame.pts
         return packet
 
@@ -515,6 +526,45 @@ class _Line:
         age, change = (pts - self._pts) / TICKS_PER_S, (luma - self._first).astype(np.float64)
         crossed, end = float(np.vdot(self._changes, change)) / age, float(np.vdot(change, change)) / age**2
         return (self._squares - 2 * crossed + self._ages * end) / luma.size
+
+
+class _Budget:
+    """Bytes that a rate brings with time and keyframes take. What is not spent is saved for two seconds. What a whole keyframe
+    takes beyond a usual one is paid back over the next two; a keyframe that came at n, unpaid, before all others."""
+
+    _SPREAD_TICKS = 2 * TICKS_PER_S
+
+    def __init__(self, rate_kbps: float, packet_bytes: float) -> None:
+        self._bytes_per_tick = rate_kbps * 125 / TICKS_PER_S
+        self._packet_bytes = packet_bytes
+        self._left = self._loan = 0.0  # bytes; the loan is paid back from what comes in
+        self._price = 0.0  # of one more keyframe, as the latest were
+        self._has_price = False  # else it is a guess
+        self._pts: int | None = None
+
+    def pays(self, pts: int) -> bool:
+        """Whether a keyframe at pts is paid for."""
+        return self._pts is not None and self._at(pts)[0] >= self._price
+
+    def spend(self, pts: int, sample_bytes: int, refresh: bool) -> None:
+        if self._pts is not None:
+            self._left, self._loan = self._at(pts)
+        self._pts, spent = pts, sample_bytes + self._packet_bytes
+        if refresh and not self._has_price:
+            self._price = self._packet_bytes + sample_bytes / 3
+        elif not refresh:
+            self._price += (spent - self._price) / (4 if self._has_price else 1)
+            self._has_price = True
+        now = min(spent, self._price) if refresh else spent
+        self._left, self._loan = self._left - now, self._loan + spent - now
+
+    def _at(self, pts: int) -> tuple[float, float]:
+        """What is left at pts, and the loan."""
+        assert self._pts is not None
+        ticks = pts - self._pts
+        back = self._loan * min(1.0, ticks / self._SPREAD_TICKS)
+        saved = max(self._SPREAD_TICKS * self._bytes_per_tick, self._price)
+        return min(self._left + ticks * self._bytes_per_tick - back, saved), self._loan - back
 
 
 def _small_luma(rgb: np.ndarray) -> np.ndarray:

@@ -103,19 +103,20 @@ def encode_file(
     audio: str | bool = "copy",
     refine: Refine | None = None,
     adaptive: bool = False,
+    rate_kbps: float | None = None,
     every_frame: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Encodes a video (or an image, then n is 1) into an .mcode file.
 
-    manifold: a name, an id, a file, or one that is loaded. n, coder, quality, refresh_s, adaptive, refine: see `Encoder`; what
-    refines is of the same manifold, loaded. device: see `load`; of a manifold that is loaded here. size: (width, height) to
-    encode and show; None keeps the source's. A manifold of one fixed size gets the centred part of its aspect, scaled to it,
-    and the decoder scales back. start_s, duration_s: the part to encode, in seconds; None: to the end. audio: "copy" or True
-    keeps the sound, "none" or False leaves it out. every_frame: PSNR and fit are over every frame of long videos, too, see
-    `Meter`. force: overwrite the output. progress: called with the frames done and the frames in all, None where the source
-    does not tell; what it raises ends the encode, without an output.
+    manifold: a name, an id, a file, or one that is loaded. n, coder, quality, refresh_s, adaptive, rate_kbps, refine: see
+    `Encoder`; what refines is of the same manifold, loaded. device: see `load`; of a manifold that is loaded here. size:
+    (width, height) to encode and show; None keeps the source's. A manifold of one fixed size gets the centred part of its
+    aspect, scaled to it, and the decoder scales back. start_s, duration_s: the part to encode, in seconds; None: to the end.
+    audio: "copy" or True keeps the sound, "none" or False leaves it out. every_frame: PSNR and fit are over every frame of
+    long videos, too, see `Meter`. force: overwrite the output. progress: called with the frames done and the frames in all,
+    None where the source does not tell; what it raises ends the encode, without an output.
 
     Raises InputError for a source, an output, an option or a number that cannot be used, ManifoldError for a manifold that is
     missing or damaged, or has not that size or quality.
@@ -134,6 +135,7 @@ def encode_file(
         size=size,
         refine=refine,
         adaptive=adaptive,
+        rate_kbps=rate_kbps,
         every_frame=every_frame,
         start_s=start_s,
         duration_s=duration_s,
@@ -149,7 +151,23 @@ def encode_file(
             raise InputError(f"{input}: no frames from {start_s:g} s on; choose an earlier --start")
         encoded = run.result()
         writer.close(encoded.last_ticks)
-    return report_of(encoded, input, model, writer, time.perf_counter() - started)
+    report = report_of(encoded, input, model, writer, time.perf_counter() - started)
+    if rate_kbps is not None and report.rate_kbps > OVER * rate_kbps and report.duration_s > SETTLED_S:
+        return replace(report, warnings=(*report.warnings, over_rate(rate_kbps, report.rate_kbps, n)))
+    return report
+
+
+OVER = 1.1
+"""Above this much of the rate asked for, one is told."""
+SETTLED_S = 5.0
+"""Before, a stream's whole first keyframe weighs too much."""
+
+
+def over_rate(wanted_kbps: float, kbps: float, n: int) -> str:
+    """That every n-th frame alone takes more than the rate that was asked for."""
+    return (
+        f"--rate {wanted_kbps:g}: it took {kbps:.3g} kbit/s; use a larger --n than {n}, a lower --quality or a smaller --size"
+    )
 
 
 @dataclass(frozen=True)
@@ -211,6 +229,7 @@ class Encoding:
         size: tuple[int, int] | None,
         refine: Refine | None,
         adaptive: bool,
+        rate_kbps: float | None = None,
         every_frame: bool = False,
         start_s: float = 0.0,
         duration_s: float | None = None,
@@ -230,6 +249,7 @@ class Encoding:
             refresh_s=refresh_s,
             display=display,
             adaptive=adaptive,
+            rate_kbps=rate_kbps,
             refine=refine,
         )
         alone = is_image or refine is not None  # refining needs all threads itself

@@ -224,6 +224,8 @@ def test_every_command_that_reports_has_json():
         ("send a --audio mp3", "--audio mp3: choose opus or none"),
         ("send a --audio-rate 5", "--audio-rate 5: the sound's rate is from 6 to 256 kbit/s"),
         ("send a --audio-packet 30", "--audio-packet 30: choose 20, 40, 60, 80, 100 or 120"),
+        ("send a --rate 0", "--rate 0: a rate is from 0.01 to 100000 kbit/s"),
+        ("encode a -o b --rate fast", "--rate fast: a rate is from 0.01 to 100000 kbit/s"),
         ("send a --bundle 65", "--bundle 65: the number of keyframes in a packet is a whole number from 1 to 64"),
         ("send testsrc --to rtp://no-such-host.invalid:5004", "rtp://no-such-host.invalid:5004: cannot find the host"),
         (
@@ -290,6 +292,7 @@ def test_the_defaults_of_encode(mcode, transcode):
         "quality": None,
         "refresh_s": 10,
         "adaptive": False,
+        "rate_kbps": None,
         "device": "auto",
         "size": None,
         "start_s": 0,
@@ -302,7 +305,7 @@ def test_the_defaults_of_encode(mcode, transcode):
 
 def test_every_option_of_encode_arrives(mcode, transcode):
     arguments = "--n 8 --manifold me.safetensors --coder fixed --quality 3 --refresh 2.5 --device cpu --size 640x360"
-    more = "--adaptive --start 1:30 --duration 0:01:00.5 --audio none --force --json"
+    more = "--adaptive --rate 2.5 --start 1:30 --duration 0:01:00.5 --audio none --force --json"
     assert mcode("encode", "a", "-o", "b", *arguments.split(), *more.split())[0] == 0
     assert transcode.options == {
         "n": 8,
@@ -311,6 +314,7 @@ def test_every_option_of_encode_arrives(mcode, transcode):
         "quality": 3,
         "refresh_s": 2.5,
         "adaptive": True,
+        "rate_kbps": 2.5,
         "device": "cpu",
         "size": (640, 360),
         "start_s": 90,
@@ -493,7 +497,7 @@ def test_live_programs_share_the_cores(mcode, sender, monkeypatch, given, expect
 def test_every_option_of_send_arrives(mcode, sender):
     arguments = "send camera:1 --to rtp://10.0.0.1:7000 -n 8 -m me --coder fixed --quality 3 --refresh 2 --baseline h265"
     channel = "--baseline-rate 7.5 --bit-error-rate 1e-3 --loss 0.05 --burst 3 --delay-ms 40 --jitter-ms 5 --seed 9"
-    more = "--adaptive --no-realtime --sdp o.sdp --size 64x48 --start 1 --duration 2 --loop --audio none --fec 8+2"
+    more = "--adaptive --rate 3 --no-realtime --sdp o.sdp --size 64x48 --start 1 --duration 2 --loop --audio none --fec 8+2"
     more += " --header-twice --bundle 4 --audio-rate 8 --audio-packet 60 --device cpu"
     assert mcode(*arguments.split(), *channel.split(), *more.split())[0] == 0
     wanted = vars(sender.args[0])
@@ -514,6 +518,7 @@ def test_every_option_of_send_arrives(mcode, sender):
         "quality": 3,
         "refresh_s": 2,
         "adaptive": True,
+        "rate_kbps": 3,
         "bundle": 4,
         "baseline": "h265",
         "baseline_rate": 7.5,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mcode import codec
 from mcode.codec import Decoder, Encoder
-from mcode.errors import ManifoldError, WireError
+from mcode.errors import ArgumentError, ManifoldError, WireError
 from mcode.frame import Frame
 from mcode.packet import Packet
 
@@ -110,6 +110,61 @@ def test_sums_over_a_line_are_the_errors_of_its_frames():
 
 def test_adaptive_with_n_1_is_the_image_codec_still():
     assert [p.steps for p in encode(ramp(3, 5), n=1, adaptive=True)] == [1, 1, 1]
+
+
+def noisy(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Frame(rng.integers(0, 256, (8, 16, 3)).astype(np.uint8), i * TICKS) for i in range(count)]
+
+
+def kbps(packets, frames, n, extra=0):
+    return sum(len(p.to_sample(n)) + extra for p in packets) * 8 / 1000 / (len(frames) / 25)
+
+
+@pytest.mark.parametrize(("share", "extra"), [(0.3, 0), (0.6, 0), (0.6, 49)])
+def test_a_rate_chooses_how_often_keyframes_come(share, extra):
+    frames = noisy(500)
+    every = kbps(encode(frames, n=1, cuts=False), frames, 1, extra)
+    packets = encode(frames, n=50, cuts=False, rate_kbps=share * every, packet_bytes=extra)
+    assert kbps(packets, frames, 50, extra) == pytest.approx(share * every, rel=0.05)
+    assert [f.pts for f in decode(packets)] == [f.pts for f in frames]
+    pace = [p.pts for p in packets][5:]
+    assert max(np.diff(pace)) <= 2 * min(np.diff(pace))  # evenly, not in bursts
+
+
+def test_n_is_the_most_whatever_the_rate_and_every_frame_is_the_least():
+    frames = noisy(100)
+    assert [p.pts for p in encode(frames, n=10, cuts=False, rate_kbps=0.01)] == [
+        p.pts for p in encode(frames, n=10, cuts=False)
+    ]
+    assert len(encode(frames, n=10, cuts=False, rate_kbps=1e6)) == 100
+    assert len(encode(frames, n=1, cuts=False, rate_kbps=0.01)) == 100
+
+
+def test_what_is_saved_is_not_spent_in_a_burst_after_a_pause():
+    still = [Frame(noisy(1)[0].rgb, i * TICKS) for i in range(500)]
+    moving = [Frame(frame.rgb, frame.pts + 500 * TICKS) for frame in noisy(250, seed=1)]
+    every = kbps(encode(moving, n=1, cuts=False), moving, 1)
+    packets = encode(still + moving, n=25, cuts=False, rate_kbps=0.2 * every)
+    after = [p for p in packets if p.pts >= 500 * TICKS]
+    assert kbps(after, moving, 25) < 0.2 * every * 1.3  # two seconds' worth in ten
+
+
+def test_with_both_adaptive_keyframes_come_where_they_are_wanted_and_paid_for():
+    frames = noisy(300)
+    both = encode(frames, n=50, cuts=False, adaptive=True, rate_kbps=1)
+    adaptive = encode(frames, n=50, cuts=False, adaptive=True)
+    assert len(both) < len(adaptive) and kbps(both, frames, 50) < 1.1
+    line = ramp(60)
+    assert [p.pts for p in encode(line, n=20, cuts=False, adaptive=True, rate_kbps=100)] == [
+        p.pts for p in encode(line, n=20, cuts=False)
+    ]
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ArgumentError, match="rate_kbps"):
+        Encoder(MODEL, 16, 8, rate_kbps=rate)
 
 
 def test_n_1_is_the_image_codec():

@@ -239,6 +239,7 @@ def test_the_sound_of_the_last_pictures_time_is_sent_in_each_round(tmp_path, por
         ({"audio_kbps": 5}, "--audio-rate 5: from 6 to 256 kbit/s"),
         ({"audio_packet_ms": 30}, "--audio-packet 30: choose one of 20, 40"),
         ({"audio_kbps": 64, "audio_packet_ms": 120}, "--audio-rate 64 with --audio-packet 120.*53 kbit/s or less"),
+        ({"rate_kbps": 0}, "--rate 0: from 0.01"),
         ({"bundle": 0}, "--bundle 0: from 1 to 64"),
         ({"bundle": 65}, "--bundle 65: from 1 to 64"),
     ],
@@ -380,6 +381,15 @@ def test_bundles_send_every_keyframe_in_fewer_packets_and_bytes(port):
     assert together.payload_bytes == alone.payload_bytes and together.wire_bytes < alone.wire_bytes
     for lane in (alone, together):
         assert lane.link_kbps == pytest.approx(lane.rate_kbps + lane.packets * 28 * 8 / 1000 / sent.duration_s)
+
+
+def test_a_rate_counts_what_the_link_carries(port):
+    options = {"realtime": False, "duration_s": 20.0, "n": 50, "size": (32, 24), "rate_kbps": 6.0}
+    for bundle in (1, 4):
+        sent = send(config(port, **options, bundle=bundle), model=MODEL)
+        assert sent.lanes["mcode"].link_kbps == pytest.approx(6.0, rel=0.1) and not sent.warnings
+    over = send(config(port, **options | {"n": 1}), model=MODEL)
+    assert over.lanes["mcode"].link_kbps > 12 and "--rate 6: it took" in over.warnings[0]
 
 
 def test_a_refresh_that_is_asked_for_goes_out_at_once_and_what_was_held_before_it(port):

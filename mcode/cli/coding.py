@@ -22,6 +22,7 @@ from mcode.cli.options import (
     Json,
     Manifold,
     Quality,
+    Rate,
     Refine,
     RefineBy,
     RefineWeights,
@@ -60,6 +61,7 @@ def encode(
     quality: Quality = None,
     refresh: Refresh = 10,
     adaptive: Adaptive = False,
+    rate: Rate = None,
     device: Device = "auto",
     size: CodedSize = None,
     start: Start = 0,
@@ -92,6 +94,7 @@ def encode(
             quality=quality,
             refresh_s=refresh,
             adaptive=adaptive,
+            rate_kbps=rate,
             device=device,
             size=size,
             start_s=start,
@@ -105,7 +108,7 @@ def encode(
     if as_json:
         print_json(report)
         return
-    sent = f"{report.keyframes:,} sent, one in {report.n}{' or sooner' if adaptive else ''}"
+    sent = f"{report.keyframes:,} sent, one in {report.n}{' or sooner' if adaptive or rate else ''}"
     print_report(
         output,
         {

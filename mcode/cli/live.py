@@ -128,6 +128,16 @@ def send(
         ),
     ] = 5,
     adaptive: Adaptive = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            metavar="KBPS",
+            parser=number("--rate", 0.01, 100_000, "a rate is from 0.01 to 100000 kbit/s"),
+            help="N is the most: keyframes come as soon as this rate has paid for them, IP and UDP headers included.",
+            show_default=False,
+        ),
+    ] = None,
     bundle: Bundle = 1,
     baseline: Annotated[
         str,
@@ -257,6 +267,7 @@ def send(
         quality=quality,
         refresh_s=refresh,
         adaptive=adaptive,
+        rate_kbps=rate,
         bundle=bundle,
         baseline=baseline,
         baseline_rate=baseline_rate,

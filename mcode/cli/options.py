@@ -243,6 +243,16 @@ Adaptive = Annotated[
     bool,
     typer.Option("--adaptive", help="N is the most: keyframes come sooner where the frames between would blur."),
 ]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        metavar="KBPS",
+        parser=number("--rate", 0.01, 100_000, "a rate is from 0.01 to 100000 kbit/s"),
+        help="N is the most: keyframes come as soon as this rate has paid for them.",
+        show_default=False,
+    ),
+]
 Bundle = Annotated[
     int,
     typer.Option(

@@ -25,10 +25,10 @@ class SendConfig:
     """What `mcode send` is asked for. Raises InputError.
 
     input: a file, "camera:0" or "testsrc". to: rtp://HOST:PORT. baseline: "h264", "h265" or "none"; baseline_rate: "equal" (to
-    what the MCode lane is measured to send) or kbit/s. adaptive: see `Encoder`. bundle: keyframes that share a packet. sdp: a
-    session description to write. size: (width, height) to code. fec: "8+2", parity packets for every so many; fec_header: send
-    payload headers twice. loop: files start over. audio_kbps: of the sound's Opus, 6 to 256; audio_packet_ms: how much of it
-    a packet holds, one of AUDIO_PACKETS_MS.
+    what the MCode lane is measured to send) or kbit/s. adaptive: see `Encoder`. rate_kbps: see `Encoder`; with IP and UDP
+    headers. bundle: keyframes that share a packet. sdp: a session description to write. size: (width, height) to code. fec:
+    "8+2", parity packets for every so many; fec_header: send payload headers twice. loop: files start over. audio_kbps: of
+    the sound's Opus, 6 to 256; audio_packet_ms: how much of it a packet holds, one of AUDIO_PACKETS_MS.
     """
 
     input: str
@@ -39,6 +39,7 @@ class SendConfig:
     quality: int | None = None
     refresh_s: float = 5.0
     adaptive: bool = False
+    rate_kbps: float | None = None
     bundle: int = 1
     baseline: str = "h264"
     baseline_rate: str | float = "equal"
@@ -63,6 +64,8 @@ class SendConfig:
             raise InputError(f"--coder {self.coder}: choose {' or '.join(CODERS)}")
         if not 1 <= self.n <= 65_535:
             raise InputError(f"--n {self.n}: the keyframe interval is a whole number from 1 to 65535")
+        if self.rate_kbps is not None and not 0.01 <= self.rate_kbps <= 100_000:
+            raise InputError(f"--rate {self.rate_kbps:g}: from 0.01 to 100000 kbit/s")
         if not 1 <= self.bundle <= MOST_BUNDLED:
             raise InputError(f"--bundle {self.bundle}: from 1 to {MOST_BUNDLED} keyframes in a packet")
         if self.baseline not in BASELINES:

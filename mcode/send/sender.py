@@ -29,9 +29,11 @@ from mcode.send.descriptions import check_descriptions, write_descriptions
 from mcode.send.sources import Notify, open_source
 from mcode.send.wire import Lane, LaneReport, Wire
 from mcode.text import shown_name
+from mcode.transcode import OVER, SETTLED_S, over_rate
 
 LARGEST_LAG_S = 0.25
 """A sender that falls this far behind real time leaves frames out instead of falling further."""
+_PACKET_BYTES = 28 + HEADER_BYTES + 9  # IP and UDP, RTP and MCode's own header
 _SOUND_STEP_S = 0.02
 """As long as a packet of sound."""
 Progress = Callable[[int, int | None], None]
@@ -282,6 +284,8 @@ class Sender:
             quality=config.quality,
             refresh_s=config.refresh_s,
             adaptive=config.adaptive,
+            rate_kbps=config.rate_kbps,
+            packet_bytes=_PACKET_BYTES / config.bundle,
             slices=self._slices or 1,
             display=self.source.display,
         )
@@ -380,6 +384,9 @@ class Sender:
         if self._wire.failed:
             trouble = f"{self._wire.failed} packets could not be sent ({self._wire.failure})"
             warnings.append(f"--to {self.config.to}: {trouble}; is it an address that this machine reaches?")
+        wanted, link_kbps = self.config.rate_kbps, lanes["mcode"].link_kbps
+        if wanted is not None and length_s > SETTLED_S and link_kbps > OVER * wanted:
+            warnings.append(over_rate(wanted, link_kbps, self.config.n))
         if self._dropped:
             warnings.append(f"{self._dropped} frames were left out: this machine is too slow for real time at this size")
         return SendReport(
