@@ -54,13 +54,14 @@ CODERS: dict[str, _Coder] = {
     "h265": _Coder("libx265", "hevc", "H.265", "medium", 6),
     "av1": _Coder("libsvtav1", "libdav1d", "AV1", "6", 8, side_min=32, largest=(16384, 8704)),
 }
-REVISION = 2
+REVISION = 3
 """Of what the encoders are asked for at a setting. It rises when that changes: what was measured before is measured anew."""
 _CRF_BEST = 1
 _THREADS = {"h264": 1, "h265": 4}
 """Whole frames at once, and as many on every machine. PyAV's default is slices, a number that follows the cores: they do not
 predict from each other, up to twice the bits in small pictures. x264's result changes by 1 % with the number of threads,
-x265's not from 2 on; wavefronts (WPP), its other way to use cores, cost 7 % at 640x360. SVT-AV1's never changes."""
+x265's not from 2 on; wavefronts (WPP), its other way to use cores, cost 7 % at 640x360, and with a pool of threads its look
+ahead is cut into slices by the number of cores, 1 % there. SVT-AV1's result never changes."""
 _CUTREE_WIDTH_MIN = 50  # x265's cutree (SIMD) writes past its buffers in narrower pictures, which aborts the process
 _SLOWEST_FPS, _AV1_FASTEST_FPS = 0.001, 240.0  # nominal rates that encoders take
 _TEMPORAL_DELIMITER = b"\x12\0"
@@ -146,7 +147,7 @@ class BaselineEncoder:
         if codec == "h265":
             quirk = "cutree=0:" if context.width < _CUTREE_WIDTH_MIN else ""
             given = context.options.get("x265-params", "")
-            context.options |= {"x265-params": f"log-level=none:info=0:no-wpp=1:{quirk}{given}"}
+            context.options |= {"x265-params": f"log-level=none:info=0:no-wpp=1:pools=none:{quirk}{given}"}
         if codec == "av1" and crf is not None:  # past FFmpeg, whose own CRF ends at 63 and is whole; refused, not passed over
             given = context.options.get("svtav1-params", "")
             context.options |= {"svtav1-params": f"crf={crf:g}:{given}".rstrip(":"), "err_detect": "explode"}

@@ -117,8 +117,8 @@ def download(
     timeout_s: without a byte. window_s: see LEAST_BYTES. place: the folder which errors tell the user to put the file into by
     hand; that of target if left out.
 
-    Raises InputError, with what to do, for a network that is not there, an answer other than 200, more than limit_bytes, a
-    transfer cut short or too slow, or another SHA-256 than the one given.
+    Raises InputError, with what to do, for a network that is not there, an answer other than 200 or 203, more than limit_bytes,
+    a transfer cut short or too slow, or another SHA-256 than the one given.
     """
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise InputError(f"--sha256 {sha256}: a SHA-256 is 64 hexadecimal digits")
@@ -129,7 +129,7 @@ def download(
     watch = _Watch(window_s)
     try:
         with watch, watch.opener().open(url, timeout=timeout_s) as answer, open(part, "wb") as file:
-            if answer.status != 200:  # 206: a part of it; 204: nothing
+            if answer.status not in (200, 203):  # 203: changed on the way, perhaps; 206: a part of it; 204: nothing
                 said = f"{answer.status} {answer.reason!s:.200}"
                 raise InputError(f"{url}: the server answers {said} instead of the whole file; check the address")
             length = answer.headers.get("Content-Length", "")

@@ -118,15 +118,16 @@ def test_packets_do_not_depend_on_the_number_of_cores():
     assert runs[0].stdout == runs[1].stdout and runs[0].stdout.count("\n") == 3, runs[0].stderr
 
 
-def test_x265_saves_the_bits_of_wavefronts():
+def test_x265_saves_the_bits_of_wavefronts_and_pools():
     def size(options):
-        encoder = BaselineEncoder("h265", 320, 192, crf=35, options=options)
-        frames = render_frames("arms", 0.4, 25, (320, 192), 1)
+        encoder = BaselineEncoder("h265", 640, 360, crf=35, options=options)
+        frames = render_frames("arms", 0.4, 25, (640, 360), 1)
         return sum(len(packet.data) for frame in frames for packet in encoder.push(frame)) + sum(
             len(packet.data) for packet in encoder.flush()
         )
 
-    assert size(None) < size({"x265-params": "wpp=1"})
+    assert size(None) < size({"x265-params": "wpp=1:pools=4"})
+    assert size(None) != size({"x265-params": "pools=4"})  # by which four cores would be seen
 
 
 @each_codec

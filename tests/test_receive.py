@@ -56,6 +56,52 @@ def test_the_playout_clock_remembers_bundles_that_come_rarely():
     assert clock.due_s(0.0) == pytest.approx(0.108)
 
 
+def test_the_playout_clock_forgets_a_stall_when_its_time_is_over():
+    clock = PlayoutClock()
+    for i in range(100):
+        clock.observe("mcode", i * 0.2, i * 0.2 + 0.05)
+    for i in range(100, 140):  # eight seconds of nothing, then all of it at once
+        clock.observe("mcode", i * 0.2, 28.05)
+    for i in range(141, 400):
+        clock.observe("mcode", i * 0.2, i * 0.2 + 0.05)
+        if i * 0.2 > 28.05 + 20:
+            break
+        if i * 0.2 > 28.05 + 5:
+            assert clock.due_s(0.0) < 6
+    assert clock.due_s(0.0) == pytest.approx(0.058)
+
+
+def test_keyframes_released_together_are_no_bundle_and_a_stall_does_not_last():
+    """After a stall what came late is left out, and the delay is what it was before: as before bundles."""
+    clock = PlayoutClock()
+    link = SimpleNamespace(name="mcode", clock_hz=90_000, sent_unix_s=lambda pts: pts / 90_000, lane=None)
+    view = LaneView(link, clock)
+    try:
+        for bundle in (None, 7):
+            clock.restart()
+            for i in range(5):
+                unit = SimpleNamespace(arrival_s=10.0, after_loss=False)
+                view._note(unit, bundle, i * 90_000, 10.0 - i)
+            needs = sorted(round(need, 1) for _, need in clock._needed["mcode"])
+            assert needs == ([6.0, 7.0, 8.0, 9.0, 10.0] if bundle is None else [10.0] * 5)
+    finally:
+        view.close()
+
+
+def test_frames_of_wild_times_do_not_wait_one_behind_the_other(monkeypatch):
+    monkeypatch.setattr("mcode.receive.view._LONGEST_WAIT_S", 0.3)
+    clock = PlayoutClock()
+    clock.due_s = lambda sent_unix_s: math.inf
+    view = LaneView(SimpleNamespace(name="mcode", lane=None, sent_unix_s=lambda pts: 0.0), clock)
+    try:
+        for index in range(8):
+            view._hold(grey(100, index))
+        wait_for(lambda: view.shown + view.skipped == 8)
+        assert view.shown <= 3  # all at once
+    finally:
+        view.close()
+
+
 def test_the_playout_clock_moves_along_with_a_senders_clock():
     clock = PlayoutClock()
     for i in range(20):

@@ -571,6 +571,16 @@ def test_a_source_whose_packets_come_rarely_is_not_taken_for_gone_between_them()
     assert {r.packet.ssrc for r in reception.push(RtpPacket(96, 9, 0, 2, b"x"), 2.56 * 19 + 5.2)} == {2}
 
 
+def test_an_outage_is_no_pause():
+    reception = Reception(90_000)
+    for i in [*range(50), *range(350, 400)]:  # twelve seconds of it
+        reception.push(RtpPacket(96, i, 3600 * i, 1, b"x"), 0.04 * i)
+    assert reception.patience_s == 2.0
+    for j in range(5):
+        given = reception.push(RtpPacket(96, j, 0, 2, b"x"), 16.6 + 0.04 * j)
+    assert {packet.ssrc for packet, _ in given} == {2}
+
+
 def test_jitter_is_that_of_the_network_whatever_share_a_packet():
     packetiser, depacketiser = Packetiser(1, bundle=16), Depacketiser()
     for i, packet in enumerate(stream(300, refresh_every=50)):

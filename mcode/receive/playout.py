@@ -37,9 +37,9 @@ class PlayoutClock:
             self._latest_s[lane] = ready_s
             until_s = ready_s + min(max(self.WINDOW_S, 2 * gap_s), self.LONGEST_WINDOW_S)
             self._needed.setdefault(lane, deque()).append((until_s, ready_s - sent_unix_s))
-            for window in self._needed.values():
-                while window and window[0][0] < ready_s:
-                    window.popleft()
+            for name, window in self._needed.items():
+                if any(until_s < ready_s for until_s, _ in window):
+                    self._needed[name] = deque(entry for entry in window if entry[0] >= ready_s)
             wanted = self._wanted_s()
             before = self._offset_s
             if before is None or wanted >= before or before - wanted > 0.5:

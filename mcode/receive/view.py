@@ -52,7 +52,7 @@ class LaneView:
         self.frames = self.shown = self.skipped = 0
         self.delay = Delay(0.0, 0.0, 0.0)
         self._bound_s = -math.inf  # when the last of them is to be shown
-        self._last_arrival_s = self._last_needed_s = -math.inf
+        self._bundle: tuple[int, float, float] | None = None  # the latest bundle: its number, arrival, and what it needed most
         self._first_pts = 0  # of the frames that came in the latest packet
         self._held_s = 0.0  # that decoding waited for room among those ready
         self.error: Exception | None = None
@@ -154,7 +154,9 @@ class LaneView:
                 self._changed.wait(0.1)
             self._held_s += time.monotonic() - began_s
             latest_s = max(time.monotonic(), self._bound_s) + _LONGEST_WAIT_S
-            self._bound_s = min(self._due_s(frame.pts), latest_s)
+            due_s = self._due_s(frame.pts)
+            if due_s <= latest_s:  # one of a wild time moves no bound
+                self._bound_s = due_s
             self._ready.append((frame, latest_s))
             self.frames += 1
             self._changed.notify_all()
@@ -180,9 +182,11 @@ class LaneView:
             return
         sent = link.sent_unix_s(last)
         due = self._clock.due_s(sent) if sent is not None else None
+        bundle = unit.bundle if is_mcode else None
         if due is not None and time.monotonic() - due > 0.25 and not self._units.empty() and self._frame is not None:
             self.skipped += steps  # too late to be seen: decoded, as the next one needs it, but not synthesised
-            self._note(unit, last, unit.arrival_s - last / link.clock_hz)
+            if bundle is not None:  # all of them will come so late, the last one excepted
+                self._note(unit, bundle, last, unit.arrival_s - last / link.clock_hz)
             return
         for count, frame in enumerate(frames):
             first = min(first, frame.pts)
@@ -190,9 +194,9 @@ class LaneView:
             self._hold(frame)
             if count + 1 >= _most_ready(frame) or self._stop.is_set():
                 break
-        if unit.arrival_s != self._last_arrival_s:
+        if self._bundle is None or self._bundle[:2] != (bundle, unit.arrival_s):
             self._first_pts = first
-        self._note(unit, last, needed_s)
+        self._note(unit, bundle, last, needed_s)
         if sent is not None:
             ready_s = time.monotonic()
             self.delay = Delay(
@@ -205,16 +209,17 @@ class LaneView:
             if self._stop.is_set():
                 return
 
-    def _note(self, unit: Any, last: int, needed_s: float) -> None:
+    def _note(self, unit: Any, bundle: int | None, last: int, needed_s: float) -> None:
         """What a keyframe's frames needed from the sender's picture until they were here. last: pts of the keyframe. needed_s:
         by time.monotonic, from 0 of their pts."""
         sent = self._link.sent_unix_s(last)
         if unit.after_loss or math.isinf(needed_s) or sent is None:
             return
         hz = self._link.clock_hz
-        if unit.arrival_s == self._last_arrival_s:  # in one packet with the one before, which had to wait longest
-            needed_s = max(needed_s, self._last_needed_s)
-        self._last_arrival_s, self._last_needed_s = unit.arrival_s, needed_s
+        if bundle is not None:
+            if self._bundle is not None and self._bundle[:2] == (bundle, unit.arrival_s):
+                needed_s = max(needed_s, self._bundle[2])  # of the one before, which had to wait longer
+            self._bundle = bundle, unit.arrival_s, needed_s
         ready_s = time.monotonic()
         self._clock.observe(self.name, ready_s - needed_s + sent - last / hz, ready_s)
 

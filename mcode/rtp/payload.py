@@ -471,7 +471,8 @@ def _grouped(plain: WireHeader, first: int, held: list[bytes]) -> tuple[WireHead
 class Received(NamedTuple):
     """A keyframe, or what came of it. packet.pts: the RTP timestamp, unwrapped. after_loss: keyframes before it are
     missing. damaged: for each slice, whether bits of it may be wrong. stream: the stream header in force. ssrc: whose
-    it is; another means another stream. arrival_s: when the last of it came."""
+    it is; another means another stream. arrival_s: when the last of it came, in its turn. bundle: the sequence number of the
+    packet that it shared with others; None where it shared none."""
 
     packet: Packet
     after_loss: bool
@@ -479,6 +480,7 @@ class Received(NamedTuple):
     stream: StreamHeader
     ssrc: int
     arrival_s: float
+    bundle: int | None = None
 
 
 @dataclass
@@ -491,6 +493,7 @@ class _Assembly:
     times: tuple[int, ...] | None
     header: StreamHeader | None
     touched_s: float
+    bundle: int | None = None
     size: int = 0
     slices: dict[int, bytearray] = field(default_factory=dict)
     damaged: set[int] = field(default_factory=set)
@@ -593,10 +596,11 @@ class Depacketiser:
             if packet is anew:
                 self._close()
                 self._last = None
-            for parsed in parse(packet):
-                self._take_part(parsed, packet, now_s)
+            found = parse(packet)
+            for parsed in found:
+                self._take_part(parsed, packet, now_s, packet.sequence if len(found) > 1 else None)
 
-    def _take_part(self, parsed: ParsedPayload, packet: RtpPacket, now_s: float) -> None:
+    def _take_part(self, parsed: ParsedPayload, packet: RtpPacket, now_s: float, bundle: int | None) -> None:
         wire, timestamp = parsed.header, packet.timestamp + parsed.after_ticks & 0xFFFFFFFF
         keyframe = wire.keyframe if self._last is None else unwrap(wire.keyframe, self._last, 16)
         if self._open is not None and self._open.keyframe != keyframe:
@@ -615,7 +619,7 @@ class Depacketiser:
         self._is_waiting = False
         if self._open is None:
             pts = self._timeline.push(timestamp, now_s)
-            self._open = _Assembly(keyframe, pts, wire.steps, wire.times, wire.header, now_s)
+            self._open = _Assembly(keyframe, pts, wire.steps, wire.times, wire.header, now_s, bundle)
         self._add(self._open, parsed, now_s)
         whole = len(self._open.slices) == self.header.slices and not self._open.unfinished
         if packet.marker or whole:
@@ -672,7 +676,7 @@ class Depacketiser:
             slices=tuple(bytes(assembly.slices[index]) if index in assembly.slices else None for index in range(count)),
         )
         flags = tuple(index in damaged for index in range(count))
-        self._done.append(Received(packet, after_loss, flags, self.header, self._ssrc, assembly.touched_s))
+        self._done.append(Received(packet, after_loss, flags, self.header, self._ssrc, assembly.touched_s, assembly.bundle))
 
 
 def _times_bytes(times: tuple[int, ...]) -> bytes:

@@ -13,7 +13,7 @@ from mcode.rtp.packets import RtpPacket, unwrap
 SILENCE_S = 2.0
 """A source silent for this long, and for twice its longest pause of late, gives way to any other."""
 _PAUSE_S, _PAUSES_FOR_S, _LONGEST_PAUSE_S = 0.5, 60.0, 15.0
-"""Pauses that are remembered, for how long, and what longer ones count as: an outage is no pause."""
+"""Pauses that are remembered, for how long, and what longer ones count as. Where packets are lost it is an outage, no pause."""
 _CHALLENGE, _CHALLENGED_SILENCE_S = 5, 0.5
 _LARGEST_JUMP = 3000  # RFC 3550 A.1, MAX_DROPOUT
 _MOST_PENDING = 512
@@ -135,7 +135,7 @@ class Reception:
     ) -> list[Arrived]:
         assert self._next is not None
         self._jumped_to = None
-        if self.last_arrival_s and now_s - self.last_arrival_s > _PAUSE_S:
+        if self.last_arrival_s and now_s - self.last_arrival_s > _PAUSE_S and number == self._highest + 1:
             self._pauses.append((now_s, min(now_s - self.last_arrival_s, _LONGEST_PAUSE_S)))
         while self._pauses and self._pauses[0][0] < now_s - _PAUSES_FOR_S:
             self._pauses.popleft()
@@ -180,7 +180,7 @@ class Reception:
 
     @property
     def _longest_pause_s(self) -> float:
-        return max((pause_s for _, pause_s in self._pauses), default=0.0)
+        return max((pause_s for _, pause_s in tuple(self._pauses)), default=0.0)  # another thread may ask
 
     def _note_duplicate(self, rebuilt: bool) -> None:
         self.counters.duplicate += 1

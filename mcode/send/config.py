@@ -84,7 +84,7 @@ class SendConfig:
         if self.audio_kbps * self.audio_packet_ms > _LARGEST_AUDIO_BITS:
             raise InputError(
                 f"--audio-rate {self.audio_kbps:g} with --audio-packet {self.audio_packet_ms}: a packet would be too large; "
-                f"choose {_LARGEST_AUDIO_BITS / self.audio_packet_ms:.0f} kbit/s or less"
+                f"choose {_LARGEST_AUDIO_BITS // self.audio_packet_ms} kbit/s or less"
             )
         if self.fec is not None:
             FecSettings.parse(self.fec)

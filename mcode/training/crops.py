@@ -74,7 +74,9 @@ def read_picture(file: Path | bytes) -> np.ndarray | None:
         if clear is not None and clear.dtype in (np.uint8, np.uint16) and clear.shape == (*bgr.shape[:2], 4):
             opacity = (clear[..., 3:] // (257 if clear.dtype == np.uint16 else 1)).astype(np.uint16)
             bgr = ((bgr * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == cv2.Error.STS_NO_MEM:
+            raise MemoryError(str(error)) from error
         return None
     return np.ascontiguousarray(bgr[..., ::-1])
 

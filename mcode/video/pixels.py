@@ -40,6 +40,8 @@ def to_rgb(picture: av.VideoFrame, path: StrPath, alpha: np.ndarray | None = Non
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
+    except MemoryError:  # FFmpeg's is an FFmpegError, too
+        raise
     except av.error.FFmpegError as error:
         matrix = _MATRIX_NAMES.get(picture.colorspace, f"number {picture.colorspace}")
         colours = f"{layout.name}, matrix {matrix}"

@@ -45,6 +45,8 @@ def open_container(path: StrPath) -> av.container.InputContainer:
         # "file:" keeps FFmpeg from reading the name as a URL, pattern_type one with %d as that of many pictures
         options = {"pattern_type": "none"} if "%" in os.fspath(file) else {}
         container = av.open(f"file:{file}", options=options, metadata_errors="replace")
+    except MemoryError:  # FFmpeg's is an FFmpegError, too
+        raise
     except PermissionError as error:
         raise InputError(f"{path}: not allowed to read it") from error
     except (av.error.FFmpegError, OSError) as error:
