@@ -182,6 +182,16 @@ def test_what_other_options_of_the_encoders_gave_is_measured_anew(stand_ins, pic
     assert again.measured == again.total > 0
 
 
+def test_what_has_none_of_these_options_is_not_measured_anew(stand_ins, pictures, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=0)
+    monkeypatch.setattr(baseline, "REVISION", baseline.REVISION + 1)
+    again = evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=0, force=True)
+    assert again.measured == again.total // 2 == 8
+    for family in ("h265", "av1"):
+        assert " intra " in stills.intra(family, 30, "medium").name
+
+
 @pytest.mark.parametrize("stop", ["psnr_db.png", "1-1-a-JPEG.png", "crops.html", "index.html", "results.json"])
 def test_an_evaluation_stopped_while_its_report_is_written_goes_on(stop, stand_ins, pictures, tmp_path, monkeypatch):
     out, write = tmp_path / "out", images_report._write

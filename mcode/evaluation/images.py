@@ -497,10 +497,14 @@ class _Cache:
         self.folder, self.manifolds = folder, manifolds
         self._names = set(judges.patch_features(np.zeros((256, 256, 3), np.uint8)))
         self._identity = [CACHE_FORMAT, judges.identity]
-        self._libraries = [PIL.__version__, av.__version__, baseline.REVISION]
+        self._libraries = [PIL.__version__, av.__version__]
 
     def _path(self, codec: StillCodec | None, picture: str) -> Path:
-        made_by = [codec.name, codec.setting, self.manifolds.get(codec.name, self._libraries)] if codec else ["original"]
+        if codec is None:
+            made_by: list[Any] = ["original"]
+        else:  # of the encoders' options the others have none
+            libraries = [*self._libraries, baseline.REVISION] if " intra " in codec.name else self._libraries
+            made_by = [codec.name, codec.setting, self.manifolds.get(codec.name, libraries)]
         key = hashlib.sha256(json.dumps([*self._identity, made_by, picture]).encode()).hexdigest()[:32]
         slug = re.sub(r"[^a-z0-9]+", "-", codec.name.lower()).strip("-") if codec else "original"
         return self.folder / slug / f"{key}.npz"
