@@ -679,6 +679,25 @@ def test_files_of_others_where_the_report_would_stand_are_kept(tmp_path, data, n
         evaluate_ablation(data / "pictures", ["general"], data / "pictures", force=True)
 
 
+def test_an_evaluation_stopped_while_its_report_is_written_goes_on(tmp_path, data, trained, monkeypatch):
+    from mcode.evaluation import ablation
+
+    write, models = ablation._write, [trained[0] / "low" / "hific-low.safetensors"]
+
+    def interrupted(path, content):
+        if path.name == "ablation.json":
+            raise KeyboardInterrupt
+        return write(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ablation, "_write", interrupted)
+        evaluate_ablation(data / "pictures", models, tmp_path, device="cpu")
+    assert (tmp_path / "ablation.md").is_file()
+    assert evaluate_ablation(data / "pictures", models, tmp_path, device="cpu").measured == 0
+    with pytest.raises(InputError, match="ablation.json: exists; add --force"):
+        evaluate_ablation(data / "pictures", models, tmp_path, device="cpu")
+
+
 def test_a_manifold_of_one_size_is_refused(tmp_path, data):
     from mcode.coders import CodeTables
 

@@ -233,23 +233,37 @@ def test_an_unknown_codec_is_refused_and_nothing_written(footage, manifold, tmp_
 @pytest.mark.parametrize(
     ("rates", "shown"),
     [
-        ((0.018, 0.13), ["0.02", "0.05", "0.1"]),  # bit/pixel
-        ((0.12, 0.16), ["0.12", "0.13", "0.14", "0.15", "0.16"]),
-        ((900, 1350), ["900", "1000", "1100", "1200", "1300"]),
-        ((0.42, 40), ["0.5", "1", "2", "5", "10", "20"]),
+        ((0.015, 0.08), ["0.02", "0.04", "0.06", "0.08"]),  # bit/pixel
+        ((0.12, 0.16), ["0.12", "0.135", "0.15"]),
+        ((900, 1350), ["900", "1050", "1200", "1350"]),
+        ((0.42, 20), ["0.5", "1", "2", "5", "10", "20"]),
+        ((100, 30000), ["100", "300", "1000", "3000", "10000", "30000"]),
         ((0.3, 3000), ["1", "10", "100", "1000"]),
     ],
 )
 def test_the_axis_of_rates_has_plain_numbers_that_do_not_overlap(rates, shown):
+    assert set(shown) <= set(numbers_on_the_axis(rates))
+
+
+@pytest.mark.parametrize("low", [0.01, 0.047, 1000, 3100, 4700])
+def test_every_axis_of_rates_has_three_to_ten_numbers(low):
+    for ratio in (1.05, 1.3, 3, 4.5, 5.5, 6.5, 10, 30, 100, 300, 700):
+        shown = numbers_on_the_axis((low, low * ratio))
+        assert 3 <= len(shown) <= 10, (low, ratio, shown)
+
+
+def numbers_on_the_axis(rates: tuple[float, float]) -> list[str]:
+    """From left to right; none overlaps the next."""
     figure = Figure(figsize=(4.5, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(rates, (30, 31))
+    axes.plot(rates, (30, 31), marker="o")
     log_rates(axes)
     figure.draw_without_rendering()
-    labels = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
-    boxes = sorted((box.x0, box.x1) for box in (label.get_window_extent() for label in labels))
-    assert all(end < start for (_, end), (start, _) in pairwise(boxes))
-    assert set(shown) <= {label.get_text() for label in labels}
+    place = axes.get_window_extent()
+    boxes = [(label.get_window_extent(), label.get_text()) for label in axes.get_xticklabels(which="both")]
+    seen = sorted((b.x0, b.x1, text) for b, text in boxes if text and place.x0 - 1 <= (b.x0 + b.x1) / 2 <= place.x1 + 1)
+    assert all(left[1] < right[0] for left, right in pairwise(seen)), (rates, seen)
+    return [text for *_, text in seen]
 
 
 def with_h264(report: CompareReport, bits: float, psnr_db: float, floor: bool = False) -> CompareReport:

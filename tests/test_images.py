@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -179,6 +180,43 @@ def test_what_other_options_of_the_encoders_gave_is_measured_anew(stand_ins, pic
     monkeypatch.setattr(baseline, "REVISION", baseline.REVISION + 1)
     again = evaluate_images(pictures, out, codecs=("h265",), crops=0, force=True)
     assert again.measured == again.total > 0
+
+
+def test_what_has_none_of_these_options_is_not_measured_anew(stand_ins, pictures, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=0)
+    monkeypatch.setattr(baseline, "REVISION", baseline.REVISION + 1)
+    again = evaluate_images(pictures, out, codecs=("jpeg", "h265"), crops=0, force=True)
+    assert again.measured == again.total // 2 == 8
+    for family in ("h265", "av1"):
+        assert " intra " in stills.intra(family, 30, "medium").name
+
+
+@pytest.mark.parametrize("stop", ["psnr_db.png", "1-1-a-JPEG.png", "crops.html", "index.html", "results.json"])
+def test_an_evaluation_stopped_while_its_report_is_written_goes_on(stop, stand_ins, pictures, tmp_path, monkeypatch):
+    out, write = tmp_path / "out", images_report._write
+
+    def interrupted(path, content):
+        if path.name == stop:
+            raise KeyboardInterrupt
+        return write(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(images_report, "_write", interrupted)
+        evaluate_images(pictures, out, codecs=("jpeg",), crops=1)
+    report = evaluate_images(pictures, out, codecs=("jpeg",), crops=1)
+    assert report.measured == 0 and (out / "results.json").is_file()
+    with pytest.raises(InputError, match="results.json: exists; add --force"):
+        evaluate_images(pictures, out, codecs=("jpeg",), crops=1)
+
+
+def test_what_a_stopped_report_had_no_name_for_is_another_ones(stand_ins, pictures, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(images_report, "_written_before", Mock(side_effect=KeyboardInterrupt))
+        evaluate_images(pictures, tmp_path, codecs=("jpeg",), crops=0)
+    (tmp_path / "crops.html").write_bytes(b"mine")
+    with pytest.raises(InputError, match="crops.html: exists; add --force"):
+        evaluate_images(pictures, tmp_path, codecs=("jpeg",), crops=1)
 
 
 def test_what_was_measured_before_there_was_ssim_is_kept_without_it(stand_ins, pictures, tmp_path):

@@ -383,8 +383,24 @@ def test_another_parts_json_that_is_damaged_is_named_before_anything_is_measured
     (tmp_path / "out" / "figure5.json").write_bytes(content)
     assert main(one_part) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "figure5.json: damaged, or not of evaluate paper" in err and "--only figure5 --force" in err
+    assert (
+        err.count("\n") == 1
+        and "figure5.json: damaged, or not of evaluate paper" in err
+        and "--only figure7,figure5 --force" in err
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["figure5.json"]
+
+
+def test_all_parts_whose_json_is_damaged_are_named_and_made_anew_at_once(tmp_path, one_part, capsys):
+    for part in ("figure5", "figure6"):
+        (tmp_path / "out" / f"{part}.json").write_bytes(b"{")
+    assert main([*one_part[:-1], "figure6"]) == 2
+    assert "--only figure6,figure5 --force" in capsys.readouterr().err
+    assert main(one_part) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "figure5.json, " in err and "figure6.json: damaged" in err
+    assert "make them anew with --only figure7,figure5,figure6 --force" in err
+    assert main([*one_part[:-1], "figure7,figure5,figure6", "--force"]) == 0
 
 
 @pytest.mark.parametrize(

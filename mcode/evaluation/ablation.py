@@ -23,7 +23,6 @@ from mcode.errors import InputError
 from mcode.evaluation import stills
 from mcode.evaluation.features import VGG_LAYERS, VGG_SIDE, VggFeatures, to_batch
 from mcode.evaluation.images import (
-    ANEW,
     _Cache,
     _digest,
     _mean,
@@ -31,6 +30,8 @@ from mcode.evaluation.images import (
     check_report_folder,
     computed_by,
     not_measured,
+    refuse_others,
+    report_begun,
     too_small,
 )
 from mcode.evaluation.images_report import _finite, _write, value_text
@@ -39,7 +40,6 @@ from mcode.latents import choose_device, fast_dtype, quantise
 from mcode.manifold import PRECISION, Manifold, ManifoldInfo, load, read_info
 from mcode.nets import int8
 from mcode.text import shown_name
-from mcode.whole import refuse_existing
 
 PERCEPTION = ("fid256", "kid256", "squeezenet_fid256", "mobilenet_kid256", "niqe", "mobilenet", "vgg19", "ms_ssim")
 """What the sweep's vertical axis shows: the first of these that was measured."""
@@ -121,7 +121,8 @@ def evaluate_ablation(
     """
     out = Path(output)
     check_report_folder(folder, out)
-    refuse_existing((out / name for name in ("ablation.json", "ablation.md", "sweep.png")), force, ANEW)
+    files = [out / name for name in ("ablation.json", "ablation.md", "sweep.png")]
+    refuse_others(out, files, force)
     if not manifolds:
         raise InputError("--manifolds: name at least one")
     infos = [read_info(given) for given in manifolds]
@@ -173,7 +174,9 @@ def evaluate_ablation(
         warnings=(*not_measured(judges, perceptual, [row.scores for row in rows]), *too_small(sizes, judges.metrics)),
         files=(),
     )
-    return AblationReport(**(vars(report) | {"files": tuple(map(str, _write_all(out, report)))}))
+    with report_begun(out, files):
+        files = _write_all(out, report)
+    return AblationReport(**(vars(report) | {"files": tuple(map(str, files))}))
 
 
 def settings_of(card: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:

@@ -11,7 +11,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from mcode.evaluation.stills import REFINED, StillCodec
 from mcode.latents import choose_device
 from mcode.manifold import PRICES, Manifold, ManifoldInfo, load
 from mcode.nets import int8
-from mcode.whole import refuse_existing, whole
+from mcode.whole import refuse_existing, whole, write_whole
 
 if TYPE_CHECKING:
     from mcode.refine import Refiner
@@ -40,6 +41,7 @@ CODECS = ("mcode", "jpeg", "jpeg2000", "webp", "h265", "av1")
 ANCHOR = "H.265 intra 4:4:4"
 CACHE_FORMAT = 1
 ANEW = "add --force to write the report anew (what is measured stays measured)"
+BEGUN = "report-begun"
 ABOUT_EQUAL = 1.1
 """Rates within this factor of each other are called equal."""
 
@@ -173,7 +175,8 @@ def evaluate_images(
     check_report_folder(folder, out)
     paths = stills.image_paths(Path(folder))
     judges = Judges(perceptual, choose_device(device).type)
-    refuse_existing(images_report.names(out, judges.metrics, crops > 0), force, ANEW)
+    files = list(images_report.names(out, judges.metrics, crops > 0))
+    refuse_others(out, files, force)
     families = _families(codecs, manifolds, qualities, device, _Options(coder, refine, refine_by, perceptual))
     cache = _Cache(out / "cache", judges, _made_by(families, refine_by))
     listed = [family.make(value) for family in families.values() for value in family.settings]
@@ -223,7 +226,8 @@ def evaluate_images(
         ),
         files=(),
     )
-    files = images_report.write(out, report, close_ups)
+    with report_begun(out, [*files, out / "crops"] if crops > 0 else files):
+        files = images_report.write(out, report, close_ups)
     return ImagesReport(**(vars(report) | {"files": tuple(map(str, files))}))
 
 
@@ -233,6 +237,33 @@ def check_report_folder(pictures: str | os.PathLike[str], out: Path) -> None:
         raise InputError(f"{out}: is a file; give a folder for the report")
     if out.exists() and Path(pictures).exists() and out.samefile(pictures):
         raise InputError(f"{out}: is the folder of the pictures, and plots would be measured with them; give another folder")
+
+
+def refuse_others(out: Path, files: Iterable[Path], force: bool) -> None:
+    """`refuse_existing` of a report's files, which lets pass what a report left that was stopped while it was written."""
+    ours = _left(out)
+    for path in files:
+        refuse_existing([path], force or path.relative_to(out).parts[0] in ours, ANEW)
+
+
+@contextmanager
+def report_begun(out: Path, files: Iterable[Path]) -> Iterator[None]:
+    """While files, those `refuse_others` let pass, are written: a mark in OUT/cache says that they are ours. It stays where
+    that is stopped."""
+    mark = out / "cache" / BEGUN
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    names = {path.relative_to(out).parts[0] for path in files}
+    write_whole(mark, json.dumps(sorted(names | _left(out))))
+    yield
+    mark.unlink(missing_ok=True)
+
+
+def _left(out: Path) -> set[str]:
+    """Names in `out` that a stopped report may have left."""
+    try:
+        return set(json.loads((out / "cache" / BEGUN).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return set()
 
 
 def not_measured(
@@ -466,10 +497,14 @@ class _Cache:
         self.folder, self.manifolds = folder, manifolds
         self._names = set(judges.patch_features(np.zeros((256, 256, 3), np.uint8)))
         self._identity = [CACHE_FORMAT, judges.identity]
-        self._libraries = [PIL.__version__, av.__version__, baseline.REVISION]
+        self._libraries = [PIL.__version__, av.__version__]
 
     def _path(self, codec: StillCodec | None, picture: str) -> Path:
-        made_by = [codec.name, codec.setting, self.manifolds.get(codec.name, self._libraries)] if codec else ["original"]
+        if codec is None:
+            made_by: list[Any] = ["original"]
+        else:  # of the encoders' options the others have none
+            libraries = [*self._libraries, baseline.REVISION] if " intra " in codec.name else self._libraries
+            made_by = [codec.name, codec.setting, self.manifolds.get(codec.name, libraries)]
         key = hashlib.sha256(json.dumps([*self._identity, made_by, picture]).encode()).hexdigest()[:32]
         slug = re.sub(r"[^a-z0-9]+", "-", codec.name.lower()).strip("-") if codec else "original"
         return self.folder / slug / f"{key}.npz"

@@ -225,9 +225,9 @@ def log_rates(axes: Any) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     decades = math.log10(high / low)
-    narrow = matplotlib.ticker.MaxNLocator(5)
-    wide = matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,))
-    axes.xaxis.set_major_locator(narrow if decades < 0.8 else wide)
+    narrow = matplotlib.ticker.MaxNLocator(4)
+    wide = matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.1 else (1.0, 3.0) if decades < 3 else (1.0,))
+    axes.xaxis.set_major_locator(narrow if decades < 1 else wide)
     axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 

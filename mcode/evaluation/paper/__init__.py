@@ -138,9 +138,7 @@ def evaluate_paper(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; give a folder for the results")
     before = [part for part in PARTS if _is_ours(out, part)]
-    for part in PARTS:
-        if part not in only and (out / f"{part}.json").is_file():
-            _shown(out, part)
+    _shown(out, [part for part in PARTS if part not in only], only)
     for part in only:
         refuse_existing((out / name for name in (f"{part}.json", *PICTURES[part])), force or part in before, FOREIGN)
     refuse_existing([out / "index.html"], force or bool(before), FOREIGN)
@@ -157,8 +155,7 @@ def evaluate_paper(
     }
     for part in only:
         rooms[part](room)
-    parts = [_shown(out, part) for part in PARTS if (out / f"{part}.json").is_file()]
-    page.write_page(out / "index.html", _facts(), parts)
+    page.write_page(out / "index.html", _facts(), _shown(out, PARTS, only))
     files = sorted(str(p) for p in out.iterdir() if p.suffix in {".json", ".png", ".html"})
     return PaperReport(tuple(only), tuple(room.missing), tuple(files), str(out / "index.html"))
 
@@ -350,16 +347,26 @@ def _talking_head(room: _Room) -> None:
 # The page.
 
 
-def _shown(out: Path, part: str) -> dict[str, Any]:
-    """A part as `page.write_page` takes it. Raises InputError."""
-    path = out / f"{part}.json"
-    try:
-        return _from_json(out, part, json.loads(path.read_bytes()))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+def _shown(out: Path, parts: Sequence[str], only: Sequence[str]) -> list[dict[str, Any]]:
+    """Those of `parts` that are there, as `page.write_page` takes them. only: the parts asked for. Raises InputError, which
+    names all that are damaged."""
+    shown: list[dict[str, Any]] = []
+    damaged: dict[str, Exception] = {}
+    for part in parts:
+        path = out / f"{part}.json"
+        if path.is_file():
+            try:
+                shown.append(_from_json(out, part, json.loads(path.read_bytes())))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                damaged[part] = error
+    if damaged:
+        paths, first = ", ".join(str(out / f"{part}.json") for part in damaged), next(iter(damaged.values()))
+        them = "it" if len(damaged) == 1 else "them"
         raise InputError(
-            f"{path}: damaged, or not of evaluate paper ({type(error).__name__}: {error!s:.80}); move it away, or make it anew "
-            f"with --only {part} --force"
-        ) from error
+            f"{paths}: damaged, or not of evaluate paper ({type(first).__name__}: {first!s:.80}); move {them} away, or make "
+            f"{them} anew with --only {','.join(dict.fromkeys((*only, *damaged)))} --force"
+        ) from first
+    return shown
 
 
 def _from_json(out: Path, part: str, found: dict[str, Any]) -> dict[str, Any]:
