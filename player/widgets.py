@@ -115,6 +115,7 @@ class Switch(QCheckBox):
         self._theme = DARK
         self.setFont(font(BODY))
         self.setToolTip(hint)
+        self.setAccessibleName(name)
         self.setAccessibleDescription(hint)
         self.setFocusPolicy(Qt.FocusPolicy.TabFocus)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
