@@ -90,17 +90,6 @@ def transcode(monkeypatch) -> Library:
     return Library(monkeypatch, "mcode.transcode", "encode_file", "decode_file")
 
 
-@pytest.fixture
-def mcode(capsys):
-    """mcode("encode", ...) -> (status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = cli.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
-
-
 # The tree of commands
 
 
@@ -1224,23 +1213,6 @@ def test_stills_are_measured_beside_other_codecs(mcode, workshop, tmp_path, monk
 
 
 # Live, for real: datagrams on loopback, and a window that cannot open
-
-
-@pytest.fixture
-def port() -> int:
-    """A port that is free, and the two lanes' behind it."""
-    for first in range(20_000 + os.getpid() % 20_000 * 2, 65_000, 6):
-        held = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
-        try:
-            for lane, each in enumerate(held):
-                each.bind(("127.0.0.1", first + 2 * lane))
-            return first
-        except OSError:
-            continue
-        finally:
-            for each in held:
-                each.close()
-    pytest.fail("no free ports")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -32,6 +32,7 @@ from mcode.cli.options import (
     number,
     one_of,
     output_option,
+    rate_option,
     seconds_of,
     size_of,
     whole,
@@ -128,16 +129,7 @@ def send(
         ),
     ] = 5,
     adaptive: Adaptive = False,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            "--rate",
-            metavar="KBPS",
-            parser=number("--rate", 0.01, 100_000, "a rate is from 0.01 to 100000 kbit/s"),
-            help="N is the most: keyframes come as soon as this rate has paid for them, IP and UDP headers included.",
-            show_default=False,
-        ),
-    ] = None,
+    rate: Annotated[float | None, rate_option(", IP and UDP headers included")] = None,
     bundle: Bundle = 1,
     baseline: Annotated[
         str,

@@ -243,16 +243,20 @@ Adaptive = Annotated[
     bool,
     typer.Option("--adaptive", help="N is the most: keyframes come sooner where the frames between would blur."),
 ]
-Rate = Annotated[
-    float | None,
-    typer.Option(
+
+
+def rate_option(besides: str = "") -> Any:
+    """besides: what the rate pays for beside the keyframes, in the help."""
+    return typer.Option(
         "--rate",
         metavar="KBPS",
         parser=number("--rate", 0.01, 100_000, "a rate is from 0.01 to 100000 kbit/s"),
-        help="N is the most: keyframes come as soon as this rate has paid for them.",
+        help=f"N is the most: keyframes come as soon as this rate has paid for them{besides}.",
         show_default=False,
-    ),
-]
+    )
+
+
+Rate = Annotated[float | None, rate_option()]
 Bundle = Annotated[
     int,
     typer.Option(
