@@ -417,7 +417,7 @@ class Manifold:
             self._parsed = self._tables(tables)
             self.hyper = self._hyper(tensors)
             self._int8 = self._quantised(precision) if precision in ("auto", "int8") else None
-            self._int8_analysis: Callable[[Tensor], Tensor] | None = None
+            self._int8_analysis: Any = None
         except (FormatError, ConfigError) as error:
             raise ManifoldError(f"{info.path}: {_line(error)}") from error
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
@@ -486,12 +486,12 @@ class Manifold:
         if self._int8 is None or not ranges:
             return self
         quick = copy.copy(self)
-        quick._int8_analysis = self._integers(int8.ANALYSIS, ranges).analysis
+        quick._int8_analysis = self._integers(int8.ANALYSIS, ranges)
         quick._form = "in_integers"
         return quick
 
-    def _quantised(self, precision: str) -> Callable[[Tensor], Tensor] | None:
-        """The synthesis in integers, None where there is none."""
+    def _quantised(self, precision: str) -> Any:
+        """The networks with their synthesis in integers, None where there is none."""
         from .nets import int8
 
         ranges = self.card.get(int8.RANGES)
@@ -500,14 +500,14 @@ class Manifold:
                 return None
             lacking = "this machine lacks fast integers" if ranges else f"manifold {self.name} has no ranges for integers"
             raise ManifoldError(f'precision "int8": {lacking}; use "auto"')
-        return self._integers(None, ranges).synthesis
+        return self._integers(None, ranges)
 
     def _integers(self, part: str | None, ranges: Any) -> Any:
-        """The networks with the residual blocks of that part in integers; None: of what makes the synthesis."""
-        from .nets import int8
+        """The networks with that part in integers; None: with what makes the synthesis."""
+        from .nets import int8, int8_synthesis
 
         try:
-            return int8.in_integers(self.net, part or int8.part(self.net), ranges)
+            return int8_synthesis.in_integers(self.net, part or int8.part(self.net), ranges)
         except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RuntimeError) as error:
             raise ManifoldError(f"{self.info.path}: its ranges for integers do not fit ({_line(error)})") from error
 
@@ -644,7 +644,11 @@ class Manifold:
     def _synthesised(self, latents: Tensor, width: int, height: int) -> np.ndarray:
         import torch
 
+        from .nets.int8_synthesis import Int8Synthesis
+
         with torch.inference_mode(), self._autocast():
+            if isinstance(whole := getattr(self._int8, "synthesis_net", None), Int8Synthesis):
+                return whole.pictures(latents)[:, :height, :width].contiguous().numpy()
             x = self._half("synthesis", latents, len(latents) * width * height)
             x = x[..., :height, :width].float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
             x = x.permute(0, 2, 3, 1).contiguous()
@@ -665,9 +669,7 @@ class Manifold:
             if pixels <= LARGEST:
                 return self._graphed[name](x)
         integers = self._int8 if name == "synthesis" else self._int8_analysis
-        if integers is not None:
-            return integers(x)
-        return getattr(self.net, name)(x)
+        return getattr(self.net if integers is None else integers, name)(x)
 
     @cached_property
     def _on_cuda(self) -> bool:

@@ -54,7 +54,7 @@ def measure(given: argparse.Namespace) -> None:
             latents = [model.analyse(rgb[None])[0] for rgb in some]
     else:
         latents = [model.analyse(rgb[None])[0] for rgb in some]
-    if not model.card.get(int8.RANGES):
+    if family == "compact" or not model.card.get(int8.RANGES):
         card[int8.RANGES] = ranges_of(model, latents)
     print(manifold.rewrite(model.info.path, given.output, card=card))
 

@@ -15,8 +15,9 @@ from mcode.errors import ManifoldError
 from mcode.evaluation.metrics import psnr
 from mcode.frame import Frame
 from mcode.nets import int8
-from mcode.nets.compact import Compact
+from mcode.nets.compact import Compact, CompactSynthesis
 from mcode.nets.hific import CompactConfig
+from mcode.nets.int8_synthesis import Int8Synthesis, in_integers
 from mcode.nets.layers import ResidualBlock, watched
 from mcode.nets.residual import Residual, ResidualConfig
 from mcode.send import SendConfig, send
@@ -47,7 +48,9 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 def measured(made: ResidualBlock, x: torch.Tensor) -> list[float]:
-    return int8.measure(torch.nn.Sequential(made), made, [x])[0]
+    """The largest values: of the input, and between the convolutions."""
+    with torch.inference_mode():
+        return [x.abs().max().item(), torch.relu(made.conv1(x)).max().item()]
 
 
 @needs_integers
@@ -114,20 +117,64 @@ def test_a_block_of_bfloat16_leaves_its_input_alone():
     assert torch.equal(x, before)
 
 
-def test_ranges_are_the_largest_values_of_all_samples():
-    made = block()
-    xs = [noise(1, 32, 8, 8), 3 * noise(1, 32, 4, 4), 0.5 * noise(1, 32, 4, 4)]
+@needs_integers
+def test_a_block_in_bytes_gives_its_sum_within_two_per_cent_of_what_it_adds_and_half_a_step():
+    made, x = block(), noise(2, 32, 9, 13)
+    given, hidden = measured(made, x)
     with torch.inference_mode():
-        hidden = max(torch.relu(made.conv1(x)).max().item() for x in xs)
-    given = max(x.abs().max().item() for x in xs)
-    assert int8.measure(torch.nn.Sequential(made), made, xs) == [pytest.approx([given, hidden], rel=1e-3)]
-    assert not made.conv1._forward_pre_hooks and not made.conv2._forward_pre_hooks
+        wanted = made(x)
+        left = wanted.abs().max().item()
+        x = int8.from_bytes(int8.to_bytes(x, given / 127), given / 127)
+        found = int8.ByteBlock(made, given, hidden, left)(int8.to_bytes(x, given / 127))
+        wanted = made(x)
+    assert found.dtype == torch.uint8 and found.shape == wanted.shape
+    off = (int8.from_bytes(found, left / 127) - wanted).square().mean().sqrt()
+    assert off < 0.02 * (wanted - x).square().mean().sqrt() + left / 127 / 12**0.5
 
 
 @needs_integers
-@pytest.mark.parametrize("ranges", [[], [[1.0, 1.0]] * 2, [[1.0]], [[-1.0, 2.0]], [[float("nan"), 1.0]]])
+def test_bytes_are_rounded_cut_and_laid_out_as_convolutions_want_them(monkeypatch):
+    monkeypatch.setattr(int8, "_PIECE", 7)
+    x = torch.tensor([-100.0, -1.0, -0.26, -0.24, 0.0, 0.24, 0.26, 1.0, 63.0, 100.0]).view(1, 2, 5, 1)
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x.bfloat16().float()):
+        found = int8.to_bytes(given, 0.5)
+        assert found.flatten().tolist() == [0, 126, 127, 128, 128, 128, 129, 130, 254, 255]
+        assert found.is_contiguous(memory_format=torch.channels_last)
+    assert int8.from_bytes(found, 0.5).flatten()[1:9].tolist() == [-1, -0.5, 0, 0, 0, 0.5, 1, 63]
+
+
+def test_ranges_lose_least_to_rounding_and_cutting():
+    made, generator = block(), torch.Generator().manual_seed(5)
+    xs = [torch.randn(1, 32, 40, 40, generator=generator) * scale for scale in (1, 0.2, 2)]
+    xs[0][0, 0, 0, 0] = 16
+    found = int8.measure(torch.nn.Sequential(made), made, xs)
+    with torch.inference_mode():
+        between = torch.cat([torch.relu(made.conv1(x)).flatten() for x in xs])
+        values = torch.cat([x.flatten() for x in xs]), between, torch.cat([made(x).flatten() for x in xs])
+    for size, seen, levels in zip(found[0], values, (127, 255, 127), strict=True):
+
+        def lost(size: float, seen: torch.Tensor = seen, levels: int = levels) -> float:
+            step = size / levels
+            return float(((seen / step).round().clamp(-levels, levels) * step - seen).square().mean())
+
+        least = min(lost(float(size)) for size in seen.abs().max() * torch.linspace(0.02, 1, 200))
+        assert lost(size) < 1.02 * least
+    assert found[0][0] < 13, "one value alone does not make all steps coarse"
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in made.modules())
+
+
+def test_a_block_that_saw_nothing_but_zeros_has_ranges_of_zero():
+    made = ResidualBlock(4)
+    assert int8.measure(torch.nn.Sequential(made), made, [torch.zeros(1, 4, 3, 3)]) == [[0, 0, 0]]
+    assert int8.measure(torch.nn.Sequential(made), made, []) == [[0, 0, 0]]
+
+
+@needs_integers
+@pytest.mark.parametrize(
+    "ranges", [[], [[1.0, 1.0]] * 2, [[1.0]], [[1.0] * 4], [[-1.0, 2.0]], [[float("nan"), 1.0]], [[1.0, 1.0, float("inf")]]]
+)
 def test_ranges_that_do_not_fit_are_refused(ranges):
-    with pytest.raises(ValueError, match=r"ranges|unpack"):
+    with pytest.raises(ValueError, match="ranges"):
         int8.quantised(torch.nn.Sequential(block()), ranges)
 
 
@@ -215,6 +262,43 @@ def test_a_manifold_without_its_integers_is_the_one_that_never_had_any(ranged):
 
 
 @needs_integers
+def test_a_synthesis_whose_ranges_are_known_is_all_bytes_at_its_largest_sizes(plain, ranged, tmp_path):
+    exact, whole = manifold.load(ranged, "cpu", precision="float32"), manifold.load(ranged, "cpu")
+    manifold.rewrite(plain, tmp_path / "old.safetensors", card={int8.RANGES: [r[:2] for r in whole.card[int8.RANGES]]})
+    blocks = manifold.load(tmp_path / "old.safetensors", "cpu")
+    y = noise_latents(2, 6, 5, 7)
+    wanted, added = (m.synthesise(y, 112, 80).astype(int) for m in (exact, blocks))
+    shown = whole.synthesise(y, 112, 80)
+    assert isinstance(whole._int8.synthesis_net, Int8Synthesis) and isinstance(blocks._int8.synthesis_net, CompactSynthesis)
+    linear = exact.net.patches.inverse(y).add(1).mul(127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    what_it_adds = np.abs(wanted - linear).mean()
+    assert what_it_adds > 10
+    assert 0 < np.abs(added - wanted).mean() < 0.08 * what_it_adds
+    assert 0 < np.abs(shown - wanted).mean() < 0.09 * what_it_adds
+    with torch.inference_mode():
+        pictures = whole._int8.synthesis(y).add(1).mul(127.5).round().permute(0, 2, 3, 1)
+    assert np.array_equal(pictures.numpy(), shown)
+
+
+@needs_integers
+def test_a_synthesis_in_bytes_is_as_exact_where_the_rest_is_bfloat16(ranged):
+    whole, y = manifold.load(ranged, "cpu"), noise_latents(1, 6, 5, 7)
+    wanted = whole.synthesise(y, 112, 80)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(whole._int8.synthesis_net.pictures(y).numpy(), wanted)
+
+
+@needs_integers
+def test_a_size_without_blocks_keeps_to_blocks_in_integers():
+    net = Compact(6, (8, 8, 8), (1, 1, 1), (16, 8, 8, 8), (1, 1, 0, 1))
+    twin = in_integers(net, "synthesis_net", [[1.0, 1.0, 1.0]] * 3)
+    assert isinstance(twin.synthesis_net, CompactSynthesis) and twin.analysis_net is net.analysis_net
+    assert isinstance(net.synthesis_net.net[1][0], ResidualBlock), "as it was"
+    with pytest.raises(ValueError, match="ranges are for 4 blocks"):
+        in_integers(net, "synthesis_net", [[1.0, 1.0, 1.0]] * 4)
+
+
+@needs_integers
 def test_integers_give_the_same_picture_twice_in_batches_and_in_parts(ranged):
     model = manifold.load(ranged, "cpu", precision="int8")
     y = noise_latents(2, 6, 20, 30)
@@ -297,8 +381,9 @@ def test_a_pytorch_without_these_operators_goes_without(failure, monkeypatch):
 
 
 @needs_integers
-def test_a_pytorch_whose_operators_mean_something_else_goes_without(monkeypatch):
-    monkeypatch.setattr(int8.Int8Block, "forward", lambda self, x: x)
+@pytest.mark.parametrize("kind", ["Int8Block", "ByteBlock"])
+def test_a_pytorch_whose_operators_mean_something_else_goes_without(kind, monkeypatch):
+    monkeypatch.setattr(getattr(int8, kind), "forward", lambda self, x: x)
     assert int8._weight_levels.__wrapped__() == 0
 
 
@@ -365,15 +450,22 @@ def test_a_trained_residual_network_shows_nearly_the_same_in_integers(residual):
 def test_ranges_belong_to_the_blocks_they_were_measured_at(residual):
     """The U-Net's last blocks run the other way round than they were made."""
     model = manifold.load(residual, "cpu", precision="float32")
-    unet, sizes = model.net.unet, {}
+    unet, seen = model.net.unet, {}
     y = model.analyse(np.random.default_rng(2).integers(0, 256, (1, 24, 32, 3), np.uint8))
-    with watched(unet, lambda name, x, second: sizes.update({(name, second): float(x.abs().max())})), torch.inference_mode():
+
+
+    def see(name: str, x: torch.Tensor, second: bool) -> None:
+        if not second:
+            seen[name] = x.clone()
+
+    with watched(unet, see), torch.inference_mode():
         model.net.synthesis(y)
     found = int8.measure(unet, model.net.synthesis, [y])
     names = [name for name, part in unet.named_modules() if isinstance(part, ResidualBlock)]
-    assert list(sizes)[::2] != [(name, False) for name in names]
-    for name, both in zip(names, found, strict=True):
-        assert both == pytest.approx([sizes[name, False], sizes[name, True]], rel=1e-3)
+    assert list(seen) != names
+    for name, each in zip(names, found, strict=True):
+        part = torch.nn.Sequential(unet.get_submodule(name))
+        assert int8.measure(part, part, [seen[name]]) == [each]
 
 
 def test_networks_without_residual_blocks_have_no_integers():

@@ -1,9 +1,11 @@
 """Residual blocks in 8-bit integers: processors with VNNI or AMX multiply those twice as fast as bfloat16, others with AVX2
 1.7 times as fast as float32.
 
-Only what a block adds is rounded to integers; the map that it is added to stays float32, so errors do not pile up (static
-quantisation, one scale for a map's values and one for each output channel's weights; Jacob et al. 2018, section 2). The
-products are oneDNN's, by the operators behind PyTorch's own quantisation for x86. Without VNNI they add two neighbouring
+Static quantisation, one scale for a map's values and one for each output channel's weights (Jacob et al. 2018, section 2). In
+`Int8Block` only what a block adds is rounded; the map that it is added to stays float32, so errors do not pile up. In
+`ByteBlock` the map is bytes, too, a quarter of what memory has to move: for large maps of few channels.
+
+The products are oneDNN's, by the operators behind PyTorch's own quantisation for x86. Without VNNI they add two neighbouring
 products, of a byte and a signed byte each, in 16 bits that saturate; weights of 7 bits never reach that.
 """
 
@@ -27,12 +29,19 @@ ANALYSIS = "analysis_net"
 """Name of the part of a manifold's networks that ANALYSIS_RANGES are of."""
 MOST_MEASURED = 128
 """About so many pictures are measured."""
-_LEVELS, _ZERO = 127, 128
+LEVELS, ZERO = 127, 128
 """Levels on either side of zero, and the unsigned byte that stands for zero."""
 _WEIGHT_LEVELS = (127, 63)
 """Levels of weights on either side of zero: where sums do not saturate, and where they do (2 x 255 x 63 < 2 ** 15)."""
 _ONCE = [1, 1]
 _TOLERANCE = 0.1
+_PIECE = 1 << 17
+"""Values turned into bytes at a time, few enough to stay in a core's own memory between the steps."""
+_HALF_UP = torch.tensor(ZERO + 0.5)
+_SIZES = 2 ** torch.arange(-20, 20 + 1 / 64, 1 / 32)
+"""Ranges to choose from."""
+_LOOKED_AT = 100_000
+"""About so many of a map's values are counted."""
 
 
 def supported(device: torch.device) -> bool:
@@ -65,52 +74,117 @@ def _right(levels: int) -> bool:
 
 
 def _close(block: ResidualBlock, x: Tensor, levels: int) -> bool:
-    added = block(x) - x
-    found = Int8Block(block, float(x.abs().max()), float(torch.relu(block.conv1(x)).max()), levels)(x.clone()) - x
-    return bool((found - added).norm() < _TOLERANCE * added.norm())
+    wanted = block(x)
+    given, hidden, left = (float(v.abs().max()) for v in (x, torch.relu(block.conv1(x)), wanted))
+    found = Int8Block(block, given, hidden, levels)(x.clone())
+    in_bytes = ByteBlock(block, given, hidden, left, levels)(to_bytes(x, given / LEVELS))
+    off = (found - wanted, from_bytes(in_bytes, left / LEVELS) - wanted)
+    return all(bool(error.norm() < _TOLERANCE * (wanted - x).norm()) for error in off)
 
 
-class Int8Block(nn.Module):
+def to_bytes(x: Tensor, step: float) -> Tensor:
+    """Values (B, C, h, w) of any kind of float as bytes, `step` apart, ZERO standing for 0; in channels_last."""
+    values = x.permute(0, 2, 3, 1).contiguous()
+    found = torch.empty(values.shape, dtype=torch.uint8)
+    flat, into = values.view(-1), found.view(-1)
+    buffer = torch.empty(min(_PIECE, len(flat)))
+    for start in range(0, len(flat), _PIECE):
+        piece = flat[start : start + _PIECE]
+        # Casting cuts off decimals, after half a step was added.
+        rounded = torch.add(_HALF_UP, piece, alpha=1 / step, out=buffer[: len(piece)]).clamp_(0, 2 * LEVELS + 1)
+        into[start : start + _PIECE] = rounded
+    return found.permute(0, 3, 1, 2)
+
+
+def from_bytes(x: Tensor, step: float) -> Tensor:
+    """What `to_bytes` was given, rounded and cut: float32."""
+    return (x.float() - ZERO) * step
+
+
+class Int8Conv:
+    """A convolution of bytes that are `step` apart, `zero` standing for 0; of 1x1, or of 3x3 with zeros around the map.
+
+    weight_levels: of _WEIGHT_LEVELS, None for what suits this processor. order: its output channels anew, None as they are.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, step: float, zero: int = ZERO, weight_levels: int | None = None, order: Tensor | None = None
+    ) -> None:
+        assert conv.bias is not None
+        weight, bias = conv.weight.detach().float(), conv.bias.detach().float()
+        if order is not None:
+            weight, bias = weight[order], bias[order]
+        levels = weight_levels or _weight_levels() or _WEIGHT_LEVELS[-1]
+        scale = weight.abs().amax((1, 2, 3)).clamp_min(1e-8) / levels
+        whole = (weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
+        padding = [side // 2 for side in conv.kernel_size]
+        packed = torch.ops.onednn.qconv_prepack(whole, scale, step, zero, _ONCE, padding, _ONCE, 1, None)
+        self._given = (step, zero)
+        self._weights = (packed, scale, torch.zeros(len(scale), dtype=torch.int64))
+        self._bias, self._shape = bias, (_ONCE, padding, _ONCE, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32."""
+        return self._run(x, 1.0, 0, torch.float32, "none")
+
+    def bytes(self, x: Tensor, step: float, zero: int = ZERO, *, relu: bool = False) -> Tensor:
+        """Bytes that are `step` apart, `zero` standing for 0; what lies outside is cut."""
+        return self._run(x, step, zero, torch.uint8, "relu" if relu else "none")
+
+    def _run(self, x: Tensor, step: float, zero: int, kind: torch.dtype, then: str) -> Tensor:
+        return torch.ops.onednn.qconv2d_pointwise(
+            x, *self._given, *self._weights, self._bias, *self._shape, step, zero, kind, then, [], ""
+        )
+
+    def added(self, x: Tensor, to: Tensor) -> Tensor:
+        """The sum with `to`, float32, which is overwritten."""
+        return self._sum(x, to, (1.0, 0, torch.float32), (1.0, 0))
+
+    def added_bytes(self, x: Tensor, to: Tensor, step_to: float, step: float) -> Tensor:
+        """The sum with bytes that are `step_to` apart, which are overwritten, in bytes that are `step` apart."""
+        return self._sum(x, to, (step, ZERO, torch.uint8), (step_to, ZERO))
+
+    def _sum(self, x: Tensor, to: Tensor, left: tuple[float, int, torch.dtype], given: tuple[float, int]) -> Tensor:
+        return torch.ops.onednn.qconv2d_pointwise.binary(
+            x, *self._given, *self._weights, to, self._bias, *self._shape, *left, *given, "sum", 1.0, "none", [], ""
+        )
+
+
+class _Block(nn.Module):
     """`ResidualBlock` without normalisation. given, hidden: the largest size of its input's values, and of the values between
-    its two convolutions; what is larger is taken for that large. weight_levels: of _WEIGHT_LEVELS, None for what suits this
-    processor."""
+    its two convolutions; what is larger is taken for that large."""
 
     def __init__(self, block: ResidualBlock, given: float, hidden: float, weight_levels: int | None = None) -> None:
         super().__init__()
-        levels = weight_levels or _weight_levels() or _WEIGHT_LEVELS[-1]
         if not isinstance(block.norm1, nn.Identity):
             raise ValueError("a block with normalisation has no 8-bit form")
-        self._given, self._hidden = max(given, 1e-6) / _LEVELS, max(hidden, 1e-6) / (2 * _LEVELS + 1)
-        self._half = torch.tensor(_ZERO + 0.5)
-        self._first = _packed(block.conv1, self._given, _ZERO, levels)
-        self._second = _packed(block.conv2, self._hidden, 0, levels)
+        self._given, self._hidden = max(given, 1e-6) / LEVELS, max(hidden, 1e-6) / (2 * LEVELS + 1)
+        self._first = Int8Conv(block.conv1, self._given, ZERO, weight_levels)
+        self._second = Int8Conv(block.conv2, self._hidden, 0, weight_levels)
+
+    def _between(self, x: Tensor) -> Tensor:
+        return self._first.bytes(x, self._hidden, 0, relu=True)
+
+
+class Int8Block(_Block):
+    """(B, C, h, w) of floats to float32 of that shape. An x of float32 is overwritten."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to float32 of that shape. An x of float32 is overwritten."""
         x = x.float()
-        # Casting cuts off decimals, after half a step was added.
-        levels = torch.add(self._half, x, alpha=1 / self._given).clamp_(0, 2 * _LEVELS + 1).to(torch.uint8)
-        operators = torch.ops.onednn.qconv2d_pointwise
-        weight, scale, zero, bias = self._first
-        hidden = operators(
-            *(levels, self._given, _ZERO, weight, scale, zero, bias, _ONCE, _ONCE, _ONCE, 1),
-            *(self._hidden, 0, torch.uint8, "relu", [], ""),
-        )
-        weight, scale, zero, bias = self._second
-        return operators.binary(
-            *(hidden, self._hidden, 0, weight, scale, zero, x, bias, _ONCE, _ONCE, _ONCE, 1),
-            *(1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], ""),
-        )
+        return self._second.added(self._between(to_bytes(x, self._given)), x)
 
 
-def _packed(conv: nn.Conv2d, step: float, zero: int, levels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(weights as oneDNN wants them, their steps, their zeros, biases) for inputs in steps of `step` from `zero`."""
-    weight = conv.weight.detach().float()
-    scale = weight.abs().amax((1, 2, 3)).clamp_min(1e-8) / levels
-    whole = (weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
-    packed = torch.ops.onednn.qconv_prepack(whole, scale, step, zero, _ONCE, _ONCE, _ONCE, 1, None)
-    assert conv.bias is not None
-    return packed, scale, torch.zeros(len(scale), dtype=torch.int64), conv.bias.detach().float()
+class ByteBlock(_Block):
+    """Bytes (B, C, h, w), `given` / LEVELS apart, which are overwritten, to bytes of that shape, `left` / LEVELS apart."""
+
+    def __init__(
+        self, block: ResidualBlock, given: float, hidden: float, left: float, weight_levels: int | None = None
+    ) -> None:
+        super().__init__(block, given, hidden, weight_levels)
+        self._left = max(left, 1e-6) / LEVELS
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._second.added_bytes(self._between(x), x, self._given, self._left)
 
 
 def _blocks(net: nn.Module) -> list[str]:
@@ -119,7 +193,7 @@ def _blocks(net: nn.Module) -> list[str]:
 
 
 def measure(net: nn.Module, run: Callable[[Any], object], samples: Iterable[Any]) -> list[list[float]]:
-    """For each residual block of `net`, [the largest size of its input, of the values between its convolutions] while
+    """For each residual block of `net`, the ranges of [its input, the values between its convolutions, what leaves it] while
     `run` takes the samples, one after the other."""
     with measured(net) as found, torch.inference_mode():
         for sample in samples:
@@ -130,15 +204,42 @@ def measure(net: nn.Module, run: Callable[[Any], object], samples: Iterable[Any]
 @contextmanager
 def measured(net: nn.Module) -> Iterator[list[list[float]]]:
     """What `measure` says, of all that `net` is given within the context: known at its end."""
-    sizes = {name: [0.0, 0.0] for name in _blocks(net)}  # skips make them run in another order
-    found: list[list[float]] = []
+    sizes = {name: [_Sizes(LEVELS), _Sizes(2 * LEVELS + 1), _Sizes(LEVELS)] for name in _blocks(net)}
+    found: list[list[float]] = []  # in the order of the blocks; skips make them run in another
+    hooks = [
+        net.get_submodule(name).register_forward_hook(lambda _, given, left, of=of: of[2].note(left))
+        for name, of in sizes.items()
+    ]
+    try:
+        with watched(net, lambda name, given, second: sizes[name][second].note(given)):
+            yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found += [[float(f"{size.best():.4g}") for size in each] for each in sizes.values()]
 
-    def note(name: str, given: Tensor, second: bool) -> None:
-        sizes[name][second] = max(sizes[name][second], float(given.abs().max()))
 
-    with watched(net, note):
-        yield found
-    found += [[float(f"{size:.4g}") for size in both] for both in sizes.values()]
+class _Sizes:
+    """How large values are, and the range for them that loses least in `levels` steps on either side of zero: rounding and
+    cutting together, in the mean of squares. The largest value of all would make the steps half as large again."""
+
+    def __init__(self, levels: int) -> None:
+        self._levels = levels
+        self._counts = torch.zeros(len(_SIZES) + 1, dtype=torch.int64)
+
+    def note(self, values: Tensor) -> None:
+        some = values.detach().flatten()[:: max(1, values.numel() // _LOOKED_AT)].abs().float().cpu()
+        self._counts += torch.bincount(torch.bucketize(some, _SIZES), minlength=len(self._counts))
+
+    def best(self) -> float:
+        """0 where nothing but zeros was seen."""
+        counts = self._counts.double()
+        if not counts[1:].any():
+            return 0.0
+        sizes = torch.cat([_SIZES[:1], (_SIZES[1:] * _SIZES[:-1]).sqrt(), _SIZES[-1:]]).double()
+        cut = ((sizes[None] - _SIZES[:, None]).clamp_min(0) ** 2 * counts).sum(1)
+        rounded = (_SIZES.double() / self._levels) ** 2 / 12 * counts[1:].sum()
+        return float(_SIZES[(cut + rounded).argmin()])
 
 
 def ranges_of(net: Any, latents: Sequence[Tensor], steps: Sequence[tuple[Tensor, Tensor]]) -> list[list[float]]:
@@ -163,26 +264,25 @@ def part(net: nn.Module) -> str:
     raise ValueError(f"{type(net).__name__} has no synthesis in integers")
 
 
-def in_integers(net: nn.Module, name: str, ranges: Sequence[Sequence[float]]) -> Any:
-    """`net` with the blocks of the part of that name in integers; all else is shared. Raises ValueError where the ranges do not
-    fit."""
-    twin = copy.copy(net)
-    twin._modules = net._modules | {name: quantised(net.get_submodule(name), ranges)}
-    return twin
-
-
 def quantised(net: nn.Module, ranges: Sequence[Sequence[float]]) -> nn.Module:
-    """A copy of `net` with its residual blocks in integers. ranges: of `measure`. Raises ValueError where they do not fit."""
+    """A copy of `net` with its residual blocks in integers. ranges: of `measure`, of which what leaves a block does not matter
+    and may lack. Raises ValueError where they do not fit."""
     net = copy.deepcopy(net)
     names = _blocks(net)
-    if len(ranges) != len(names):
-        raise ValueError(f"ranges are for {len(ranges)} blocks, and there are {len(names)}")
-    for name, sizes in zip(names, ranges, strict=True):
-        given, hidden = (float(size) for size in sizes)
-        if not (0 <= given < math.inf and 0 <= hidden < math.inf):
-            raise ValueError(f"ranges are {given} and {hidden}; they are numbers from 0")
+    for name, (given, hidden, *_) in zip(names, checked(ranges, len(names)), strict=True):
         above, _, last = name.rpartition(".")
         block = net.get_submodule(name)
         assert isinstance(block, ResidualBlock)
         setattr(net.get_submodule(above), last, Int8Block(block, given, hidden))
     return net
+
+
+def checked(ranges: Sequence[Sequence[float]], blocks: int) -> list[list[float]]:
+    """The ranges as numbers. Raises ValueError where they are not of so many blocks."""
+    if len(ranges) != blocks:
+        raise ValueError(f"ranges are for {len(ranges)} blocks, and there are {blocks}")
+    found = [[float(size) for size in sizes] for sizes in ranges]
+    for sizes in found:
+        if len(sizes) not in (2, 3) or not all(0 <= size < math.inf for size in sizes):
+            raise ValueError(f"ranges of a block are {sizes}; they are two or three numbers from 0")
+    return found
