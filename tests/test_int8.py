@@ -453,7 +453,6 @@ def test_ranges_belong_to_the_blocks_they_were_measured_at(residual):
     unet, seen = model.net.unet, {}
     y = model.analyse(np.random.default_rng(2).integers(0, 256, (1, 24, 32, 3), np.uint8))
 
-
     def see(name: str, x: torch.Tensor, second: bool) -> None:
         if not second:
             seen[name] = x.clone()

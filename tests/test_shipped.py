@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mcode import manifold
-from mcode.latents import symbols
+from mcode.coders import range as ranges
+from mcode.latents import quantise, symbols
 from mcode.testclip import render_frames
 from mcode.transcode import decode_file, encode_file
 
@@ -56,6 +57,20 @@ def test_general_is_small():
 @pytest.fixture(scope="module")
 def general():
     return manifold.load("general", "cpu")
+
+
+@pytest.mark.parametrize("shift", [0, 2, 16])
+def test_a_large_keyframe_is_coded_as_the_kind_that_takes_the_fewest_bits(general, shift, monkeypatch):
+    """Which one, sizes tell beforehand: with a still camera a delta, with a fast one the whole."""
+    wide = next(iter(render_frames("pan", 0.1, 10, (560, 384), 0))).rgb
+    first, second = (wide[:, x : x + 512] for x in (0, shift))
+    before, after = (quantise(general.analyse(rgb[None])[0], general.gain(5)) for rgb in (first, second))
+    (coded,) = ranges.encode(after, before, 1, 5, general.hyper)
+    tried = []
+    for kind in (ranges.DELTA, ranges.WITH_Z):
+        monkeypatch.setattr(ranges, "_kinds", lambda part, base, kind=kind: (kind,))
+        tried += map(len, ranges.encode(after, before, 1, 5, general.hyper))
+    assert len(coded) <= 1.02 * min(tried)
 
 
 def test_encode_without_a_manifold_uses_general_and_the_video_comes_back(clip, tmp_path):
