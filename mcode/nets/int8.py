@@ -85,15 +85,20 @@ def _close(block: ResidualBlock, x: Tensor, levels: int) -> bool:
 def to_bytes(x: Tensor, step: float) -> Tensor:
     """Values (B, C, h, w) of any kind of float as bytes, `step` apart, ZERO standing for 0; in channels_last."""
     values = x.permute(0, 2, 3, 1).contiguous()
+    if values.numel() <= _PIECE:
+        return _levels(values, step).to(torch.uint8).permute(0, 3, 1, 2)
     found = torch.empty(values.shape, dtype=torch.uint8)
     flat, into = values.view(-1), found.view(-1)
-    buffer = torch.empty(min(_PIECE, len(flat)))
+    buffer = torch.empty(_PIECE)
     for start in range(0, len(flat), _PIECE):
         piece = flat[start : start + _PIECE]
-        # Casting cuts off decimals, after half a step was added.
-        rounded = torch.add(_HALF_UP, piece, alpha=1 / step, out=buffer[: len(piece)]).clamp_(0, 2 * LEVELS + 1)
-        into[start : start + _PIECE] = rounded
+        into[start : start + _PIECE] = _levels(piece, step, buffer[: len(piece)])
     return found.permute(0, 3, 1, 2)
+
+
+def _levels(values: Tensor, step: float, out: Tensor | None = None) -> Tensor:
+    """What is to be cast to bytes, which cuts off decimals: half a level is added."""
+    return torch.add(_HALF_UP, values, alpha=1 / step, out=out).clamp_(0, 2 * LEVELS + 1)
 
 
 def from_bytes(x: Tensor, step: float) -> Tensor:
