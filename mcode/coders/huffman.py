@@ -15,7 +15,7 @@ from mcode.coders.tables import CodeTables, Group
 
 _LARGE = 512
 """Positions of a slice, from which on what takes longer than it may bring is not tried."""
-_SPARSER = 0.9
+_SPARSER = 0.95
 
 
 class Decoded(NamedTuple):
