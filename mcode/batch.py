@@ -62,6 +62,7 @@ class Settings:
     refine_by: str = "eye"
     perceptual: str | None = None
     adaptive: bool = False
+    rate_kbps: float | None = None
 
     def load(self) -> tuple[Manifold, Refiner | None]:
         """Raises McodeError where the manifold does not do what is asked for, and for what is no setting."""
@@ -69,7 +70,16 @@ class Settings:
         check_size(self.size)
         model = load(self.manifold, self.device)
         width, height = model.frame_size or (64, 64)
-        Encoder(model, width, height, n=self.n, coder=self.coder, quality=self.quality, refresh_s=self.refresh_s)
+        Encoder(
+            model,
+            width,
+            height,
+            n=self.n,
+            coder=self.coder,
+            quality=self.quality,
+            refresh_s=self.refresh_s,
+            rate_kbps=self.rate_kbps,
+        )
         if not self.refine:
             return model, None
         return model, Refiner(model, self.refine, judge=self.refine_by, weights=self.perceptual)
@@ -168,6 +178,7 @@ class SegmentEncoder:
             size=s.size,
             refine=refiner,
             adaptive=s.adaptive,
+            rate_kbps=s.rate_kbps,
         )
         begins: Seam | None = None
         behind: Seam | None = None
@@ -298,7 +309,7 @@ def encode_files(
                     else:
                         frames += part.encoded.frames
                         current.add(segment, part)
-                        report = current.close(model) if current.is_whole else None
+                        report = current.close(model, settings.rate_kbps) if current.is_whole else None
                 except Exception as error:
                     report = current.failed(_failure(error, current.input))
                 if report is not None:
@@ -436,12 +447,12 @@ class _File:
     def is_whole(self) -> bool:
         return self._next == len(self.segments)
 
-    def close(self, model: Manifold) -> FileReport:
+    def close(self, model: Manifold, rate_kbps: float | None) -> FileReport:
         assert self._writer is not None and self._encoded is not None
         if not self._encoded.frames:
             raise InputError(f"{self.input}: no frames in it")
         self._writer.close(self._encoded.last_ticks)
-        report = report_of(self._encoded, self.input, model, self._writer, self._seconds)
+        report = report_of(self._encoded, self.input, model, self._writer, self._seconds, rate_kbps)
         return FileReport(self.input, self.output, "encoded", report=report)
 
     def abort(self) -> None:

@@ -151,10 +151,7 @@ def encode_file(
             raise InputError(f"{input}: no frames from {start_s:g} s on; choose an earlier --start")
         encoded = run.result()
         writer.close(encoded.last_ticks)
-    report = report_of(encoded, input, model, writer, time.perf_counter() - started)
-    if rate_kbps is not None and report.rate_kbps > OVER * rate_kbps and report.duration_s > SETTLED_S:
-        return replace(report, warnings=(*report.warnings, over_rate(rate_kbps, report.rate_kbps, n)))
-    return report
+    return report_of(encoded, input, model, writer, time.perf_counter() - started, rate_kbps)
 
 
 OVER = 1.1
@@ -302,11 +299,18 @@ class Encoding:
 
 
 def report_of(
-    encoded: Encoded, input: str | os.PathLike[str], model: Manifold, writer: McodeWriter, seconds: float
+    encoded: Encoded,
+    input: str | os.PathLike[str],
+    model: Manifold,
+    writer: McodeWriter,
+    seconds: float,
+    wanted_kbps: float | None,
 ) -> EncodeReport:
-    """The report and its warnings. writer: closed, it has written all packets of `encoded`. seconds: that it took."""
+    """The report and its warnings. writer: closed, it has written all packets of `encoded`. seconds: that it took.
+    wanted_kbps: the rate that was asked for, None for none."""
     output, measures = writer.path, encoded.measures
     length_s = (encoded.last_pts + encoded.last_ticks) / TICKS_PER_S
+    rate_kbps = writer.payload_bytes * 8 / 1000 / length_s
     warnings = list(writer.warnings)
     if output.suffix.lower() != ".mcode" and output.is_file():
         warnings.append(f"{output} is an .mcode file, whatever its name")
@@ -323,13 +327,15 @@ def report_of(
         warnings.append(f"{input}: the {times} out of order, and replaced by one in between")
     if measures.fit < FIT_THRESHOLD:
         warnings.append(_misfit(model, encoded, input))
+    if wanted_kbps is not None and rate_kbps > OVER * wanted_kbps and length_s > SETTLED_S:
+        warnings.append(over_rate(wanted_kbps, rate_kbps, encoded.n))
     return EncodeReport(
         frames=encoded.frames,
         keyframes=writer.keyframes,
         duration_s=round(length_s, 6),
         payload_bytes=writer.payload_bytes,
         file_bytes=output.stat().st_size,
-        rate_kbps=writer.payload_bytes * 8 / 1000 / length_s,
+        rate_kbps=rate_kbps,
         bits_per_pixel=writer.payload_bytes * 8 / (encoded.width * encoded.height * encoded.frames),
         psnr_db=measures.psnr_db,
         encode_fps=encoded.frames / seconds,

@@ -30,6 +30,7 @@ def run(
     manifold: str | None = None,
     n: int = 4,
     adaptive: bool = False,
+    rate_kbps: float | None = None,
     quality: int | None = None,
     coder: str = "huffman",
     bit_error_rate: float = 0.0,
@@ -49,6 +50,7 @@ def run(
     settings = Settings(
         n=n,
         adaptive=adaptive,
+        rate_kbps=rate_kbps,
         coder=coder,
         manifold=manifold,
         quality=quality,

@@ -29,7 +29,7 @@ from mcode.frame import TICKS_PER_S, Frame
 from mcode.packet import Packet
 from mcode.receive import PLI_GAP_S
 from mcode.rtp.h264 import AccessUnit
-from mcode.rtp.payload import Received
+from mcode.rtp.payload import USUAL_HEADER_BYTES, Received
 from mcode.transcode import geometry
 
 from .clock import Clock
@@ -59,7 +59,7 @@ Load = Callable[[str | None], Model]
 class Compare(Session):
     """Lanes: MCode, the baseline ("h264", "h265", or None for none) and the original. load: a manifold by name."""
 
-    adjustable = frozenset({"n", "adaptive", "coder", "manifold", "quality", "bit_error_rate", "loss", "delay_ms"})
+    adjustable = frozenset({"n", "adaptive", "rate_kbps", "quality", "coder", "manifold", "bit_error_rate", "loss", "delay_ms"})
     channel_note = "Both lanes meet the same seeded damage. Headers are protected in both."
 
     def __init__(
@@ -181,7 +181,7 @@ class Compare(Session):
         rows = [
             ("Picture", f"{self.coded[0]} × {self.coded[1]}" if self.coded else "–"),
             ("Manifold", f"{getattr(self.model, 'name', '')} {self.model.id[:8]}".strip() if self.model else "–"),
-            ("Keyframes", f"{every(s.n, s.adaptive)}, {s.coder}{quality}"),
+            ("Keyframes", f"{every(s.n, s.adaptive or s.rate_kbps is not None)}, {s.coder}{quality}"),
             ("Source", f"{self.feed.fps:.4g} frames/s"),
         ]
         for lane in self.lanes:
@@ -524,6 +524,8 @@ class _MCodeSide(_Side[Packet, Received]):
             *size,
             n=wanted.n,
             adaptive=wanted.adaptive,
+            rate_kbps=wanted.rate_kbps,
+            packet_bytes=USUAL_HEADER_BYTES,
             coder=coder,
             quality=quality_with(model, wanted.quality),
             refresh_s=REFRESH_S,

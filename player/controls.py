@@ -11,10 +11,12 @@ from PyQt6.QtGui import QFont, QPainter, QPaintEvent
 from PyQt6.QtWidgets import QComboBox, QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from . import icons
-from .session import BER_LEAST, BER_MOST, LOSS_MOST, N_MOST, Settings, qualities, quality_with
+from .session import BER_LEAST, BER_MOST, LOSS_MOST, N_MOST, RATE_LEAST, RATE_MOST, Settings, qualities, quality_with
 from .theme import BODY, DARK, SMALL, TINY, Theme, font
 from .widgets import Segments, Slider, Switch
 
+RATE_STEPS_PER_DECADE = 10
+RATE_STEPS = round(math.log10(RATE_MOST / RATE_LEAST) * RATE_STEPS_PER_DECADE) + 1
 BER_STEPS_PER_DECADE = 10
 BER_STEPS = round(math.log10(BER_MOST / BER_LEAST) * BER_STEPS_PER_DECADE) + 1
 LOSS_STEPS = round(LOSS_MOST * 100)
@@ -26,6 +28,18 @@ CODERS = (
 )
 """Value, label and what to know of it."""
 NO_HYPERPRIOR = "This manifold has no hyperprior, which the range coder needs; general has one"
+
+
+def rate_of(step: int) -> float | None:
+    """Kbit/s at a slider stop: stop 0 is none, then RATE_LEAST to RATE_MOST in equal ratios, rounded to two digits."""
+    return None if step <= 0 else float(f"{RATE_LEAST * 10 ** ((step - 1) / RATE_STEPS_PER_DECADE):.2g}")
+
+
+def step_of_rate(kbps: float | None) -> int:
+    """The slider stop nearest to a rate."""
+    if kbps is None:
+        return 0
+    return min(RATE_STEPS, max(1, 1 + round(math.log10(kbps / RATE_LEAST) * RATE_STEPS_PER_DECADE)))
 
 
 def ber_of(step: int) -> float:
@@ -124,6 +138,10 @@ class Controls(QWidget):
         column.addWidget(self.n)
         self.adaptive = Switch("Adaptive", "N is the most: keyframes come sooner where the frames between would blur")
         column.addWidget(self.adaptive)
+        self.rate = Field(
+            "Rate", RATE_STEPS, "N is the most: keyframes come as soon as this rate has paid for them, RTP headers included"
+        )
+        column.addWidget(self.rate)
         self.quality = Field("Quality", 0, "More detail for more bits; the other codec follows the rate")
         column.addWidget(self.quality)
         self.coder = Segments("Coder", tuple((coder, label) for coder, label, _ in CODERS))
@@ -167,6 +185,7 @@ class Controls(QWidget):
 
         self.n.slider.moved.connect(lambda step: self.change(n=step + 1))
         self.adaptive.clicked.connect(lambda on: self.change(adaptive=on))
+        self.rate.slider.moved.connect(lambda step: self.change(rate_kbps=rate_of(step)))
         self.quality.slider.moved.connect(lambda step: self.change(quality=step + 1))
         self.coder.chosen.connect(lambda coder: self.change(coder=coder))
         self.manifold.activated.connect(lambda index: self.change(manifold=self.manifold.itemData(index)))
@@ -184,6 +203,10 @@ class Controls(QWidget):
     @property
     def _quality(self) -> int:
         return 1 if self._model is None else quality_with(self._model, self._settings.quality)
+
+    @property
+    def _rate_kbps(self) -> float | None:
+        return self._settings.rate_kbps if self._settings.n > 1 else None
 
     def set_manifolds(self, choices: list[tuple[str | None, str]], chosen: str | None) -> None:
         """choices: (value, label)."""
@@ -208,6 +231,7 @@ class Controls(QWidget):
         self._settings, self._adjustable = settings, adjustable
         self.n.slider.value = settings.n - 1
         self.adaptive.setChecked(settings.adaptive and settings.n > 1)
+        self.rate.slider.value = step_of_rate(self._rate_kbps)
         self.quality.slider.value = self._quality - 1
         self.coder.value = settings.coder
         self.ber.slider.value = step_of_ber(settings.bit_error_rate)
@@ -217,6 +241,8 @@ class Controls(QWidget):
         self.n.setEnabled("n" in adjustable)
         self.adaptive.setVisible("adaptive" in adjustable)
         self.adaptive.setEnabled(settings.n > 1)
+        self.rate.setVisible("rate_kbps" in adjustable)
+        self.rate.setEnabled(settings.n > 1)
         self.quality.setEnabled("quality" in adjustable)
         for name, control, label in (
             ("coder", self.coder, self._coder_label),
@@ -230,7 +256,7 @@ class Controls(QWidget):
         self.reset.setVisible("loss" in adjustable)
 
     def apply(self, theme: Theme) -> None:
-        for field in (self.n, self.quality, self.ber, self.loss, self.delay):
+        for field in (self.n, self.rate, self.quality, self.ber, self.loss, self.delay):
             field.slider.apply(theme)
         self.adaptive.apply(theme)
         self.manifold.theme = theme
@@ -244,6 +270,7 @@ class Controls(QWidget):
     def _show_texts(self) -> None:
         s = self._settings
         self.n.show_text(f"{s.n} frame" + ("s" if s.n > 1 else ""))
+        self.rate.show_text("off" if self._rate_kbps is None else f"{self._rate_kbps:g} kbit/s")
         self.quality.show_text(f"{self._quality} of {self.quality.slider.steps + 1}")
         self.ber.show_text(ber_text(s.bit_error_rate))
         self.loss.show_text(f"{100 * s.loss:.3g} %" if s.loss else "none")

@@ -47,7 +47,7 @@ class Playback(Session):
         self.reader = reader = McodeReader(path)
         header = reader.header
         settings = settings or Settings()
-        settings = replace(settings, n=header.n, adaptive=False, coder=header.coder, quality=header.quality)
+        settings = replace(settings, n=header.n, adaptive=False, rate_kbps=None, coder=header.coder, quality=header.quality)
         super().__init__(Path(path).name, [Lane("mcode", "MCode")], settings, clock)
         lane = self.lanes[0]
         lane.counters.bits = RateMeter(now=lambda: self.clock.time_s)

@@ -23,6 +23,8 @@ Rows = list[tuple[str, str]]
 """Names and values of the stats overlay."""
 
 N_MOST = 32
+RATE_LEAST, RATE_MOST = 0.1, 1000.0
+"""Kbit/s, of the panel's slider."""
 BER_LEAST, BER_MOST = 1e-5, 1e-1
 LOSS_MOST = 0.5
 
@@ -30,10 +32,11 @@ LOSS_MOST = 0.5
 @dataclass(frozen=True)
 class Settings:
     """What the controls set. manifold: name or path, None for the source's own; quality: see `quality_with`; adaptive: see
-    `mcode.Encoder`."""
+    `mcode.Encoder`; rate_kbps: of RTP packets, as a lane's caption counts them, see there, too."""
 
     n: int = 4
     adaptive: bool = False
+    rate_kbps: float | None = None
     coder: str = "huffman"
     manifold: str | None = None
     quality: int | None = None
@@ -45,9 +48,9 @@ class Settings:
     seed: int = 0
 
 
-def every(n: int, adaptive: bool = False) -> str:
-    """A keyframe interval in words."""
-    return "every frame" if n == 1 else f"every {n} frames" + (" or sooner" if adaptive else "")
+def every(n: int, sooner: bool = False) -> str:
+    """A keyframe interval in words. sooner: n is the most."""
+    return "every frame" if n == 1 else f"every {n} frames" + (" or sooner" if sooner else "")
 
 
 def qualities(model: Any) -> int:

@@ -26,6 +26,7 @@ from mcode.codec import Decoder
 from mcode.container import McodeReader
 from mcode.errors import InputError, ManifoldError, McodeError
 from mcode.frame import TICKS_PER_S, Frame
+from mcode.testclip import write_clip
 from mcode.training.adapt import adapt_linear
 from mcode.transcode import Encoded, EncodeReport, Measures, encode_file
 from mcode.video import FrameReader, FrameWriter, audio_packets
@@ -353,6 +354,19 @@ def test_segments_of_adaptive_keyframes_show_every_frame(settings, tmp_path, mon
     assert (len(packets) > 60) == adaptive  # nothing moves on a line
 
 
+def test_segments_keep_to_a_rate_and_where_they_cannot_one_is_told(settings, tmp_path):
+    source = tmp_path / "a.mp4"
+    write_clip(source, scene="arms", seconds=12, size=(96, 64), seed=1)
+
+    def report(**options):
+        return batched(replace(settings, **options), source, tmp_path / "out", segment_s=4, force=True)
+
+    every = report(n=1).rate_kbps
+    kept, over = report(n=50, rate_kbps=0.4 * every), report(n=1, rate_kbps=0.4 * every)
+    assert kept.rate_kbps == pytest.approx(0.4 * every, rel=0.05) and not kept.warnings
+    assert over.rate_kbps == every and f"--rate {0.4 * every:g}: it took" in over.warnings[0]
+
+
 def test_where_all_fail_no_folder_is_made(settings, tmp_path):
     for folder, stays in (("new", False), ("old", True)):
         (tmp_path / "old").mkdir(exist_ok=True)
@@ -500,10 +514,10 @@ def test_every_option_arrives(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(batch, "RayWorkers", workers)
     monkeypatch.setattr(batch, "encode_files", run)
     options = "--n 8 -m me --coder fixed --quality 3 --refresh 2.5 --device cpu --size 64x48 --audio none"
-    options += " --adaptive"
+    options += " --adaptive --rate 2.5"
     more = "--refine 7 --refine-by vgg19 --perceptual W --segment 1:30 --workers 3 --cluster head:6379 --force --json"
     assert cli.main(["batch", "a", "b", "-o", "out", *options.split(), *more.split()]) == 0
-    expected = Settings("me", 8, "fixed", 3, 2.5, "cpu", (64, 48), "none", 7, "vgg19", "W", True)
+    expected = Settings("me", 8, "fixed", 3, 2.5, "cpu", (64, 48), "none", 7, "vgg19", "W", True, 2.5)
     assert seen["settings"] == seen["given"] == expected and (seen["count"], seen["cluster"]) == (3, "head:6379")
     assert (seen["inputs"], seen["folder"]) == (["a", "b"], "out")
     assert seen["options"]["segment_s"] == 90 and seen["options"]["force"]

@@ -215,6 +215,9 @@ def test_every_command_that_reports_has_json():
         ("send a --audio-packet 30", "--audio-packet 30: choose 20, 40, 60, 80, 100 or 120"),
         ("send a --rate 0", "--rate 0: a rate is from 0.01 to 100000 kbit/s"),
         ("encode a -o b --rate fast", "--rate fast: a rate is from 0.01 to 100000 kbit/s"),
+        ("batch a -o b --rate 0", "--rate 0: a rate is from 0.01 to 100000 kbit/s"),
+        ("compare a -o b.html --rate -1", "--rate -1: a rate is from 0.01 to 100000 kbit/s"),
+        ("play a --rate 1e6", "--rate 1e6: a rate is from 0.01 to 100000 kbit/s"),
         ("send a --bundle 65", "--bundle 65: the number of keyframes in a packet is a whole number from 1 to 64"),
         ("send testsrc --to rtp://no-such-host.invalid:5004", "rtp://no-such-host.invalid:5004: cannot find the host"),
         (
@@ -337,13 +340,14 @@ def test_every_option_of_compare_arrives(mcode, monkeypatch):
     arguments = (
         "compare a.mp4 -o r.html --against h265,av1,h265 --n 8 --adaptive --manifold m --coder fixed --quality 2 --force"
     )
-    more = "--device cpu --size 64x64 --start 1 --duration 2 --json"
+    more = "--rate 2.5 --device cpu --size 64x64 --start 1 --duration 2 --json"
     assert mcode(*arguments.split(), *more.split())[0] == 0
     assert compare.args == ("a.mp4", "r.html")
     assert compare.options == {
         "against": ("h265", "av1"),
         "n": 8,
         "adaptive": True,
+        "rate_kbps": 2.5,
         "manifold": "m",
         "coder": "fixed",
         "quality": 2,
@@ -634,7 +638,7 @@ def test_every_option_of_play_arrives_as_the_window_reads_it(mcode, monkeypatch)
     monkeypatch.setattr(
         app, "run", lambda *given_here, **named: given.append(signature.bind(*given_here, **named).arguments) or 0
     )
-    asked = "--demo -m me -n 8 --adaptive --coder fixed --quality 2 --bit-error-rate 1e-5 --loss 0.2 --seed 3"
+    asked = "--demo -m me -n 8 --adaptive --rate 2.5 --coder fixed --quality 2 --bit-error-rate 1e-5 --loss 0.2 --seed 3"
     more = "--device cpu --no-sound --fullscreen"
     assert mcode("play", *asked.split(), *more.split(), "--", "-odd.mcode") == (0, "", "")
     assert mcode("play") == (0, "", "")
@@ -647,6 +651,7 @@ def test_every_option_of_play_arrives_as_the_window_reads_it(mcode, monkeypatch)
             "manifold": "me",
             "n": 8,
             "adaptive": True,
+            "rate_kbps": 2.5,
             "coder": "fixed",
             "quality": 2,
             "bit_error_rate": 1e-5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -15,6 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from mcode.baseline import CrfSearch
+from mcode.cli.output import plain
 from mcode.errors import InputError
 from mcode.evaluation import report as report_module
 from mcode.evaluation.compare import CompareReport, Lane, Row, compare
@@ -91,6 +93,18 @@ def test_adaptive_keyframes_are_those_of_the_encoder_and_the_report_says_so(mani
     assert "N = 8 or less" in (tmp_path / "True.html").read_text(encoding="utf-8")
 
 
+def test_mcode_keeps_to_a_rate_the_others_have_it_too_and_the_report_says_what_was_asked(manifold, tmp_path):
+    write_clip(tmp_path / "long.mp4", scene="arms", seconds=8, size=(64, 48), seed=1)
+    options = {"against": ("h264",), "manifold": manifold, "n": 50, "coder": "fixed", "device": "cpu"}
+    report = compare(tmp_path / "long.mp4", tmp_path / "out.html", rate_kbps=0.75, **options)
+    ours, rate, _ = report.rows
+    assert report.wanted_kbps == 0.75 and ours.rate_kbps == pytest.approx(0.75, rel=0.05)
+    assert rate.at == "equal rate" and (rate.floor or rate.rate_kbps == pytest.approx(ours.rate_kbps, rel=0.1))
+    assert "N = 50 or less for 0.75 kbit/s, " in ours.setting
+    assert ours.setting in (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert json.loads(json.dumps(plain(report)))["wanted_kbps"] == 0.75
+
+
 def test_a_single_picture_is_told_in_bits_per_pixel(manifold, footage, tmp_path, monkeypatch):
     Image.fromarray(next(iter(FrameReader(footage))).rgb).save(tmp_path / "a.png")
     drawn: list[str] = []
@@ -101,8 +115,10 @@ def test_a_single_picture_is_told_in_bits_per_pixel(manifold, footage, tmp_path,
         return save(self, *args, **options)
 
     monkeypatch.setattr(Figure, "savefig", note)
-    report = compare(tmp_path / "a.png", tmp_path / "out.html", against=("h264",), manifold=manifold, device="cpu")
+    options = {"against": ("h264",), "manifold": manifold, "device": "cpu", "rate_kbps": 5.0}
+    report = compare(tmp_path / "a.png", tmp_path / "out.html", **options)
     ours, rate, quality = report.rows
+    assert "N = 1, " in ours.setting  # a rate, which is over time, says nothing of it
     assert ours.bits_per_pixel == report.encode.bits_per_pixel
     for row in (rate, quality):
         assert row.bits_per_pixel == pytest.approx(row.rate_kbps * 1000 * report.duration_s / (64 * 48))

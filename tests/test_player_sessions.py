@@ -365,6 +365,43 @@ def test_adaptive_and_quality_act_while_it_runs():
         session.close()
 
 
+def encoding_alone(size: tuple[int, int], settings: Settings) -> _MCodeSide:
+    """MCode's side of a comparison that does not run: the test gives it frames."""
+    session = Compare(PaintedFeed("noise", stripes, size, fps=FPS, duration_s=20.0), settings=settings)
+    session.model = BlockMeans()
+    return _MCodeSide(session, session.lanes[0])
+
+
+def noise(count: int, size: tuple[int, int]) -> list[Frame]:
+    rng = np.random.default_rng(0)
+    return [Frame(rng.integers(100, 156, (size[1], size[0], 3)).astype(np.uint8), i * TICKS) for i in range(count)]
+
+
+@pytest.mark.parametrize(("size", "slices"), [((32, 24), 1), ((64, 48), 4)])
+def test_a_rate_is_that_of_the_rtp_packets(size, slices):
+    frames = noise(500, size)
+
+    def kbps(**options) -> float:
+        side = encoding_alone(size, Settings(coder="fixed", **options))
+        packets = [packet for frame in frames for packet in side.encode(frame)]
+        assert len(packets[0].slices) == slices
+        return sum(side.link.send(packet, packet.pts / TICKS_PER_S) for packet in packets) * 8 / 1000 / 20
+
+    every = kbps(n=1)
+    for share in (0.1, 0.4):
+        assert kbps(n=32, rate_kbps=share * every) == pytest.approx(share * every, rel=0.05)
+
+
+def test_a_rate_acts_from_the_next_frame_on():
+    side = encoding_alone((64, 48), Settings(n=9, coder="fixed"))
+    frames = iter(noise(74, (64, 48)))
+    for rate_kbps, steps, told in ((None, 9, "every 9 frames"), (100_000.0, 1, "every 9 frames or sooner")):
+        side.session.settings = replace(side.session.settings, rate_kbps=rate_kbps)
+        packets = [packet for _ in range(37) for packet in side.encode(next(frames))]
+        assert {packet.steps for packet in packets[-4:]} == {steps}
+        assert dict(side.session.stats())["Keyframes"] == f"{told}, fixed, quality 1"
+
+
 def test_channel_acts_on_both_lanes(compare):
     wait_until(compare, lambda: all_shown(compare, 4))
     compare.settings = Settings(coder="fixed", manifold="blocks", loss=0.5, bit_error_rate=1e-2)

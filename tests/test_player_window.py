@@ -26,10 +26,10 @@ from mcode.errors import InputError
 from mcode.video import FrameReader
 from player import app as player_app
 from player.compare import Compare
-from player.controls import BER_STEPS, ber_of, ber_text, step_of_ber
+from player.controls import BER_STEPS, RATE_STEPS, ber_of, ber_text, rate_of, step_of_ber, step_of_rate
 from player.overlay import KEYS
 from player.playback import Playback
-from player.session import BER_LEAST, BER_MOST, Settings
+from player.session import BER_LEAST, BER_MOST, RATE_LEAST, RATE_MOST, Settings
 from player.theme import DARK, LIGHT
 from player.view import Arrangement, array_of, image_of
 from player.widgets import Slider, clock_text
@@ -284,6 +284,38 @@ def test_bit_error_rate_scale_is_logarithmic_with_a_zero():
     assert [ber_text(rate) for rate in (9.97e-5, 9.9e-5, 0.5)] == ["10⁻⁴", "9.9 × 10⁻⁵", "5.0 × 10⁻¹"]
 
 
+def test_rate_scale_is_logarithmic_in_two_digits_and_begins_with_none():
+    assert rate_of(0) is None and step_of_rate(None) == 0
+    assert (rate_of(1), rate_of(RATE_STEPS)) == (RATE_LEAST, RATE_MOST)
+    assert [rate_of(step) for step in range(11, 22)] == [1, 1.3, 1.6, 2, 2.5, 3.2, 4, 5, 6.3, 7.9, 10]
+    assert all(step_of_rate(rate_of(step)) == step for step in range(RATE_STEPS + 1))
+    assert (step_of_rate(0.01), step_of_rate(100_000)) == (1, RATE_STEPS)  # what --rate takes
+
+
+def test_the_rate_of_the_command_line_stands_in_the_panel_which_changes_it(window, qtbot):
+    settings = Settings(n=9, coder="fixed", manifold="blocks", rate_kbps=2.34)
+    feed = PaintedFeed("stripes", stripes, (64, 48), fps=FPS, duration_s=6.0)
+    session = Compare(feed, load=lambda name: BlockMeans(), settings=settings)
+    window.start_with(settings)
+    window.show_session(session)
+    session.start()
+    rate = window.controls.rate
+    assert (rate.value.text(), rate.slider.value) == ("2.34 kbit/s", step_of_rate(2.34)) and rate.isVisible()
+    assert (rate.slider.accessibleName(), rate.slider.accessibleDescription()) == ("Rate", "2.34 kbit/s")
+    assert "N is the most" in rate.toolTip()
+    qtbot.waitUntil(lambda: session.lanes[0].serial > 3, timeout=PATIENCE_MS)
+    for step, text in ((RATE_STEPS, "1000 kbit/s"), (0, "off")):
+        rate.slider.move_to(step)
+        assert session.settings.rate_kbps == rate_of(step) and rate.value.text() == text
+        qtbot.waitUntil(lambda: session._sides[0]._made.rate_kbps == session.settings.rate_kbps, timeout=PATIENCE_MS)
+    rate.slider.move_to(5)
+    window.controls.n.slider.move_to(0)
+    assert not rate.slider.isEnabled() and rate.value.text() == "off"  # every frame is sent, whatever it takes
+    window.controls.n.slider.move_to(3)
+    assert rate.slider.isEnabled() and session.settings.rate_kbps == rate_of(5)
+    assert session.failed is None
+
+
 def test_small_shares_are_not_told_as_none(window):
     for share, text in ((0.004, "0.4 %"), (0.015, "1.5 %"), (0.05, "5 %"), (0.5, "50 %"), (0, "none")):
         window.controls.show_settings(Settings(loss=share), frozenset({"loss"}))
@@ -305,6 +337,7 @@ def test_file_plays_seeks_and_steps_by_keys(window, qtbot, mcode_clip):
     qtbot.keyClick(window, Qt.Key.Key_Right)  # 5 s of 2: the last frame
     qtbot.waitUntil(lambda: session.lanes[0].newest.pts == 49 * 3600, timeout=PATIENCE_MS)
     assert not window.controls.n.slider.isEnabled() and window.controls.loss.slider.isEnabled()
+    assert not window.controls.rate.isVisible()
     timeline = window.transport.timeline
     qtbot.mouseClick(timeline, Qt.MouseButton.LeftButton, pos=QPoint(timeline.width() // 2, 12))
     qtbot.waitUntil(lambda: abs(session.lanes[0].newest.pts_s - 1.0) < 0.1, timeout=PATIENCE_MS)

@@ -49,7 +49,8 @@ class Row:
 
 @dataclass(frozen=True)
 class CompareReport:
-    """rows: MCode first. files: what was written, by name. width, height: at which all were measured."""
+    """rows: MCode first. files: what was written, by name. width, height: at which all were measured. wanted_kbps: what MCode
+    was asked for, None for no rate."""
 
     rows: tuple[Row, ...]
     encode: EncodeReport
@@ -59,6 +60,7 @@ class CompareReport:
     duration_s: float
     files: dict[str, str]
     warnings: tuple[str, ...] = ()
+    wanted_kbps: float | None = None
 
 
 @dataclass
@@ -80,6 +82,7 @@ def compare(
     manifold: str | os.PathLike[str] | Manifold = "general",
     n: int = 4,
     adaptive: bool = False,
+    rate_kbps: float | None = None,
     coder: str = "huffman",
     quality: int | None = None,
     size: tuple[int, int] | None = None,
@@ -91,8 +94,9 @@ def compare(
 ) -> CompareReport:
     """Writes OUT.html, and OUT.png and OUT-side-by-side.mp4 beside it; see CompareReport.
 
-    All codecs get the same frames, at the size which MCode codes, and are measured there. A codec that cannot go down to
-    MCode's rate stands at its floor, and the report says so. Raises InputError, ManifoldError.
+    n, adaptive, rate_kbps, coder, quality: of MCode, see `Encoder`. All codecs get the same frames, at the size which MCode
+    codes, and are measured there. A codec that cannot go down to MCode's rate stands at its floor, and the report says so.
+    Raises InputError, ManifoldError.
     """
     from .report import write_html, write_picture, write_side_by_side
 
@@ -128,6 +132,7 @@ def compare(
             stream,
             n=n,
             adaptive=adaptive,
+            rate_kbps=rate_kbps,
             manifold=model,
             coder=coder,
             quality=quality,
@@ -143,7 +148,7 @@ def compare(
         equal_psnr = {codec: search.at_psnr(ours.psnr_db) for codec, search in searches.items()}
         still = ours.frames == 1
         bpp = ours.bits_per_pixel if still else None
-        first = Row("MCode", "mcode", _setting(ours, adaptive), ours.rate_kbps, ours.psnr_db, None, 1.0, False, bpp)
+        first = Row("MCode", "mcode", _setting(ours, adaptive, rate_kbps), ours.rate_kbps, ours.psnr_db, None, 1.0, False, bpp)
         lanes = [Lane("Original", None), Lane("MCode", first)]
         lanes += [Lane(CODERS[c].label, _row(e, "equal rate", ours.rate_kbps)) for c, e in equal_rate.items()]
 
@@ -174,6 +179,7 @@ def compare(
         duration_s=ours.duration_s,
         files={name: str(path) for name, path in files.items()},
         warnings=(*warnings, *ours.warnings),
+        wanted_kbps=rate_kbps,
     )
     curves = {CODERS[c].label: [(_rate(e, still), e.psnr_db) for e in s.encodings] for c, s in searches.items()}
     write_picture(files["picture"], report, lanes, curves, shown_name(input))
@@ -196,8 +202,11 @@ def _measured(lanes: list[Lane], streams: list[Iterator[Frame]], total: int) -> 
         yield pictures[0].pts, [frame.rgb for frame in pictures]
 
 
-def _setting(ours: EncodeReport, adaptive: bool) -> str:
-    return f"{ours.manifold}, N = {ours.n}{' or less' if adaptive else ''}, quality {ours.quality}, {ours.coder}"
+def _setting(ours: EncodeReport, adaptive: bool, rate_kbps: float | None) -> str:
+    interval = f"N = {ours.n}"
+    if ours.n > 1 and (adaptive or rate_kbps is not None):
+        interval += " or less" if rate_kbps is None else f" or less for {rate_kbps:g} kbit/s"
+    return f"{ours.manifold}, {interval}, quality {ours.quality}, {ours.coder}"
 
 
 def _row(encoding: Encoding, at: str, ours_kbps: float) -> Row:

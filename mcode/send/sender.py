@@ -33,7 +33,7 @@ from mcode.transcode import OVER, SETTLED_S, over_rate
 
 LARGEST_LAG_S = 0.25
 """A sender that falls this far behind real time leaves frames out instead of falling further."""
-_PACKET_BYTES = 28 + HEADER_BYTES + 9  # IP and UDP, RTP and MCode's own header
+_PACKET_BYTES = 28 + payload.USUAL_HEADER_BYTES  # IP and UDP besides
 _SOUND_STEP_S = 0.02
 """As long as a packet of sound."""
 Progress = Callable[[int, int | None], None]
