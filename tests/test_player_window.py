@@ -691,7 +691,7 @@ def test_nothing_is_cut_off_in_the_smallest_window(playing, qtbot):
     qtbot.waitUntil(lambda: playing.pages.width() == playing.width() and len(playing.stats.rows) > 8)
     texts = [*playing.header.findChildren(QWidget), *playing.transport.findChildren(QWidget)]
     narrow = [w for w in texts if isinstance(w, QAbstractButton | QLabel) and w.isVisible()]
-    assert all(w.width() >= w.minimumSizeHint().width() for w in narrow)
+    qtbot.waitUntil(lambda: all(w.width() >= w.minimumSizeHint().width() for w in narrow))
     assert playing.view.rect().contains(playing.stats.geometry())
     press(qtbot, playing, "?")
     bright = array_of(playing.keys.grab().toImage()).max(axis=(0, 2)) > 120
