@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 
 from mcode.baseline import coder_named
@@ -18,6 +19,8 @@ from .session import CHANNEL_FIELDS, Rows, Session, Settings, every
 
 SILENT_S = 6.0
 """A sender that sends nothing for this long is said to have fallen silent. (Its reports come every five.)"""
+ALONE_S = 2.0
+"""MCode's pictures for this long without a byte of the baseline: the sender sends none, and its place is given up."""
 
 
 class Remote(Session):
@@ -55,7 +58,8 @@ class Remote(Session):
             lanes.append(Lane("baseline", "H.264"))
         for lane in lanes:
             lane.has_original = False
-        self.lanes = lanes
+        self.lanes = self._every_lane = lanes
+        self._alone_s: float | None = None  # when MCode's first picture came
         self.source = os.fspath(source)
         self.busy = self._waiting = f"Waiting for a sender at {self.source}"
         self._bytes = {lane.name: 0 for lane in lanes}
@@ -84,9 +88,10 @@ class Remote(Session):
     def tick(self) -> bool:
         self._tell()
         changed = False
-        for lane in self.lanes:
+        for lane in self._every_lane:
             view = self.receiver.lanes[lane.name]
             changed |= self._refresh(lane, view)
+        self._leave_out()
         if any(lane.newest is not None for lane in self.lanes):
             self.busy = None
         else:
@@ -95,6 +100,18 @@ class Remote(Session):
         if stream is not None:  # for the controls to show
             self._settings = replace(self._settings, n=stream.n, coder=stream.coder, quality=stream.quality)
         return changed
+
+    def _leave_out(self) -> None:
+        """From `lanes` the baseline of a sender that sends none, until it does."""
+        alone = [lane for lane in self._every_lane if lane.name == "mcode" and lane.newest is not None]
+        if not alone or self._bytes.get("baseline", 0):
+            self._alone_s = None
+            self.lanes = self._every_lane
+            return
+        now_s = time.monotonic()
+        self._alone_s = now_s if self._alone_s is None else self._alone_s
+        if now_s - self._alone_s > ALONE_S:
+            self.lanes = alone
 
     def _refresh(self, lane: Lane, view: LaneView) -> bool:
         lane.waiting = _line(view.error) or WAITING

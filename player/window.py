@@ -32,6 +32,7 @@ from mcode.manifold import list_manifolds
 from .audio import Audio, LiveAudio, has_sound_card, open_audio
 from .charts import Charts
 from .controls import Controls
+from .lanes import Lane
 from .overlay import Busy, Keys, Message, Stats, Welcome
 from .recorder import FPS as RECORD_FPS
 from .recorder import Recorder
@@ -108,6 +109,7 @@ class Window(QWidget):
         self._manifold: str | None = None
         self._muted = False
         self._described: tuple[object, ...] = ()
+        self._lanes: list[Lane] = []
         self._told: list[str] = []  # the notices in the message
         self._panel_wanted, self._charts_wanted = True, True
         self._charted_s = self._recorded_s = self._record_start_s = 0.0
@@ -299,16 +301,10 @@ class Window(QWidget):
         """Make it the one that plays; the one before is closed."""
         self._end_session()
         self.session = session
-        lanes = session.lanes if session else []
-        self.view.set_lanes(lanes)
-        self.charts.set_lanes(lanes)
+        self._show_lanes(session.lanes if session else [])
         self.transport.set_session(session)
         self.pages.setCurrentWidget(self.view if session else self.welcome)
         self.busy.say(session.busy if session else None)
-        has_original = any(lane.name == "original" for lane in lanes) and len(lanes) > 2
-        self.original_button.setEnabled(has_original)
-        self.views.setVisible(len(lanes) > 1)
-        self.views.value = self.view.arrangement
         self.welcome.set_recent(self.recent())
         self.title.setText(session.title if session else "")
         self.setWindowTitle(f"{session.title} – MCode" if session else "MCode")
@@ -360,6 +356,14 @@ class Window(QWidget):
         self.controls.set_model(session.model)
         self.controls.show_settings(session.settings, session.adjustable)
 
+    def _show_lanes(self, lanes: list[Lane]) -> None:
+        self._lanes = lanes
+        self.view.set_lanes(lanes)
+        self.charts.set_lanes(lanes)
+        self.original_button.setEnabled(any(lane.name == "original" for lane in lanes) and len(lanes) > 2)
+        self.views.setVisible(len(lanes) > 1)
+        self.views.value = self.view.arrangement
+
     def start_with(self, settings: Settings) -> None:
         """What the next session opened starts with."""
         self._settings, self._manifold = settings, settings.manifold
@@ -378,6 +382,8 @@ class Window(QWidget):
             return
         self._keep_sound(session, now_s)
         changed = session.tick()
+        if session.lanes is not self._lanes and session.lanes != self._lanes:
+            self._show_lanes(session.lanes)
         if changed:
             self.view.update()
         if session.failed:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 
 import pytest
 
 from mcode.errors import InputError, ManifoldError
 from mcode.send import SendConfig, Sender
+from player import remote
 from player.remote import Remote
 from player.session import Settings
 from tests.block_means import BlockMeans
@@ -118,6 +120,20 @@ def test_general_comes_over_the_network():
             assert session.receiver.error is None and dict(session.stats())["Picture"] == "128 × 96"
     finally:
         session.close()
+
+
+def test_a_baseline_that_nobody_sends_gives_up_its_place_until_one_comes(stream, monkeypatch):
+    monkeypatch.setattr(remote, "ALONE_S", 0.2)
+    session, both = stream
+    with Sender(replace(both.config, baseline="none"), model=BlockMeans()) as alone:
+        alone.start()
+        wait_until(session, lambda: [lane.name for lane in session.lanes] == ["mcode"])
+        session.sample(0.0)
+        assert [title for title, _ in session.stats() if "H.264" in title] == []
+    both.start()
+    wait_until(session, lambda: [lane.name for lane in session.lanes] == ["mcode", "baseline"])
+    wait_until(session, lambda: session.lanes[1].serial > 5)
+    session.sample(10.0)
 
 
 def test_port_in_use_is_one_clear_line():

@@ -704,6 +704,17 @@ def test_nothing_is_cut_off_in_the_smallest_window(playing, qtbot):
     assert playing.pages.rect().contains(playing.message.geometry()) and not shot[:, -8:].any()
 
 
+def test_a_lane_that_goes_leaves_its_place_to_the_others(playing, qtbot):
+    lanes = playing.session.lanes
+    assert playing.views.isVisible() and len(playing.view.places()) == 2
+    playing.session.lanes = lanes[:1]
+    qtbot.waitUntil(lambda: not playing.views.isVisible())
+    assert [place.lane for place in playing.view.places()] == lanes[:1]
+    playing.session.lanes = lanes
+    qtbot.waitUntil(lambda: playing.views.isVisible())
+    assert len(playing.view.places()) == 2
+
+
 def test_views_are_whole_at_every_width_beside_a_long_name(playing, qtbot):
     def whole() -> bool:
         buttons = [playing.views.button(arrangement) for arrangement in Arrangement]
