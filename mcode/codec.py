@@ -123,8 +123,9 @@ class Encoder:
     every one, infinity: the first alone. slices: parts of a keyframe that decode alone, 1..255. display: (width, height) that
     a decoder shows, when another. cuts: look for cuts. adaptive: n is the most, keyframes come sooner where what lies between
     them is not on the line between their latents (see BEND). rate_kbps: n is the most, keyframes come as soon as this rate has
-    paid for them (with adaptive: where it has, those that are wanted); packet_bytes: what each of them costs beside its sample.
-    dead_zone: see DEAD_ZONE; of deltas. refine: gives better symbols for a keyframe, at leisure (`mcode.refine.Refiner`).
+    paid for them (with adaptive: where it has, those that are wanted); packet_bytes: what each of them costs beside its sample,
+    about, where `settle` tells what it was. dead_zone: see DEAD_ZONE; of deltas. refine: gives better symbols for a keyframe,
+    at leisure (`mcode.refine.Refiner`).
 
     Raises ArgumentError (a ValueError) for values outside these, TypeError for a model that is none, ManifoldError for a size
     or quality that the model has not, InputError for `range` without a hyperprior.
@@ -195,6 +196,12 @@ class Encoder:
     def request_refresh(self) -> None:
         """The next keyframe will be sent whole (a receiver asked for it, or joins)."""
         self._want_refresh = True
+
+    def settle(self, sent_bytes: float) -> None:
+        """The keyframes since the last call took so many bytes, all told: what is more than rate_kbps has counted, or less, is
+        made up for."""
+        if self._budget is not None:
+            self._budget.settle(sent_bytes)
 
     def push(self, frame: Frame) -> list[Packet]:
         """The packets this frame completes: none, one, or two at a cut. Raises ValueError for a frame of another size, and for
@@ -530,7 +537,8 @@ class _Line:
 
 class _Budget:
     """Bytes that a rate brings with time and keyframes take. What is not spent is saved for two seconds. What a whole keyframe
-    takes beyond a usual one is paid back over the next two; a keyframe that came at n, unpaid, before all others."""
+    takes beyond a usual one, and what all took beyond what was counted, is paid back over the next two; a keyframe that came at
+    n, unpaid, before all others."""
 
     _SPREAD_TICKS = 2 * TICKS_PER_S
 
@@ -538,6 +546,7 @@ class _Budget:
         self._bytes_per_tick = rate_kbps * 125 / TICKS_PER_S
         self._packet_bytes = packet_bytes
         self._left = self._loan = 0.0  # bytes; the loan is paid back from what comes in
+        self._counted = 0.0  # of keyframes since it was settled
         self._price = 0.0  # of one more keyframe, as the latest were
         self._has_price = False  # else it is a guess
         self._pts: int | None = None
@@ -550,6 +559,7 @@ class _Budget:
         if self._pts is not None:
             self._left, self._loan = self._at(pts)
         self._pts, spent = pts, sample_bytes + self._packet_bytes
+        self._counted += spent
         if refresh and not self._has_price:
             self._price = self._packet_bytes + sample_bytes / 3
         elif not refresh:
@@ -557,6 +567,9 @@ class _Budget:
             self._has_price = True
         now = min(spent, self._price) if refresh else spent
         self._left, self._loan = self._left - now, self._loan + spent - now
+
+    def settle(self, sent_bytes: float) -> None:
+        self._loan, self._counted = self._loan + sent_bytes - self._counted, 0.0
 
     def _at(self, pts: int) -> tuple[float, float]:
         """What is left at pts, and the loan."""

@@ -161,6 +161,20 @@ def test_with_both_adaptive_keyframes_come_where_they_are_wanted_and_paid_for():
     ]
 
 
+@pytest.mark.parametrize("together", [1, 7])
+def test_a_rate_is_held_by_what_keyframes_took_where_that_is_told(together):
+    frames, share = noisy(500), 0.6
+    every = kbps(encode(frames, n=1, cuts=False), frames, 1)
+    encoder, sent, held = Encoder(MODEL, 16, 8, n=50, cuts=False, rate_kbps=share * every, packet_bytes=1), 0, []
+    for frame in frames:
+        held += encoder.push(frame)
+        if len(held) >= together:
+            sent += (took := sum(2 * len(packet.to_sample(50)) + 9 for packet in held))
+            encoder.settle(took)
+            held = []
+    assert sent * 8 / 1000 / 20 == pytest.approx(share * every, rel=0.07)  # of two seconds a part is still owed
+
+
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_a_rate_that_is_none_is_refused(rate):
     with pytest.raises(ArgumentError, match="rate_kbps"):
