@@ -343,6 +343,17 @@ def test_frames_nearly_even_are_sent_as_even_in_bundles_and_others_keep_their_ti
     assert alone == [None, even, camera, left_out]
 
 
+def test_slides_keep_their_times_in_bundles():
+    times_s = [(0,), (6, 15, 28), (28.9, 29.9, 30.99), (32, 33.03, 34)]
+    packets, since = [], 0.0
+    for at_s in times_s:
+        ticks = [round(90_000 * each) for each in at_s]
+        between = tuple(ticks[-1] - each for each in ticks[:-1]) or None
+        packets.append(Packet(ticks[-1], len(ticks), between, None if packets else STREAM, (b"abcd", b"efg")))
+    found = [r.packet for r in receive(bundles(packets, bundle=3))]
+    assert [p.times for p in found] == [None, packets[1].times, packets[2].times, None]
+
+
 def test_four_keyframes_of_ten_bytes_take_half_the_bytes_of_four_packets():
     header = replace(STREAM, slices=1)
     packets = [keyframe(0, header=header, slices=(b"x",))] + [keyframe(i, slices=(b"0123456789",)) for i in range(1, 5)]

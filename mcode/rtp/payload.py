@@ -76,6 +76,7 @@ _LARGEST_OFFSET = 1 << 30
 _LARGEST_SLICE = 1 << 20
 _MOST_KEYFRAME_BYTES = 4 << 20
 _PATIENCE_S = 0.02
+_LARGEST_SHIFT = CLOCK_HZ // 25  # slides are half a frame off by seconds
 _LONGEST_COPY, _MOST_COPIES = 512, 100  # of headers sent twice: bytes, and places where the second may begin
 
 
@@ -346,7 +347,8 @@ class Packetiser:
 
     first_sequence, first_timestamp: random numbers of the caller's (RFC 3550, 5.1). twice: send every payload header
     twice. largest_slice: in bytes; None where the other end takes all, as within a process. bundle: so many keyframes share a
-    packet where they fit; a refresh goes alone. Frames less than half a frame off an even pace are then sent as even ones.
+    packet where they fit; a refresh goes alone. Frames less than half a frame, and 40 ms, off an even pace are then sent as even
+    ones.
     """
 
     def __init__(
@@ -451,11 +453,13 @@ class Packetiser:
 
 
 def _nearly_even(packet: Packet, since: int) -> bool:
-    """Whether each frame is less than half a frame off the even pace from the keyframe before, at `since`, to this one."""
+    """Whether each frame is less than half a frame, and _LARGEST_SHIFT, off the even pace from the keyframe before, at `since`, to
+    this one."""
     assert packet.times is not None
     period = (packet.pts - since) / packet.steps
     even = (period * left for left in range(packet.steps - 1, 0, -1))
-    return all(abs(ticks - wanted) < period / 2 for ticks, wanted in zip(packet.times, even, strict=True))
+    most = min(period / 2, _LARGEST_SHIFT)
+    return all(abs(ticks - wanted) < most for ticks, wanted in zip(packet.times, even, strict=True))
 
 
 def _bundle(keyframes: list[tuple[WireHeader, bytes, int]]) -> BundleHeader:
