@@ -77,7 +77,8 @@ _LARGEST_SLICE = 1 << 20
 _MOST_KEYFRAME_BYTES = 4 << 20
 _PATIENCE_S = 0.02
 _LARGEST_SHIFT = CLOCK_HZ // 25  # slides are half a frame off by seconds
-_LONGEST_COPY, _MOST_COPIES = 512, 100  # of headers sent twice: bytes, and places where the second may begin
+_LEAST_COPY, _LONGEST_COPY, _MOST_COPIES = 9, 512, 100  # of headers sent twice: bytes, and places where the second may begin
+_LONGEST_BUNDLED_TWICE = _LEAST_COPY + _MOST_COPIES - 1  # of a longer header the second may begin beyond so many places
 
 
 def crc16(data: bytes) -> int:
@@ -304,7 +305,7 @@ def _parse(packet: RtpPacket, copies: bool) -> tuple[list[ParsedPayload], int]:
         # A second copy starts where the first, damaged one ends: only a copy of that very length, its CRC at the end,
         # fits there. Nothing else is parsed: a hostile datagram must not be 500 headers, nor as many CRCs.
         looked = 0
-        for start in range(9, min(len(data) // 2, _LONGEST_COPY) + 1) if copies else ():
+        for start in range(_LEAST_COPY, min(len(data) // 2, _LONGEST_COPY) + 1) if copies else ():
             if data[start] & 0x38 not in (_TWICE | FORMAT << 4, _TWICE | BUNDLED << 4):
                 continue
             looked += 1
@@ -347,8 +348,8 @@ class Packetiser:
 
     first_sequence, first_timestamp: random numbers of the caller's (RFC 3550, 5.1). twice: send every payload header
     twice. largest_slice: in bytes; None where the other end takes all, as within a process. bundle: so many keyframes share a
-    packet where they fit; a refresh goes alone. Frames less than half a frame, and 40 ms, off an even pace are then sent as even
-    ones.
+    packet where they fit, and their header where it comes twice into 108 bytes; a refresh goes alone. Frames less than half a
+    frame, and 40 ms, off an even pace are then sent as even ones.
     """
 
     def __init__(
@@ -411,8 +412,9 @@ class Packetiser:
     def _bundled(self, keyframe: tuple[WireHeader, bytes, int]) -> list[RtpPacket]:
         """Holds it. Packets come of it where the bundle is full, or has no room for it."""
         wider = [*self._held, keyframe]
-        size = HEADER_BYTES + len(_bundle(wider).to_bytes(b"")) + sum(len(data) for _, data, _ in wider)
-        made = self.flush() if size > self.mtu else []
+        header = len(_bundle(wider).to_bytes(b""))
+        size = HEADER_BYTES + header + sum(len(data) for _, data, _ in wider)
+        made = self.flush() if size > self.mtu or (self.twice and header > 2 * _LONGEST_BUNDLED_TWICE) else []
         self._held.append(keyframe)
         return made + (self.flush() if len(self._held) == self.bundle else [])
 
@@ -453,8 +455,7 @@ class Packetiser:
 
 
 def _nearly_even(packet: Packet, since: int) -> bool:
-    """Whether each frame is less than half a frame, and _LARGEST_SHIFT, off the even pace from the keyframe before, at `since`, to
-    this one."""
+    """Whether each frame is less than half a frame and _LARGEST_SHIFT off even from the keyframe before, at `since`, on."""
     assert packet.times is not None
     period = (packet.pts - since) / packet.steps
     even = (period * left for left in range(packet.steps - 1, 0, -1))
