@@ -115,7 +115,8 @@ class Encoder:
 
     Every n-th frame is a keyframe, and the last one. At a cut the frame before it and the one after it are keyframes too,
     since nothing lies between two scenes. n = 1 is the image codec. Frames whose three colours are alike from a refresh or a
-    cut on are sent as grey ones; the first with colour is sent whole.
+    cut on are sent as grey ones; the first with colour is sent whole. With rate_kbps a cut that comes while that of before is
+    not paid for is none.
 
     width, height: of the frames pushed. n: keyframe interval, 1..65535. coder: "huffman"; "fixed", which bears bit errors;
     "range", which takes the fewest bits, of models with a hyperprior. quality: 1 to as many as the model has, at most 15; None
@@ -211,7 +212,7 @@ class Encoder:
         before = self._waiting[-1] if self._waiting else self._last_pts
         if self._symbols is not None and frame.pts <= before:
             raise ValueError(f"pts is {frame.pts}; times rise, and the frame before is at {before}")
-        cut = self._is_cut(frame)
+        cut = self._is_cut(frame) and (self._budget is None or self._budget.bears_cut(frame.pts))
         luma = _small_luma(frame.rgb) if self.adaptive else None
         bends = luma is not None and self._line is not None and self._line.error(frame.pts, luma) > BEND * self._lost
         if bends and self._budget is not None:
@@ -554,6 +555,10 @@ class _Budget:
     def pays(self, pts: int) -> bool:
         """Whether a keyframe at pts is paid for."""
         return self._pts is not None and self._at(pts)[0] >= self._price
+
+    def bears_cut(self, pts: int) -> bool:
+        """Whether no more than a keyframe is owed: the two of a cut are then lent."""
+        return self._pts is None or self._at(pts)[0] >= -self._price
 
     def spend(self, pts: int, sample_bytes: int, refresh: bool) -> None:
         if self._pts is not None:

@@ -161,6 +161,21 @@ def test_with_both_adaptive_keyframes_come_where_they_are_wanted_and_paid_for():
     ]
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("every", [1, 3])
+def test_cuts_too_take_what_a_rate_pays(every, adaptive):
+    frames = [Frame(noisy(1, seed=i // every)[0].rgb // 4 + 150 * (i // every % 2), i * TICKS) for i in range(500)]
+    packets = encode(frames, n=250, adaptive=adaptive, rate_kbps=1)
+    assert kbps(packets, frames, 250) == pytest.approx(1, rel=0.15)
+
+
+def test_a_cut_now_and_then_is_lent_its_keyframes():
+    frames = [Frame(frame.rgb // 4 + 150 * (i // 100 % 2), frame.pts) for i, frame in enumerate(noisy(500))]
+    packets = encode(frames, n=250, rate_kbps=1)
+    assert {99, 100, 199, 200, 299, 300, 399, 400} <= {p.pts // TICKS for p in packets}
+    assert kbps(packets, frames, 250) == pytest.approx(1, rel=0.15)
+
+
 @pytest.mark.parametrize("together", [1, 7])
 def test_a_rate_is_held_by_what_keyframes_took_where_that_is_told(together):
     frames, share = noisy(500), 0.6

@@ -419,6 +419,9 @@ def test_a_rate_that_n_does_not_allow_is_told(port):
     options = {"realtime": False, "duration_s": 20.0, "n": 50, "size": (32, 24), "rate_kbps": 6.0}
     over = send(config(port, **options | {"n": 1}), model=MODEL)
     assert over.lanes["mcode"].link_kbps > 12 and "--rate 6: it took" in over.warnings[0]
+    assert "use a larger --n than 1, a lower --quality" in over.warnings[0]
+    over = send(config(port, **options | {"rate_kbps": 0.01, "n": 65_535}), model=MODEL)
+    assert "--rate 0.01: it took" in over.warnings[0] and "kbit/s; use a lower --quality" in over.warnings[0]
 
 
 def test_a_refresh_that_is_asked_for_goes_out_at_once_and_what_was_held_before_it(port):
