@@ -386,6 +386,23 @@ def test_a_lost_bundle_is_one_gap():
     groups[8] = []
     found = receive(groups)
     assert [r.after_loss for r in found] == [True] + [False] * 4 + [True] + [False] * 3
+    assert [r.lost for r in found] == [1] + [0] * 4 + [4] + [0] * 3
+
+
+def test_a_bundle_is_one_packet_to_those_who_count_packets():
+    groups = bundles(stream(13), bundle=4)
+    raw = bytearray(groups[4][0])
+    for at in (-25, -15, -5):  # in three of four times seven bytes
+        raw[at] ^= 4
+    depacketiser = Depacketiser()
+    anew = Packetiser(0xAABBCCDD, first_sequence=65_532, first_timestamp=2**32 - 5, bundle=4)
+    (again,) = [bytes(rtp) for packet in stream(5) for rtp in anew.push(packet)][1:]  # the keyframes of before
+    found = receive([groups[0], [bytes(raw)], groups[8], [again]], depacketiser)
+    assert sum(any(r.damaged) for r in found) == 3 and len(found) == 9
+    assert (depacketiser.damaged_packets, depacketiser.reception.counters.late) == (1, 1)
+    depacketiser = Depacketiser()
+    receive(groups[1:], depacketiser)  # without the first header
+    assert depacketiser.waiting == 3 and not depacketiser.header
 
 
 def test_damage_in_a_bundle_is_told_of_the_keyframe_that_it_hit():
@@ -458,7 +475,7 @@ def test_a_late_joiner_takes_the_description_and_understands_bundles():
     joined = receive(groups[3:], Depacketiser(header=STREAM, header_ssrc=0xAABBCCDD))
     assert len(joined) == 29 and joined[0].after_loss
     depacketiser = Depacketiser()
-    assert len(receive(groups[3:], depacketiser)) == 15 and depacketiser.waiting == 14
+    assert len(receive(groups[3:], depacketiser)) == 15 and depacketiser.waiting == 4
 
 
 @settings(max_examples=150, deadline=None)

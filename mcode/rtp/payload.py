@@ -475,9 +475,9 @@ def _grouped(plain: WireHeader, first: int, held: list[bytes]) -> tuple[WireHead
 
 class Received(NamedTuple):
     """A keyframe, or what came of it. packet.pts: the RTP timestamp, unwrapped. after_loss: keyframes before it are
-    missing. damaged: for each slice, whether bits of it may be wrong. stream: the stream header in force. ssrc: whose
-    it is; another means another stream. arrival_s: when the last of it came, in its turn. bundle: the sequence number of the
-    packet that it shared with others; None where it shared none."""
+    missing, `lost` so many (1 where its source starts anew). damaged: for each slice, whether bits of it may be wrong.
+    stream: the stream header in force. ssrc: whose it is; another means another stream. arrival_s: when the last of it
+    came, in its turn. bundle: the sequence number of the packet that it shared with others; None where it shared none."""
 
     packet: Packet
     after_loss: bool
@@ -486,6 +486,7 @@ class Received(NamedTuple):
     ssrc: int
     arrival_s: float
     bundle: int | None = None
+    lost: int = 0
 
 
 @dataclass
@@ -509,7 +510,7 @@ class Depacketiser:
     """Datagrams to keyframes, in order, each once. Whatever does not belong is counted and dropped; nothing is raised,
     but FormatError, where a whole packet says that the stream is of a newer format before anything of it was given.
 
-    header, header_ssrc: the stream header that the session description tells for this source; without it keyframes
+    header, header_ssrc: the stream header that the session description tells for this source; without it packets
     before the first refresh are dropped and counted as `waiting`. most_keyframe_bytes: what comes beyond is dropped; None:
     nothing. damaged_headers, damaged_packets and
     `reception.counters` count.
@@ -602,10 +603,14 @@ class Depacketiser:
                 self._close()
                 self._last = None
             found = parse(packet)
-            for parsed in found:
-                self._take_part(parsed, packet, now_s, packet.sequence if len(found) > 1 else None)
+            bundle = packet.sequence if len(found) > 1 else None
+            troubles = {self._take_part(parsed, packet, now_s, bundle) for parsed in found}
+            self.reception.counters.late += "late" in troubles  # packets are counted, whatever they hold
+            self.waiting += "waiting" in troubles
+            self.damaged_packets += "damaged" in troubles
 
-    def _take_part(self, parsed: ParsedPayload, packet: RtpPacket, now_s: float, bundle: int | None) -> None:
+    def _take_part(self, parsed: ParsedPayload, packet: RtpPacket, now_s: float, bundle: int | None) -> str | None:
+        """What is wrong with it: "late", "waiting" or "damaged"."""
         wire, timestamp = parsed.header, packet.timestamp + parsed.after_ticks & 0xFFFFFFFF
         keyframe = wire.keyframe if self._last is None else unwrap(wire.keyframe, self._last, 16)
         if self._open is not None and self._open.keyframe != keyframe:
@@ -613,22 +618,21 @@ class Depacketiser:
         if self._last is not None and keyframe <= self._last and self._leaps(timestamp, now_s):
             self._last, keyframe = None, wire.keyframe
         if self._last is not None and keyframe <= self._last:
-            self.reception.counters.late += 1
-            return
+            return "late"
         if wire.header is not None:
             self.header, self._epoch = wire.header, wire.epoch
         if self.header is None or wire.epoch != self._epoch or wire.first + wire.count > self.header.slices:
-            self.waiting += 1
             self._is_waiting = True
-            return
+            return "waiting"
         self._is_waiting = False
         if self._open is None:
             pts = self._timeline.push(timestamp, now_s)
             self._open = _Assembly(keyframe, pts, wire.steps, wire.times, wire.header, now_s, bundle)
-        self._add(self._open, parsed, now_s)
+        damaged = self._add(self._open, parsed, now_s)
         whole = len(self._open.slices) == self.header.slices and not self._open.unfinished
         if packet.marker or whole:
             self._close()
+        return "damaged" if damaged else None
 
     def _leaps(self, timestamp: int, now_s: float) -> bool:
         """Whether a keyframe that seems an old one is of a time yet to come: after an outage in which half of the indices went
@@ -642,14 +646,14 @@ class Depacketiser:
         self.header = header if described in (None, ssrc) else None
         self._ssrc, self._epoch, self._last, self._timeline = ssrc, 0, None, Timeline(CLOCK_HZ)
 
-    def _add(self, assembly: _Assembly, parsed: ParsedPayload, now_s: float) -> None:
+    def _add(self, assembly: _Assembly, parsed: ParsedPayload, now_s: float) -> bool:
+        """Whether it is taken, and damaged."""
         wire = parsed.header
         assembly.touched_s = now_s
         assembly.size += len(parsed.slices)
         if self._most_keyframe_bytes is not None and assembly.size > self._most_keyframe_bytes:
-            return
+            return False
         damaged = parsed.is_damaged
-        self.damaged_packets += damaged
         for index, data in enumerate(parsed.parts(), wire.first):
             offset, more = wire.fragment or (0, False)
             if wire.fragment is not None:
@@ -664,12 +668,13 @@ class Depacketiser:
                 assembly.slices[index] = bytearray(data)
             if damaged:
                 assembly.damaged.add(index)
+        return damaged
 
     def _close(self) -> None:
         assembly, self._open = self._open, None
         if assembly is None or self.header is None or self._ssrc is None:
             return
-        after_loss = self._last is None or assembly.keyframe != self._last + 1
+        lost = 1 if self._last is None else assembly.keyframe - self._last - 1
         self._last = assembly.keyframe
         damaged = assembly.damaged | assembly.unfinished
         count = self.header.slices
@@ -681,7 +686,8 @@ class Depacketiser:
             slices=tuple(bytes(assembly.slices[index]) if index in assembly.slices else None for index in range(count)),
         )
         flags = tuple(index in damaged for index in range(count))
-        self._done.append(Received(packet, after_loss, flags, self.header, self._ssrc, assembly.touched_s, assembly.bundle))
+        received = Received(packet, lost > 0, flags, self.header, self._ssrc, assembly.touched_s, assembly.bundle, lost)
+        self._done.append(received)
 
 
 def _times_bytes(times: tuple[int, ...]) -> bytes:
