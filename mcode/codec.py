@@ -157,6 +157,8 @@ class Encoder:
         shown = _pair("display", (width, height) if display is None else display)
         if rate_kbps is not None and not 0 < rate_kbps < math.inf:
             raise ArgumentError(f"rate_kbps is {rate_kbps}; a rate is above 0 and finite")
+        if not 0 <= packet_bytes < math.inf:
+            raise ArgumentError(f"packet_bytes is {packet_bytes}; it is 0 bytes or more, and finite")
         if not dead_zone >= 0:
             raise ArgumentError(f"dead_zone is {dead_zone}; it is 0 steps or more")
         if not refresh_s >= 0:

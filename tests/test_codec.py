@@ -196,6 +196,12 @@ def test_a_rate_that_is_none_is_refused(rate):
         Encoder(MODEL, 16, 8, rate_kbps=rate)
 
 
+@pytest.mark.parametrize("size", [-1, float("nan"), float("inf")])
+def test_what_no_packet_takes_is_refused(size):
+    with pytest.raises(ArgumentError, match="packet_bytes"):
+        Encoder(MODEL, 16, 8, rate_kbps=1, packet_bytes=size)
+
+
 def test_n_1_is_the_image_codec():
     packets = encode([grey(90, 0)], n=1)
     assert len(packets) == 1 and packets[0].header is not None and packets[0].steps == 1
