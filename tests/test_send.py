@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mcode.send
 import mcode.send.sources
@@ -412,7 +413,7 @@ def test_a_rate_counts_the_longer_headers_of_ipv6(port):
     with sender:
         lane = sender.run(threading.Event()).lanes["mcode"]
     assert lane.link_kbps == pytest.approx(6.0, rel=0.05)
-    assert lane.link_kbps == pytest.approx(lane.rate_kbps + lane.packets * 48 * 8 / 1000 / 29.96)
+    assert lane.link_kbps == pytest.approx(lane.rate_kbps + lane.packets * 48 * 8 / 1000 / 30)
 
 
 def test_a_rate_that_n_does_not_allow_is_told(port):
@@ -453,6 +454,22 @@ def test_headers_sent_twice_survive_damage_to_one_copy_and_are_counted(port):
                 units += lane.push(bytes(data), 0.04 * index)
         shown[copies] = len(units) + len(lane.poll(9))
     assert shown == {False: 5, True: 6}
+
+
+def test_rates_are_over_the_last_frames_time_too(port):
+    report = send(config(port, realtime=False, duration_s=0.4), model=MODEL)
+    assert report.frames == 10 and report.duration_s == pytest.approx(0.4)
+    lane = report.lanes["mcode"]
+    assert lane.rate_kbps == pytest.approx(lane.wire_bytes * 8 / 1000 / 0.4)
+
+
+def test_a_still_that_is_to_start_over_is_refused(tmp_path):
+    name = os.fspath(tmp_path / "still.png")
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(name)
+    with pytest.raises(InputError, match="still.png: one picture.*without --loop"):
+        Sender(SendConfig(name, loop=True), model=MODEL)
+    with Sender(SendConfig(name), model=MODEL) as sender:
+        assert len(list(sender.source)) == 1
 
 
 def test_an_unresolvable_host_is_named():

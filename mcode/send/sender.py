@@ -96,7 +96,7 @@ class Sender:
         self._encoder: Encoder | None = None
         self._frames = self._keyframes = self._full_gaps = self._dropped = 0
         self._settled_bytes = 0  # on the link, of the MCode lane
-        self._newest_pts = 0
+        self._newest_pts = self._gap = 0  # ticks: of the last frame, and to it from the one before
         self._sound_s = 0.0
         self._start_unix_s = time.time()
         self._start_s = time.monotonic()
@@ -261,6 +261,7 @@ class Sender:
             self._encoder.request_refresh()
         self._wire.report(self._media_time)  # first of all: the receiver's clock rests on it
         self._send_audio(frame.pts_s)
+        self._gap = frame.pts - self._newest_pts
         self._newest_pts, self.newest = frame.pts, frame
         self._send_mcode(self._encoder.push(frame) if opening is None else opening)
         if asked:  # now, rather than up to N frames later
@@ -391,7 +392,7 @@ class Sender:
 
     def status(self) -> SendReport:
         """The report so far."""
-        length_s = max(self._newest_pts / TICKS_PER_S, 1 / 25)
+        length_s = max((self._newest_pts + self._gap) / TICKS_PER_S, 1 / 25)
         lengths_s = {"opus": max(length_s, self._sound_s)}
         lanes = {lane.name: lane.report(lengths_s.get(lane.name, length_s)) for lane in self._wire.lanes}
         warnings = []
