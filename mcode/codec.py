@@ -115,7 +115,8 @@ class Encoder:
 
     Every n-th frame is a keyframe, and the last one. At a cut the frame before it and the one after it are keyframes too,
     since nothing lies between two scenes. n = 1 is the image codec. Frames whose three colours are alike from a refresh or a
-    cut on are sent as grey ones; the first with colour is sent whole.
+    cut on are sent as grey ones; the first with colour is sent whole. With rate_kbps a cut that comes while that of before is
+    not paid for is none.
 
     width, height: of the frames pushed. n: keyframe interval, 1..65535. coder: "huffman"; "fixed", which bears bit errors;
     "range", which takes the fewest bits, of models with a hyperprior. quality: 1 to as many as the model has, at most 15; None
@@ -123,8 +124,9 @@ class Encoder:
     every one, infinity: the first alone. slices: parts of a keyframe that decode alone, 1..255. display: (width, height) that
     a decoder shows, when another. cuts: look for cuts. adaptive: n is the most, keyframes come sooner where what lies between
     them is not on the line between their latents (see BEND). rate_kbps: n is the most, keyframes come as soon as this rate has
-    paid for them (with adaptive: where it has, those that are wanted); packet_bytes: what each of them costs beside its sample.
-    dead_zone: see DEAD_ZONE; of deltas. refine: gives better symbols for a keyframe, at leisure (`mcode.refine.Refiner`).
+    paid for them (with adaptive: where it has, those that are wanted); packet_bytes: what each of them costs beside its sample,
+    about, where `settle` tells what it was. dead_zone: see DEAD_ZONE; of deltas. refine: gives better symbols for a keyframe,
+    at leisure (`mcode.refine.Refiner`).
 
     Raises ArgumentError (a ValueError) for values outside these, TypeError for a model that is none, ManifoldError for a size
     or quality that the model has not, InputError for `range` without a hyperprior.
@@ -155,6 +157,8 @@ class Encoder:
         shown = _pair("display", (width, height) if display is None else display)
         if rate_kbps is not None and not 0 < rate_kbps < math.inf:
             raise ArgumentError(f"rate_kbps is {rate_kbps}; a rate is above 0 and finite")
+        if not 0 <= packet_bytes < math.inf:
+            raise ArgumentError(f"packet_bytes is {packet_bytes}; it is 0 bytes or more, and finite")
         if not dead_zone >= 0:
             raise ArgumentError(f"dead_zone is {dead_zone}; it is 0 steps or more")
         if not refresh_s >= 0:
@@ -196,6 +200,12 @@ class Encoder:
         """The next keyframe will be sent whole (a receiver asked for it, or joins)."""
         self._want_refresh = True
 
+    def settle(self, sent_bytes: float) -> None:
+        """The keyframes since the last call took so many bytes, all told: what is more than rate_kbps has counted, or less, is
+        made up for."""
+        if self._budget is not None:
+            self._budget.settle(sent_bytes)
+
     def push(self, frame: Frame) -> list[Packet]:
         """The packets this frame completes: none, one, or two at a cut. Raises ValueError for a frame of another size, and for
         one whose time is not after the last one's."""
@@ -204,7 +214,7 @@ class Encoder:
         before = self._waiting[-1] if self._waiting else self._last_pts
         if self._symbols is not None and frame.pts <= before:
             raise ValueError(f"pts is {frame.pts}; times rise, and the frame before is at {before}")
-        cut = self._is_cut(frame)
+        cut = self._is_cut(frame) and (self._budget is None or self._budget.bears_cut(frame.pts))
         luma = _small_luma(frame.rgb) if self.adaptive else None
         bends = luma is not None and self._line is not None and self._line.error(frame.pts, luma) > BEND * self._lost
         if bends and self._budget is not None:
@@ -530,7 +540,8 @@ class _Line:
 
 class _Budget:
     """Bytes that a rate brings with time and keyframes take. What is not spent is saved for two seconds. What a whole keyframe
-    takes beyond a usual one is paid back over the next two; a keyframe that came at n, unpaid, before all others."""
+    takes beyond a usual one, and what all took beyond what was counted, is paid back over the next two; a keyframe that came at
+    n, unpaid, before all others."""
 
     _SPREAD_TICKS = 2 * TICKS_PER_S
 
@@ -538,6 +549,7 @@ class _Budget:
         self._bytes_per_tick = rate_kbps * 125 / TICKS_PER_S
         self._packet_bytes = packet_bytes
         self._left = self._loan = 0.0  # bytes; the loan is paid back from what comes in
+        self._counted = 0.0  # of keyframes since it was settled
         self._price = 0.0  # of one more keyframe, as the latest were
         self._has_price = False  # else it is a guess
         self._pts: int | None = None
@@ -546,10 +558,15 @@ class _Budget:
         """Whether a keyframe at pts is paid for."""
         return self._pts is not None and self._at(pts)[0] >= self._price
 
+    def bears_cut(self, pts: int) -> bool:
+        """Whether no more than a keyframe is owed: the two of a cut are then lent."""
+        return self._pts is None or self._at(pts)[0] >= -self._price
+
     def spend(self, pts: int, sample_bytes: int, refresh: bool) -> None:
         if self._pts is not None:
             self._left, self._loan = self._at(pts)
         self._pts, spent = pts, sample_bytes + self._packet_bytes
+        self._counted += spent
         if refresh and not self._has_price:
             self._price = self._packet_bytes + sample_bytes / 3
         elif not refresh:
@@ -557,6 +574,9 @@ class _Budget:
             self._has_price = True
         now = min(spent, self._price) if refresh else spent
         self._left, self._loan = self._left - now, self._loan + spent - now
+
+    def settle(self, sent_bytes: float) -> None:
+        self._loan, self._counted = self._loan + sent_bytes - self._counted, 0.0
 
     def _at(self, pts: int) -> tuple[float, float]:
         """What is left at pts, and the loan."""

@@ -74,6 +74,11 @@ class Protector:
         self.settings, self.payload_type = settings, payload_type
         self._group: list[RtpPacket] = []
 
+    @property
+    def owes(self) -> bool:
+        """Whether parity packets of what was pushed are yet to come."""
+        return bool(self._group)
+
     def push(self, packet: RtpPacket) -> list[RtpPacket]:
         """The parity packets of the group that this packet completes."""
         if self._group and (packet.sequence - self._group[0].sequence) & 0xFFFF != len(self._group):

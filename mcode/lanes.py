@@ -139,7 +139,7 @@ class McodeLane:
         decoder = self._decoder_of(received)
         if decoder is None:
             return iter(())
-        self.lost_keyframes += received.after_loss and self._has_picture
+        self.lost_keyframes += received.lost if self._has_picture else 0
         slices = list(packet.slices)
         self.missing_slices += slices.count(None)
         whole = None not in slices and not any(received.damaged)

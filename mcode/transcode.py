@@ -160,11 +160,10 @@ SETTLED_S = 5.0
 """Before, a stream's whole first keyframe weighs too much."""
 
 
-def over_rate(wanted_kbps: float, kbps: float, n: int) -> str:
-    """That every n-th frame alone takes more than the rate that was asked for."""
-    return (
-        f"--rate {wanted_kbps:g}: it took {kbps:.3g} kbit/s; use a larger --n than {n}, a lower --quality or a smaller --size"
-    )
+def over_rate(wanted_kbps: float, kbps: float, n: int | None) -> str:
+    """That it took more than the rate that was asked for. n: where every n-th frame alone does, else None."""
+    larger = "" if n is None or n == 65_535 else f"a larger --n than {n}, "
+    return f"--rate {wanted_kbps:g}: it took {kbps:.3g} kbit/s; use {larger}a lower --quality or a smaller --size"
 
 
 @dataclass(frozen=True)
@@ -173,6 +172,7 @@ class Encoded:
 
     last_pts: of the last frame; gap: between the last two, None for one alone; shown: how long the source says that the last
     one is shown, None where it does not: all in ticks. truncated, damaged, retimed: see FrameReader. width, height: as coded.
+    full_gaps: keyframes n frames after the one before.
     """
 
     frames: int
@@ -189,6 +189,12 @@ class Encoded:
     quality: int
     width: int
     height: int
+    full_gaps: int = 0
+
+    @property
+    def n_binds(self) -> bool:
+        """Whether it is n that brought most keyframes, by the frames before them."""
+        return 2 * self.full_gaps * self.n > self.frames
 
     @property
     def last_ticks(self) -> int:
@@ -205,6 +211,7 @@ class Encoded:
             measures=self.measures + later.measures,
             damaged=self.damaged + later.damaged,
             retimed=self.retimed + later.retimed,
+            full_gaps=self.full_gaps + later.full_gaps,
         )
 
 
@@ -252,7 +259,7 @@ class Encoding:
         alone = is_image or refine is not None  # refining needs all threads itself
         self.jobs: Jobs[Measures] = Jobs(0) if alone else Jobs.on(model.device)
         self._meter = Meter(model, self.jobs, every_frame=every_frame)
-        self.frames = self._last_pts = 0
+        self.frames = self._full_gaps = self._last_pts = 0
         self._gap: int | None = None
         self._sent_pts: int | None = None
 
@@ -274,6 +281,7 @@ class Encoding:
     def _measured(self, packet: Packet) -> Iterator[Packet]:
         check_gap(self.reader.path, packet.pts if self._sent_pts is None else self._sent_pts, packet.pts, self.n)
         self._sent_pts = packet.pts
+        self._full_gaps += packet.steps == self.n
         yield packet
         self._meter.measure(packet)
 
@@ -295,6 +303,7 @@ class Encoding:
             quality=header.quality,
             width=header.width,
             height=header.height,
+            full_gaps=self._full_gaps,
         )
 
 
@@ -328,7 +337,7 @@ def report_of(
     if measures.fit < FIT_THRESHOLD:
         warnings.append(_misfit(model, encoded, input))
     if wanted_kbps is not None and rate_kbps > OVER * wanted_kbps and length_s > SETTLED_S:
-        warnings.append(over_rate(wanted_kbps, rate_kbps, encoded.n))
+        warnings.append(over_rate(wanted_kbps, rate_kbps, encoded.n if encoded.n_binds else None))
     return EncodeReport(
         frames=encoded.frames,
         keyframes=writer.keyframes,

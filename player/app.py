@@ -45,7 +45,7 @@ def run(
     from mcode.manifold import read_info
 
     from .session import Settings
-    from .sources import open_source, probe_source
+    from .sources import default_manifold, open_source, probe_source
 
     settings = Settings(
         n=n,
@@ -63,8 +63,9 @@ def run(
     source = "demo:" if demo else source
     if source is not None:
         probe_source(source)
-    if manifold is not None:
-        info = read_info(manifold)
+    encoding = manifold or (default_manifold() if quality is not None and not demo else None)
+    if encoding is not None:
+        info = read_info(encoding)
         if quality is not None and quality > info.qualities:
             raise InputError(f"--quality {quality}: manifold {info.name} has qualities 1 to {info.qualities}")
     if sys.platform.startswith("linux") and not (

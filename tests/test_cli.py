@@ -631,6 +631,12 @@ def test_every_option_of_receive_arrives(mcode, monkeypatch):
     }
 
 
+@pytest.mark.parametrize("words", ["", " -m general"])
+def test_play_refuses_a_quality_that_the_manifold_it_takes_has_not(mcode, words):
+    status, _, err = mcode(*f"play --quality 15{words}".split())
+    assert (status, err) == (2, "mcode: error: --quality 15: manifold general has qualities 1 to 8\n")
+
+
 def test_every_option_of_play_arrives_as_the_window_reads_it(mcode, monkeypatch):
     from player import app
 

@@ -161,10 +161,45 @@ def test_with_both_adaptive_keyframes_come_where_they_are_wanted_and_paid_for():
     ]
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("every", [1, 3])
+def test_cuts_too_take_what_a_rate_pays(every, adaptive):
+    frames = [Frame(noisy(1, seed=i // every)[0].rgb // 4 + 150 * (i // every % 2), i * TICKS) for i in range(500)]
+    packets = encode(frames, n=250, adaptive=adaptive, rate_kbps=1)
+    assert kbps(packets, frames, 250) == pytest.approx(1, rel=0.15)
+
+
+def test_a_cut_now_and_then_is_lent_its_keyframes():
+    frames = [Frame(frame.rgb // 4 + 150 * (i // 100 % 2), frame.pts) for i, frame in enumerate(noisy(500))]
+    packets = encode(frames, n=250, rate_kbps=1)
+    assert {99, 100, 199, 200, 299, 300, 399, 400} <= {p.pts // TICKS for p in packets}
+    assert kbps(packets, frames, 250) == pytest.approx(1, rel=0.15)
+
+
+@pytest.mark.parametrize("together", [1, 7])
+def test_a_rate_is_held_by_what_keyframes_took_where_that_is_told(together):
+    frames, share = noisy(500), 0.6
+    every = kbps(encode(frames, n=1, cuts=False), frames, 1)
+    encoder, sent, held = Encoder(MODEL, 16, 8, n=50, cuts=False, rate_kbps=share * every, packet_bytes=1), 0, []
+    for frame in frames:
+        held += encoder.push(frame)
+        if len(held) >= together:
+            sent += (took := sum(2 * len(packet.to_sample(50)) + 9 for packet in held))
+            encoder.settle(took)
+            held = []
+    assert sent * 8 / 1000 / 20 == pytest.approx(share * every, rel=0.07)  # of two seconds a part is still owed
+
+
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_a_rate_that_is_none_is_refused(rate):
     with pytest.raises(ArgumentError, match="rate_kbps"):
         Encoder(MODEL, 16, 8, rate_kbps=rate)
+
+
+@pytest.mark.parametrize("size", [-1, float("nan"), float("inf")])
+def test_what_no_packet_takes_is_refused(size):
+    with pytest.raises(ArgumentError, match="packet_bytes"):
+        Encoder(MODEL, 16, 8, rate_kbps=1, packet_bytes=size)
 
 
 def test_n_1_is_the_image_codec():

@@ -51,6 +51,9 @@ def test_a_lost_keyframe_freezes_neither_picture_nor_clock(coder):
     shown = through(keyframes(waves(12), coder=coder), lane, lose={4})
     assert shown[4] is None and all(shown[5:]) and len(shown[5]) == 2
     assert lane.lost_keyframes == 1
+    lane = McodeLane(finder(MODEL))
+    through(keyframes(waves(12), coder=coder), lane, lose={2, 4, 5, 6})
+    assert lane.lost_keyframes == 4
 
 
 def test_fixed_needs_no_refresh_after_a_loss_and_huffman_does():

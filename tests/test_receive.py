@@ -214,6 +214,40 @@ def test_a_receiver_reports_at_once_and_then_thins_out(network):
     assert at_s[0] == 100 and gaps[0] == 1 and gaps[1:].min() >= 2.5 and gaps[1:].max() <= 7.75
 
 
+def test_a_sender_that_reports_and_sends_nothing_is_asked_for_a_refresh(network, monkeypatch):
+    link, peer, now_s, asked = network.links[0], ("127.0.0.1", 9), 100.0, []
+
+    def note(data, to):
+        asked.extend((round(now_s, 1), to, c.media_ssrc) for c in rtcp.parse_compound(data) if isinstance(c, rtcp.Pli))
+
+    link.socket.close()
+    link.socket = SimpleNamespace(sendto=note, close=lambda: None)
+
+    def report(ssrc):
+        data = rtcp.compound([rtcp.SenderReport(ssrc, rtcp.ntp(1000.0), 5, 1, 1), rtcp.Description(ssrc, "a")])
+        link.hear(data, peer, now_s)
+
+    def run(until_s):
+        nonlocal now_s
+        while now_s < until_s:
+            link.answer(now_s)
+            now_s += 0.1
+
+    run(101)
+    report(7)
+    run(101.9)
+    assert asked == []  # its first packet may be under way
+    run(125)
+    assert {each[1:] for each in asked} == {(peer, 7)} and 102 <= asked[0][0] <= 102.5
+    assert 3 <= len(asked) <= 6 and asked[-1][0] < 111.5  # less and less often; and not one that is gone
+    asked.clear()
+    report(8)
+    packet = bytes(payload.Packetiser(8).push(keyframes(waves(1))[0])[0])
+    network._take(link, packet, peer)
+    run(130)
+    assert asked == []
+
+
 @pytest.mark.parametrize("end", ["stop", "goodbye"])
 def test_what_waits_behind_a_gap_at_the_end_is_written(network, monkeypatch, end):
     """Packets waited for as long as repair may take: 2 s."""

@@ -70,6 +70,29 @@ def test_a_recording_waits_for_a_rare_bundle_while_reports_come_and_not_for_ever
     assert now_s == pytest.approx(ended_s, abs=0.2) and "fell silent" in recorder.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("reports_until_s", "ended_s", "said"), [(0, 30, "nothing came"), (50, 80, "reports"), (1000, 90, "reports")]
+)
+def test_the_first_picture_is_waited_for_while_reports_come_and_not_for_ever(monkeypatch, reports_until_s, ended_s, said):
+    now_s = 0.0
+
+    def wait(timeout_s):
+        nonlocal now_s
+        now_s += timeout_s
+        link.heard_s = min(now_s, reports_until_s)
+        return []
+
+    lane, heard = SimpleNamespace(deadline_s=None), int(reports_until_s > 0)
+    link = SimpleNamespace(name="mcode", lane=lane, said_goodbye=False, heard=heard, heard_s=0.0)
+    link.reception = SimpleNamespace(last_arrival_s=0.0)
+    recorder = SimpleNamespace(frames=0, length_s=0.0, warnings=[])
+    monkeypatch.setattr("mcode.receive.recording.time", SimpleNamespace(monotonic=lambda: now_s))
+    network = SimpleNamespace(links=[link], wait=wait, flush=list)
+    with pytest.raises(InputError, match=said):
+        _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, threading.Event(), None)
+    assert now_s == pytest.approx(ended_s, abs=0.3)
+
+
 def test_an_error_amid_a_recording_keeps_what_came_and_warns(tmp_path, port):
     out = tmp_path / "a.mp4"
     done = []

@@ -330,7 +330,8 @@ def test_bundled_keyframes_come_back_as_sent_in_fewer_packets(bundle, twice):
     assert [replace(r.packet, pts=r.packet.pts - first) for r in found] == packets
     assert [r.after_loss for r in found] == [True] + [False] * 199 and not any(any(r.damaged) for r in found)
     runs = (69, 69, 59)  # whole bundles between three refreshes, which go alone
-    assert sum(map(len, groups)) == 3 + sum(-(-run // bundle) for run in runs)
+    most = min(bundle, 17) if twice else bundle  # whose headers take 108 bytes
+    assert sum(map(len, groups)) == 3 + sum(-(-run // most) for run in runs)
     assert max(len(d) for g in groups for d in g) <= MTU
 
 
@@ -341,6 +342,17 @@ def test_frames_nearly_even_are_sent_as_even_in_bundles_and_others_keep_their_ti
     assert given == [None, None, None, left_out]
     alone = [r.packet.times for r in receive(datagrams(packets))]
     assert alone == [None, even, camera, left_out]
+
+
+def test_slides_keep_their_times_in_bundles():
+    times_s = [(0,), (6, 15, 28), (28.9, 29.9, 30.99), (32, 33.03, 34)]
+    packets = []
+    for at_s in times_s:
+        ticks = [round(90_000 * each) for each in at_s]
+        between = tuple(ticks[-1] - each for each in ticks[:-1]) or None
+        packets.append(Packet(ticks[-1], len(ticks), between, None if packets else STREAM, (b"abcd", b"efg")))
+    found = [r.packet for r in receive(bundles(packets, bundle=3))]
+    assert [p.times for p in found] == [None, packets[1].times, packets[2].times, None]
 
 
 def test_four_keyframes_of_ten_bytes_take_half_the_bytes_of_four_packets():
@@ -374,6 +386,23 @@ def test_a_lost_bundle_is_one_gap():
     groups[8] = []
     found = receive(groups)
     assert [r.after_loss for r in found] == [True] + [False] * 4 + [True] + [False] * 3
+    assert [r.lost for r in found] == [1] + [0] * 4 + [4] + [0] * 3
+
+
+def test_a_bundle_is_one_packet_to_those_who_count_packets():
+    groups = bundles(stream(13), bundle=4)
+    raw = bytearray(groups[4][0])
+    for at in (-25, -15, -5):  # in three of four times seven bytes
+        raw[at] ^= 4
+    depacketiser = Depacketiser()
+    anew = Packetiser(0xAABBCCDD, first_sequence=65_532, first_timestamp=2**32 - 5, bundle=4)
+    (again,) = [bytes(rtp) for packet in stream(5) for rtp in anew.push(packet)][1:]  # the keyframes of before
+    found = receive([groups[0], [bytes(raw)], groups[8], [again]], depacketiser)
+    assert sum(any(r.damaged) for r in found) == 3 and len(found) == 9
+    assert (depacketiser.damaged_packets, depacketiser.reception.counters.late) == (1, 1)
+    depacketiser = Depacketiser()
+    receive(groups[1:], depacketiser)  # without the first header
+    assert depacketiser.waiting == 3 and not depacketiser.header
 
 
 def test_damage_in_a_bundle_is_told_of_the_keyframe_that_it_hit():
@@ -405,6 +434,23 @@ def test_every_single_bit_error_in_a_bundles_header_is_noticed_and_mended_where_
             assert [each.after_ticks for each in parsed] == [0, 14_400, 28_800]
 
 
+def test_the_second_header_of_a_full_bundle_of_uneven_frames_is_found():
+    # Ticks of 3072 to 4095 and 24 to 31 bytes look like the flags of a header sent twice.
+    times = tuple(8300 + 3100 * left for left in range(6, -1, -1))
+    packets = [keyframe(0, header=replace(STREAM, slices=1), slices=(b"x",))]
+    packets += [Packet(30_000 * i, 8, times, None, (bytes(28),)) for i in range(1, 91)]
+    groups = bundles(packets, bundle=64, twice=True)
+    assert 1 < sum(map(len, groups)) < 30
+    for data in [d for group in groups[1:] for d in group]:
+        packet = RtpPacket.parse(data)
+        length = (payload.protected_bytes(packet) - 12) // 2
+        assert length <= 108 and packet.payload[:length] == packet.payload[length : 2 * length]
+        for at in range(length):
+            damaged = bytearray(packet.payload)
+            damaged[at] ^= 0x10
+            assert payload.parse(replace(packet, payload=bytes(damaged))) == payload.parse(packet)
+
+
 def test_bundle_headers_that_cannot_be_are_damage():
     rtp = RtpPacket(96, 1, 0, 5, b"")
     one = WireHeader(0, 0, 0, 2, 4, lengths=(3, 4))
@@ -429,7 +475,7 @@ def test_a_late_joiner_takes_the_description_and_understands_bundles():
     joined = receive(groups[3:], Depacketiser(header=STREAM, header_ssrc=0xAABBCCDD))
     assert len(joined) == 29 and joined[0].after_loss
     depacketiser = Depacketiser()
-    assert len(receive(groups[3:], depacketiser)) == 15 and depacketiser.waiting == 14
+    assert len(receive(groups[3:], depacketiser)) == 15 and depacketiser.waiting == 4
 
 
 @settings(max_examples=150, deadline=None)

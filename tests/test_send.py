@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import re
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mcode.send
 import mcode.send.sources
@@ -383,13 +385,44 @@ def test_bundles_send_every_keyframe_in_fewer_packets_and_bytes(port):
         assert lane.link_kbps == pytest.approx(lane.rate_kbps + lane.packets * 28 * 8 / 1000 / sent.duration_s)
 
 
-def test_a_rate_counts_what_the_link_carries(port):
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"bundle": 4},
+        {"bundle": 32},
+        {"fec_header": True},
+        {"fec": "4+4"},
+        {"fec": "8+2", "bundle": 3},
+        {"mtu": 300, "size": (256, 192), "rate_kbps": 40.0},  # keyframes of several packets
+    ],
+)
+def test_a_rate_counts_what_the_link_carries(port, more):
+    options = {"realtime": False, "duration_s": 30.0, "n": 250, "size": (32, 24), "rate_kbps": 6.0} | more
+    sent = send(config(port, **options), model=MODEL)
+    assert sent.lanes["mcode"].link_kbps == pytest.approx(options["rate_kbps"], rel=0.05) and not sent.warnings
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+def test_a_rate_counts_the_longer_headers_of_ipv6(port):
+    options = {"realtime": False, "duration_s": 30.0, "n": 250, "size": (32, 24), "rate_kbps": 6.0}
+    try:
+        sender = Sender(replace(config(port, **options), to=f"rtp://[::1]:{port}"), model=MODEL)
+    except OSError:
+        pytest.skip("no IPv6")
+    with sender:
+        lane = sender.run(threading.Event()).lanes["mcode"]
+    assert lane.link_kbps == pytest.approx(6.0, rel=0.05)
+    assert lane.link_kbps == pytest.approx(lane.rate_kbps + lane.packets * 48 * 8 / 1000 / 30)
+
+
+def test_a_rate_that_n_does_not_allow_is_told(port):
     options = {"realtime": False, "duration_s": 20.0, "n": 50, "size": (32, 24), "rate_kbps": 6.0}
-    for bundle in (1, 4):
-        sent = send(config(port, **options, bundle=bundle), model=MODEL)
-        assert sent.lanes["mcode"].link_kbps == pytest.approx(6.0, rel=0.1) and not sent.warnings
     over = send(config(port, **options | {"n": 1}), model=MODEL)
     assert over.lanes["mcode"].link_kbps > 12 and "--rate 6: it took" in over.warnings[0]
+    assert "use a larger --n than 1, a lower --quality" in over.warnings[0]
+    over = send(config(port, **options | {"rate_kbps": 0.01, "n": 65_535}), model=MODEL)
+    assert "--rate 0.01: it took" in over.warnings[0] and "kbit/s; use a lower --quality" in over.warnings[0]
 
 
 def test_a_refresh_that_is_asked_for_goes_out_at_once_and_what_was_held_before_it(port):
@@ -421,6 +454,22 @@ def test_headers_sent_twice_survive_damage_to_one_copy_and_are_counted(port):
                 units += lane.push(bytes(data), 0.04 * index)
         shown[copies] = len(units) + len(lane.poll(9))
     assert shown == {False: 5, True: 6}
+
+
+def test_rates_are_over_the_last_frames_time_too(port):
+    report = send(config(port, realtime=False, duration_s=0.4), model=MODEL)
+    assert report.frames == 10 and report.duration_s == pytest.approx(0.4)
+    lane = report.lanes["mcode"]
+    assert lane.rate_kbps == pytest.approx(lane.wire_bytes * 8 / 1000 / 0.4)
+
+
+def test_a_still_that_is_to_start_over_is_refused(tmp_path):
+    name = os.fspath(tmp_path / "still.png")
+    Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(name)
+    with pytest.raises(InputError, match="still.png: one picture.*without --loop"):
+        Sender(SendConfig(name, loop=True), model=MODEL)
+    with Sender(SendConfig(name), model=MODEL) as sender:
+        assert len(list(sender.source)) == 1
 
 
 def test_an_unresolvable_host_is_named():

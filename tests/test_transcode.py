@@ -19,6 +19,7 @@ from mcode.errors import FormatError, InputError, ManifoldError
 from mcode.frame import Frame
 from mcode.jobs import Jobs
 from mcode.packet import Packet
+from mcode.testclip import write_clip
 from mcode.training.adapt import adapt_linear
 from mcode.transcode import FIT_THRESHOLD, Meter, decode_file, encode_file, even_rate, geometry
 from mcode.video import FrameReader, FrameWriter, audio_packets, probe_audio
@@ -60,6 +61,16 @@ def test_report_counts_what_is_in_the_file(clip, model, tmp_path):
     assert report.bits_per_pixel == pytest.approx(report.payload_bytes * 8 / (48 * 32 * 50))  # at the coded size
     assert report.file_bytes == path.stat().st_size
     assert (report.manifold_id, report.n, report.coder) == (model.id, 8, "huffman")
+
+
+@pytest.mark.parametrize(
+    ("n", "advice"), [(2, "use a larger --n than 2, a lower"), (500, "use a lower"), (65_535, "use a lower")]
+)
+def test_a_rate_that_is_not_held_says_what_would_help(model, tmp_path, n, advice):
+    clip = tmp_path / "clip.mp4"
+    write_clip(clip, scene="arms", seconds=6, size=(48, 32), seed=1)
+    report = encode_file(clip, tmp_path / "a.mcode", manifold=model, n=n, rate_kbps=0.01)
+    assert [warning for warning in report.warnings if "--rate 0.01: it took" in warning and f"kbit/s; {advice}" in warning]
 
 
 def test_the_last_frame_is_shown_as_long_as_in_the_source(clip, model, tmp_path):

@@ -20,6 +20,8 @@ from mcode.rtp.packets import HEADER_BYTES, RtpPacket, unwrap
 from mcode.rtp.reception import Counters, Reception
 
 PLI_GAP_S, _MOST_PLI_GAP_S = 0.4, 5.0
+_JOIN_S, _LONGEST_REPORT_GAP_S = 1.0, 10.0
+"""A sender that reports for so long, and no packet of it: a receiver that joins need not wait for its next one."""
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Link:
     guessed_skew_s: float | None = None  # of the sender's clock, in a base that is a guess; None in one of a report
     moved_s: float = 0.0  # by how much reports have moved the base, in all
     reported: tuple[rtcp.SenderReport, float] | None = None
+    reporter: tuple | None = None  # whose report that is
+    reporting_since_s: float = math.inf
     last_pli_s: float = -math.inf
     pli_gap_s: float = PLI_GAP_S
     reports: int = 0
@@ -96,7 +100,9 @@ class Link:
             return None
         for control in controls:
             if isinstance(control, rtcp.SenderReport) and self.reception.ssrc in (None, control.ssrc):
-                self.reported = (control, now_s)
+                if self.reported is None or self.reported[0].ssrc != control.ssrc:
+                    self.reporting_since_s = now_s
+                self.reported, self.reporter = (control, now_s), peer
                 sent_unix_s = rtcp.unix_s(control.ntp_time)
             elif isinstance(control, rtcp.Bye) and self.reception.ssrc in control.ssrcs:
                 self.reception.bye(self.reception.ssrc, now_s)
@@ -105,20 +111,22 @@ class Link:
 
     @property
     def heard_s(self) -> float:
-        """When something last came from the sender that is followed: a packet or a report."""
-        reported_s = self.reported[1] if self.reported and self.reported[0].ssrc == self.reception.ssrc else 0.0
+        """When something last came from the sender that is followed, or may be: a packet or a report."""
+        reported_s = self.reported[1] if self.reported and self.reception.ssrc in (None, self.reported[0].ssrc) else 0.0
         return max(self.reception.last_arrival_s, reported_s)
 
     def answer(self, now_s: float) -> None:
         """Receiver reports when they are due, a request for a refresh as soon as one is needed."""
-        source = self.reception.ssrc
-        if self.peer is None or source is None:
+        source, peer = self.reception.ssrc, self.peer
+        wants, joins = getattr(self.lane, "wants_refresh", False), self._joins(now_s)
+        if joins is not None:
+            source, peer, wants = joins, self.reporter, True
+        if peer is None or source is None:
             return
-        wants = getattr(self.lane, "wants_refresh", False)
         if not wants:
             self.pli_gap_s = PLI_GAP_S
         wants = wants and now_s - self.last_pli_s >= self.pli_gap_s
-        is_due = now_s >= self.next_report_s
+        is_due = now_s >= self.next_report_s and joins is None
         if not wants and not is_due:
             return
         fraction, lost = self.reception.interval() if is_due else (0.0, 0)
@@ -143,7 +151,15 @@ class Link:
             # Where refreshes come damaged, too, asking ever faster only fills the link.
             self.pli_gap_s = min(2 * self.pli_gap_s, _MOST_PLI_GAP_S)
         with contextlib.suppress(OSError):  # the sender is gone; it may come back
-            self.socket.sendto(rtcp.compound(parts), self.peer)
+            self.socket.sendto(rtcp.compound(parts), peer)
+
+    def _joins(self, now_s: float) -> int | None:
+        """The source that reports while no packet of it comes, as of a bundle seconds long: it is asked for a refresh."""
+        if self.reported is None or self.reception.ssrc is not None or self.said_goodbye or self.name == "audio":
+            return None
+        report, at_s = self.reported
+        waited = now_s - self.reporting_since_s >= _JOIN_S and now_s - at_s < _LONGEST_REPORT_GAP_S
+        return report.ssrc if waited else None
 
     def protected_bytes(self, datagram: bytes) -> int:
         """Of a datagram, those that the channel here spares: as at the sender."""

@@ -24,7 +24,7 @@ _MOST_REPAIR_S = 20.0
 _LONGEST_TAIL_S = _MOST_REPAIR_S + 1.0
 """Silence behind a gap may be waiting for its repair: longer than a reception holds it."""
 _LONGEST_PAUSE_S = 60.0
-"""Without a picture, while reports come: the longest bundles are longer than idle_s."""
+"""Without a picture, while reports come: the longest bundles are longer than idle_s and wait_s."""
 _GOODBYE_S = 0.5
 """For how long what a goodbye overtook is waited for."""
 
@@ -67,8 +67,8 @@ def receive_to_file(
     name).
 
     Ends after duration_s, when the sender says goodbye, when it is silent for idle_s, or when `stop` is set. Raises
-    InputError where nothing comes within wait_s, ManifoldError for a stream of a manifold that is not installed; once
-    frames are written that ends the file, with a warning.
+    InputError where nothing comes within wait_s (while the sender reports, of up to a minute later), ManifoldError for a
+    stream of a manifold that is not installed; once frames are written that ends the file, with a warning.
     """
     if lane not in ("mcode", "baseline"):
         raise InputError(f"--lane {lane}: choose mcode or baseline")
@@ -157,7 +157,7 @@ def _receive(
         elif recorder.frames and now - max(last_s, min(picture.heard_s, last_s + _LONGEST_PAUSE_S)) > idle_s + tail_s:
             recorder.warnings.append(f"the sender fell silent; what came in {recorder.length_s:.1f} s is written")
             ended = True
-        elif not recorder.frames and now - started_s > wait_s:
+        elif not recorder.frames and now - max(started_s, min(picture.heard_s, started_s + _LONGEST_PAUSE_S)) > wait_s:
             ended = True
         if ended:
             recorder.most_sound_s = math.inf if duration_s is None else duration_s
@@ -165,4 +165,8 @@ def _receive(
         what = os.fspath(source)
         if not any(link.heard for link in network.links):
             raise InputError(f"{what}: nothing came in {now - started_s:.0f} s; is the sender running and sending here?")
+        if picture.heard_s and not picture.reception.last_arrival_s:
+            raise InputError(
+                f"{what}: a sender reports, but sent no picture in {now - started_s:.0f} s; does its --bundle fill?"
+            )
         raise InputError(f"{what}: packets came, but no picture; is it a stream of mcode send?")

@@ -78,7 +78,9 @@ _LARGEST_OFFSET = 1 << 30
 _LARGEST_SLICE = 1 << 20
 _MOST_KEYFRAME_BYTES = 4 << 20
 _PATIENCE_S = 0.02
-_LONGEST_COPY, _MOST_COPIES = 512, 100  # of headers sent twice: bytes, and places where the second may begin
+_LARGEST_SHIFT = CLOCK_HZ // 25  # slides are half a frame off by seconds
+_LEAST_COPY, _LONGEST_COPY, _MOST_COPIES = 9, 512, 100  # of headers sent twice: bytes, and places where the second may begin
+_LONGEST_BUNDLED_TWICE = _LEAST_COPY + _MOST_COPIES - 1  # of a longer header the second may begin beyond so many places
 
 
 def crc16(data: bytes) -> int:
@@ -305,7 +307,7 @@ def _parse(packet: RtpPacket, copies: bool) -> tuple[list[ParsedPayload], int]:
         # A second copy starts where the first, damaged one ends: only a copy of that very length, its CRC at the end,
         # fits there. Nothing else is parsed: a hostile datagram must not be 500 headers, nor as many CRCs.
         looked = 0
-        for start in range(9, min(len(data) // 2, _LONGEST_COPY) + 1) if copies else ():
+        for start in range(_LEAST_COPY, min(len(data) // 2, _LONGEST_COPY) + 1) if copies else ():
             if data[start] & 0x38 not in (_TWICE | FORMAT << 4, _TWICE | BUNDLED << 4):
                 continue
             looked += 1
@@ -348,7 +350,8 @@ class Packetiser:
 
     first_sequence, first_timestamp: random numbers of the caller's (RFC 3550, 5.1). twice: send every payload header
     twice. largest_slice: in bytes; None where the other end takes all, as within a process. bundle: so many keyframes share a
-    packet where they fit; a refresh goes alone. Frames less than half a frame off an even pace are then sent as even ones.
+    packet where they fit, and their header where it comes twice into 108 bytes; a refresh goes alone. Frames less than half a
+    frame, and 40 ms, off an even pace are then sent as even ones.
     """
 
     def __init__(
@@ -411,8 +414,9 @@ class Packetiser:
     def _bundled(self, keyframe: tuple[WireHeader, bytes, int]) -> list[RtpPacket]:
         """Holds it. Packets come of it where the bundle is full, or has no room for it."""
         wider = [*self._held, keyframe]
-        size = HEADER_BYTES + len(_bundle(wider).to_bytes(b"")) + sum(len(data) for _, data, _ in wider)
-        made = self.flush() if size > self.mtu else []
+        header = len(_bundle(wider).to_bytes(b""))
+        size = HEADER_BYTES + header + sum(len(data) for _, data, _ in wider)
+        made = self.flush() if size > self.mtu or (self.twice and header > 2 * _LONGEST_BUNDLED_TWICE) else []
         self._held.append(keyframe)
         return made + (self.flush() if len(self._held) == self.bundle else [])
 
@@ -453,11 +457,12 @@ class Packetiser:
 
 
 def _nearly_even(packet: Packet, since: int) -> bool:
-    """Whether each frame is less than half a frame off the even pace from the keyframe before, at `since`, to this one."""
+    """Whether each frame is less than half a frame and _LARGEST_SHIFT off even from the keyframe before, at `since`, on."""
     assert packet.times is not None
     period = (packet.pts - since) / packet.steps
     even = (period * left for left in range(packet.steps - 1, 0, -1))
-    return all(abs(ticks - wanted) < period / 2 for ticks, wanted in zip(packet.times, even, strict=True))
+    most = min(period / 2, _LARGEST_SHIFT)
+    return all(abs(ticks - wanted) < most for ticks, wanted in zip(packet.times, even, strict=True))
 
 
 def _bundle(keyframes: list[tuple[WireHeader, bytes, int]]) -> BundleHeader:
@@ -472,9 +477,9 @@ def _grouped(plain: WireHeader, first: int, held: list[bytes]) -> tuple[WireHead
 
 class Received(NamedTuple):
     """A keyframe, or what came of it. packet.pts: the RTP timestamp, unwrapped. after_loss: keyframes before it are
-    missing. damaged: for each slice, whether bits of it may be wrong. stream: the stream header in force. ssrc: whose
-    it is; another means another stream. arrival_s: when the last of it came, in its turn. bundle: the sequence number of the
-    packet that it shared with others; None where it shared none."""
+    missing, `lost` so many (1 where its source starts anew). damaged: for each slice, whether bits of it may be wrong.
+    stream: the stream header in force. ssrc: whose it is; another means another stream. arrival_s: when the last of it
+    came, in its turn. bundle: the sequence number of the packet that it shared with others; None where it shared none."""
 
     packet: Packet
     after_loss: bool
@@ -483,6 +488,7 @@ class Received(NamedTuple):
     ssrc: int
     arrival_s: float
     bundle: int | None = None
+    lost: int = 0
 
 
 @dataclass
@@ -506,7 +512,7 @@ class Depacketiser:
     """Datagrams to keyframes, in order, each once. Whatever does not belong is counted and dropped; nothing is raised,
     but FormatError, where a whole packet says that the stream is of a newer format before anything of it was given.
 
-    header, header_ssrc: the stream header that the session description tells for this source; without it keyframes
+    header, header_ssrc: the stream header that the session description tells for this source; without it packets
     before the first refresh are dropped and counted as `waiting`. most_keyframe_bytes: what comes beyond is dropped; None:
     nothing. damaged_headers, damaged_packets and
     `reception.counters` count.
@@ -599,10 +605,14 @@ class Depacketiser:
                 self._close()
                 self._last = None
             found = parse(packet)
-            for parsed in found:
-                self._take_part(parsed, packet, now_s, packet.sequence if len(found) > 1 else None)
+            bundle = packet.sequence if len(found) > 1 else None
+            troubles = {self._take_part(parsed, packet, now_s, bundle) for parsed in found}
+            self.reception.counters.late += "late" in troubles  # packets are counted, whatever they hold
+            self.waiting += "waiting" in troubles
+            self.damaged_packets += "damaged" in troubles
 
-    def _take_part(self, parsed: ParsedPayload, packet: RtpPacket, now_s: float, bundle: int | None) -> None:
+    def _take_part(self, parsed: ParsedPayload, packet: RtpPacket, now_s: float, bundle: int | None) -> str | None:
+        """What is wrong with it: "late", "waiting" or "damaged"."""
         wire, timestamp = parsed.header, packet.timestamp + parsed.after_ticks & 0xFFFFFFFF
         keyframe = wire.keyframe if self._last is None else unwrap(wire.keyframe, self._last, 16)
         if self._open is not None and self._open.keyframe != keyframe:
@@ -610,22 +620,21 @@ class Depacketiser:
         if self._last is not None and keyframe <= self._last and self._leaps(timestamp, now_s):
             self._last, keyframe = None, wire.keyframe
         if self._last is not None and keyframe <= self._last:
-            self.reception.counters.late += 1
-            return
+            return "late"
         if wire.header is not None:
             self.header, self._epoch = wire.header, wire.epoch
         if self.header is None or wire.epoch != self._epoch or wire.first + wire.count > self.header.slices:
-            self.waiting += 1
             self._is_waiting = True
-            return
+            return "waiting"
         self._is_waiting = False
         if self._open is None:
             pts = self._timeline.push(timestamp, now_s)
             self._open = _Assembly(keyframe, pts, wire.steps, wire.times, wire.header, now_s, bundle)
-        self._add(self._open, parsed, now_s)
+        damaged = self._add(self._open, parsed, now_s)
         whole = len(self._open.slices) == self.header.slices and not self._open.unfinished
         if packet.marker or whole:
             self._close()
+        return "damaged" if damaged else None
 
     def _leaps(self, timestamp: int, now_s: float) -> bool:
         """Whether a keyframe that seems an old one is of a time yet to come: after an outage in which half of the indices went
@@ -639,14 +648,14 @@ class Depacketiser:
         self.header = header if described in (None, ssrc) else None
         self._ssrc, self._epoch, self._last, self._timeline = ssrc, 0, None, Timeline(CLOCK_HZ)
 
-    def _add(self, assembly: _Assembly, parsed: ParsedPayload, now_s: float) -> None:
+    def _add(self, assembly: _Assembly, parsed: ParsedPayload, now_s: float) -> bool:
+        """Whether it is taken, and damaged."""
         wire = parsed.header
         assembly.touched_s = now_s
         assembly.size += len(parsed.slices)
         if self._most_keyframe_bytes is not None and assembly.size > self._most_keyframe_bytes:
-            return
+            return False
         damaged = parsed.is_damaged
-        self.damaged_packets += damaged
         for index, data in enumerate(parsed.parts(), wire.first):
             offset, more = wire.fragment or (0, False)
             if wire.fragment is not None:
@@ -661,12 +670,13 @@ class Depacketiser:
                 assembly.slices[index] = bytearray(data)
             if damaged:
                 assembly.damaged.add(index)
+        return damaged
 
     def _close(self) -> None:
         assembly, self._open = self._open, None
         if assembly is None or self.header is None or self._ssrc is None:
             return
-        after_loss = self._last is None or assembly.keyframe != self._last + 1
+        lost = 1 if self._last is None else assembly.keyframe - self._last - 1
         self._last = assembly.keyframe
         damaged = assembly.damaged | assembly.unfinished
         count = self.header.slices
@@ -678,7 +688,8 @@ class Depacketiser:
             slices=tuple(bytes(assembly.slices[index]) if index in assembly.slices else None for index in range(count)),
         )
         flags = tuple(index in damaged for index in range(count))
-        self._done.append(Received(packet, after_loss, flags, self.header, self._ssrc, assembly.touched_s, assembly.bundle))
+        received = Received(packet, lost > 0, flags, self.header, self._ssrc, assembly.touched_s, assembly.bundle, lost)
+        self._done.append(received)
 
 
 def _times_bytes(times: tuple[int, ...]) -> bytes:

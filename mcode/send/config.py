@@ -25,10 +25,10 @@ class SendConfig:
     """What `mcode send` is asked for. Raises InputError.
 
     input: a file, "camera:0" or "testsrc". to: rtp://HOST:PORT. baseline: "h264", "h265" or "none"; baseline_rate: "equal" (to
-    what the MCode lane is measured to send) or kbit/s. adaptive: see `Encoder`. rate_kbps: see `Encoder`; with IP and UDP
-    headers. bundle: keyframes that share a packet. sdp: a session description to write. size: (width, height) to code. fec:
-    "8+2", parity packets for every so many; fec_header: send payload headers twice. loop: files start over. audio_kbps: of
-    the sound's Opus, 6 to 256; audio_packet_ms: how much of it a packet holds, one of AUDIO_PACKETS_MS.
+    what the MCode lane is measured to send) or kbit/s. adaptive: see `Encoder`. rate_kbps: see `Encoder`; with repair,
+    IP and UDP headers. bundle: keyframes that share a packet. sdp: a session description to write. size: (width, height) to
+    code. fec: "8+2", parity packets for every so many; fec_header: send payload headers twice. loop: files start over.
+    audio_kbps: of the sound's Opus, 6 to 256; audio_packet_ms: how much of it a packet holds, one of AUDIO_PACKETS_MS.
     """
 
     input: str

@@ -27,13 +27,12 @@ from mcode.send.baseline import BaselineStream
 from mcode.send.config import SendConfig
 from mcode.send.descriptions import check_descriptions, write_descriptions
 from mcode.send.sources import Notify, open_source
-from mcode.send.wire import Lane, LaneReport, Wire
+from mcode.send.wire import Lane, LaneReport, Wire, ip_bytes
 from mcode.text import shown_name
 from mcode.transcode import OVER, SETTLED_S, over_rate
 
 LARGEST_LAG_S = 0.25
 """A sender that falls this far behind real time leaves frames out instead of falling further."""
-_PACKET_BYTES = 28 + payload.USUAL_HEADER_BYTES  # IP and UDP besides
 _SOUND_STEP_S = 0.02
 """As long as a packet of sound."""
 Progress = Callable[[int, int | None], None]
@@ -95,8 +94,9 @@ class Sender:
         self._lock = threading.Lock()
         self._changes: dict[str, Any] = {}
         self._encoder: Encoder | None = None
-        self._frames = self._keyframes = self._dropped = 0
-        self._newest_pts = 0
+        self._frames = self._keyframes = self._full_gaps = self._dropped = 0
+        self._settled_bytes = 0  # on the link, of the MCode lane
+        self._newest_pts = self._gap = 0  # ticks: of the last frame, and to it from the one before
         self._sound_s = 0.0
         self._start_unix_s = time.time()
         self._start_s = time.monotonic()
@@ -255,11 +255,13 @@ class Sender:
         elif changes.keys() & {"n", "coder"}:
             self._send_mcode(self._encoder.flush())
             self._encoder = self._new_encoder(self.config)
+            self._settled_bytes = self.mcode.link_bytes
         asked = self.mcode.take_refresh_request() and opening is None  # which is a refresh
         if asked:
             self._encoder.request_refresh()
         self._wire.report(self._media_time)  # first of all: the receiver's clock rests on it
         self._send_audio(frame.pts_s)
+        self._gap = frame.pts - self._newest_pts
         self._newest_pts, self.newest = frame.pts, frame
         self._send_mcode(self._encoder.push(frame) if opening is None else opening)
         if asked:  # now, rather than up to N frames later
@@ -284,11 +286,30 @@ class Sender:
             quality=config.quality,
             refresh_s=config.refresh_s,
             adaptive=config.adaptive,
-            rate_kbps=config.rate_kbps,
-            packet_bytes=_PACKET_BYTES / config.bundle,
+            rate_kbps=None if config.rate_kbps is None else config.rate_kbps / self._repair_share,
+            packet_bytes=self._packet_bytes,
             slices=self._slices or 1,
             display=self.source.display,
         )
+
+    @property
+    def _packet_bytes(self) -> float:
+        """About what a keyframe takes beside its sample, repair apart: all headers, or its share of a bundle's."""
+        bundle, copies = self.config.bundle, 1 + self.config.fec_header
+        once = ip_bytes(self._wire.family) + HEADER_BYTES
+        return once + 9 * copies if bundle == 1 else (once + 7 * copies) / bundle + 6 * copies
+
+    @property
+    def _repair_share(self) -> float:
+        """How many times as many bytes repair makes of the packets, about."""
+        settings = FecSettings.parse(self.config.fec) if self.config.fec else None
+        return 1 + settings.parity / settings.data if settings else 1.0
+
+    def _settle(self) -> None:
+        """Tells the encoder what its keyframes have taken on the link."""
+        if self._encoder is not None and not (self.mcode.protector and self.mcode.protector.owes):
+            sent, self._settled_bytes = self.mcode.link_bytes - self._settled_bytes, self.mcode.link_bytes
+            self._encoder.settle(sent / self._repair_share)
 
     def _fitting_slices(self, frame: Frame) -> int:
         """So many that a refresh's slices fit one packet each."""
@@ -300,11 +321,14 @@ class Sender:
     def _send_mcode(self, packets: list[Packet]) -> None:
         for keyframe in packets:
             self._keyframes += 1
+            self._full_gaps += keyframe.steps == self.config.n
             self._transmit_mcode(self._packetiser.push(keyframe))
 
     def _transmit_mcode(self, packets: list[RtpPacket]) -> None:
         for packet in packets:
             self._transmit(self.mcode, packet, payload.protected_bytes(packet), self._newest_pts / TICKS_PER_S)
+        if packets:
+            self._settle()
 
     def _send_audio(self, media_s: float) -> None:
         """Sound up to media_s, and a packet more."""
@@ -368,7 +392,7 @@ class Sender:
 
     def status(self) -> SendReport:
         """The report so far."""
-        length_s = max(self._newest_pts / TICKS_PER_S, 1 / 25)
+        length_s = max((self._newest_pts + self._gap) / TICKS_PER_S, 1 / 25)
         lengths_s = {"opus": max(length_s, self._sound_s)}
         lanes = {lane.name: lane.report(lengths_s.get(lane.name, length_s)) for lane in self._wire.lanes}
         warnings = []
@@ -386,7 +410,8 @@ class Sender:
             warnings.append(f"--to {self.config.to}: {trouble}; is it an address that this machine reaches?")
         wanted, link_kbps = self.config.rate_kbps, lanes["mcode"].link_kbps
         if wanted is not None and length_s > SETTLED_S and link_kbps > OVER * wanted:
-            warnings.append(over_rate(wanted, link_kbps, self.config.n))
+            bound = self.config.n if 2 * self._full_gaps * self.config.n > self._frames else None
+            warnings.append(over_rate(wanted, link_kbps, bound))
         if self._dropped:
             warnings.append(f"{self._dropped} frames were left out: this machine is too slow for real time at this size")
         return SendReport(

@@ -74,6 +74,8 @@ class FileSource(Source):
         self.width, self.height = coded
         self._reader = FrameReader(config.input, **options, size=coded, crop_to=aspect)
         info = self._reader.info
+        if config.loop and (info.is_image or info.frames == 1):
+            raise InputError(f"{config.input}: one picture has no time to start over after; send it without --loop")
         self.fps = info.average_fps or 25.0
         self.has_audio = info.audio_codec is not None
         first = next(audio_packets(config.input, config.start_s), None) if self.has_audio and config.sdp is not None else None

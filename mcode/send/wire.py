@@ -27,6 +27,11 @@ _LEAST_REPORT_GAP_S = 1.0
 _RATE_WINDOW_S = 10.0
 
 
+def ip_bytes(family: int) -> int:
+    """The headers of IP and UDP of a packet."""
+    return 48 if family == socket.AF_INET6 else 28
+
+
 @dataclass(frozen=True)
 class LaneReport:
     """What one lane sent. rate_kbps: of RTP packets, repair included; link_kbps: with the IP and UDP headers of each (28 bytes,
@@ -96,6 +101,11 @@ class Lane:
         while self._recent[0][0] < media_s - _RATE_WINDOW_S:
             self._recent.popleft()
 
+    @property
+    def link_bytes(self) -> int:
+        """Of all packets so far, with the IP and UDP headers of each."""
+        return self.wire_bytes + self.packets * ip_bytes(self.socket.family)
+
     def recent_kbps(self, media_s: float) -> float | None:
         """Of the last ten seconds; None in the first half second."""
         if not self._recent:
@@ -141,7 +151,7 @@ class Lane:
             wire_bytes=self.wire_bytes,
             fec_bytes=self.fec_bytes,
             rate_kbps=self.wire_bytes * 8 / 1000 / length_s,
-            link_kbps=(self.wire_bytes + self.packets * (48 if len(self.address) == 4 else 28)) * 8 / 1000 / length_s,
+            link_kbps=self.link_bytes * 8 / 1000 / length_s,
             channel_lost=self.channel.lost,
             channel_damaged=self.channel.damaged,
             channel_flipped_bits=self.channel.flipped_bits,
