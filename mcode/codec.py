@@ -155,8 +155,7 @@ class Encoder:
         n, slices = _integer("n", n, 65_535), _integer("slices", slices, 255)
         width, height = _integer("width", width, 65_535), _integer("height", height, 65_535)
         shown = _pair("display", (width, height) if display is None else display)
-        if rate_kbps is not None and not 0 < rate_kbps < math.inf:
-            raise ArgumentError(f"rate_kbps is {rate_kbps}; a rate is above 0 and finite")
+        rate_kbps = None if rate_kbps is None else _rate(rate_kbps)
         if not 0 <= packet_bytes < math.inf:
             raise ArgumentError(f"packet_bytes is {packet_bytes}; it is 0 bytes or more, and finite")
         if not dead_zone >= 0:
@@ -205,6 +204,11 @@ class Encoder:
         made up for."""
         if self._budget is not None:
             self._budget.settle(sent_bytes)
+
+    def change_rate(self, rate_kbps: float) -> None:
+        """Another rate from now on, for an encoder with one: what is saved and what is owed stay. Raises ArgumentError."""
+        if self._budget is not None:
+            self._budget.change(_rate(rate_kbps))
 
     def push(self, frame: Frame) -> list[Packet]:
         """The packets this frame completes: none, one, or two at a cut. Raises ValueError for a frame of another size, and for
@@ -546,7 +550,7 @@ class _Budget:
     _SPREAD_TICKS = 2 * TICKS_PER_S
 
     def __init__(self, rate_kbps: float, packet_bytes: float) -> None:
-        self._bytes_per_tick = rate_kbps * 125 / TICKS_PER_S
+        self.change(rate_kbps)
         self._packet_bytes = packet_bytes
         self._left = self._loan = 0.0  # bytes; the loan is paid back from what comes in
         self._counted = 0.0  # of keyframes since it was settled
@@ -575,6 +579,9 @@ class _Budget:
         now = min(spent, self._price) if refresh else spent
         self._left, self._loan = self._left - now, self._loan + spent - now
 
+    def change(self, rate_kbps: float) -> None:
+        self._bytes_per_tick = rate_kbps * 125 / TICKS_PER_S
+
     def settle(self, sent_bytes: float) -> None:
         self._loan, self._counted = self._loan + sent_bytes - self._counted, 0.0
 
@@ -585,6 +592,12 @@ class _Budget:
         back = self._loan * min(1.0, ticks / self._SPREAD_TICKS)
         saved = max(self._SPREAD_TICKS * self._bytes_per_tick, self._price)
         return min(self._left + ticks * self._bytes_per_tick - back, saved), self._loan - back
+
+
+def _rate(kbps: float) -> float:
+    if not 0 < kbps < math.inf:
+        raise ArgumentError(f"rate_kbps is {kbps}; a rate is above 0 and finite")
+    return kbps
 
 
 def _small_luma(rgb: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from mcode.frame import TICKS_PER_S, Frame
 from mcode.packet import Packet
 from mcode.receive import PLI_GAP_S
 from mcode.rtp.h264 import AccessUnit
-from mcode.rtp.payload import USUAL_HEADER_BYTES, Received
+from mcode.rtp.payload import BESIDE_SAMPLE_BYTES, Received
 from mcode.transcode import geometry
 
 from .clock import Clock
@@ -458,6 +458,9 @@ class _MCodeSide(_Side[Packet, Received]):
         wanted = self._possible(replace(self.session.settings, **spared))
         packets: list[Packet] = []
         encoder = self._encoder
+        if encoder is not None and self._made is not None and wanted.rate_kbps and self._made.rate_kbps:
+            encoder.change_rate(wanted.rate_kbps)  # as a slider is moved: a new one would begin with a refresh, owing nothing
+            self._made = replace(self._made, rate_kbps=wanted.rate_kbps)
         if encoder is None or wanted != self._made or (frame.width, frame.height) != (encoder.width, encoder.height):
             if encoder is not None:
                 packets += encoder.flush()
@@ -525,7 +528,7 @@ class _MCodeSide(_Side[Packet, Received]):
             n=wanted.n,
             adaptive=wanted.adaptive,
             rate_kbps=wanted.rate_kbps,
-            packet_bytes=USUAL_HEADER_BYTES,
+            packet_bytes=BESIDE_SAMPLE_BYTES,
             coder=coder,
             quality=quality_with(model, wanted.quality),
             refresh_s=REFRESH_S,

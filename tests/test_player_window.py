@@ -250,7 +250,8 @@ def test_quality_and_adaptive_act_on_the_session(window, qtbot):
     def encoder():
         return session._sides[0]._encoder
 
-    qtbot.waitUntil(lambda: encoder().adaptive and encoder().header.quality == 7, timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: encoder() is not None and encoder().adaptive, timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: encoder().header.quality == 7, timeout=PATIENCE_MS)
     controls.n.slider.move_to(0)
     assert not controls.adaptive.isEnabled() and session.settings.adaptive  # every frame is sent; wanted again with another N
     controls.change(manifold="one")

@@ -13,10 +13,6 @@ from mcode.coders import bits
 from mcode.coders.code import MOST_BYTES, Code, Events
 from mcode.coders.tables import CodeTables, Group
 
-_LARGE = 512
-"""Positions of a slice, from which on what takes longer than it may bring is not tried."""
-_SPARSER = 0.95
-
 
 class Decoded(NamedTuple):
     """symbols: int16 (C, P). needs_previous: it is a delta, and there was nothing to add it to but the centres."""
@@ -26,8 +22,7 @@ class Decoded(NamedTuple):
 
 
 def encode(whole: np.ndarray, delta: np.ndarray | None, tables: CodeTables) -> bytes:
-    """The shorter of the whole symbols and the delta, both int16 (C, P); whole where delta is None, or where they tie. Of
-    large slices only the one that is clearly sparser is coded, which was always the shorter one (docs/log.md).
+    """The shorter of the whole symbols and the delta, both int16 (C, P); whole where delta is None, or where they tie.
 
     Zero bytes at the end are left out: a slice in which nothing happens is empty. Raises ValueError for other shapes.
     """
@@ -35,21 +30,12 @@ def encode(whole: np.ndarray, delta: np.ndarray | None, tables: CodeTables) -> b
     if any(array.ndim != 2 or array.shape != (tables.channels, symbols[0].shape[1]) for array in symbols):
         raise ValueError(f"expected ({tables.channels}, P) symbols, not {[array.shape for array in symbols]}")
     symbols[0] = symbols[0] - tables.centres[:, None]
-    groups = tables.whole, tables.delta
-    coded = {mode: _events(symbols[mode], groups[mode]) for mode in _modes(symbols)}
-    mode = min(coded, key=lambda mode: sum(part.cost for part in coded[mode]))
+    coded = [_events(residual, groups) for residual, groups in zip(symbols, (tables.whole, tables.delta), strict=False)]
+    mode = int(np.argmin([sum(part.cost for part in parts) for parts in coded]))
     fields = [part.code.fields(part.events, part.residual) for part in coded[mode]]
     codes = np.concatenate([np.array([mode], np.int32), *(codes for codes, _ in fields)])
     lengths = np.concatenate([np.ones(1, np.int32), *(lengths for _, lengths in fields)])
     return bits.pack(codes, lengths).rstrip(b"\0")
-
-
-def _modes(symbols: list[np.ndarray]) -> tuple[int, ...]:
-    """Which of whole symbols and delta to try."""
-    if len(symbols) == 1 or symbols[0].shape[1] < _LARGE:
-        return tuple(range(len(symbols)))
-    whole, delta = map(np.count_nonzero, symbols)
-    return (1,) if delta < _SPARSER * whole else (0,) if whole < _SPARSER * delta else (0, 1)
 
 
 class _Part(NamedTuple):

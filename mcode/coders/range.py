@@ -55,6 +55,8 @@ Z_RATIO = 4
 """Positions of the map, along a side, to one of the hyper-latent."""
 BOTH_WAYS = 512
 """Whole slices of fewer positions are tried with and without the hyper-latent; larger ones always have it."""
+_DENSE = 8
+"""Symbols a position that are not zero, from which on a large slice is not coded in ways that are clearly worse."""
 
 _SIZES = ("hidden", "wide", "latents", "scales", "signed", "mean_limit")
 _BUSIEST = 4.0
@@ -603,15 +605,15 @@ def _choose(
 
 
 def _kinds(part: np.ndarray, base: np.ndarray | None) -> tuple[int, ...]:
-    """Which kinds of slice to try, for their cost: what is clearly worse is not. The sizes of large ones tell (docs/log.md):
-    below 0.9 a delta was always the cheaper one, above 0.95 never."""
-    small = part.shape[1] < BOTH_WAYS
-    whole = (WITH_Z, WHOLE) if small else (WITH_Z,)
+    """Which kinds of slice to try, for their cost: what is clearly worse is not. Of large and dense ones, which take the time,
+    sizes tell (docs/log.md). Of a flat picture they do not: many symbols alike are cheap."""
+    whole = (WITH_Z, WHOLE) if part.shape[1] < BOTH_WAYS else (WITH_Z,)
     if base is None:
         return whole
     size, change = _size_of(part), _size_of(part.astype(np.int32) - base)
-    least, most = (0.875, 1.143) if small else (0.9, 0.95)
-    return (DELTA,) if change < least * size else whole if change > most * size else (DELTA, *whole)
+    if part.shape[1] < BOTH_WAYS or np.count_nonzero(part) < _DENSE * part.shape[1]:
+        return whole if 7 * change > 8 * size else (DELTA, *whole)
+    return (DELTA,) if change < 0.9 * size else whole if change > 0.95 * size else (DELTA, *whole)
 
 
 def level_of(symbols: np.ndarray, previous: np.ndarray, levels: int) -> int:

@@ -23,8 +23,8 @@ from mcode.rtp.reception import Arrived, Reception
 FORMAT, BUNDLED = 1, 2
 MOST_BUNDLED = 64
 """Keyframes in one packet."""
-USUAL_HEADER_BYTES = HEADER_BYTES + 9
-"""RTP's and MCode's own, where one packet holds one keyframe of one slice."""
+BESIDE_SAMPLE_BYTES = HEADER_BYTES + 7
+"""What an RTP packet of one keyframe takes beside its sample, whose flags and steps it holds, too."""
 CLOCK_HZ = 90_000
 LARGEST_LIVE = 1 << 24
 """Pixels of a live picture, 5120x2880 and a little more: one datagram can ask for it, and others wait while it is made."""
