@@ -229,6 +229,8 @@ class Encoder:
         paid = self._budget is not None and not self.adaptive and self._budget.pays(frame.pts)
         if cut or self._symbols is None or len(self._waiting) == self.header.n or paid:
             packets.append(self._keyframe(frame, cut))
+            if cut and self._budget is not None:
+                self._budget.note_cut(frame.pts, sum(len(packet.to_sample(self.header.n)) for packet in packets), len(packets))
         else:
             self._newest = Frame(frame.rgb.copy(), frame.pts)  # its buffer may be used again before it is encoded
             if luma is not None and self._line is not None:
@@ -557,14 +559,22 @@ class _Budget:
         self._price = 0.0  # of one more keyframe, as the latest were
         self._has_price = False  # else it is a guess
         self._pts: int | None = None
+        self._cuts, self._cut_pts = 0.0, 0  # bytes that cuts took, but for what the rate has brought since
 
     def pays(self, pts: int) -> bool:
         """Whether a keyframe at pts is paid for."""
         return self._pts is not None and self._at(pts)[0] >= self._price
 
     def bears_cut(self, pts: int) -> bool:
-        """Whether no more than a keyframe is owed: the two of a cut are then lent."""
-        return self._pts is None or self._at(pts)[0] >= -self._price
+        """Whether the rate has paid for the cuts before, but for a keyframe: the two of this one are then lent."""
+        return self._cuts_at(pts) <= self._price
+
+    def note_cut(self, pts: int, sample_bytes: int, packets: int) -> None:
+        """The keyframes of a cut, which were spent."""
+        self._cuts, self._cut_pts = max(0.0, self._cuts_at(pts)) + sample_bytes + packets * self._packet_bytes, pts
+
+    def _cuts_at(self, pts: int) -> float:
+        return self._cuts - (pts - self._cut_pts) * self._bytes_per_tick
 
     def spend(self, pts: int, sample_bytes: int, refresh: bool) -> None:
         if self._pts is not None:

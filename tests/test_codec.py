@@ -176,6 +176,12 @@ def test_a_cut_now_and_then_is_lent_its_keyframes():
     assert kbps(packets, frames, 250) == pytest.approx(1, rel=0.15)
 
 
+def test_cuts_are_kept_where_n_alone_takes_more_than_the_rate():
+    frames = [Frame(frame.rgb // 4 + 150 * (i // 100 % 2), frame.pts) for i, frame in enumerate(noisy(500))]
+    packets = encode(frames, n=4, rate_kbps=0.1)
+    assert {99, 100, 199, 200, 299, 300, 399, 400} <= {p.pts // TICKS for p in packets}
+
+
 @pytest.mark.parametrize("together", [1, 7])
 def test_a_rate_is_held_by_what_keyframes_took_where_that_is_told(together):
     frames, share = noisy(500), 0.6

@@ -21,6 +21,7 @@ from mcode.receive import AudioChunk, LaneView, PlayoutClock, Receiver
 from mcode.receive.network import Network
 from mcode.receive.recording import _receive
 from mcode.rtp import payload, rtcp
+from mcode.rtp.packets import RtpPacket
 
 from .block_means import TICKS, grey
 from .loopback import MODEL, PATIENCE_S, baseline_datagrams, in_thread, keyframes, wait_for, waves
@@ -240,12 +241,22 @@ def test_a_sender_that_reports_and_sends_nothing_is_asked_for_a_refresh(network,
     run(125)
     assert {each[1:] for each in asked} == {(peer, 7)} and 102 <= asked[0][0] <= 102.5
     assert 3 <= len(asked) <= 6 and asked[-1][0] < 111.5  # less and less often; and not one that is gone
+    assert link.heard_s == pytest.approx(101, abs=0.2), "that it is there is known by its report"
     asked.clear()
     report(8)
     packet = bytes(payload.Packetiser(8).push(keyframes(waves(1))[0])[0])
     network._take(link, packet, peer)
     run(130)
     assert asked == []
+
+
+def test_reports_beside_packets_of_another_lane_are_no_sender_of_this_one(network):
+    link, peer = network.links[0], ("127.0.0.1", 9)
+    data = rtcp.compound([rtcp.SenderReport(7, rtcp.ntp(1000.0), 5, 1, 1), rtcp.Description(7, "a")])
+    link.hear(data, peer, 100.0)
+    assert link.heard_s == 100 and link._joins(104.0) == 7
+    network._take(link, bytes(RtpPacket(97, 1, 2, 7, b"another lane's")), peer)
+    assert link.reception.ssrc is None and link.heard_s == 0 and link._joins(104.0) is None
 
 
 @pytest.mark.parametrize("end", ["stop", "goodbye"])

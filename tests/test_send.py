@@ -463,6 +463,14 @@ def test_rates_are_over_the_last_frames_time_too(port):
     assert lane.rate_kbps == pytest.approx(lane.wire_bytes * 8 / 1000 / 0.4)
 
 
+def test_of_slides_the_last_one_is_taken_to_stand_no_longer_than_the_usual_one(tmp_path, port):
+    video = tmp_path / "slides.mkv"
+    slides(video, [0, 1, 2, 12], 0.1)
+    wanted = SendConfig(os.fspath(video), f"rtp://127.0.0.1:{port}", realtime=False, baseline="none", audio=False)
+    report = send(wanted, model=MODEL)
+    assert report.frames == 4 and report.duration_s == pytest.approx(16)
+
+
 def test_a_still_that_is_to_start_over_is_refused(tmp_path):
     name = os.fspath(tmp_path / "still.png")
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(name)
@@ -470,6 +478,11 @@ def test_a_still_that_is_to_start_over_is_refused(tmp_path):
         Sender(SendConfig(name, loop=True), model=MODEL)
     with Sender(SendConfig(name), model=MODEL) as sender:
         assert len(list(sender.source)) == 1
+    video = tmp_path / "one.mkv"
+    slides(video, [0], 0.1)
+    looped = SendConfig(os.fspath(video), loop=True, audio=False)
+    with Sender(looped, model=MODEL) as sender, pytest.raises(InputError, match=r"one\.mkv: one picture.*without --loop"):
+        list(sender.source)
 
 
 def test_an_unresolvable_host_is_named():

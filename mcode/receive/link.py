@@ -48,6 +48,7 @@ class Link:
     next_report_s: float = -math.inf
     refresh_requests: int = 0
     heard: int = 0
+    media: int = 0  # of what was heard, what is no control packet
     said_goodbye: bool = False
     spared: int = HEADER_BYTES  # by the channel here, of the latest packet that was not repair
 
@@ -111,9 +112,13 @@ class Link:
 
     @property
     def heard_s(self) -> float:
-        """When something last came from the sender that is followed, or may be: a packet or a report."""
-        reported_s = self.reported[1] if self.reported and self.reception.ssrc in (None, self.reported[0].ssrc) else 0.0
-        return max(self.reception.last_arrival_s, reported_s)
+        """When something last came from the sender that is followed, or may be: a packet or a report. Reports beside packets
+        of which none is followed are those of another lane."""
+        if self.reported is None:
+            return self.reception.last_arrival_s
+        report, reported_s = self.reported
+        follows = self.reception.ssrc == report.ssrc or (self.reception.ssrc is None and not self.media)
+        return max(self.reception.last_arrival_s, reported_s if follows else 0.0)
 
     def answer(self, now_s: float) -> None:
         """Receiver reports when they are due, a request for a refresh as soon as one is needed."""
@@ -155,7 +160,7 @@ class Link:
 
     def _joins(self, now_s: float) -> int | None:
         """The source that reports while no packet of it comes, as of a bundle seconds long: it is asked for a refresh."""
-        if self.reported is None or self.reception.ssrc is not None or self.said_goodbye or self.name == "audio":
+        if self.reported is None or self.reception.ssrc is not None or self.media or self.said_goodbye or self.name == "audio":
             return None
         report, at_s = self.reported
         waited = now_s - self.reporting_since_s >= _JOIN_S and now_s - at_s < _LONGEST_REPORT_GAP_S

@@ -178,6 +178,7 @@ class Network:
                 for other in self.links:
                     other.correct(self._skew_s)
             return []
+        link.media += 1
         link.note_size(len(datagram), now)
         found = []
         spared = link.protected_bytes(datagram)

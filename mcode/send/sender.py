@@ -392,7 +392,8 @@ class Sender:
 
     def status(self) -> SendReport:
         """The report so far."""
-        length_s = max((self._newest_pts + self._gap) / TICKS_PER_S, 1 / 25)
+        shown = min(self._gap, self._newest_pts / max(1, self._frames - 1))  # of the last frame, which nothing tells
+        length_s = max((self._newest_pts + shown) / TICKS_PER_S, 1 / 25)
         lengths_s = {"opus": max(length_s, self._sound_s)}
         lanes = {lane.name: lane.report(lengths_s.get(lane.name, length_s)) for lane in self._wire.lanes}
         warnings = []

@@ -49,6 +49,10 @@ class Source:
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
 
+    @staticmethod
+    def _no_loop(config: SendConfig) -> InputError:
+        return InputError(f"{config.input}: one picture has no time to start over after; send it without --loop")
+
     def audio_until(self, time_s: float) -> Iterator[tuple[bytes, int]]:
         """(Opus packet, pts in 1/48,000 s) that start before time_s."""
         return iter(())
@@ -74,8 +78,8 @@ class FileSource(Source):
         self.width, self.height = coded
         self._reader = FrameReader(config.input, **options, size=coded, crop_to=aspect)
         info = self._reader.info
-        if config.loop and (info.is_image or info.frames == 1):
-            raise InputError(f"{config.input}: one picture has no time to start over after; send it without --loop")
+        if config.loop and info.is_image:
+            raise self._no_loop(config)
         self.fps = info.average_fps or 25.0
         self.has_audio = info.audio_codec is not None
         first = next(audio_packets(config.input, config.start_s), None) if self.has_audio and config.sdp is not None else None
@@ -98,8 +102,10 @@ class FileSource(Source):
                 frame = replace(frame, pts=frame.pts + start)
                 gap, end = frame.pts - end, frame.pts
                 yield frame
-            if not self._config.loop or end == start:
+            if not self._config.loop:
                 return
+            if end == start:
+                raise self._no_loop(self._config)
             start = end + max(1, gap)
             release_decoders()
 
