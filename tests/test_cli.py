@@ -333,6 +333,7 @@ def test_every_option_of_adapt_arrives(mcode, monkeypatch):
     assert adapt.options == {"m": 20, "size": (64, 48), "seconds": 5, "force": True}
     assert mcode("adapt", "a.mp4", "-o", "me.safetensors")[0] == 0
     assert adapt.options == {"m": 50, "size": (128, 128), "seconds": None, "force": False}
+    assert "--manifold 'my face.safetensors'\n" in mcode("adapt", "a.mp4", "-o", "my face.safetensors")[1]
 
 
 def test_every_option_of_compare_arrives(mcode, monkeypatch):
