@@ -238,10 +238,11 @@ class FileReport:
 
 @dataclass(frozen=True)
 class BatchReport:
-    """files: in the order of the inputs."""
+    """files: in the order of the inputs. notes: what was left out, and why."""
 
     files: tuple[FileReport, ...]
     seconds: float
+    notes: tuple[str, ...] = ()
 
     def count(self, state: str) -> int:
         return sum(file.state == state for file in self.files)
@@ -268,7 +269,8 @@ def encode_files(
     started = time.perf_counter()
     if not segment_s >= 1:
         raise InputError(f"a segment of {segment_s:g} s: it is 1 second or longer")
-    files = [_File(input, output, force) for input, output in outputs_of(inputs, folder)]
+    links: list[Path] = []
+    files = [_File(input, output, force) for input, output in outputs_of(inputs, folder, links)]
     model, _ = replace(settings, device="cpu").load()  # where the networks run is for the workers to say
     is_new = not Path(folder).exists()
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -328,14 +330,17 @@ def encode_files(
         if is_new:
             with suppress(OSError):  # it is not empty
                 Path(folder).rmdir()
-    return BatchReport(tuple(reports[file.output] for file in files), time.perf_counter() - started)
+    notes = (_left_out(links),) if links else ()
+    return BatchReport(tuple(reports[file.output] for file in files), time.perf_counter() - started, notes)
 
 
-def outputs_of(inputs: Iterable[str | os.PathLike[str]], folder: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
+def outputs_of(
+    inputs: Iterable[str | os.PathLike[str]], folder: str | os.PathLike[str], links: list[Path] | None = None
+) -> list[tuple[Path, Path]]:
     """Each input file and its output: a.mp4 -> folder/a.mcode, and of an input folder a, a/b/c.mp4 -> folder/b/c.mcode.
 
-    Folders are searched for names of videos and pictures, but for hidden ones. Raises InputError for a folder without any, or
-    that cannot be read, and for two inputs of one output.
+    Folders are searched for names of videos and pictures, but for hidden ones and for linked folders, which are added to
+    `links`. Raises InputError for a folder without any, or that cannot be read, and for two inputs of one output.
     """
     if not os.fspath(folder):
         raise InputError("no output folder given: its name is empty")
@@ -347,9 +352,14 @@ def outputs_of(inputs: Iterable[str | os.PathLike[str]], folder: str | os.PathLi
         if not os.fspath(given):
             raise InputError("no input given: its name is empty, name a video or a folder")
         root = Path(given)
-        found = list(_media(root)) if root.is_dir() else [root]
+        linked: list[Path] = []
+        found = list(_media(root, linked)) if root.is_dir() else [root]
+        if not found and linked:
+            raise InputError(f"{root}: no video or picture in this folder itself; {_left_out(linked)}")
         if not found:
             raise InputError(f"{root}: no video or picture in this folder; a file of another suffix can be given by its name")
+        if links is not None:
+            links += linked
         for input in found:
             name = input.relative_to(root) if root.is_dir() else Path(input.name)
             output = target / name.with_suffix(".mcode")
@@ -359,12 +369,18 @@ def outputs_of(inputs: Iterable[str | os.PathLike[str]], folder: str | os.PathLi
     return [(input, output) for output, input in of_output.items()]
 
 
-def _media(root: Path) -> Iterator[Path]:
+def _left_out(links: Sequence[Path]) -> str:
+    more = f", and {len(links) - 1:,} more" if len(links) > 1 else ""
+    return f"{links[0]}: linked folders are not searched{more}; give them as inputs"
+
+
+def _media(root: Path, links: list[Path]) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot read this folder ({error.strerror})") from error
 
     for path, folders, names in os.walk(root, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links += (Path(path) / name for name in folders if os.path.islink(os.path.join(path, name)))
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in MEDIA:
                 yield Path(path) / name

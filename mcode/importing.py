@@ -27,12 +27,12 @@ from mcode.coders.range import HyperConfig
 from mcode.errors import FormatError, InputError, McodeError
 from mcode.nets.paper import Hific, MeanHific, PaperConfig
 from mcode.testclip import render_frames
-from mcode.text import is_name, shown_name
+from mcode.text import is_name, is_text, shown_name
 from mcode.training import hyper, loop
 from mcode.training.crops import load_pictures
 from mcode.training.deltas import RUN
 from mcode.training.paper import fit_tables, save
-from mcode.whole import whole
+from mcode.whole import refuse_existing, refuse_unwritable, whole
 
 REPOSITORY = "https://github.com/Justin-Tan/high-fidelity-generative-compression"
 MOST_PICTURES, LONGEST = 64, 1024
@@ -89,16 +89,22 @@ def import_hific_pytorch(
     range_steps: train a hyperprior for the coder `range`, with so many steps on crops of the same data; without it the manifold
     codes by `huffman` and `fixed` alone. The scales of the port's own hyperprior code nothing: floating-point numbers differ
     from machine to machine. Raises InputError; McodeError where that training fails. A file at output stays until all is done.
+    Without output, the name of a manifold that comes with MCode is taken with force only.
     """
     path = Path(path)
+    _check_file(path)
     name = name or shown_name(Path(output).stem if output else path.stem.lower())
     if not is_name(name):
         raise InputError(f"--name {name}: a manifold's name is a file name without folders, as hific-low")
     target = Path(output) if output else manifold.user_folder() / f"{name}.safetensors"
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: a manifold is a .safetensors file; give a name that ends so")
-    if target.exists() and not force:
-        raise InputError(f"{target}: exists; add --force to replace it or choose another name")
+    refuse_existing([target], force)
+    if output is None and (manifold.PACKAGED / target.name).exists() and not force:
+        raise InputError(
+            f"{target}: would take the place of {name}, which comes with MCode; choose another --name, or add --force to let it"
+        )
+    refuse_unwritable(target)
     pictures = _pictures(data)
     checkpoint = read_hific_pytorch(path)
     stored = checkpoint.state if float32 else loop.halved(checkpoint.state, str(path), "use --float32, or fetch it again")
@@ -216,10 +222,14 @@ def read_hific_pytorch(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(config, state, _facts(content, arguments, normalised))
 
 
-def _load(path: Path) -> Any:
-    """torch.load, tensors and plain values only. Raises InputError."""
+def _check_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"{path}: no such file; the port's README links its checkpoints: {REPOSITORY}")
+
+
+def _load(path: Path) -> Any:
+    """torch.load, tensors and plain values only. Raises InputError."""
+    _check_file(path)
     try:
         zipped = zipfile.is_zipfile(path)
         if zipped:
@@ -352,6 +362,7 @@ def _facts(content: Mapping[str, Any], arguments: Any, normalised: bool) -> dict
     wanted = {"regime": str, "target_rate": float, "model_type": str, "dataset": str}
     given = arguments if isinstance(arguments, Mapping) else {}
     facts: dict[str, Any] = {k: given[k] for k, kind in wanted.items() if isinstance(given.get(k), kind)}
+    facts = {k: v for k, v in facts.items() if not isinstance(v, str) or is_text(v)}
     facts |= {k: content[k] for k in ("epoch", "steps") if isinstance(content.get(k), int)}
     return facts | {"pictures_in": "[-1, 1]" if normalised else "[0, 1]"}
 

@@ -45,6 +45,15 @@ def refuse_existing(
             raise InputError(f"{path}: exists; {remedy}")
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Before the work that makes it, folders included: raises InputError where no file can be made at `path`."""
+    folder = next(one for one in path.absolute().parents if os.path.exists(one))
+    if not folder.is_dir():
+        raise InputError(f"{path}: {folder} is a file, not a folder; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: not allowed to write into {folder}; choose another place")
+
+
 def give_name(part: Path, target: Path, *, replace: bool) -> None:
     """Renames `part`. Without `replace` a file there is a FileExistsError, however late it came, on file systems that have hard
     links."""

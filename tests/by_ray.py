@@ -133,9 +133,11 @@ def test_a_cluster_that_lets_nobody_in_without_a_token_is_one_line(settings, cli
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_ctrl_c_stops_the_workers_and_leaves_nothing_behind(settings, tmp_path):
+@pytest.mark.parametrize(("name", "status", "last"), [("SIGINT", 130, "mcode: interrupted\n"), ("SIGHUP", 129, "")])
+def test_a_terminals_signals_stop_the_workers_and_leave_nothing_behind(settings, tmp_path, name, status, last):
     """The source is so long that its encode is surely running when it is stopped."""
     pytest.importorskip("ray", reason="Ray is not installed (the extra cluster)")
+    number = signal.Signals[name]
     source, out = tmp_path / "endless.y4m", tmp_path / "out"
     source.write_bytes(b"YUV4MPEG2 W32 H24 F25:1 C444\n" + (b"FRAME\n" + bytes(32 * 24 * 3)) * 40_000)
     options = ["-m", settings.manifold, "--device", "cpu", "--n", "1", "--segment", "2", "--workers", "2"]
@@ -146,17 +148,17 @@ def test_ctrl_c_stops_the_workers_and_leaves_nothing_behind(settings, tmp_path):
         text=True,
         cwd=ROOT,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     try:
         until = time.monotonic() + 90
         while not (out.is_dir() and any(out.iterdir())):
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that it has started, too
+        os.killpg(process.pid, number)  # as a terminal does: to all that it has started, too
         printed, said = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
-    assert (process.returncode, printed, said) == (130, "", "mcode: interrupted\n")
+    assert (process.returncode, printed, said) == (status, "", last)
     assert leftovers(out) == []

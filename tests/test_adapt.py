@@ -105,6 +105,20 @@ def test_unusable_requests_are_refused_before_anything_is_written(clip, tmp_path
     assert kept.read_bytes() == b"mine" and [p.name for p in tmp_path.iterdir()] == ["kept.safetensors"]
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_reading(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapt, "FrameReader", None)
+    (tmp_path / "file").touch()
+    (tmp_path / "me.safetensors").mkdir()
+    with pytest.raises(InputError, match="file is a file, not a folder; choose another place$"):
+        adapt_linear([clip], tmp_path / "file" / "me.safetensors")
+    with pytest.raises(InputError, match="me.safetensors: is a folder; choose another name$"):
+        adapt_linear([clip], tmp_path / "me.safetensors", force=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(InputError, match="not allowed to write into .*; choose another place$"):
+        adapt_linear([clip], tmp_path / "new" / "me.safetensors")
+    assert not (tmp_path / "new").exists()
+
+
 def test_blocks_of_large_frames_are_fewer_frames_and_give_the_same_manifold(clip, tmp_path, monkeypatch):
     whole = adapt_linear([clip], tmp_path / "whole.safetensors", m=6, size=(48, 32))
     lengths = []

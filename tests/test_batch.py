@@ -77,6 +77,22 @@ def test_a_tree_of_videos_becomes_the_same_tree(tmp_path):
     assert outputs_of([lib, lib / "b"], out)[1:] == expected
 
 
+def test_linked_folders_are_left_out_and_told(settings, clip, tmp_path):
+    for name in ("far", "lib/sub"):
+        (tmp_path / name).mkdir(parents=True)
+    shutil.copy(clip, tmp_path / "far/b.mp4")
+    for name in ("lib/link", "lib/sub/link", "lib/.hidden"):
+        (tmp_path / name).symlink_to(tmp_path / "far")
+    told = f"{tmp_path}/lib/link: linked folders are not searched, and 1 more; give them as inputs"
+    with pytest.raises(InputError, match=f"lib: no video or picture in this folder itself; {told}$"):
+        encode_files([tmp_path / "lib"], tmp_path / "out", settings, Here(settings))
+    (tmp_path / "lib/a.mp4").symlink_to(clip)
+    report = encode_files([tmp_path / "lib"], tmp_path / "out", settings, Here(settings))
+    assert report.notes == (told,) and leftovers(tmp_path / "out") == ["a.mcode"]
+    report = encode_files([tmp_path / "lib/link"], tmp_path / "out", settings, Here(settings))
+    assert report.notes == () and leftovers(tmp_path / "out") == ["a.mcode", "b.mcode"]
+
+
 def test_two_inputs_of_one_output_are_refused_before_anything_is_done(settings, clip, tmp_path):
     for name in ("a/x.mp4", "b/x.mov"):
         (tmp_path / name).parent.mkdir()
@@ -498,6 +514,17 @@ def test_a_warning_says_of_which_file_it_is(command, settings, tmp_path):
     source = make_clip(tmp_path / "strange.mp4")
     status, _, err = command(source, "-o", tmp_path / "out")
     assert status == 0 and err.startswith(f"mcode: warning: {source}: fit 0.") and "does not suit this footage" in err
+
+
+def test_what_is_left_out_is_warned_of(command, clip, tmp_path):
+    (tmp_path / "lib").mkdir()
+    shutil.copy(clip, tmp_path / "lib/a.mp4")
+    (tmp_path / "lib/link").symlink_to(tmp_path)
+    status, _, err = command(tmp_path / "lib", "-o", tmp_path / "out", "--json")
+    assert (status, err) == (
+        0,
+        f"mcode: warning: {tmp_path}/lib/link: linked folders are not searched; give them as inputs\n",
+    )
 
 
 def test_every_option_arrives(monkeypatch, capsys, tmp_path):

@@ -127,6 +127,32 @@ def test_the_machine_is_described(report):
     assert machine.cores >= 1 and machine.threads >= 1 and machine.memory_gb > 0
 
 
+def test_the_precision_of_every_manifold_is_told(monkeypatch, capsys):
+    class Halved(Means):
+        name, precision = "halved", "bfloat16"
+
+    options = {"sizes": [SIZE], "seconds": 0.01, "frames": 2, "memory": False}
+    found = bench([Means(), Halved()], **options)
+    assert found.precisions == {"means": "float32", "halved": "bfloat16"} and found.machine.precision == "float32"
+    alike = bench([Halved()], **options)
+    for report, there, absent in (
+        (found, "\nmeans float32, halved bfloat16\n", f"{found.machine.device} float32"),
+        (alike, f"\n{alike.machine.device} bfloat16, ", "halved bfloat16"),
+    ):
+        monkeypatch.setattr(benching, "bench", lambda *_, report=report, **__: report)
+        assert cli.main(["bench"]) == 0
+        out = capsys.readouterr().out
+        assert there in out and absent not in out
+
+
+def test_a_manifold_of_pictures_too_small_to_measure_is_named():
+    class Thumbs(BlockMeans):
+        name, frame_size = "thumbs", (40, 8)
+
+    with pytest.raises(InputError, match="^--manifold thumbs: its pictures are 40x8, and 16x16 is the least"):
+        bench([Means(), Thumbs()])
+
+
 def test_jobs_take_turns_after_a_warm_up():
     calls = []
     jobs = [Job("codec", name, SIZE, 1, lambda name=name: calls.append(name) or 1.0) for name in "ab"]

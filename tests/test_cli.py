@@ -333,6 +333,7 @@ def test_every_option_of_adapt_arrives(mcode, monkeypatch):
     assert adapt.options == {"m": 20, "size": (64, 48), "seconds": 5, "force": True}
     assert mcode("adapt", "a.mp4", "-o", "me.safetensors")[0] == 0
     assert adapt.options == {"m": 50, "size": (128, 128), "seconds": None, "force": False}
+    assert "--manifold 'my face.safetensors'\n" in mcode("adapt", "a.mp4", "-o", "my face.safetensors")[1]
 
 
 def test_every_option_of_compare_arrives(mcode, monkeypatch):
@@ -1150,8 +1151,8 @@ def test_pipes_and_devices_are_refused_at_once(workshop, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_encode_that_is_stopped_leaves_nothing_behind(workshop, tmp_path, number, status):
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_an_encode_that_is_stopped_leaves_nothing_behind(workshop, tmp_path, name, status):
     """The source is so long that the encode is surely running when it is stopped."""
     frame = b"FRAME\n" + bytes(32 * 24 * 3)
     source, out = tmp_path / "endless.y4m", tmp_path / "out"
@@ -1159,14 +1160,15 @@ def test_an_encode_that_is_stopped_leaves_nothing_behind(workshop, tmp_path, num
     source.write_bytes(b"YUV4MPEG2 W32 H24 F25:1 C444\n" + frame * 40_000)
     options = ["-m", workshop / "disc.safetensors", "--n", "1"]
     command = [sys.executable, "-m", "mcode", "encode", source, "-o", out / "out.mcode", *options]
-    # a shell starts its background jobs with Ctrl-C ignored, and children inherit that
+    number = signal.Signals[name]
+    # a shell starts its background jobs with Ctrl-C ignored, nohup all with SIGHUP ignored, and children inherit that
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     try:
         until = time.monotonic() + 60
@@ -1182,12 +1184,16 @@ def test_an_encode_that_is_stopped_leaves_nothing_behind(workshop, tmp_path, num
     assert "Traceback" not in err and not list(out.iterdir())
 
 
-def test_a_sigterm_inside_a_finaliser_ends_the_command_all_the_same(monkeypatch):
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_inside_a_finaliser_ends_the_command_all_the_same(monkeypatch, request, name):
     from mcode import cli
+
+    number = signal.Signals[name]
 
     class Finalised:
         def __del__(self):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
             time.sleep(0)  # where Python calls the handler
 
     def command(**options):
@@ -1198,11 +1204,41 @@ def test_a_sigterm_inside_a_finaliser_ends_the_command_all_the_same(monkeypatch)
             time.sleep(0.01)
 
     monkeypatch.setattr(cli, "app", command)
-    handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    request.addfinalizer(functools.partial(signal.signal, number, signal.signal(number, signal.SIG_DFL)))
+    hook = sys.unraisablehook
     with pytest.raises(SystemExit) as ended:
         cli.main([])
-    assert ended.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == handler and sys.unraisablehook == hook
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) == signal.SIG_DFL and sys.unraisablehook == hook
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+def test_a_terminal_that_is_closed_may_tell_twice_while_the_command_unwinds(monkeypatch, request):
+    from mcode import cli
+
+    unwound = []
+
+    def command(**options):
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.raise_signal(signal.SIGHUP)
+            unwound.append(True)
+
+    monkeypatch.setattr(cli, "app", command)
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_DFL)))
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 129 and unwound == [True]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+def test_a_command_under_nohup_outlives_its_terminal(monkeypatch, request):
+    from mcode import cli
+
+    monkeypatch.setattr(cli, "app", lambda **options: signal.raise_signal(signal.SIGHUP))
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_IGN)))
+    assert cli.main([]) == 0
 
 
 def test_stills_are_measured_beside_other_codecs(mcode, workshop, tmp_path, monkeypatch):

@@ -361,6 +361,40 @@ def test_nothing_is_overwritten_or_written_under_another_kind_of_name(tiny, tmp_
         import_hific_pytorch(path, tmp_path / "b.safetensors", name="\udce9")
 
 
+def test_the_name_of_a_manifold_that_comes_with_mcode_is_taken_with_force_only(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    path = save(tmp_path / "General.pt", tiny[1])
+    for name in (None, "general", "talking-head"):
+        with pytest.raises(InputError, match=f"place of {name or 'general'}, which comes with MCode.*--force"):
+            import_hific_pytorch(path, name=name)
+    assert not (tmp_path / "home").exists()
+    assert import_hific_pytorch(path, force=True).name == "general"
+    assert import_hific_pytorch(path, tmp_path / "general.safetensors").name == "general", "a place of its own"
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_checkpoint_is_read(tiny, tmp_path, monkeypatch):
+    path = save(tmp_path / "a.pt", tiny[1])
+    monkeypatch.setattr(importing, "read_hific_pytorch", None)
+    with pytest.raises(InputError, match="a.pt is a file, not a folder"):
+        import_hific_pytorch(path, path / "b.safetensors")
+    (tmp_path / "c.safetensors").mkdir()
+    with pytest.raises(InputError, match="is a folder; choose another name"):
+        import_hific_pytorch(path, tmp_path / "c.safetensors", force=True)
+
+
+def test_a_folder_in_place_of_a_checkpoint_is_told_as_such_and_not_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^\.: no such file"):
+        import_hific_pytorch(".")
+
+
+def test_texts_without_a_spelling_in_utf_8_do_not_come_into_the_card(tiny, tmp_path):
+    path = save(tmp_path / "a.pt", tiny[1], args={"regime": "\ud800", "dataset": "caf\u00e9"})
+    report = import_hific_pytorch(path, tmp_path / "b.safetensors")
+    facts = manifold.load(report.path, "cpu").card["checkpoint"]
+    assert "regime" not in facts and facts["dataset"] == "caf\u00e9"
+
+
 def test_the_command_says_what_it_made_and_fails_in_one_line(tiny, tmp_path, capsys, one_thread):
     path, out = save(tmp_path / "a.pt", tiny[1]), tmp_path / "b.safetensors"
     assert main(["manifolds", "import", str(path), "--format", "hific-pytorch", "-o", str(out), "--json"]) == 0

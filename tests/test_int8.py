@@ -117,6 +117,22 @@ def test_a_block_of_bfloat16_leaves_its_input_alone():
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("piece", [int8._PIECE, 7])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.half, torch.double])
+def test_other_floats_become_the_bytes_of_their_float32(monkeypatch, piece, kind):
+    monkeypatch.setattr(int8, "_PIECE", piece)
+    x = (20 * noise(1, 4, 9, 9)).to(kind)
+    assert torch.equal(int8.to_bytes(x, 0.37), int8.to_bytes(x.float(), 0.37))
+
+
+@needs_integers
+def test_a_block_takes_maps_of_any_layout():
+    made, x = block(), noise(2, 32, 4, 6)
+    run = int8.Int8Block(made, *measured(made, x))
+    with torch.inference_mode():
+        assert torch.equal(run(x.contiguous()), run(x.clone()))
+
+
 @needs_integers
 def test_a_block_in_bytes_gives_its_sum_within_two_per_cent_of_what_it_adds_and_half_a_step():
     made, x = block(), noise(2, 32, 9, 13)
@@ -136,7 +152,7 @@ def test_a_block_in_bytes_gives_its_sum_within_two_per_cent_of_what_it_adds_and_
 def test_bytes_are_rounded_cut_and_laid_out_as_convolutions_want_them(monkeypatch):
     monkeypatch.setattr(int8, "_PIECE", 7)
     x = torch.tensor([-100.0, -1.0, -0.26, -0.24, 0.0, 0.24, 0.26, 1.0, 63.0, 100.0]).view(1, 2, 5, 1)
-    for given in (x, x.contiguous(memory_format=torch.channels_last), x.bfloat16().float()):
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x.bfloat16(), x.half(), x.double()):
         found = int8.to_bytes(given, 0.5)
         assert found.flatten().tolist() == [0, 126, 127, 128, 128, 128, 129, 130, 254, 255]
         assert found.is_contiguous(memory_format=torch.channels_last)
@@ -296,6 +312,20 @@ def test_a_size_without_blocks_keeps_to_blocks_in_integers():
     assert isinstance(net.synthesis_net.net[1][0], ResidualBlock), "as it was"
     with pytest.raises(ValueError, match="ranges are for 4 blocks"):
         in_integers(net, "synthesis_net", [[1.0, 1.0, 1.0]] * 4)
+
+
+@needs_integers
+def test_networks_of_one_channel_are_computed_in_integers_too():
+    torch.manual_seed(0)
+    net = Compact(1, (8, 8, 8), (1, 1, 1), (16, 8, 8, 8), (1, 1, 1, 1)).eval()
+    y = noise(2, 1, 4, 6)
+    with torch.inference_mode():
+        wanted = net.synthesis_net(y, net.patches)
+        twin = in_integers(
+            net, "synthesis_net", int8.measure(net.synthesis_net, lambda y: net.synthesis_net(y, net.patches), [y])
+        )
+        found = twin.synthesis_net(y, net.patches)
+    assert (found - wanted.clamp(-1, 1)).abs().max() < 0.05
 
 
 @needs_integers

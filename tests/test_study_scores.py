@@ -194,6 +194,15 @@ def test_no_answers_are_no_scores():
         score([])
 
 
+def test_files_without_answers_are_named(tmp_path):
+    (tmp_path / "empty.csv").touch()
+    bare = write_answers(tmp_path / "bare.csv", [])
+    with pytest.raises(InputError, match=f"^{tmp_path}/empty.csv, {bare}: no answers to score$"):
+        study.read_all([tmp_path / "empty.csv", bare])
+    full = write_answers(tmp_path / "full.csv", simulated(SKILL, 3))
+    assert len(study.read_all([bare, full])) == 3
+
+
 def test_names_with_dollars_are_drawn_as_they_are(tmp_path):
     dollars = dict(zip(("cost_$_and_$", "$^$", *"cde"), SKILL.values(), strict=True))
     study.plot(score(simulated(dollars, 60), shuffles=50), tmp_path / "plot.png")

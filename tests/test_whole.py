@@ -12,12 +12,13 @@ import torch
 from safetensors import SafetensorError
 
 from mcode.config import from_dict
+from mcode.errors import InputError
 from mcode.nets.eye import Eye
 from mcode.send.descriptions import _write as write_description
 from mcode.training import classes, eye, loop
 from mcode.training.compact import OptimiserConfig
 from mcode.training.squares import Squares
-from mcode.whole import partial_name, whole, write_whole
+from mcode.whole import partial_name, refuse_unwritable, whole, write_whole
 
 
 def test_what_fails_leaves_the_file_before_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -54,6 +55,19 @@ def test_names_as_long_as_a_file_system_takes_have_a_name_beside_them(tmp_path: 
     for name in names:
         write_whole(tmp_path / name, name)
     assert {path.read_text() for path in tmp_path.iterdir()} == set(names)
+
+
+def test_where_no_file_can_be_made_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_unwritable(tmp_path / "new" / "folder" / "a.txt")
+    write_whole(tmp_path / "file", b"")
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "b" / "a.txt"):
+        with pytest.raises(InputError, match=f"a.txt: {tmp_path}/file is a file, not a folder; choose another place"):
+            refuse_unwritable(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    for path in (tmp_path / "a.txt", tmp_path / "new" / "a.txt"):
+        with pytest.raises(InputError, match=f"a.txt: not allowed to write into {tmp_path}; choose another place"):
+            refuse_unwritable(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_description_goes_down_a_pipe() -> None:

@@ -66,28 +66,41 @@ for _commands in ("coding", "batch", "training", "measuring", "paper", "images",
 
 
 @contextmanager
-def _sigterm_ends() -> Iterator[None]:
-    """SIGTERM unwinds, so that temporary files are removed. A signal that arrives inside a finaliser or a library's callback
-    ends only that, as Python reports to sys.unraisablehook; it is then sent once more."""
+def _signals_unwind() -> Iterator[None]:
+    """SIGTERM unwinds, so that temporary files are removed; so does a terminal that is closed (SIGHUP, which may come twice),
+    where that is not ignored. A signal that arrives inside a finaliser or a library's callback ends only that, as Python
+    reports to sys.unraisablehook; it is then sent once more."""
+    came = 0
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
 
     def terminate(signum: int, frame: Any) -> None:
+        nonlocal came
+        if signum == came == hangup:
+            return
+        came = signum
         sys.exit(128 + signum)
 
     def once_more(lost: sys.UnraisableHookArgs) -> None:
+        nonlocal came
         if not issubclass(lost.exc_type, SystemExit):
             hook(lost)
             return
-        again = threading.Timer(0.02, _thread.interrupt_main, (signal.SIGTERM,))  # not here, where it would be lost again
+        number, came = came or signal.SIGTERM, 0
+        again = threading.Timer(0.02, _thread.interrupt_main, (number,))  # not here, where it would be lost again
         again.daemon = True
         again.start()
 
-    previous, hook = signal.signal(signal.SIGTERM, terminate), sys.unraisablehook
+    numbers = [signal.SIGTERM]
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup has it
+        numbers.append(hangup)
+    previous, hook = {number: signal.signal(number, terminate) for number in numbers}, sys.unraisablehook
     sys.unraisablehook = once_more
     try:
         yield
     finally:
         sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that its encoding lacks
     try:
-        with _sigterm_ends():
+        with _signals_unwind():
             status = app(args=arguments, prog_name="mcode", standalone_mode=False) or 0
     except UsageError as error:  # type: ignore[misc]
         return _usage(error)

@@ -135,6 +135,7 @@ def batch(
         pool = RayWorkers(settings, count=workers or None, cluster=cluster)
     with pool as processes, progress_bar("encoding") as progress:
         report = encode_files(inputs, output, settings, processes, segment_s=segment, force=force, progress=progress, tell=tell)
+    print_warnings(report.notes)
     counts = {state: report.count(state) for state in ("encoded", "skipped", "failed")}
     if as_json:
         rows = []

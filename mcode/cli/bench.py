@@ -108,7 +108,11 @@ def _print(report: Any) -> None:
     m = report.machine
     load = "" if m.load is None else f", load {m.load:.1f} at the start"
     print(f"{m.processor}, {m.cores} cores, {m.memory_gb:.0f} GB{f', {m.gpu}' if m.gpu else ''}{load}")
-    print(f"{m.device} {m.precision}, {m.threads} threads, torch {m.torch}, PyAV {m.av}, Python {m.python}, {m.system}")
+    kinds = set(report.precisions.values())
+    alike = f" {m.precision}" if len(kinds) == 1 else ""
+    print(f"{m.device}{alike}, {m.threads} threads, torch {m.torch}, PyAV {m.av}, Python {m.python}, {m.system}")
+    if len(kinds) > 1:
+        print(", ".join(f"{name} {precision}" for name, precision in report.precisions.items()))
     columns = ("codec", "step", "frames/s", "quartiles", "ms", "ms/MP", "kbit/s", "x264", "AV1", "peak MB")
     peaks = {(p.codec, p.width, p.height): p for p in report.memory}
     for size in dict.fromkeys((row.width, row.height) for row in report.rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import Annotated
 
 import typer
@@ -199,7 +200,7 @@ def import_(
             "code tables": f"fitted to {report.tables_from}, about {report.bits_per_pixel:.2f} bit/pixel there",
             "coders": ", ".join(report.coders),
             "file": byte_count(report.file_bytes),
-            "use it": f"mcode encode IMAGE -o OUT.mcode --manifold {report.path if output else report.name}",
+            "use it": f"mcode encode IMAGE -o OUT.mcode --manifold {shlex.quote(report.path if output else report.name)}",
         },
     )
 
@@ -235,6 +236,6 @@ def fetch(
             "manifold": f"{report.manifold.name} {report.manifold.id}, {report.manifold.kind}",
             "SHA-256": report.sha256 + (", as given" if report.checked else ""),
             "file": byte_count(report.file_bytes),
-            "use it": f"mcode encode VIDEO -o OUT.mcode --manifold {report.manifold.path.stem}",
+            "use it": f"mcode encode VIDEO -o OUT.mcode --manifold {shlex.quote(report.manifold.path.stem)}",
         },
     )

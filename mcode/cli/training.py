@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Annotated
 
@@ -78,7 +79,7 @@ def adapt(
             "quality": f"{decibels(report.psnr_db)} PSNR ({report.quantised_loss_db:.2f} dB lost by storing it small)",
             "rate": f"about {bit_rate(report.kbps_estimate)}",
             "file": byte_count(report.file_bytes),
-            "use it": f"mcode encode VIDEO -o OUT.mcode --manifold {output}",
+            "use it": f"mcode encode VIDEO -o OUT.mcode --manifold {shlex.quote(output)}",
         },
     )
 

@@ -29,6 +29,8 @@ FPS = 25
 BASELINES = {"h264": ("x264 medium", 40.0), "av1": ("SVT-AV1 6", 55.0)}
 """Label and CRF of the codecs beside: a coarse picture, as MCode's."""
 SMALL = (128, 128)
+SIDE_MIN = 16
+"""Of the clips that testclip renders."""
 DOUBLING_LIMIT = 2.1
 """Twice the pixels should cost at most this many times the time."""
 _ROUNDS_MIN, _ROUNDS_MAX = 3, 200
@@ -38,7 +40,8 @@ _PAN_PIXELS = 2  # a frame
 
 @dataclass(frozen=True)
 class Machine:
-    """What ran it. threads: torch's; cores: those this process may use; load: 1-minute average at the start."""
+    """What ran it. threads: torch's; cores: those this process may use; precision: of the first manifold; load: 1-minute
+    average at the start."""
 
     processor: str
     cores: int
@@ -109,7 +112,8 @@ class Scaling:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """n: keyframe interval. seconds: asked for each size. notes: what was left out, and why."""
+    """n: keyframe interval. seconds: asked for each size. notes: what was left out, and why. precisions: of the manifolds, by
+    name."""
 
     machine: Machine
     n: int
@@ -118,6 +122,7 @@ class BenchReport:
     memory: tuple[Memory, ...]
     scaling: tuple[Scaling, ...]
     notes: tuple[str, ...]
+    precisions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,13 @@ def bench(
     names = [model.name for model in models]
     if twice := [name for name in names if names.count(name) > 1]:  # rows are told apart by them
         raise InputError(f"--manifold: two manifolds are named {twice[0]}; give each once")
+    for model in models:
+        if model.frame_size and min(model.frame_size) < SIDE_MIN:
+            own = "x".join(map(str, model.frame_size))
+            raise InputError(
+                f"--manifold {model.name}: its pictures are {own}, and {SIDE_MIN}x{SIDE_MIN} is the least that bench "
+                "measures; leave it out"
+            )
     by_size: dict[tuple[int, int], list[Any]] = {}
     for model in models:
         for size in [model.frame_size] if model.frame_size else sizes:
@@ -182,7 +194,8 @@ def bench(
             tell()
     ladder = sorted({SMALL, *((width, height) for width, height in sizes)}, key=math.prod)
     scaling = [row for model in models if model.frame_size is None for row in _scaling(model, ladder, seconds, tell)]
-    return BenchReport(machine, n, seconds, tuple(rows), tuple(peaks), tuple(scaling), tuple(dict.fromkeys(notes)))
+    precisions = {model.name: _precision(model) for model in models}
+    return BenchReport(machine, n, seconds, tuple(rows), tuple(peaks), tuple(scaling), tuple(dict.fromkeys(notes)), precisions)
 
 
 # Measuring
@@ -607,6 +620,10 @@ def _peak_rss_mb() -> float:
 # The machine
 
 
+def _precision(model: Any) -> str:
+    return getattr(model, "precision", "float32")
+
+
 def describe_machine(device: Any, model: Any) -> Machine:
     import av
     import torch
@@ -621,7 +638,7 @@ def describe_machine(device: Any, model: Any) -> Machine:
         memory_gb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
         gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         device=device.type,
-        precision=getattr(model, "precision", "float32"),
+        precision=_precision(model),
         torch=torch.__version__,
         av=av.__version__,
         python=platform.python_version(),

@@ -98,7 +98,7 @@ def to_bytes(x: Tensor, step: float) -> Tensor:
 
 def _levels(values: Tensor, step: float, out: Tensor | None = None) -> Tensor:
     """What is to be cast to bytes, which cuts off decimals: half a level is added."""
-    return torch.add(_HALF_UP, values, alpha=1 / step, out=out).clamp_(0, 2 * LEVELS + 1)
+    return torch.add(_HALF_UP, values.float(), alpha=1 / step, out=out).clamp_(0, 2 * LEVELS + 1)
 
 
 def from_bytes(x: Tensor, step: float) -> Tensor:
@@ -175,7 +175,7 @@ class Int8Block(_Block):
     """(B, C, h, w) of floats to float32 of that shape. An x of float32 is overwritten."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float()
+        x = x.float().contiguous(memory_format=torch.channels_last)  # after a convolution of one channel it may not be
         return self._second.added(self._between(to_bytes(x, self._given)), x)
 
 

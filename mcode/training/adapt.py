@@ -21,6 +21,7 @@ from ..latents import LARGEST_SYMBOL
 from ..nets.linear import Linear
 from ..text import shown_name
 from ..video import FrameReader
+from ..whole import refuse_existing, refuse_unwritable
 from .deltas import keyframe_deltas
 
 QUALITIES, DEFAULT_QUALITY = 8, 5
@@ -71,8 +72,8 @@ def adapt_linear(
     output = Path(output)
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: a manifold's file name ends in .safetensors")
-    if output.exists() and not force:
-        raise InputError(f"{output}: exists; add --force to replace it or choose another name")
+    refuse_existing([output], force)
+    refuse_unwritable(output)
     if not videos:
         raise InputError("no video to learn from")
     width, height = size

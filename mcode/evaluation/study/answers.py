@@ -43,8 +43,8 @@ def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
 
 
 def read_all(paths: Sequence[str | os.PathLike[str]]) -> list[Answer]:
-    """Of several files. Raises InputError, as `read_answers`, and where one file holds what stands in another, word for word:
-    it would count twice."""
+    """Of several files. Raises InputError, as `read_answers`, where none holds an answer, and where one file holds what stands
+    in another, word for word: it would count twice."""
     found: dict[Answer, str] = {}
     answers: list[Answer] = []
     for path in paths:
@@ -57,6 +57,8 @@ def read_all(paths: Sequence[str | os.PathLike[str]]) -> list[Answer]:
                 )
         found |= dict.fromkeys(here, os.fspath(path))
         answers += here
+    if not answers:
+        raise InputError(f"{', '.join(map(str, paths))}: no answers to score")
     return answers
 
 
