@@ -340,7 +340,8 @@ def outputs_of(
     """Each input file and its output: a.mp4 -> folder/a.mcode, and of an input folder a, a/b/c.mp4 -> folder/b/c.mcode.
 
     Folders are searched for names of videos and pictures, but for hidden ones and for linked folders, which are added to
-    `links`. Raises InputError for a folder without any, or that cannot be read, and for two inputs of one output.
+    `links` where they are no inputs themselves. Raises InputError for a folder without any, or that cannot be read, and for
+    two inputs of one output.
     """
     if not os.fspath(folder):
         raise InputError("no output folder given: its name is empty")
@@ -348,24 +349,27 @@ def outputs_of(
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: name a folder for the .mcode files")
     of_output: dict[Path, Path] = {}
+    roots, passed = set(), []
     for given in inputs:
         if not os.fspath(given):
             raise InputError("no input given: its name is empty, name a video or a folder")
         root = Path(given)
+        roots.add(os.path.realpath(root))
         linked: list[Path] = []
         found = list(_media(root, linked)) if root.is_dir() else [root]
         if not found and linked:
             raise InputError(f"{root}: no video or picture in this folder itself; {_left_out(linked)}")
         if not found:
             raise InputError(f"{root}: no video or picture in this folder; a file of another suffix can be given by its name")
-        if links is not None:
-            links += linked
+        passed += linked
         for input in found:
             name = input.relative_to(root) if root.is_dir() else Path(input.name)
             output = target / name.with_suffix(".mcode")
             other = of_output.setdefault(output, input)
             if other != input and not (other.exists() and input.exists() and other.samefile(input)):
                 raise InputError(f"{other} and {input} would both become {output}: rename one, or encode them into two folders")
+    if links is not None:
+        links += dict.fromkeys(link for link in passed if os.path.realpath(link) not in roots)
     return [(input, output) for output, input in of_output.items()]
 
 

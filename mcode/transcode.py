@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -641,7 +642,9 @@ def _misfit(model: Manifold, encoded: Encoded, source: str | os.PathLike[str]) -
     if model.frame_size is None:
         better = f"use --quality {min(model.qualities, quality + 2)}" if quality < model.qualities else "use another codec"
         return f"{words}; {better}{', a smaller --n where much moves,' if encoded.n > 1 else ''} or a smaller --size"
-    learn = "" if encoded.is_image else f", or learn one from it: mcode adapt {os.fspath(source)} -o my.safetensors"
+    learn = (
+        "" if encoded.is_image else f", or learn one from it: mcode adapt {shlex.quote(os.fspath(source))} -o my.safetensors"
+    )
     return f"{words}; use --manifold general{learn}"
 
 

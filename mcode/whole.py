@@ -47,9 +47,10 @@ def refuse_existing(
 
 def refuse_unwritable(path: Path) -> None:
     """Before the work that makes it, folders included: raises InputError where no file can be made at `path`."""
-    folder = next(one for one in path.absolute().parents if os.path.exists(one))
+    folder = next(one for one in path.absolute().parents if os.path.lexists(one))
     if not folder.is_dir():
-        raise InputError(f"{path}: {folder} is a file, not a folder; choose another place")
+        what = "a file, not a folder" if folder.exists() else "a link to nothing"
+        raise InputError(f"{path}: {folder} is {what}; choose another place")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{path}: not allowed to write into {folder}; choose another place")
 

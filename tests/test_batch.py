@@ -91,6 +91,8 @@ def test_linked_folders_are_left_out_and_told(settings, clip, tmp_path):
     assert report.notes == (told,) and leftovers(tmp_path / "out") == ["a.mcode"]
     report = encode_files([tmp_path / "lib/link"], tmp_path / "out", settings, Here(settings))
     assert report.notes == () and leftovers(tmp_path / "out") == ["a.mcode", "b.mcode"]
+    report = encode_files([tmp_path / "lib", tmp_path / "lib/link"], tmp_path / "both", settings, Here(settings))
+    assert report.notes == () and leftovers(tmp_path / "both") == ["a.mcode", "b.mcode"]
 
 
 def test_two_inputs_of_one_output_are_refused_before_anything_is_done(settings, clip, tmp_path):

@@ -255,7 +255,14 @@ def test_reports_beside_packets_of_another_lane_are_no_sender_of_this_one(networ
     data = rtcp.compound([rtcp.SenderReport(7, rtcp.ntp(1000.0), 5, 1, 1), rtcp.Description(7, "a")])
     link.hear(data, peer, 100.0)
     assert link.heard_s == 100 and link._joins(104.0) == 7
-    network._take(link, bytes(RtpPacket(97, 1, 2, 7, b"another lane's")), peer)
+    for stray in (
+        b"x",
+        bytes(RtpPacket(link.lane.recoverer.payload_type, 1, 2, 7, b"repair")),
+        bytes(RtpPacket(99, 1, 2, 8, b"x")),
+    ):
+        network._take(link, stray, peer)
+        assert link.heard_s == 100 and link._joins(104.0) == 7
+    network._take(link, bytes(RtpPacket(99, 1, 2, 7, b"another lane's")), peer)
     assert link.reception.ssrc is None and link.heard_s == 0 and link._joins(104.0) is None
 
 

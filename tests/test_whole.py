@@ -63,6 +63,10 @@ def test_where_no_file_can_be_made_is_told_before_the_work(tmp_path: Path, monke
     for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "b" / "a.txt"):
         with pytest.raises(InputError, match=f"a.txt: {tmp_path}/file is a file, not a folder; choose another place"):
             refuse_unwritable(path)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=f"{tmp_path}/gone is a link to nothing; choose another place"):
+        refuse_unwritable(tmp_path / "gone" / "a.txt")
+    (tmp_path / "gone").unlink()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
     for path in (tmp_path / "a.txt", tmp_path / "new" / "a.txt"):
         with pytest.raises(InputError, match=f"a.txt: not allowed to write into {tmp_path}; choose another place"):

@@ -80,12 +80,13 @@ def bench(
 
     All take turns, so that ratios hold on a busy machine too.
     """
+    from mcode.evaluation.bench import SIDE_MIN
     from mcode.evaluation.bench import bench as measure
     from mcode.manifold import list_manifolds
 
     with progress_bar("measuring", "samples") as progress:
         report = measure(
-            manifold or [str(info.path) for info in list_manifolds()],
+            manifold or [str(info.path) for info in list_manifolds() if min(info.frame_size or (SIDE_MIN,)) >= SIDE_MIN],
             device=device,
             sizes=[tuple(map(int, size.split("x"))) for size in sizes.split(",")],  # type: ignore[misc]
             seconds=seconds,

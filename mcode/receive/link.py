@@ -48,7 +48,7 @@ class Link:
     next_report_s: float = -math.inf
     refresh_requests: int = 0
     heard: int = 0
-    media: int = 0  # of what was heard, what is no control packet
+    elsewhere: int | None = None  # source of packets of another payload type: its reports are not of this lane
     said_goodbye: bool = False
     spared: int = HEADER_BYTES  # by the channel here, of the latest packet that was not repair
 
@@ -117,7 +117,7 @@ class Link:
         if self.reported is None:
             return self.reception.last_arrival_s
         report, reported_s = self.reported
-        follows = self.reception.ssrc == report.ssrc or (self.reception.ssrc is None and not self.media)
+        follows = self.reception.ssrc == report.ssrc or (self.reception.ssrc is None and report.ssrc != self.elsewhere)
         return max(self.reception.last_arrival_s, reported_s if follows else 0.0)
 
     def answer(self, now_s: float) -> None:
@@ -160,9 +160,11 @@ class Link:
 
     def _joins(self, now_s: float) -> int | None:
         """The source that reports while no packet of it comes, as of a bundle seconds long: it is asked for a refresh."""
-        if self.reported is None or self.reception.ssrc is not None or self.media or self.said_goodbye or self.name == "audio":
+        if self.reported is None or self.reception.ssrc is not None or self.said_goodbye or self.name == "audio":
             return None
         report, at_s = self.reported
+        if report.ssrc == self.elsewhere:
+            return None
         waited = now_s - self.reporting_since_s >= _JOIN_S and now_s - at_s < _LONGEST_REPORT_GAP_S
         return report.ssrc if waited else None
 
@@ -181,6 +183,15 @@ class Link:
         else:
             self.spared = h264.protected_bytes(packet, self.lane.codec or "h264")
         return self.spared
+
+    def note_stranger(self, datagram: bytes) -> None:
+        """What came while no source is followed: of another lane, where it says so."""
+        if self.name == "audio":
+            return
+        with contextlib.suppress(WireError):
+            packet = RtpPacket.parse(datagram)
+            if packet.payload_type not in (self.lane.depacketiser.payload_type, self.lane.recoverer.payload_type):
+                self.elsewhere = packet.ssrc
 
     def note_size(self, size: int, now_s: float) -> None:
         self.window.append((now_s, size))

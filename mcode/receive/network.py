@@ -178,7 +178,6 @@ class Network:
                 for other in self.links:
                     other.correct(self._skew_s)
             return []
-        link.media += 1
         link.note_size(len(datagram), now)
         found = []
         spared = link.protected_bytes(datagram)
@@ -195,6 +194,8 @@ class Network:
     def _push(self, link: Link, datagram: bytes, now: float) -> list[tuple[Link, Any]]:
         before = link.reception.switches
         units = link.lane.push(datagram, now)
+        if link.reception.ssrc is None:
+            link.note_stranger(datagram)
         if link.reception.ssrc is not None:  # another one, or it goes on after all
             link.said_goodbye = False
         if link.reception.switches != before:
