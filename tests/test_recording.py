@@ -52,45 +52,42 @@ def test_a_recording_goes_on_after_a_decode_longer_than_the_silence_that_ends_it
     assert decoded == [0, 1, 2, 3, 4] and recorder.warnings == []
 
 
-@pytest.mark.parametrize(("reports_until_s", "ended_s"), [(0, 10), (25, 35), (1000, 70)])
-def test_a_recording_waits_for_a_rare_bundle_while_reports_come_and_not_for_ever(monkeypatch, reports_until_s, ended_s):
+def receive_reports(monkeypatch, until_s, frames):
+    """Receives nothing but reports, until `until_s`, after so many frames; the recorder's warnings, and the time at the end, or
+    the error and that."""
     now_s = 0.0
 
     def wait(timeout_s):
         nonlocal now_s
         now_s += timeout_s
-        link.heard_s = min(now_s, reports_until_s)
+        link.heard_s = min(now_s, until_s)
         return []
 
-    link = SimpleNamespace(name="mcode", lane=SimpleNamespace(deadline_s=None), said_goodbye=False, heard=1, heard_s=0.0)
-    recorder = SimpleNamespace(frames=1, length_s=0.0, warnings=[])
+    lane, reception = SimpleNamespace(deadline_s=None), SimpleNamespace(last_arrival_s=0.0)
+    link = SimpleNamespace(name="mcode", lane=lane, reception=reception, said_goodbye=False, heard_s=0.0)
+    link.heard = int(until_s > 0)
+    recorder = SimpleNamespace(frames=frames, length_s=0.0, warnings=[])
     monkeypatch.setattr("mcode.receive.recording.time", SimpleNamespace(monotonic=lambda: now_s))
     network = SimpleNamespace(links=[link], wait=wait, flush=list)
-    _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, threading.Event(), None)
-    assert now_s == pytest.approx(ended_s, abs=0.2) and "fell silent" in recorder.warnings[0]
+    try:
+        _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, threading.Event(), None)
+    except InputError as error:
+        return [str(error)], now_s
+    return recorder.warnings, now_s
+
+
+@pytest.mark.parametrize(("reports_until_s", "ended_s"), [(0, 10), (25, 35), (1000, 70)])
+def test_a_recording_waits_for_a_rare_bundle_while_reports_come_and_not_for_ever(monkeypatch, reports_until_s, ended_s):
+    told, now_s = receive_reports(monkeypatch, reports_until_s, frames=1)
+    assert now_s == pytest.approx(ended_s, abs=0.2) and "fell silent" in told[0]
 
 
 @pytest.mark.parametrize(
     ("reports_until_s", "ended_s", "said"), [(0, 30, "nothing came"), (50, 80, "reports"), (1000, 90, "reports")]
 )
 def test_the_first_picture_is_waited_for_while_reports_come_and_not_for_ever(monkeypatch, reports_until_s, ended_s, said):
-    now_s = 0.0
-
-    def wait(timeout_s):
-        nonlocal now_s
-        now_s += timeout_s
-        link.heard_s = min(now_s, reports_until_s)
-        return []
-
-    lane, heard = SimpleNamespace(deadline_s=None), int(reports_until_s > 0)
-    link = SimpleNamespace(name="mcode", lane=lane, said_goodbye=False, heard=heard, heard_s=0.0)
-    link.reception = SimpleNamespace(last_arrival_s=0.0)
-    recorder = SimpleNamespace(frames=0, length_s=0.0, warnings=[])
-    monkeypatch.setattr("mcode.receive.recording.time", SimpleNamespace(monotonic=lambda: now_s))
-    network = SimpleNamespace(links=[link], wait=wait, flush=list)
-    with pytest.raises(InputError, match=said):
-        _receive(network, recorder, "rtp://127.0.0.1:5004", None, 30.0, 10.0, threading.Event(), None)
-    assert now_s == pytest.approx(ended_s, abs=0.3)
+    told, now_s = receive_reports(monkeypatch, reports_until_s, frames=0)
+    assert now_s == pytest.approx(ended_s, abs=0.3) and said in told[0]
 
 
 def test_an_error_amid_a_recording_keeps_what_came_and_warns(tmp_path, port):

@@ -82,6 +82,11 @@ def _close(block: ResidualBlock, x: Tensor, levels: int) -> bool:
     return all(bool(error.norm() < _TOLERANCE * (wanted - x).norm()) for error in off)
 
 
+def step_of(size: float, levels: int = LEVELS) -> float:
+    """What lies between two bytes where so many levels reach from 0 to `size`."""
+    return max(size, 1e-6) / levels
+
+
 def to_bytes(x: Tensor, step: float) -> Tensor:
     """Values (B, C, h, w) of any kind of float as bytes, `step` apart, ZERO standing for 0; in channels_last."""
     values = x.permute(0, 2, 3, 1).contiguous()
@@ -163,7 +168,7 @@ class _Block(nn.Module):
         super().__init__()
         if not isinstance(block.norm1, nn.Identity):
             raise ValueError("a block with normalisation has no 8-bit form")
-        self._given, self._hidden = max(given, 1e-6) / LEVELS, max(hidden, 1e-6) / (2 * LEVELS + 1)
+        self._given, self._hidden = step_of(given), step_of(hidden, 2 * LEVELS + 1)
         self._first = Int8Conv(block.conv1, self._given, ZERO, weight_levels)
         self._second = Int8Conv(block.conv2, self._hidden, 0, weight_levels)
 
@@ -186,7 +191,7 @@ class ByteBlock(_Block):
         self, block: ResidualBlock, given: float, hidden: float, left: float, weight_levels: int | None = None
     ) -> None:
         super().__init__(block, given, hidden, weight_levels)
-        self._left = max(left, 1e-6) / LEVELS
+        self._left = step_of(left)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._second.added_bytes(self._between(x), x, self._given, self._left)

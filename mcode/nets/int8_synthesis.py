@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import STRIDE
 from .compact import CompactSynthesis, PatchTransform
-from .int8 import LEVELS, ByteBlock, Int8Block, Int8Conv, checked, quantised, to_bytes
+from .int8 import ByteBlock, Int8Block, Int8Conv, checked, quantised, step_of, to_bytes
 from .layers import ResidualBlock
 
 _FLOAT_STAGES = 2
@@ -77,7 +77,7 @@ class Int8Synthesis(nn.Module):
                 up = cast(nn.Sequential, net.net[2 * number + 2])
                 next_given = sizes[number + 1][0][0] if number + 1 >= _FLOAT_STAGES else None
                 self._ups.append(_Up(cast(nn.Conv2d, up[0]), left, next_given, takes_floats=number < _FLOAT_STAGES))
-        self._last = Int8Conv(net.last, _step(left), order=_side_by_side(net.last.out_channels))
+        self._last = Int8Conv(net.last, step_of(left), order=_side_by_side(net.last.out_channels))
         basis = patches.basis.float() / patches.scale.float().view(-1, 1, 1, 1)
         # (C, 3, 16, 16) to rows of patches of half the size, of 2x2 pixels with their colours each.
         pixels = basis.view(-1, 3, _HALF, 2, _HALF, 2).permute(0, 2, 4, 3, 5, 1).reshape(len(basis), -1)
@@ -112,8 +112,8 @@ class _Up:
     """`layers.Up` in integers. given: the range of what it takes; left: of the bytes it gives, None for float32."""
 
     def __init__(self, conv: nn.Conv2d, given: float, left: float | None, *, takes_floats: bool) -> None:
-        self._given, self._takes_floats = _step(given), takes_floats
-        self._left = None if left is None else _step(left)
+        self._given, self._takes_floats = step_of(given), takes_floats
+        self._left = None if left is None else step_of(left)
         self._conv = Int8Conv(conv, self._given, order=_side_by_side(conv.out_channels))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -123,10 +123,6 @@ class _Up:
         count, _, h, w = x.shape
         rows = x.permute(0, 2, 3, 1).view(count, h, w, 2, -1).transpose(2, 3)
         return rows.reshape(count, 2 * h, 2 * w, -1).permute(0, 3, 1, 2)
-
-
-def _step(size: float) -> float:
-    return max(size, 1e-6) / LEVELS
 
 
 def _side_by_side(channels: int) -> Tensor:
